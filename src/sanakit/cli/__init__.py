@@ -1,0 +1,1 @@
+"""The `sanakit` command: parse, ask, write, report."""

@@ -1,0 +1,1 @@
+"""Pictures and captions become training sets."""

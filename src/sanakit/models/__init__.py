@@ -1,0 +1,1 @@
+"""Networks: a config becomes a module."""

@@ -1,0 +1,275 @@
+"""Frozen shapes of every network and their named presets.
+
+Field names are those of the published ``config.json`` files: like parameter names they are a public
+contract, so a config is read and written without a translation table (docs/decisions/0002).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from types import MappingProxyType
+from typing import Any, Literal, TypeVar
+
+from sanakit.errors import ConfigError
+
+BlockType = Literal["ResBlock", "EfficientViTBlock"]
+Stages = tuple[int, ...]
+Multiscales = tuple[tuple[int, ...], ...]
+T = TypeVar("T")
+
+
+def _frozen(value: Any) -> Any:
+    """Turn JSON lists into tuples, all the way down, so that configs are hashable."""
+    return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def config_from_dict(kind: type[T], values: Mapping[str, Any], *, source: str) -> T:
+    """Build a config from published JSON; keys that start with ``_`` are the writer's notes.
+
+    Raises:
+        ConfigError: for a key the config does not have, or a value it refuses.
+    """
+    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    given = {key: _frozen(value) for key, value in values.items() if not key.startswith("_")}
+    unknown = sorted(given.keys() - known)
+    if unknown:
+        raise ConfigError(
+            f"{source}: unknown key {', '.join(unknown)} for {kind.__name__}",
+            hint=f"known keys: {', '.join(sorted(known))}",
+        )
+    return kind(**given)
+
+
+def config_to_dict(config: Any) -> dict[str, Any]:
+    """Give the config's fields as JSON-ready values, in the order they are declared."""
+    return asdict(config)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TransformerConfig:
+    """Everything that decides the shapes and the arithmetic of a linear diffusion transformer.
+
+    Defaults are those of ``SanaTransformer2DModel``. Source: reference table 2.1.
+    """
+
+    in_channels: int = 32
+    out_channels: int | None = 32
+    num_attention_heads: int = 70
+    attention_head_dim: int = 32
+    """Width of one linear-attention head; a token costs width * head_dim."""
+    num_layers: int = 20
+    num_cross_attention_heads: int = 20
+    cross_attention_head_dim: int = 112
+    cross_attention_dim: int = 2240
+    caption_channels: int = 2304
+    """Width of the text encoder's hidden states."""
+    mlp_ratio: float = 2.5
+    dropout: float = 0.0
+    attention_bias: bool = False
+    sample_size: int = 32
+    """Side of the latent grid the model was trained at; anchors the positional encoding."""
+    patch_size: int = 1
+    norm_elementwise_affine: bool = False
+    norm_eps: float = 1e-6
+    interpolation_scale: float | None = None
+    """None: no positional encoding (NoPE). A number: sincos, spanning sample_size / scale."""
+    guidance_embeds: bool = False
+    guidance_embeds_scale: float = 0.1
+    qk_norm: Literal["rms_norm_across_heads"] | None = None
+    timestep_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("in_channels", "num_attention_heads", "attention_head_dim", "patch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
+        cross = self.num_cross_attention_heads * self.cross_attention_head_dim
+        if cross != self.cross_attention_dim or cross != self.width:
+            raise ConfigError(
+                f"cross attention is {cross} wide, cross_attention_dim={self.cross_attention_dim}, "
+                f"the model {self.width}: all three must be equal"
+            )
+        if self.interpolation_scale is not None and self.width % 4:
+            raise ConfigError(f"width={self.width} is not a multiple of 4, which sincos needs")
+        if self.qk_norm not in (None, "rms_norm_across_heads"):
+            raise ConfigError(
+                f"qk_norm={self.qk_norm!r} is unknown", hint="use null or rms_norm_across_heads"
+            )
+
+    @property
+    def width(self) -> int:
+        """Model width: what one token carries between blocks."""
+        return self.num_attention_heads * self.attention_head_dim
+
+    @property
+    def ffn_width(self) -> int:
+        """Hidden width of the Mix-FFN after its gate; the convolutions carry twice as much."""
+        return int(self.mlp_ratio * self.width)
+
+    @property
+    def output_channels(self) -> int:
+        """Channels of the prediction; ``out_channels`` where given, else ``in_channels``."""
+        return self.out_channels or self.in_channels
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AutoencoderConfig:
+    """Everything that decides the shapes and the arithmetic of a deep-compression autoencoder.
+
+    Defaults are those of ``AutoencoderDC``. Source: reference table 2.4.
+    """
+
+    in_channels: int = 3
+    latent_channels: int = 32
+    attention_head_dim: int = 32
+    encoder_block_types: BlockType | tuple[BlockType, ...] = "ResBlock"
+    decoder_block_types: BlockType | tuple[BlockType, ...] = "ResBlock"
+    encoder_block_out_channels: Stages = (128, 256, 512, 512, 1024, 1024)
+    decoder_block_out_channels: Stages = (128, 256, 512, 512, 1024, 1024)
+    encoder_layers_per_block: Stages = (2, 2, 2, 3, 3, 3)
+    decoder_layers_per_block: Stages = (3, 3, 3, 3, 3, 3)
+    encoder_qkv_multiscales: Multiscales = ((), (), (), (5,), (5,), (5,))
+    decoder_qkv_multiscales: Multiscales = ((), (), (), (5,), (5,), (5,))
+    upsample_block_type: Literal["pixel_shuffle", "interpolate"] = "pixel_shuffle"
+    downsample_block_type: Literal["pixel_unshuffle", "conv", "Conv"] = "pixel_unshuffle"
+    decoder_norm_types: str | tuple[str, ...] = "rms_norm"
+    decoder_act_fns: str | tuple[str, ...] = "silu"
+    encoder_out_shortcut: bool = True
+    decoder_in_shortcut: bool = True
+    decoder_conv_act_fn: str = "relu"
+    scaling_factor: float = 1.0
+    """1 / RMS of the raw latents: multiplies what the encoder gives, divides before decoding."""
+
+    def __post_init__(self) -> None:
+        for side in ("encoder", "decoder"):
+            widths = getattr(self, f"{side}_block_out_channels")
+            for name in ("layers_per_block", "qkv_multiscales"):
+                if len(getattr(self, f"{side}_{name}")) != len(widths):
+                    raise ConfigError(
+                        f"{side}_{name} has {len(getattr(self, f'{side}_{name}'))} entries, "
+                        f"{side}_block_out_channels has {len(widths)}: they must agree"
+                    )
+            for kind in self.per_stage(f"{side}_block_types"):
+                if kind not in ("ResBlock", "EfficientViTBlock"):
+                    raise ConfigError(
+                        f"{side}_block_types names {kind!r}",
+                        hint="blocks are ResBlock and EfficientViTBlock",
+                    )
+            if widths[-1] % self.latent_channels:
+                raise ConfigError(
+                    f"{side}: last width {widths[-1]} is not a multiple of "
+                    f"latent_channels={self.latent_channels}"
+                )
+        if self.scaling_factor <= 0:
+            raise ConfigError(f"scaling_factor={self.scaling_factor} must be positive")
+
+    @property
+    def spatial_factor(self) -> int:
+        """Side of the image over side of the latent: 32, 64 or 128 for the published ones."""
+        return int(2 ** (len(self.encoder_block_out_channels) - 1))
+
+    def per_stage(self, name: str) -> tuple[str, ...]:
+        """Give a field that may be one word for all stages as one word a stage."""
+        value = getattr(self, name)
+        stages = len(self.encoder_block_out_channels)
+        per_stage: tuple[str, ...] = (value,) * stages if isinstance(value, str) else value
+        if len(per_stage) != stages:
+            raise ConfigError(f"{name} has {len(per_stage)} entries for {stages} stages")
+        return per_stage
+
+
+def _sana(width: int, cross_heads: int, depth: int, **more: Any) -> TransformerConfig:
+    return TransformerConfig(
+        num_attention_heads=width // 32,
+        num_layers=depth,
+        num_cross_attention_heads=cross_heads,
+        cross_attention_head_dim=width // cross_heads,
+        cross_attention_dim=width,
+        **more,
+    )
+
+
+_QK: Any = {"qk_norm": "rms_norm_across_heads"}
+_SPRINT: Any = {**_QK, "guidance_embeds": True}
+
+TRANSFORMERS: Mapping[str, TransformerConfig] = MappingProxyType(
+    {
+        "tiny": TransformerConfig(
+            in_channels=4,
+            out_channels=4,
+            num_attention_heads=2,
+            attention_head_dim=4,
+            num_layers=2,
+            num_cross_attention_heads=2,
+            cross_attention_head_dim=4,
+            cross_attention_dim=8,
+            caption_channels=8,
+        ),
+        "sana-0.6b": _sana(1152, 16, 28),
+        "sana-0.6b-512": _sana(1152, 16, 28, sample_size=16),
+        "sana-1.6b": _sana(2240, 20, 20),
+        "sana-1.6b-512": _sana(2240, 20, 20, sample_size=16),
+        "sana-1.6b-2k": _sana(2240, 20, 20, sample_size=64, interpolation_scale=1.0),
+        "sana-1.6b-4k": _sana(2240, 20, 20, sample_size=128, interpolation_scale=2.0),
+        "sana-2.4b": _sana(2240, 20, 30),
+        "sana1.5-1.6b": _sana(2240, 20, 20, **_QK),
+        "sana1.5-3.2b": _sana(2240, 20, 40, **_QK),
+        "sana1.5-4.8b": _sana(2240, 20, 60, **_QK),
+        "sprint-0.6b": _sana(1152, 16, 28, **_SPRINT),
+        "sprint-1.6b": _sana(2240, 20, 20, **_SPRINT),
+    }
+)
+
+
+def _dc_ae_in(deep_stages: int, latent_channels: int, scaling_factor: float) -> AutoencoderConfig:
+    """One of the ImageNet family: 3 residual stages, then ``deep_stages`` attention stages."""
+    widths = (128, 256, 512, 512, 1024, 1024, 2048, 2048)[: 3 + deep_stages]
+    kinds: tuple[BlockType, ...] = ("ResBlock",) * 3 + ("EfficientViTBlock",) * deep_stages
+    scales: Multiscales = ((),) * len(widths)
+    return AutoencoderConfig(
+        latent_channels=latent_channels,
+        encoder_block_types=kinds,
+        decoder_block_types=kinds,
+        encoder_block_out_channels=widths,
+        decoder_block_out_channels=widths,
+        encoder_layers_per_block=(0, 4, 8) + (2,) * deep_stages,
+        decoder_layers_per_block=(0, 5, 10) + (2,) * deep_stages,
+        encoder_qkv_multiscales=scales,
+        decoder_qkv_multiscales=scales,
+        decoder_norm_types=("batch_norm",) * 3 + ("rms_norm",) * deep_stages,
+        decoder_act_fns=("relu",) * 3 + ("silu",) * deep_stages,
+        scaling_factor=scaling_factor,
+    )
+
+
+_SANA_KINDS: tuple[BlockType, ...] = ("ResBlock",) * 3 + ("EfficientViTBlock",) * 3
+
+AUTOENCODERS: Mapping[str, AutoencoderConfig] = MappingProxyType(
+    {
+        "tiny": AutoencoderConfig(
+            latent_channels=4,
+            attention_head_dim=2,
+            encoder_block_types=("ResBlock", "EfficientViTBlock"),
+            decoder_block_types=("ResBlock", "EfficientViTBlock"),
+            encoder_block_out_channels=(8, 8),
+            decoder_block_out_channels=(8, 8),
+            encoder_layers_per_block=(1, 1),
+            decoder_layers_per_block=(1, 1),
+            encoder_qkv_multiscales=((), (5,)),
+            decoder_qkv_multiscales=((), (5,)),
+        ),
+        "dc-ae-f32c32-sana-1.0": AutoencoderConfig(
+            encoder_block_types=_SANA_KINDS,
+            decoder_block_types=_SANA_KINDS,
+            downsample_block_type="conv",
+            upsample_block_type="interpolate",
+            scaling_factor=0.41407,
+        ),
+        "dc-ae-f32c32-in-1.0": _dc_ae_in(3, 32, 0.3189),
+        "dc-ae-f32c32-mix-1.0": _dc_ae_in(3, 32, 0.4552),
+        "dc-ae-f64c128-in-1.0": _dc_ae_in(4, 128, 0.2889),
+        "dc-ae-f64c128-mix-1.0": _dc_ae_in(4, 128, 0.4538),
+        "dc-ae-f128c512-in-1.0": _dc_ae_in(5, 512, 0.4883),
+        "dc-ae-f128c512-mix-1.0": _dc_ae_in(5, 512, 0.3620),
+    }
+)

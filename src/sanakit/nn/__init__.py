@@ -1,0 +1,1 @@
+"""Layers that any model may use; know no preset and no checkpoint."""

@@ -1,0 +1,1 @@
+"""One loop, recipes as functions from batch to loss."""

@@ -1,0 +1,1 @@
+"""Files to modules and back: safetensors only, strict."""
