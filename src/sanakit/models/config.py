@@ -205,6 +205,16 @@ TRANSFORMERS: Mapping[str, TransformerConfig] = MappingProxyType(
             cross_attention_dim=8,
             caption_channels=8,
         ),
+        # The embedded model's: 128 px is a grid of 4 x 4.
+        "glyph": TransformerConfig(
+            num_attention_heads=12,
+            num_layers=6,
+            num_cross_attention_heads=6,
+            cross_attention_head_dim=64,
+            cross_attention_dim=384,
+            caption_channels=256,
+            sample_size=4,
+        ),
         "sana-0.6b": _sana(1152, 16, 28),
         "sana-0.6b-512": _sana(1152, 16, 28, sample_size=16),
         "sana-1.6b": _sana(2240, 20, 20),
@@ -221,10 +231,14 @@ TRANSFORMERS: Mapping[str, TransformerConfig] = MappingProxyType(
 )
 
 
+_RESIDUAL: tuple[BlockType, ...] = ("ResBlock",)
+_ATTENTION: tuple[BlockType, ...] = ("EfficientViTBlock",)
+
+
 def _dc_ae_in(deep_stages: int, latent_channels: int, scaling_factor: float) -> AutoencoderConfig:
     """One of the ImageNet family: 3 residual stages, then ``deep_stages`` attention stages."""
     widths = (128, 256, 512, 512, 1024, 1024, 2048, 2048)[: 3 + deep_stages]
-    kinds: tuple[BlockType, ...] = ("ResBlock",) * 3 + ("EfficientViTBlock",) * deep_stages
+    kinds = _RESIDUAL * 3 + _ATTENTION * deep_stages
     scales: Multiscales = ((),) * len(widths)
     return AutoencoderConfig(
         latent_channels=latent_channels,
@@ -242,7 +256,7 @@ def _dc_ae_in(deep_stages: int, latent_channels: int, scaling_factor: float) -> 
     )
 
 
-_SANA_KINDS: tuple[BlockType, ...] = ("ResBlock",) * 3 + ("EfficientViTBlock",) * 3
+_SANA_KINDS = _RESIDUAL * 3 + _ATTENTION * 3
 
 AUTOENCODERS: Mapping[str, AutoencoderConfig] = MappingProxyType(
     {
@@ -257,6 +271,18 @@ AUTOENCODERS: Mapping[str, AutoencoderConfig] = MappingProxyType(
             decoder_layers_per_block=(1, 1),
             encoder_qkv_multiscales=((), (5,)),
             decoder_qkv_multiscales=((), (5,)),
+        ),
+        # The embedded model's. Attention only where there are 4 x 4 positions: on a CPU it costs
+        # more time than it repays (docs/lab-log.md); the decoder is the deeper half.
+        "glyph": AutoencoderConfig(
+            encoder_block_types=_RESIDUAL * 5 + _ATTENTION,
+            decoder_block_types=_RESIDUAL * 5 + _ATTENTION,
+            encoder_block_out_channels=(16, 32, 64, 128, 256, 256),
+            decoder_block_out_channels=(16, 32, 64, 128, 256, 256),
+            encoder_layers_per_block=(0, 1, 2, 2, 2, 2),
+            decoder_layers_per_block=(0, 1, 2, 3, 4, 2),
+            encoder_qkv_multiscales=((),) * 6,
+            decoder_qkv_multiscales=((),) * 6,
         ),
         "dc-ae-f32c32-sana-1.0": AutoencoderConfig(
             encoder_block_types=_SANA_KINDS,

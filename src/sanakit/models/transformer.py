@@ -1,0 +1,217 @@
+"""The linear diffusion transformer: latent, time and text in, velocity out.
+
+Module names are the published parameter names (docs/decisions/0002); nothing here knows how to
+sample, load or tokenise.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from sanakit.errors import ConfigError
+from sanakit.models.config import TransformerConfig
+from sanakit.nn.attention import CrossAttention, TextHeads
+from sanakit.nn.embed import GuidedTimeEmbed, PatchEmbed, TextProjection, TimeEmbed
+from sanakit.nn.linear_attention import LinearAttention
+from sanakit.nn.mix_ffn import MixFFN
+from sanakit.nn.norm import RMSNorm
+from sanakit.shapes import Grid, Latent, Mix, PerSample, Text, TextMask, Tokens
+
+CAPTION_NORM_EPS = 1e-5
+FINAL_NORM_EPS = 1e-6
+
+KeysValues = tuple[TextHeads, TextHeads]
+
+
+class PreparedText(NamedTuple):
+    """The text side of a whole sampling run: it changes neither with the noise nor the step."""
+
+    states: Text  # projected to the model width and normalised
+    keys_values: tuple[KeysValues, ...]  # one pair a block
+
+    def rows(self, index: slice | Tensor) -> PreparedText:
+        """Take some samples of the batch, as ``states[index]`` would."""
+        return PreparedText(
+            self.states[index], tuple((k[index], v[index]) for k, v in self.keys_values)
+        )
+
+
+class Modulation(NamedTuple):
+    """What one branch does to its input and output; each field is ``b 1 d``."""
+
+    shift: Tensor
+    scale: Tensor
+    gate: Tensor
+
+    def modulate(self, x: Tokens) -> Tokens:
+        """Shift and scale a normalised input. ``scale`` is a deviation from one."""
+        return (x * (1 + self.scale) + self.shift).to(x.dtype)
+
+
+class Block(nn.Module):
+    """One block as the paper draws it: linear attention, text, Mix-FFN; three residuals."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        width, eps = config.width, config.norm_eps
+        qk_norm = config.qk_norm is not None
+        self.norm1 = nn.LayerNorm(width, eps=eps, elementwise_affine=False)
+        self.attn1 = LinearAttention(
+            config.num_attention_heads,
+            config.attention_head_dim,
+            bias=config.attention_bias,
+            qk_norm=qk_norm,
+            dropout=config.dropout,
+        )
+        self.norm2 = nn.LayerNorm(width, eps=eps, elementwise_affine=config.norm_elementwise_affine)
+        self.attn2 = CrossAttention(
+            config.num_cross_attention_heads,
+            config.cross_attention_head_dim,
+            qk_norm=qk_norm,
+            dropout=config.dropout,
+        )
+        self.ff = MixFFN(width, config.ffn_width)
+        self.scale_shift_table = nn.Parameter(torch.randn(6, width) / width**0.5)
+
+    def forward(
+        self,
+        x: Tokens,
+        text: Text,
+        keys_values: KeysValues | None,
+        mask: TextMask | None,
+        time: Float[Tensor, "b six_d"],
+        grid: Grid,
+        mix: Mix | None,
+    ) -> Tokens:
+        """Refine the tokens; ``keys_values`` spares the block making them from ``text``."""
+        rows = (
+            rearrange(time, "b (six d) -> six b 1 d", six=6) + self.scale_shift_table[:, None, None]
+        )
+        attn, ffn = Modulation(*rows[:3]), Modulation(*rows[3:])
+        k, v = self.attn2.keys_values(text) if keys_values is None else keys_values
+        x = x + attn.gate * self.attn1(attn.modulate(self.norm1(x)), mix=mix)
+        x = x + self.attn2(x, k, v, mask)
+        y = rearrange(ffn.modulate(self.norm2(x)), "b (h w) d -> b d h w", h=grid[0])
+        return x + ffn.gate * rearrange(self.ff(y), "b d h w -> b (h w) d")
+
+
+class LinearDiT(nn.Module):
+    """The network of all SANA 1.0, 1.5 and Sprint models; see `TransformerConfig` for their shapes.
+
+    Source: reference 2.1, 3.1.
+    """
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        width, patch, scale = config.width, config.patch_size, config.interpolation_scale
+        span = None if scale is None else config.sample_size // patch / scale
+        self.config = config
+        self.gradient_checkpointing = False
+        """Recompute blocks in the backward pass instead of keeping their activations."""
+        self.patch_embed = PatchEmbed(config.in_channels, width, patch, span=span)
+        self.time_embed = GuidedTimeEmbed(width) if config.guidance_embeds else TimeEmbed(width)
+        self.caption_projection = TextProjection(config.caption_channels, width)
+        self.caption_norm = RMSNorm(width, CAPTION_NORM_EPS)
+        self.transformer_blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.scale_shift_table = nn.Parameter(torch.randn(2, width) / width**0.5)
+        self.proj_out = nn.Linear(width, patch**2 * config.output_channels)
+
+    def prepare_text(self, text: Text) -> PreparedText:
+        """Do all work on the text once; `forward` takes the result in the place of ``text``."""
+        states = self._project(text)
+        blocks = (cast(Block, block) for block in self.transformer_blocks)
+        return PreparedText(states, tuple(block.attn2.keys_values(states) for block in blocks))
+
+    def forward(
+        self,
+        x: Latent,
+        timestep: PerSample,
+        text: Text | PreparedText,
+        text_mask: TextMask | None,
+        *,
+        guidance: PerSample | None = None,
+        mix: Mix | None = None,
+        mix_layers: frozenset[int] = frozenset(),
+    ) -> Latent:
+        """Predict the velocity at ``x``. All tensors have the dtype of the weights.
+
+        Args:
+            x: noisy latent; both sides are multiples of ``patch_size``.
+            timestep: as the network was trained on it, in [0, 1000) ([0, 1] for Sprint models);
+                ``timestep_scale`` and truncation are the caller's.
+            text: hidden states of the text encoder, or what `prepare_text` made of them.
+            text_mask: True where a token is real; None reads every token. A text with no real
+                token is read whole, as the published additive mask has it.
+            guidance: guidance scale * ``guidance_embeds_scale``; required by, and only by, models
+                with ``guidance_embeds``.
+            mix: False on rows whose self-attention is the identity map in ``mix_layers``
+                (perturbed-attention guidance); None mixes all rows everywhere.
+            mix_layers: indices of the blocks that ``mix`` applies to.
+
+        Raises:
+            ConfigError: for a latent of the wrong channels or size, guidance where there is none
+                to embed or the reverse, and a layer the model does not have.
+        """
+        self._check(x, guidance, mix_layers)
+        if isinstance(text, PreparedText):
+            states, prepared = text
+        else:
+            states, prepared = self._project(text), None
+        mask = None if text_mask is None else text_mask | ~text_mask.any(dim=1, keepdim=True)
+        grid = (x.shape[2] // self.config.patch_size, x.shape[3] // self.config.patch_size)
+
+        y = self.patch_embed(x)
+        given = (timestep,) if guidance is None else (timestep, guidance)
+        time, embedded = self.time_embed(*given, y.dtype)
+        for index, block in enumerate(self.transformer_blocks):
+            keys_values = prepared[index] if prepared else None
+            layer_mix = mix if index in mix_layers else None
+            inputs = (y, states, keys_values, mask, time, grid, layer_mix)
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                y = checkpoint(block, *inputs, use_reentrant=False)
+            else:
+                y = block(*inputs)
+
+        shift, scale = (self.scale_shift_table + embedded.unsqueeze(1)).chunk(2, dim=1)
+        y = F.layer_norm(y, (self.config.width,), eps=FINAL_NORM_EPS) * (1 + scale) + shift
+        pattern = "b (h w) (ph pw c) -> b c (h ph) (w pw)"
+        side = self.config.patch_size
+        return rearrange(self.proj_out(y), pattern, h=grid[0], ph=side, pw=side)
+
+    def _project(self, text: Text) -> Text:
+        return self.caption_norm(self.caption_projection(text))
+
+    def _check(self, x: Latent, guidance: PerSample | None, mix_layers: frozenset[int]) -> None:
+        config = self.config
+        if x.shape[1] != config.in_channels:
+            raise ConfigError(
+                f"latent has {x.shape[1]} channels, the model takes {config.in_channels}",
+                hint="use the autoencoder the model was trained with",
+            )
+        if x.shape[2] % config.patch_size or x.shape[3] % config.patch_size:
+            raise ConfigError(
+                f"latent is {x.shape[2]} x {x.shape[3]}: both sides must be multiples of "
+                f"patch_size={config.patch_size}"
+            )
+        if config.guidance_embeds and guidance is None:
+            raise ConfigError(
+                "this model embeds the guidance scale and was given none",
+                hint=f"pass guidance = guidance_scale * {config.guidance_embeds_scale}",
+            )
+        if guidance is not None and not config.guidance_embeds:
+            raise ConfigError(
+                "this model does not embed a guidance scale",
+                hint="leave guidance out and combine a conditional and an unconditional pass",
+            )
+        if absent := sorted(i for i in mix_layers if not 0 <= i < config.num_layers):
+            raise ConfigError(
+                f"mix_layers names block {absent[0]}, the model has {config.num_layers} blocks",
+                hint=f"use indices from 0 to {config.num_layers - 1}",
+            )

@@ -1,0 +1,58 @@
+"""Self-attention with a ReLU kernel: cost linear in the number of tokens, no softmax, no mask."""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import nn
+
+from sanakit.nn.norm import RMSNorm
+from sanakit.shapes import Heads, Mix, Tokens
+
+QK_NORM_EPS = 1e-5
+
+
+def relu_linear_attention(q: Heads, k: Heads, v: Heads, *, eps: float = 1e-15) -> Heads:
+    """Attend with the kernel relu(q) . relu(k), keys first: O(n * dh^2) a head, no n-by-n map.
+
+    Sums and their quotient are at least fp32 (bf16 would keep 8 bits of each); the result has the
+    dtype of ``v``. A query that matches no key yields zeros, not NaN.
+    Source: docs/maths/linear_attention.md (L2)-(L4); reference 3.3 for ``eps``.
+    """
+    wide = torch.promote_types(v.dtype, torch.float32)
+    q, k = q.relu().to(wide), k.relu().to(wide)
+    summary = k.transpose(2, 3) @ v.to(wide)
+    mass = q @ k.sum(dim=2).unsqueeze(3)
+    return (q @ summary / (mass + eps)).to(v.dtype)
+
+
+class LinearAttention(nn.Module):
+    """Multi-head linear self-attention under the published parameter names."""
+
+    def __init__(
+        self, heads: int, head_dim: int, *, bias: bool, qk_norm: bool, dropout: float
+    ) -> None:
+        super().__init__()
+        width = heads * head_dim
+        self.head_dim = head_dim
+        self.to_q = nn.Linear(width, width, bias=bias)
+        self.to_k = nn.Linear(width, width, bias=bias)
+        self.to_v = nn.Linear(width, width, bias=bias)
+        self.norm_q = RMSNorm(width, QK_NORM_EPS) if qk_norm else None
+        self.norm_k = RMSNorm(width, QK_NORM_EPS) if qk_norm else None
+        self.to_out = nn.ModuleList([nn.Linear(width, width), nn.Dropout(dropout)])
+
+    def forward(self, x: Tokens, *, mix: Mix | None = None) -> Tokens:
+        """Mix tokens; rows where ``mix`` is False keep their own value (identity map, for PAG)."""
+        q, k, v = self.to_q(x), self.to_k(x), self.to_v(x)
+        if self.norm_q is not None and self.norm_k is not None:
+            q, k = self.norm_q(q), self.norm_k(k)
+        pattern = "b n (heads dh) -> b heads n dh"
+        q, k, v = (rearrange(each, pattern, dh=self.head_dim) for each in (q, k, v))
+        y = relu_linear_attention(q, k, v)
+        if mix is not None:
+            y = torch.where(mix.view(-1, 1, 1, 1), y, v)
+        y = self.to_out[0](rearrange(y, "b heads n dh -> b n (heads dh)"))
+        y = self.to_out[1](y)
+        # fp16 overflows to infinity here on published weights; the largest finite value passes on.
+        return y.clamp(-65504, 65504) if y.dtype == torch.float16 else y

@@ -1,0 +1,21 @@
+"""Fixtures of all tests; checks shapes of the tensor layers at run time in every test."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import settings
+from jaxtyping import install_import_hook
+
+# Before any test imports them: a module that is loaded already stays unchecked.
+install_import_hook(["sanakit.flow", "sanakit.nn"], "runtime_types.check")
+
+# Every run tries the same examples, leaves no files and does not mind a busy machine.
+settings.register_profile("sanakit", derandomize=True, database=None, deadline=None)
+settings.load_profile("sanakit")
+
+
+@pytest.fixture
+def rng() -> torch.Generator:
+    """A generator that starts every test alike."""
+    return torch.Generator().manual_seed(0)
