@@ -1,0 +1,46 @@
+"""The straight path from a clean latent (sigma = 0) to noise (sigma = 1); docs/maths/flow.md.
+
+Nothing here divides, so both ends of the path are ordinary points.
+"""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor
+
+from sanakit.shapes import Latent, PerSample
+
+
+def interpolate(x0: Latent, noise: Latent, sigma: PerSample) -> Latent:
+    """Give the point of the path at ``sigma`` in [0, 1], one level a sample. (F1)."""
+    level = _per_sample(sigma)
+    return (1 - level) * x0 + level * noise
+
+
+def velocity_between(x0: Latent, noise: Latent) -> Latent:
+    """Give what the network learns to predict; the same all along the path. (F2)."""
+    return noise - x0
+
+
+def x0_from_velocity(x: Latent, velocity: Latent, sigma: PerSample) -> Latent:
+    """Follow the velocity to the clean end. (F3)."""
+    return x - _per_sample(sigma) * velocity
+
+
+def noise_from_velocity(x: Latent, velocity: Latent, sigma: PerSample) -> Latent:
+    """Follow the velocity to the noisy end. (F4)."""
+    return x + (1 - _per_sample(sigma)) * velocity
+
+
+def flow_matching_loss(predicted: Latent, x0: Latent, noise: Latent) -> PerSample:
+    """Squared velocity error per sample in fp32; the caller reduces, weights or bins it. (F5).
+
+    ``predicted`` is the network's answer at ``interpolate(x0, noise, sigma)``. Randomness and the
+    network stay outside: the trainer draws and calls, a test writes down.
+    """
+    error = predicted.float() - velocity_between(x0, noise).float()
+    return error.square().flatten(1).mean(dim=1)
+
+
+def _per_sample(sigma: PerSample) -> Float[Tensor, "b 1 1 1"]:
+    return sigma.view(-1, 1, 1, 1)
