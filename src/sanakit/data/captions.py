@@ -1,0 +1,154 @@
+"""Captions from a concept, a style and a colour: articles, short names, templates."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from sanakit.data.colours import WORDS
+from sanakit.data.names import ALIASES, PHRASES
+from sanakit.data.split import fraction
+
+STYLE_WORDS: Mapping[str, tuple[str, str]] = {
+    "3d": ("glossy 3d emoji", "shiny 3d render"),
+    "flat": ("flat vector emoji", "colorful flat emoji"),
+    "gradient": ("smooth gradient emoji", "softly shaded emoji"),
+    "soft": ("clean cartoon emoji", "rounded vector emoji"),
+    "simple": ("minimal flat emoji", "simple flat emoji"),
+    "blob": ("retro cartoon emoji", "playful cartoon emoji"),
+    "bright": ("bright cartoon emoji", "bold vector emoji"),
+    "toy": ("paper cutout emoji", "plain flat emoji"),
+    "outline": ("dark outline emoji", "outlined cartoon emoji"),
+    "office": ("flat office icon", "flat business icon"),
+    "silhouette": ("flat silhouette icon", "solid one-color icon"),
+}
+MOST = 5
+
+# Words that take no article although they are not plural.
+_MASS_WORDS = """
+    art bacon badminton bamboo beer blood bread broccoli butter cheese chocolate
+    clothing coffee corn cutlery fire food garlic ginger honey ice judo lacrosse laughter lightning
+    luggage meat milk money music noodles paper pasta people popcorn ramen rice saturn salad salt
+    snow soap spaghetti stew sushi tea thread toast water wind wine yarn earth paella poop dna
+"""
+_MASS = frozenset(_MASS_WORDS.split())
+_SINGULAR_S = re.compile(r"(ss|us|is|gas|lens|christmas|dice|rhinoceros)$")
+_PEOPLE = re.compile(r"(deaf )?(man|woman|person|child|baby|boy|girl) ")
+_PROPER = re.compile(
+    r"((santa|mrs|mx) claus|aries|taurus|gemini|cancer|leo|virgo|libra|scorpio|sagittarius|"
+    r"capricorn|aquarius|pisces|ophiuchus)$"
+)
+_COUNTED = re.compile(r"(an?|the|two|three|half|\d\S*|men|women) ")
+_HEAD_ENDS = re.compile(
+    r" (with|of|in|on|and|behind|showing|wearing|over|for|at|without|facing|tilted|to) "
+)
+_VOWEL_SOUND = re.compile(r"(?!uni|use|eu|ewe|one|ufo|ukulele)[aeiou]|hour|honest|x-ray|mri|suv")
+
+
+def article(name: str) -> str:
+    """The name with "a" or "an" before it, or bare if it is plural, a mass or a proper name."""
+    head = _HEAD_ENDS.split(name)[0].split()[-1]
+    plural = head.endswith("s") and not head.endswith("'s") and not _SINGULAR_S.search(head)
+    bare = plural or head in _MASS or _PROPER.match(name)
+    if _COUNTED.match(name) or (bare and not _PEOPLE.match(name)):
+        return name
+    return f"{'an' if _VOWEL_SOUND.match(name) else 'a'} {name}"
+
+
+def phrase(concept: str) -> str:
+    """A concept as it stands in a sentence: "a red apple", "grapes", "a closed padlock"."""
+    clock = re.fullmatch(r"(\w+) (o'clock|thirty)", concept)
+    if clock:
+        return f"a clock showing {concept if clock[2] != 'thirty' else f'half past {clock[1]}'}"
+    return PHRASES.get(concept) or article(concept)
+
+
+def bare(words: str) -> str:
+    """A phrase without its article, as people type it in a list of key words."""
+    return re.sub(r"^an? ", "", words)
+
+
+def coloured(colour: str, name: str) -> str | None:
+    """The name with its colour before it, or None if it says a colour already."""
+    return None if set(name.split()) & {*WORDS, "grey"} else article(f"{colour} {name}")
+
+
+def short_names(concept: str, group: str) -> tuple[str, ...]:
+    """Other everyday names of a concept, the best one first; none if it has only its own."""
+    if (names := ALIASES.get(concept)) is not None:
+        return names
+    if group == "animals & nature" and concept.endswith(" face"):
+        return (concept.removesuffix(" face"),)
+    return ()
+
+
+def choice(options: Sequence[str], key: str) -> str:
+    """One of the options, always the same for the same key."""
+    return options[int(fraction(key) * len(options))]
+
+
+def _unique(captions: Iterable[str | None]) -> list[str]:
+    return list(dict.fromkeys(one for one in captions if one))[:MOST]
+
+
+def painted_captions(noun: str, colour: str, *, key: str) -> list[str]:
+    """Captions of a drawing painted in one colour.
+
+    Each names the colour and says that it is an icon, so that "a blue car" alone keeps its place
+    for pictures with shading and detail.
+    """
+    words = choice(STYLE_WORDS["silhouette"], f"style:{key}")
+    other = next(one for one in STYLE_WORDS["silhouette"] if one != words)
+    name = coloured(colour, noun) or article(noun)
+    short = short_names(noun, "")
+    return _unique(
+        (
+            f"{name}, {words}",
+            f"{bare(name)}, {other}",
+            f"{article(f'{colour} icon')} of {article(noun)}",
+            f"{article(f'{colour} silhouette')} of {article(short[0] if short else noun)}",
+            f"{article(noun)} in {colour}, {words}",
+        )
+    )
+
+
+def captions(
+    concept: str,
+    style: str,
+    *,
+    key: str,
+    group: str = "",
+    tags: Sequence[str] = (),
+    colour: str = "",
+    toned: bool = False,
+) -> list[str]:
+    """Three to five captions of a picture, the plainest first; ``key`` varies their wording.
+
+    ``tags`` are words that go with the concept; ``colour`` is the one word that names the colour
+    of the picture, or empty; ``toned`` says that people in it have a medium skin tone.
+    """
+    words = choice(STYLE_WORDS[style], f"style:{key}")
+    other = next(one for one in STYLE_WORDS[style] if one != words)
+    names = short_names(concept, group)
+    name, short = phrase(concept), article(names[0]) if names else ""
+    alias = article(choice(names, f"alias:{key}")) if names else ""
+    tint = ""
+    if colour and coloured(colour, concept):
+        # A name with a colour is believed. One that is no noun takes none: "a yellow locked".
+        noun = names[0] if names else concept if name == article(concept) else ""
+        tint = (noun and coloured(colour, noun)) or ""
+    extra = [tag for tag in tags if tag.isalpha() and len(tag) > 2 and tag not in name]
+    start = int(fraction(f"tags:{key}") * max(len(extra) - 1, 1))
+    tail = ", medium skin tone" if toned else ""
+    with_style = choice((name, bare(name)), f"bare:{key}")
+    return _unique(
+        (
+            name + tail,
+            f"{with_style}{tail}, {words}",
+            tint or (alias + tail if alias else None),
+            f"{article(other)} of {tint or short or name}{tail}",
+            alias + tail if alias else None,
+            ", ".join([name + tail, *extra[start : start + 2]]) if extra else None,
+            f"an {'icon' if style == 'office' else 'emoji'} of {name}{tail}",
+        )
+    )
