@@ -1,0 +1,44 @@
+"""SANA text-to-image: pipelines, models, training, and a small model that ships inside."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sanakit.pipeline.generate import Pipeline
+    from sanakit.pipeline.request import GenerateRequest, GenerateResult
+    from sanakit.pipeline.sana import SanaPipeline, SanaPipelineOutput
+
+try:
+    __version__ = version("sanakit")
+except PackageNotFoundError:  # run from a source tree that was never installed
+    __version__ = "0+unknown"
+
+# Where each public name lives: they load on first use, so that `import sanakit` stays instant.
+_HOMES = {
+    "GenerateRequest": "sanakit.pipeline.request",
+    "GenerateResult": "sanakit.pipeline.request",
+    "Pipeline": "sanakit.pipeline.generate",
+    "SanaPipeline": "sanakit.pipeline.sana",
+    "SanaPipelineOutput": "sanakit.pipeline.sana",
+}
+__all__ = [
+    "GenerateRequest",
+    "GenerateResult",
+    "Pipeline",
+    "SanaPipeline",
+    "SanaPipelineOutput",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'sanakit' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,5 @@
+"""`python -m sanakit` is the `sanakit` command."""
+
+from sanakit.cli.main import main
+
+main()

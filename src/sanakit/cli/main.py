@@ -1,0 +1,31 @@
+"""The `sanakit` command. Nothing here or in what it imports at the top may load torch."""
+
+from __future__ import annotations
+
+import typer
+
+from sanakit.cli import data, generate, info, train
+
+app = typer.Typer(
+    name="sanakit",
+    help="Draw pictures from words with SANA models, and train them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("generate")(generate.generate)
+app.command("info")(info.info)
+app.command("again")(info.again)
+app.add_typer(data.app, name="data")
+app.add_typer(train.app, name="train")
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""`sanakit train`: one command a stage, in the order that they depend on each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from sanakit.cli.errors import friendly_errors
+from sanakit.errors import ConfigError
+
+app = typer.Typer(
+    help="Train a tokenizer, a language model, an autoencoder, a diffusion transformer; export.",
+    no_args_is_help=True,
+)
+Recipe = Annotated[str, typer.Argument(help="Recipe; there is one: glyph.")]
+Data = Annotated[Path, typer.Option(help="Folder that `sanakit data build` made.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder of the run: checkpoints and log.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a setting: --set batch_size=16.")
+]
+DATA = Path("data/glyph")
+Storage = Literal["as-is", "int8-rows"]
+
+
+def _known(recipe: str) -> None:
+    if recipe != "glyph":
+        raise ConfigError(f"no recipe {recipe!r}", hint="recipes: glyph")
+
+
+@app.command()
+def tokenizer(
+    recipe: Recipe = "glyph",
+    data: Data = DATA,
+    packages: Annotated[
+        Path | None, typer.Option(help="Folder with the packages, if already downloaded.")
+    ] = None,
+) -> None:
+    """Learn a tokenizer on captions and dictionary glosses; pack rows for the language model."""
+    with friendly_errors():
+        _known(recipe)
+        from sanakit.train.recipes import glyph_tokenizer
+
+        glyph_tokenizer(data, packages=packages, report=typer.echo)
+
+
+@app.command()
+def lm(
+    recipe: Recipe = "glyph",
+    data: Data = DATA,
+    out: Out = Path("runs/glyph-lm"),
+    resume: Resume = False,
+    settings: Settings = None,
+) -> None:
+    """Train the text encoder as a language model."""
+    with friendly_errors():
+        _known(recipe)
+        from sanakit.train.loop import train, with_overrides
+        from sanakit.train.recipes import glyph_language_model
+
+        run, config = glyph_language_model(data)
+        train(run, with_overrides(config, settings or []), out, resume=resume, report=typer.echo)
+
+
+@app.command()
+def autoencoder(
+    recipe: Recipe = "glyph",
+    data: Data = DATA,
+    out: Out = Path("runs/glyph-autoencoder"),
+    resume: Resume = False,
+    settings: Settings = None,
+) -> None:
+    """Train the deep-compression autoencoder."""
+    with friendly_errors():
+        _known(recipe)
+        from sanakit.train.loop import train, with_overrides
+        from sanakit.train.recipes import glyph_autoencoder
+
+        run, config = glyph_autoencoder(data)
+        train(run, with_overrides(config, settings or []), out, resume=resume, report=typer.echo)
+
+
+@app.command()
+def diffusion(
+    recipe: Recipe = "glyph",
+    data: Data = DATA,
+    out: Out = Path("runs/glyph-diffusion"),
+    autoencoder: Annotated[
+        Path, typer.Option(help="Run of the autoencoder to encode with.")
+    ] = Path("runs/glyph-autoencoder"),
+    lm: Annotated[Path, typer.Option(help="Run of the language model to start from.")] = Path(
+        "runs/glyph-lm"
+    ),
+    resume: Resume = False,
+    settings: Settings = None,
+) -> None:
+    """Train the diffusion transformer and tune the text encoder along with it."""
+    with friendly_errors():
+        _known(recipe)
+        from sanakit.train.loop import train, with_overrides
+        from sanakit.train.recipes import glyph_diffusion
+
+        run, config = glyph_diffusion(data, autoencoder_run=autoencoder, lm_run=lm, out=out)
+        train(run, with_overrides(config, settings or []), out, resume=resume, report=typer.echo)
+
+
+@app.command()
+def export(
+    recipe: Recipe = "glyph",
+    data: Data = DATA,
+    autoencoder: Annotated[Path, typer.Option(help="Run of the autoencoder.")] = Path(
+        "runs/glyph-autoencoder"
+    ),
+    diffusion: Annotated[Path, typer.Option(help="Run of the diffusion transformer.")] = Path(
+        "runs/glyph-diffusion"
+    ),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Model folder to write.")] = Path(
+        "models/glyph"
+    ),
+    storage: Annotated[
+        Storage, typer.Option(help="as-is (fp32, every library reads it) or int8-rows (a quarter).")
+    ] = "as-is",
+) -> None:
+    """Put the trained parts together as a model folder in the published layout."""
+    with friendly_errors():
+        _known(recipe)
+        from sanakit.train.recipes import glyph_export
+
+        glyph_export(
+            data, autoencoder_run=autoencoder, diffusion_run=diffusion, out=out, storage=storage
+        )
+        typer.echo(f"{out}: draw with `sanakit generate PROMPT --model {out}`")

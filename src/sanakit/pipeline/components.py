@@ -1,0 +1,225 @@
+"""A model folder becomes the parts of a pipeline, and goes back to disk in the published layout."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from sanakit.errors import ConfigError, WeightsError
+from sanakit.models.autoencoder import Autoencoder
+from sanakit.models.config import AutoencoderConfig, TransformerConfig
+from sanakit.models.text_encoder import TextEncoder
+from sanakit.models.transformer import LinearDiT
+from sanakit.pipeline.prompt import COMPLEX_HUMAN_INSTRUCTION, PromptEncoder
+from sanakit.weights.atomic import write_atomically
+from sanakit.weights.embedded import INDEX, resolve_model
+from sanakit.weights.load import load_strict
+from sanakit.weights.store import (
+    Storage,
+    read_config,
+    read_json,
+    read_weights,
+    write_config,
+    write_weights,
+)
+
+LM_STEM = "model"
+SCHEDULER_CONFIG = "scheduler_config.json"
+PARTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
+# The scheduler classes of published folders, and the solver that each of them means.
+SCHEDULERS = {
+    "DPMSolverMultistepScheduler": "flow-dpm-solver",
+    "FlowMatchEulerDiscreteScheduler": "flow-euler",
+    "FlowMatchHeunDiscreteScheduler": "flow-heun",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Habits:
+    """What a model expects of a caller who says nothing; ``_sanakit`` in ``model_index.json``."""
+
+    instruction: tuple[str, ...] | None = COMPLEX_HUMAN_INSTRUCTION
+    guidance_scale: float = 4.5
+    solver: str = "flow-dpm-solver"
+    flow_shift: float = 3.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Components:
+    """The networks of one model, ready to run. Nothing in here changes from call to call."""
+
+    transformer: LinearDiT
+    autoencoder: Autoencoder
+    prompts: PromptEncoder
+    habits: Habits = field(default_factory=Habits)
+    name: str = "unnamed"
+    fingerprint: str = ""
+
+
+def load_components(
+    name_or_folder: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    text_dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    variant: str | None = None,
+) -> Components:
+    """Load all parts of a model. Text encoder and autoencoder are never run in fp16.
+
+    Args:
+        name_or_folder: an embedded name, a folder in the published layout, or ``owner/name``.
+        dtype: of the transformer.
+        text_dtype: of the text encoder and the autoencoder; fp32 unless ``dtype`` is 16 bit, then
+            bf16: fp16 overflows in both.
+        device: where all parts go.
+        variant: the ``fp16`` of ``diffusion_pytorch_model.fp16.safetensors``.
+
+    Raises:
+        MissingModelError: nothing of that name. WeightsError: files that are damaged or misfit.
+        ConfigError: a config that cannot be built.
+    """
+    folder = resolve_model(name_or_folder)
+    index = read_json(folder / INDEX)
+    if text_dtype is None:
+        text_dtype = torch.float32 if dtype == torch.float32 else torch.bfloat16
+    if text_dtype == torch.float16:
+        raise ConfigError(
+            "text encoder and autoencoder overflow in float16",
+            hint="pass bfloat16 or float32; the transformer alone may be float16",
+        )
+    transformer_config = read_config(folder / "transformer", TransformerConfig)
+    autoencoder_config = read_config(folder / "vae", AutoencoderConfig)
+    with torch.device("meta"):
+        transformer = LinearDiT(transformer_config)
+        autoencoder = Autoencoder(autoencoder_config)
+    _fill(transformer, folder / "transformer", dtype, variant)
+    _fill(autoencoder, folder / "vae", text_dtype, variant)
+    habits = _habits(folder, index)
+    llm = _load_llm(folder / "text_encoder", text_dtype)
+    if llm.config.hidden_size != transformer_config.caption_channels:
+        raise ConfigError(
+            f"{folder}: the text encoder gives {llm.config.hidden_size} channels, the transformer "
+            f"takes {transformer_config.caption_channels}",
+            hint="the two parts are of different models",
+        )
+    tokenizer = AutoTokenizer.from_pretrained(str(folder / "tokenizer"))
+    prompts = PromptEncoder(tokenizer, TextEncoder(llm), instruction=habits.instruction)
+    for module in (transformer, autoencoder, prompts.text_encoder):
+        module.eval().requires_grad_(False).to(device)
+    return Components(
+        transformer=transformer,
+        autoencoder=autoencoder,
+        prompts=prompts,
+        habits=habits,
+        name=str(name_or_folder),
+        fingerprint=fingerprint(folder),
+    )
+
+
+def save_components(
+    components: Components, folder: Path, *, storage: Storage = "as-is", **notes: str
+) -> None:
+    """Write a model in the published layout; the index, by which it is found, goes last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    transformer, autoencoder = components.transformer, components.autoencoder
+    write_config(folder / "transformer", transformer.config, "SanaTransformer2DModel")
+    write_weights(folder / "transformer", transformer.state_dict(), storage=storage)
+    write_config(folder / "vae", autoencoder.config, "AutoencoderDC")
+    write_weights(folder / "vae", autoencoder.state_dict(), storage=storage)
+    llm = components.prompts.text_encoder.llm
+    llm.config.architectures = [type(llm).__name__]
+    llm.config.save_pretrained(str(folder / "text_encoder"))
+    write_weights(folder / "text_encoder", llm.state_dict(), stem=LM_STEM, storage=storage)
+    components.prompts.tokenizer.save_pretrained(str(folder / "tokenizer"))
+    habits = components.habits
+    scheduler = next(name for name, solver in SCHEDULERS.items() if solver == habits.solver)
+    flow = {"flow_shift": habits.flow_shift, "prediction_type": "flow_prediction"}
+    settings: dict[str, Any] = {"_class_name": scheduler, "num_train_timesteps": 1000}
+    if scheduler == "DPMSolverMultistepScheduler":
+        settings |= {**flow, "use_flow_sigmas": True, "solver_order": 2}
+    else:
+        settings |= {"shift": habits.flow_shift}
+    (folder / "scheduler").mkdir(exist_ok=True)
+    _write_json(folder / "scheduler" / SCHEDULER_CONFIG, settings)
+    instruction = None if habits.instruction is None else list(habits.instruction)
+    tokenizer_class = type(components.prompts.tokenizer).__name__
+    index: dict[str, Any] = {
+        "_class_name": "SanaPipeline",
+        "_sanakit": {"instruction": instruction, "guidance_scale": habits.guidance_scale, **notes},
+        "scheduler": ["diffusers", scheduler],
+        "text_encoder": ["transformers", type(llm).__name__],
+        "tokenizer": ["transformers", tokenizer_class],
+        "transformer": ["diffusers", "SanaTransformer2DModel"],
+        "vae": ["diffusers", "AutoencoderDC"],
+    }
+    _write_json(folder / INDEX, index)
+
+
+def fingerprint(folder: Path) -> str:
+    """Sixteen hex digits that differ between models: size and both ends of every weights file."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*/*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(folder)}:{size}".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(1 << 20))
+            file.seek(max(0, size - (1 << 20)))
+            digest.update(file.read())
+    return digest.hexdigest()[:16]
+
+
+def _fill(module: nn.Module, folder: Path, dtype: torch.dtype, variant: str | None) -> None:
+    state = read_weights(folder, variant=variant)
+    state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
+    load_strict(module, state, source=str(folder))
+    for name, tensor in module.named_parameters():
+        if tensor.is_meta:
+            raise WeightsError(f"{folder}: {name} was not filled")
+
+
+def _load_llm(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """Build the LLM eagerly attending: Gemma-2's softcap is skipped by fused attention."""
+    read_json(folder / "config.json")
+    config = AutoConfig.from_pretrained(str(folder))
+    state = read_weights(folder, stem=LM_STEM)
+    with no_init_weights():
+        llm: PreTrainedModel = AutoModel.from_config(config, attn_implementation="eager")
+    state = {name.removeprefix("model."): v.to(dtype) for name, v in state.items()}
+    state.pop("lm_head.weight", None)
+    load_strict(llm, state, source=str(folder))
+    for name, buffer in llm.named_buffers():
+        # Rotary tables are made on construction and stay fp32; only what was saved changes dtype.
+        if name in state:
+            buffer.data = state[name]
+    return llm
+
+
+def _habits(folder: Path, index: Mapping[str, Any]) -> Habits:
+    scheduler = read_json(folder / "scheduler" / SCHEDULER_CONFIG)
+    kind = scheduler.get("_class_name", "DPMSolverMultistepScheduler")
+    if kind not in SCHEDULERS:
+        raise ConfigError(
+            f"{folder}: scheduler {kind} is not known",
+            hint=f"known: {', '.join(SCHEDULERS)}",
+        )
+    ours = index.get("_sanakit", {})
+    instruction = ours.get("instruction", COMPLEX_HUMAN_INSTRUCTION)
+    return Habits(
+        instruction=None if instruction is None else tuple(instruction),
+        guidance_scale=float(ours.get("guidance_scale", 4.5)),
+        solver=SCHEDULERS[kind],
+        flow_shift=float(scheduler.get("flow_shift", scheduler.get("shift", 1.0))),
+    )
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())

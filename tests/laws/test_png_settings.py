@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from sanakit.errors import ConfigError, DataError
+from sanakit.pipeline.a1111 import parse_parameters
+from sanakit.pipeline.png_settings import encode_png, read_settings, write_png
+from sanakit.pipeline.request import GenerateRequest
+
+PIXELS = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
+# Every code point there is: half surrogates, NUL, line ends of all kinds, right-to-left marks.
+texts = st.text(st.characters(exclude_categories=()))
+scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | texts
+scalars = scalars.filter(lambda value: value not in (float("inf"), float("-inf")))
+values = st.recursive(
+    scalars, lambda inner: st.lists(inner) | st.dictionaries(texts, inner), max_leaves=8
+)
+known = st.sampled_from(
+    ["prompt", "negative_prompt", "num_steps", "seed", "solver", "width", "height", "model"]
+)
+
+
+def png_with(**chunks: str) -> bytes:
+    info = PngInfo()
+    for key, text in chunks.items():
+        info.add_text(key, text)
+    buffer = io.BytesIO()
+    Image.fromarray(PIXELS).save(buffer, "png", pnginfo=info)
+    return buffer.getvalue()
+
+
+@given(st.dictionaries(known | texts, values))
+def test_any_settings_come_back_exactly_and_the_picture_too(settings: dict[str, Any]) -> None:
+    data = encode_png(PIXELS, settings)
+    assert repr(read_settings(data)) == repr(settings)
+    assert np.array_equal(np.array(Image.open(io.BytesIO(data))), PIXELS)
+    assert encode_png(PIXELS, settings) == data
+
+
+@given(st.binary(), st.integers(0, 400))
+def test_a_file_with_any_damage_is_read_or_a_data_error(noise: bytes, place: int) -> None:
+    data = encode_png(PIXELS, {"prompt": "x", "seed": 1})
+    for broken in (noise, data[:place], data[:place] + noise + data[place + len(noise) :]):
+        try:
+            settings = read_settings(broken)
+        except DataError:
+            continue
+        assert settings["prompt"] == "x"
+
+
+def test_galleries_find_the_line_they_know() -> None:
+    settings = {
+        "prompt": "a red apple",
+        "negative_prompt": "blur",
+        "num_steps": 20,
+        "solver": "flow-dpm-solver",
+        "guidance_scale": 4.5,
+        "seed": 1,
+        "width": 128,
+        "height": 96,
+        "model": "a, b: c",
+        "model_hash": "0123abcd",
+        "pag_scale": 0.0,
+    }
+    with Image.open(io.BytesIO(encode_png(PIXELS, settings))) as picture:
+        text = picture.text["parameters"]
+    line = (
+        "Steps: 20, Sampler: flow-dpm-solver, CFG scale: 4.5, Seed: 1, Size: 128x96, "
+        'Model: "a, b: c", Model hash: 0123abcd, Version: sanakit '
+    )
+    assert text.startswith(f"a red apple\nNegative prompt: blur\n{line}")
+    del settings["pag_scale"]
+    assert parse_parameters(text) == settings
+
+
+def test_a_text_of_the_original_program_is_read() -> None:
+    text = (
+        "a cat, <lora:x:1>\nsecond line: 7\nNegative prompt: bad\nworse\n"
+        "Steps: 28, Sampler: DPM++ 2M Karras, CFG scale: 7, Seed: 965400086, Size: 512x768, "
+        'Model hash: 6ce0161689, Lora hashes: "x: 12, y: 34", Version: v1.6.0'
+        "\nTemplate: {a|b}"
+    )
+    expected = {
+        "prompt": "a cat, <lora:x:1>\nsecond line: 7",
+        "negative_prompt": "bad\nworse",
+        "num_steps": 28,
+        "solver": "DPM++ 2M Karras",
+        "guidance_scale": 7.0,
+        "seed": 965400086,
+        "width": 512,
+        "height": 768,
+        "model_hash": "6ce0161689",
+    }
+    assert read_settings(png_with(parameters=text)) == expected
+    assert read_settings(png_with(parameters=text + " ☃")) == expected
+
+
+def test_foreign_names_are_those_of_a_request() -> None:
+    text = "x\nNegative prompt: y\nSteps: 28, CFG scale: 7, Seed: 9, Size: 512x768"
+    request = GenerateRequest.from_json(parse_parameters(text))
+    assert (request.num_steps, request.guidance_scale, request.seed) == (28, 7.0, 9)
+    assert (request.width, request.height) == (512, 768)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("only words", {"prompt": "only words", "negative_prompt": ""}),
+        (
+            "x\nSteps: many, CFG scale: , Seed: 4.5, Size: big",
+            {"prompt": "x", "negative_prompt": ""},
+        ),
+        ("Steps: 3", {"prompt": "", "negative_prompt": "", "num_steps": 3}),
+        ("x\r\nSteps: 3", {"prompt": "x", "negative_prompt": "", "num_steps": 3}),
+    ],
+)
+def test_a_text_is_read_as_far_as_it_can_be(text: str, expected: dict[str, Any]) -> None:
+    assert parse_parameters(text) == expected
+
+
+@given(texts)
+def test_no_foreign_text_breaks_the_reader(text: str) -> None:
+    parse_parameters(text)
+    parse_parameters(f"a\nSteps: {text}, Size: {text}, Seed: {text}")
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"\xff\xd8\xff\xe0 JFIF", "is not a PNG but JPEG"),
+        (b"", "is not a PNG"),
+        (png_with(), "carries no settings"),
+        (png_with(workflow="{}"), r"it has text named workflow"),
+        (png_with(sanakit="{"), "settings are damaged"),
+        (png_with(sanakit="[]"), "settings are damaged"),
+        (png_with(sanakit="{}"), "settings are damaged"),
+        (png_with(sanakit='{"format": 1, "settings": 3}'), "not an object"),
+        (
+            png_with(sanakit='{"format": 2, "version": "9.1", "settings": {}}'),
+            r"by sanakit 9\.1 in format 2.*\n.*--upgrade",
+        ),
+        (png_with()[:50], "cut off at 50 bytes"),
+    ],
+)
+def test_a_file_without_readable_settings_says_why(data: bytes, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        read_settings(data)
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    checksum = struct.pack(">I", zlib.crc32(kind + body))
+    return struct.pack(">I", len(body)) + kind + body + checksum
+
+
+def test_compressed_texts_are_read_but_not_without_bound() -> None:
+    head, tail = png_with()[:33], png_with()[33:]
+    payload = zlib.compress(b"caf\xe9\nSteps: 4")
+    data = head + chunk(b"zTXt", b"parameters\0\0" + payload) + tail
+    assert read_settings(data)["prompt"] == "café"
+    payload = zlib.compress("☃\nSteps: 4".encode())
+    data = head + chunk(b"iTXt", b"parameters\0\1\0en\0\0" + payload) + tail
+    assert read_settings(data)["prompt"] == "☃"
+    bomb = zlib.compress(bytes(40 << 20))
+    with pytest.raises(DataError, match="unpacks to more"):
+        read_settings(head + chunk(b"zTXt", b"parameters\0\0" + bomb) + tail)
+
+
+@pytest.mark.parametrize("bad", [{"x": float("nan")}, {"x": object()}, {1: 2}])
+def test_settings_that_json_cannot_carry_are_refused(bad: dict[Any, Any]) -> None:
+    with pytest.raises(ConfigError, match="settings"):
+        encode_png(PIXELS, bad)
+
+
+def test_a_file_on_disk_is_written_and_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    write_png(path, PIXELS, {"prompt": "☃", "sizes": (1, 2)})
+    assert read_settings(path) == read_settings(str(path)) == {"prompt": "☃", "sizes": [1, 2]}
+    assert b"\\u2603" in path.read_bytes()
+    with pytest.raises(DataError, match="cannot be read"):
+        read_settings(tmp_path / "b.png")
+    with pytest.raises(ConfigError, match="are not uint8 H W 3"):
+        write_png(tmp_path / "b.png", PIXELS[None], {})
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
