@@ -15,6 +15,7 @@ from torch import Tensor
 Image: TypeAlias = Float[Tensor, "b 3 H W"]  # range [-1, 1]
 Latent: TypeAlias = Float[Tensor, "b c h w"]  # scaled to about unit variance
 Map: TypeAlias = Float[Tensor, "b d h w"]  # features on a grid
+AnyMap: TypeAlias = Float[Tensor, "b _ _ _"]  # the same batch on another grid or width
 Tokens: TypeAlias = Float[Tensor, "b n d"]
 Heads: TypeAlias = Float[Tensor, "b heads n dh"]
 Text: TypeAlias = Float[Tensor, "b l d"]

@@ -154,6 +154,18 @@ def test_the_held_out_figure_weighs_tokens_not_batches() -> None:
     assert_close(measured, float(whole), rtol=0, atol=1e-5)
 
 
+def test_the_held_out_figure_looks_at_all_of_a_long_corpus() -> None:
+    model = tiny().eval()
+    rows = np.array([[2, 5, 6]] * 128 + [[2, 7, 8]] * 128, dtype=np.uint16)
+    halves = [
+        LanguageModelRecipe(model, rows, part).evaluate(model)["nats"]
+        for part in (rows[:128], rows[128:])
+    ]
+    whole = LanguageModelRecipe(model, rows, rows).evaluate(model)["nats"]
+    assert abs(halves[0] - halves[1]) > 0.1
+    assert_close(whole, sum(halves) / 2, rtol=0, atol=1e-5)
+
+
 def test_batches_are_a_function_of_the_generator() -> None:
     rows = pack_rows([[index] for index in range(3, 50)], 3)
     recipe = LanguageModelRecipe(tiny(), rows, rows)
@@ -170,5 +182,7 @@ def test_every_fiftieth_text_is_held_out() -> None:
     assert (held == BOS).sum() == 2
     first = tokenizer(texts[0]).input_ids
     assert held[0, : len(first)].tolist() == first
+    seen = np.concatenate([train[train > BOS], held[held > BOS]]).tolist()
+    assert sorted(seen) == sorted(i for ids in tokenizer(texts).input_ids for i in ids if i > BOS)
     with pytest.raises(ConfigError, match="held_every=1"):
         prepare_rows(texts, tokenizer, held_every=1)

@@ -102,11 +102,13 @@ def test_case_counts_for_nvlabs_only(encoder: PromptEncoder) -> None:
 
 
 def test_a_call_leaves_nothing_behind(encoder: PromptEncoder) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
+    settings = tokenizer.backend_tokenizer.to_str()
+    encoder = PromptEncoder(tokenizer, encoder.text_encoder)
     before = encoder.encode(["a cat"], **BEHIND)
-    settings = encoder.tokenizer.backend_tokenizer.to_str()
     encoder.encode(["a dog " * 100, ""], instruction=["Draw: "], max_sequence_length=7)
     encoder.encode_null(["blurred"], before, compat="nvlabs")
-    assert encoder.tokenizer.backend_tokenizer.to_str() == settings
+    assert tokenizer.backend_tokenizer.to_str() == settings
     assert torch.equal(encoder.encode(["a cat"], **BEHIND).text, before.text)
 
 

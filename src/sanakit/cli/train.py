@@ -22,6 +22,7 @@ Settings = Annotated[
     list[str] | None, typer.Option("--set", help="Override a setting: --set batch_size=16.")
 ]
 DATA = Path("data/glyph")
+Phase = Literal["full", "decoder"]
 Storage = Literal["as-is", "int8-rows"]
 
 
@@ -69,6 +70,12 @@ def autoencoder(
     recipe: Recipe = "glyph",
     data: Data = DATA,
     out: Out = Path("runs/glyph-autoencoder"),
+    phase: Annotated[
+        Phase, typer.Option(help="full, or decoder: the encoder stays as it is.")
+    ] = "full",
+    start: Annotated[
+        Path | None, typer.Option("--from", help="Run whose weights to begin with.")
+    ] = None,
     resume: Resume = False,
     settings: Settings = None,
 ) -> None:
@@ -78,7 +85,7 @@ def autoencoder(
         from sanakit.train.loop import train, with_overrides
         from sanakit.train.recipes import glyph_autoencoder
 
-        run, config = glyph_autoencoder(data)
+        run, config = glyph_autoencoder(data, phase=phase, start=start)
         train(run, with_overrides(config, settings or []), out, resume=resume, report=typer.echo)
 
 

@@ -145,7 +145,7 @@ def captions(
         (
             name + tail,
             f"{with_style}{tail}, {words}",
-            tint or (alias + tail if alias else None),
+            f"{tint or alias}{tail}" if tint or alias else None,
             f"{article(other)} of {tint or short or name}{tail}",
             alias + tail if alias else None,
             ", ".join([name + tail, *extra[start : start + 2]]) if extra else None,

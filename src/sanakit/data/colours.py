@@ -53,7 +53,7 @@ def name_pixels(rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.int8]:
         ("", tan & (hue < 36) & (value < 0.95) & (saturation < 0.68)),
         ("", (hue >= 338) & (hue < 348) & (saturation > 0.7)),
         ("red", (hue < 14) | (hue >= 346)),
-        ("orange", hue < 35),
+        ("orange", (hue < 34.5) | ((hue < 40) & (saturation > 0.88))),
         ("yellow", (hue < 63) & (value >= 0.7)),
         ("", hue < 68),
         ("green", hue < 164),

@@ -10,15 +10,15 @@ from einops import rearrange, reduce, repeat
 from torch import nn
 
 from sanakit.errors import ConfigError
-from sanakit.shapes import Map
+from sanakit.shapes import AnyMap, Map
 
 
-def average_channels(x: Map, channels: int) -> Map:
+def average_channels(x: Map, channels: int) -> AnyMap:
     """Reduce to ``channels`` by averaging neighbouring channels; the encoder's shortcut."""
     return reduce(x, "b (channels group) h w -> b channels h w", "mean", channels=channels)
 
 
-def repeat_channels(x: Map, channels: int) -> Map:
+def repeat_channels(x: Map, channels: int) -> AnyMap:
     """Widen to ``channels`` by repeating each channel in place; the decoder's shortcut."""
     repeats = channels // x.shape[1]
     return repeat(x, "b c h w -> b (c repeats) h w", repeats=repeats)
@@ -49,7 +49,7 @@ class Downsample(nn.Module):
             padding=1,
         )
 
-    def forward(self, x: Map) -> Map:
+    def forward(self, x: Map) -> AnyMap:
         """``b d h w`` to ``b out h/2 w/2``; both sides must be even."""
         y = self.conv(x)
         if self.unshuffle:
@@ -81,7 +81,7 @@ class Upsample(nn.Module):
             padding=1,
         )
 
-    def forward(self, x: Map) -> Map:
+    def forward(self, x: Map) -> AnyMap:
         """``b d h w`` to ``b out 2h 2w``."""
         if self.interpolate:
             y = self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
@@ -92,11 +92,11 @@ class Upsample(nn.Module):
         return y + F.pixel_shuffle(repeat_channels(x, 4 * self.out_channels), 2)
 
 
-def to_columns(x: Map) -> Map:
+def to_columns(x: Map) -> AnyMap:
     """Move channels last, so that linear layers and norms act on them."""
     return rearrange(x, "b d h w -> b h w d")
 
 
-def to_map(x: Map) -> Map:
+def to_map(x: Map) -> AnyMap:
     """Undo :func:`to_columns`."""
     return rearrange(x, "b h w d -> b d h w")

@@ -209,8 +209,8 @@ class Pipeline:
             ConfigError: for a size or layer that the model cannot do.
             NumericsError: for a number that is not finite.
         """
-        height = request.height or request.width or self.default_size
-        width = request.width or request.height or self.default_size
+        height = request.height or self.default_size
+        width = request.width or self.default_size
         shape = self.latent_shape(height, width)
         watch = Stopwatch()
         habits = self.components.habits

@@ -22,7 +22,7 @@ def read_texts(data: bytes, *, source: str) -> dict[str, str]:
     A file that is cut off after its texts is read as far as it goes.
 
     Raises:
-        DataError: not a PNG, cut off before any text, or a text that is damaged.
+        DataError: not a PNG, cut off before any text, or damaged.
     """
     if not data.startswith(SIGNATURE):
         other = next((name for head, name in OTHER_FORMATS.items() if data.startswith(head)), None)
@@ -41,11 +41,12 @@ def read_texts(data: bytes, *, source: str) -> dict[str, str]:
                 break
             raise DataError(f"{source}: is cut off at {len(data)} bytes", hint="copy it again")
         body = data[place + 8 : end]
+        (checksum,) = struct.unpack(">I", data[end : end + 4])
+        # Of every chunk: a text whose kind was garbled would otherwise pass for absent.
+        if zlib.crc32(kind + body) != checksum:
+            raise DataError(f"{source}: is damaged near byte {place}", hint="copy it again")
         if kind in (b"tEXt", b"zTXt", b"iTXt"):
-            (checksum,) = struct.unpack(">I", data[end : end + 4])
             try:
-                if zlib.crc32(kind + body) != checksum:
-                    raise ValueError("its checksum differs")
                 keyword, text = _decoded(kind, body)
             except (ValueError, IndexError, zlib.error) as error:
                 raise DataError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from sanakit.models.autoencoder import Autoencoder, ResBlock
 from sanakit.nn.resample import Downsample, Upsample
 from sanakit.shapes import Image
 
+Phase = Literal["full", "decoder"]
+"""`decoder` goes on with the encoder frozen, so that latents made before stay valid."""
 WHITE_SHARE = 0.5
 
 
@@ -37,8 +40,17 @@ def draw_backgrounds(size: int, generator: torch.Generator) -> np.ndarray:
 class AutoencoderRecipe:
     """L1, L1 of the 4x-pooled picture (colour and shape first), and L2 (what PSNR measures)."""
 
-    def __init__(self, module: Autoencoder, pictures: GlyphPictures, *, held: int = 256) -> None:
+    def __init__(
+        self,
+        module: Autoencoder,
+        pictures: GlyphPictures,
+        *,
+        phase: Phase = "full",
+        held: int = 256,
+    ) -> None:
         self.module = module
+        self.phase = phase
+        module.encoder.requires_grad_(phase == "full")
         self.pictures = pictures
         self.train_indices = torch.from_numpy(pictures.indices("train"))
         weights = [pictures.records[i].weight for i in self.train_indices.tolist()]
@@ -58,7 +70,9 @@ class AutoencoderRecipe:
 
     def loss(self, batch: Image, generator: torch.Generator) -> dict[str, Tensor]:
         """Reconstruction only; deterministic given the batch."""
-        restored = self.module(batch).float()
+        with torch.set_grad_enabled(self.phase == "full"):
+            latent = self.module.encode(batch)
+        restored = self.module.decode(latent).float()
         l1 = F.l1_loss(restored, batch)
         pooled = F.l1_loss(F.avg_pool2d(restored, 4), F.avg_pool2d(batch, 4))
         l2 = F.mse_loss(restored, batch)

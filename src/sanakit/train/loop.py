@@ -335,6 +335,9 @@ def train(
             f"{run} already holds a run", hint="pass --resume to go on, or another folder"
         )
     if config.compile_blocks:
+        # Every width and grid of an autoencoder's blocks is a shape of its own; the default stops
+        # compiling at the eighth.
+        torch._dynamo.config.recompile_limit = 64
         for block in recipe.blocks():
             block.compile(dynamic=False)
     recipe.module.train()

@@ -23,7 +23,7 @@ from sanakit.models.text_encoder import TextEncoder
 from sanakit.models.transformer import LinearDiT
 from sanakit.pipeline.components import Components, Habits, save_components
 from sanakit.pipeline.prompt import PromptEncoder
-from sanakit.train.autoencoder import AutoencoderRecipe
+from sanakit.train.autoencoder import AutoencoderRecipe, Phase
 from sanakit.train.diffusion import CachedLatents, DiffusionRecipe, cache_latents
 from sanakit.train.language_model import LanguageModelRecipe, glyph_lm_config, prepare_rows
 from sanakit.train.loop import LoopConfig, Recipe
@@ -44,21 +44,26 @@ M = TypeVar("M", bound=nn.Module)
 Run = tuple[Recipe[Any], LoopConfig]
 
 
-def glyph_autoencoder(data: Path) -> Run:
-    """The embedded model's DC-AE: 128 px to 4 x 4 x 32, 17.5 M parameters."""
+def glyph_autoencoder(data: Path, *, phase: Phase = "full", start: Path | None = None) -> Run:
+    """The embedded model's DC-AE: 128 px to 4 x 4 x 32, 17.5 M parameters.
+
+    ``start`` is the run whose weights to begin with; phase "decoder" refines the decoder alone.
+    """
     torch.manual_seed(0)
     module = _channels_last(Autoencoder(AUTOENCODERS["glyph"]))
+    if start is not None:
+        _trained(module, start)
+        _channels_last(module)
     config = LoopConfig(
         batch_size=32,
-        total_images=180_000,
-        peak_lr=1e-3,
-        warmup_images=6_400,
-        decay_share=0.5,
-        weight_decay=0.01,
+        total_images=66_000,
+        peak_lr=1e-3 if phase == "full" else 5e-4,
+        warmup_images=6_400 if phase == "full" else 1_600,
+        decay_share=0.33 if phase == "full" else 0.7,
         compile_blocks=True,
-        evaluate_every=500,
+        evaluate_every=300,
     )
-    return AutoencoderRecipe(module, GlyphPictures.open(data)), config
+    return AutoencoderRecipe(module, GlyphPictures.open(data), phase=phase), config
 
 
 def glyph_tokenizer(data: Path, *, packages: Path | None, report: Callable[[str], object]) -> None:

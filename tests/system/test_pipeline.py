@@ -1,0 +1,277 @@
+"""The whole pipeline on a tiny random model: the core, and its face `SanaPipeline`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+
+from sanakit import GenerateRequest, Pipeline, SanaPipeline
+from sanakit.errors import ConfigError, MissingModelError, NumericsError, WeightsError
+from sanakit.pipeline.components import Habits, load_components
+from tiny import tiny_components, write_tiny
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def pipe(folder: Path) -> SanaPipeline:
+    return SanaPipeline.from_pretrained(folder)
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def reference(folder: Path) -> diffusers.SanaPipeline:
+    pipeline = diffusers.SanaPipeline.from_pretrained(str(folder))
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+CALLS = {
+    "plain": {"prompt": "a red apple"},
+    "no guidance": {"prompt": "a red apple", "guidance_scale": 1.0},
+    "strong guidance, negative": {
+        "prompt": "Two cats, and a dog!",
+        "negative_prompt": "blurry",
+        "guidance_scale": 9.0,
+    },
+    "no instruction": {"prompt": "a tree", "complex_human_instruction": None},
+    # Both at once is a fault of the reference, which repeats masks in another order than texts.
+    "several prompts": {"prompt": ["a tree", "a long prompt about a small house by the sea"]},
+    "several pictures": {"prompt": "a tree", "num_images_per_prompt": 2},
+    "not square": {"prompt": "a tree", "height": 96, "width": 32},
+    "one step": {"prompt": "a tree", "num_inference_steps": 1},
+    "short text": {"prompt": "a very long prompt about many things", "max_sequence_length": 5},
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_latents_equal_those_of_the_published_pipeline(
+    name: str, pipe: SanaPipeline, reference: diffusers.SanaPipeline
+) -> None:
+    arguments = {"height": 64, "width": 64, "num_inference_steps": 4, "guidance_scale": 4.5}
+    arguments |= {"output_type": "latent", "use_resolution_binning": False} | CALLS[name]
+    expected = reference(**arguments, generator=generator(3)).images
+    found = pipe(**arguments, generator=generator(3)).images
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_a_word_and_a_seed_each_change_the_picture(pipe: SanaPipeline) -> None:
+    def draw(prompt: str, seed: int) -> torch.Tensor:
+        call = {"num_inference_steps": 3, "height": 64, "width": 64, "output_type": "pt"}
+        return pipe(prompt, generator=generator(seed), **call).images
+
+    first = draw("a red apple", 1)
+    assert not torch.equal(first, draw("a blue car", 1))
+    assert not torch.equal(first, draw("a red apple", 2))
+    assert torch.equal(first, draw("a red apple", 1))
+
+
+def test_each_picture_of_a_batch_is_bit_equal_to_its_seed_alone() -> None:
+    core = Pipeline(tiny_components())
+    batch = core.generate(GenerateRequest(prompt="a tree", seed=5, count=3, num_steps=3))
+    for index, picture in enumerate(batch.pictures):
+        alone = core.generate(GenerateRequest(prompt="a tree", seed=5 + index, num_steps=3))
+        np.testing.assert_array_equal(picture.pixels, alone.pictures[0].pixels)
+        assert picture.settings == alone.pictures[0].settings
+
+
+def test_each_prompt_of_a_list_is_bit_equal_to_it_alone(pipe: SanaPipeline) -> None:
+    prompts = ["a tree", "a much longer prompt about a small house"]
+    settings = {"num_inference_steps": 3, "height": 64, "width": 64, "output_type": "latent"}
+    together = pipe(prompts, generator=[generator(1), generator(2)], **settings).images
+    for row, (prompt, seed) in enumerate(zip(prompts, (1, 2), strict=True)):
+        alone = pipe(prompt, generator=generator(seed), **settings).images
+        assert torch.equal(together[row], alone[0])
+
+
+def test_settings_of_a_picture_draw_it_again() -> None:
+    core = Pipeline(tiny_components())
+    request = GenerateRequest(
+        prompt="a tree", seed=7, num_steps=2, width=96, height=64, solver="flow-heun", pag_scale=1.5
+    )
+    picture = core.generate(request).pictures[0]
+    known = request.to_json().keys()
+    again = GenerateRequest.from_json({k: v for k, v in picture.settings.items() if k in known})
+    np.testing.assert_array_equal(core.generate(again).pictures[0].pixels, picture.pixels)
+
+
+def test_saving_and_loading_keeps_every_bit(tmp_path: Path, pipe: SanaPipeline) -> None:
+    pipe.save_pretrained(tmp_path / "copy")
+    copy = SanaPipeline.from_pretrained(tmp_path / "copy")
+    call = {"num_inference_steps": 2, "height": 64, "width": 64, "output_type": "np"}
+    first, second = (p("a tree", generator=generator(0), **call).images for p in (pipe, copy))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_compact_storage_draws_nearly_the_same(tmp_path: Path) -> None:
+    from sanakit.pipeline.components import save_components
+
+    components = tiny_components()
+    save_components(components, tmp_path / "small", storage="int8-rows")
+    request = GenerateRequest(prompt="a tree", num_steps=2)
+    exact = Pipeline(components).generate(request).pictures[0].pixels
+    small = Pipeline.load(tmp_path / "small").generate(request).pictures[0].pixels
+    assert np.abs(exact.astype(int) - small.astype(int)).max() <= 3
+
+
+def test_habits_survive_the_disk(tmp_path: Path) -> None:
+    from sanakit.pipeline.components import save_components
+
+    habits = Habits(instruction=None, guidance_scale=2.5, solver="flow-euler", flow_shift=1.5)
+    save_components(tiny_components(habits), tmp_path / "m")
+    assert load_components(tmp_path / "m").habits == habits
+
+
+def test_an_empty_prompt_draws_the_null_prompt() -> None:
+    core = Pipeline(tiny_components(Habits(instruction=None)))
+    guided = core.generate(GenerateRequest(prompt="", num_steps=2, guidance_scale=7.0))
+    plain = core.generate(GenerateRequest(prompt="", num_steps=2, guidance_scale=1.0))
+    # Guidance between a prompt and itself is nothing, up to rounding.
+    difference = guided.pictures[0].pixels.astype(int) - plain.pictures[0].pixels.astype(int)
+    assert np.abs(difference).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [("transformer", "transformer .* at step 1 of 2"), ("autoencoder", "autoencoder .* decoding")],
+)
+def test_a_weight_that_is_not_finite_is_named_and_never_a_black_picture(
+    broken: str, said: str
+) -> None:
+    components = tiny_components()
+    module = getattr(components, broken)
+    last = list(module.parameters())[-1]
+    last.data = torch.full_like(last, float("nan"))
+    with pytest.raises(NumericsError, match=said):
+        Pipeline(components).generate(GenerateRequest(prompt="a tree", num_steps=2))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"width": 100}, r"width=100 .*\n.*nearest that work: 96 and 128"),
+        ({"height": 7}, r"height=7 .*\n.*nearest that work: 32"),
+        ({"height": 100_000}, "height=100000"),
+        ({"pag_scale": 1.0, "pag_layers": (9,)}, "block 9, the model has 2"),
+    ],
+)
+def test_what_the_model_cannot_draw_is_refused(changes: dict[str, int], said: str) -> None:
+    core = Pipeline(tiny_components())
+    with pytest.raises(ConfigError, match=said):
+        core.generate(GenerateRequest(prompt="a tree", **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"num_steps": 0}, "num_steps=0"),
+        ({"count": 0}, "count=0"),
+        ({"seed": -1}, "seed=-1"),
+        ({"solver": "flow-eular"}, "did you mean flow-euler"),
+        ({"flow_shift": -1.0}, "flow_shift=-1.0"),
+        ({"guidance_scale": float("nan")}, "guidance_scale=nan"),
+    ],
+)
+def test_a_request_refuses_values_that_mean_nothing(changes: dict[str, int], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        GenerateRequest(prompt="a tree", **changes)
+
+
+def test_an_unknown_setting_names_its_neighbour() -> None:
+    with pytest.raises(ConfigError, match=r"guidance_scal.*\n.*did you mean 'guidance_scale'"):
+        GenerateRequest.from_json({"prompt": "", "guidance_scal": 3})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"eta": 0.5}, "eta=0.5"),
+        ({"attention_kwargs": {"scale": 1.0}}, "attention_kwargs"),
+        ({"output_type": "jpeg"}, "output_type"),
+        ({"num_images_per_prompt": 0}, "num_images_per_prompt=0"),
+        ({"timesteps": [900], "sigmas": [0.9]}, "timesteps and sigmas"),
+        ({"sigmas": [0.2, 0.9]}, "must fall"),
+        ({"latents": torch.zeros(1, 4, 1, 1)}, "latents are"),
+        ({"generator": [torch.Generator(), torch.Generator()]}, "2 generators for 1"),
+        ({"negative_prompt": ["a", "b"]}, "2 negative prompts for 1"),
+        ({"prompt_embeds": torch.zeros(1, 3, 8)}, "come together"),
+    ],
+)
+def test_the_published_arguments_are_honoured_or_refused(
+    pipe: SanaPipeline, arguments: dict[str, object], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        pipe("a tree", height=64, width=64, num_inference_steps=1, **arguments)
+
+
+def test_own_timesteps_equal_the_same_sigmas(pipe: SanaPipeline) -> None:
+    settings = {"height": 64, "width": 64, "output_type": "latent"}
+    by_time = pipe("a tree", timesteps=[1000, 500, 250], generator=generator(0), **settings)
+    by_sigma = pipe("a tree", sigmas=[1.0, 0.5, 0.25], generator=generator(0), **settings)
+    assert torch.equal(by_time.images, by_sigma.images)
+
+
+def test_a_callback_sees_every_step_and_may_replace_the_state(pipe: SanaPipeline) -> None:
+    seen: list[int] = []
+
+    Tensors = dict[str, torch.Tensor]
+
+    def reset(_: SanaPipeline, index: int, __: torch.Tensor, tensors: Tensors) -> Tensors:
+        seen.append(index)
+        return {"latents": torch.zeros_like(tensors["latents"])}
+
+    call = {"height": 64, "width": 64, "num_inference_steps": 3, "output_type": "latent"}
+    images = pipe("a tree", callback_on_step_end=reset, **call).images
+    assert seen == [0, 1, 2]
+    assert not images.any()
+
+
+def test_embeddings_made_by_hand_draw_what_their_prompt_draws(pipe: SanaPipeline) -> None:
+    core = pipe.core.components
+    text = core.prompts.encode(["a tree"], instruction=core.habits.instruction)
+    call = {"height": 64, "width": 64, "num_inference_steps": 2, "output_type": "latent"}
+    by_prompt = pipe("a tree", generator=generator(0), **call).images
+    by_hand = pipe(
+        prompt_embeds=text.text, prompt_attention_mask=text.mask, generator=generator(0), **call
+    ).images
+    assert torch.equal(by_prompt, by_hand)
+
+
+def test_a_published_size_is_drawn_at_its_bin_and_cut() -> None:
+    components = tiny_components()
+    config = replace(components.transformer.config, sample_size=16)
+    components.transformer.config = config
+    pipe = SanaPipeline(Pipeline(components))
+    seen = []
+    image = pipe(
+        "a tree",
+        height=512,
+        width=1024,
+        num_inference_steps=1,
+        output_type="pt",
+        callback_on_step_end=lambda p, i, t, tensors: seen.append(tensors["latents"].shape[-2:]),
+    ).images
+    assert seen == [(704 // 64, 1408 // 64)]  # ratio 0.5 of the 512 table is 352 x 704
+    assert image.shape[-2:] == (512, 1024)
+
+
+def test_a_damaged_model_is_refused_by_name(tmp_path: Path) -> None:
+    folder = write_tiny(tmp_path / "m")
+    weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(WeightsError, match="vae"):
+        SanaPipeline.from_pretrained(folder)
+    weights.unlink()
+    with pytest.raises(MissingModelError, match="vae"):
+        SanaPipeline.from_pretrained(folder)
