@@ -17,7 +17,7 @@ from sanakit.errors import DataError
 # Lines in the format of wndb(5WN), with invented words.
 BLICK = (
     "00000001 06 n 02 blick 0 round_blick 0 001 @ 00000002 n 0000 | (tools) a `hat' for Cups; \"he"
-    ' wore a Blick"; "blick of the day!"  '
+    ' wore a Blick."; "blick of the day!"  '
 )
 LINES = {
     "noun": [

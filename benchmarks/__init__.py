@@ -1,0 +1,1 @@
+"""What the README claims, measured: each module is `python -m benchmarks.NAME`."""

@@ -1,0 +1,164 @@
+"""The `sanakit` command as a user types it, on a tiny random model."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from tiny import write_tiny
+from typer.testing import CliRunner
+
+from sanakit.cli.generate import StopFlag
+from sanakit.cli.main import app
+from sanakit.errors import Interrupted
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_tiny(tmp_path_factory.mktemp("tiny")))
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def sanakit(*arguments: str, code: int = 0) -> tuple[str, str]:
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exit_code == code, (result.output, result.exception)
+    assert "Traceback" not in result.output
+    return result.stdout, result.stderr
+
+
+def test_generate_writes_a_picture_that_says_how_it_was_made(model: str) -> None:
+    out, _ = sanakit("generate", "a tree", "--model", model, "--steps", "2", "--seed", "3")
+    assert out.startswith("out.png  seed 3")
+    with Image.open("out.png") as image:
+        assert image.size == (64, 64)
+        assert "Steps: 2" in image.text["parameters"]
+    settings = json.loads(sanakit("info", "out.png", "--json")[0])
+    assert settings["prompt"] == "a tree"
+    assert settings["seed"] == 3
+    assert "a tree" in sanakit("info", "out.png")[0]
+
+
+def test_again_draws_the_same_bits(model: str) -> None:
+    sanakit("generate", "a tree", "--model", model, "--steps", "2", "--width", "96", "-o", "a.png")
+    sanakit("again", "a.png", "-o", "b.png", "--quiet")
+    with Image.open("a.png") as first, Image.open("b.png") as second:
+        assert first.tobytes() == second.tobytes()
+    sanakit("again", "a.png", "--quiet")
+    assert Path("a-again.png").read_bytes() == Path("b.png").read_bytes()
+
+
+def test_count_numbers_the_files_by_seed(model: str) -> None:
+    out, _ = sanakit(
+        "generate", "a tree", "--model", model, "--steps", "1", "-n", "2", "--seed", "8", "--json"
+    )
+    report = json.loads(out)
+    assert report["files"] == ["out-8.png", "out-9.png"]
+    assert report["seeds"] == [8, 9]
+    assert set(report["seconds"]) == {"load", "text", "denoise", "decode", "total"}
+    assert report["peak_memory_mb"] > 0
+    assert sorted(os.listdir()) == ["out-8.png", "out-9.png"]
+
+
+def test_quiet_prints_nothing(model: str) -> None:
+    assert sanakit("generate", "", "--model", model, "--steps", "1", "-q") == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--width", "1000"], 2, "hint: nearest that work: 992 and 1024"),
+        (["--steps", "0"], 2, "num_steps=0"),
+        (["--seed", "-4"], 2, "seed=-4"),
+        (["--solver", "flow-dpm"], 2, "did you mean flow-dpm-solver"),
+        (["--model", "glyhp"], 3, "did you mean 'glyph'"),
+        (["--model", "./nowhere"], 3, "no such folder"),
+        (["-o", "picture.jpg"], 2, "hint: try picture.png"),
+        (["-o", "nowhere/picture.png"], 2, "mkdir -p nowhere"),
+        (["-o", "-", "--count", "2"], 2, "one picture goes to standard output"),
+        (["--stepz", "3"], 2, "stepz"),
+    ],
+)
+def test_a_bad_wish_ends_with_one_line_and_nothing_written(
+    model: str, arguments: list[str], code: int, said: str
+) -> None:
+    given = arguments if "--model" in arguments else [*arguments, "--model", model]
+    out, err = sanakit("generate", "a tree", *given, code=code)
+    assert said in err
+    assert out == ""
+    assert os.listdir() == []
+
+
+@pytest.mark.parametrize("damage", ["truncated", "pickle", "reshaped", "missing"])
+def test_damaged_weights_end_with_one_line_and_nothing_written(
+    tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_tiny(tmp_path / "m")
+    weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    code = 2
+    if damage == "truncated":
+        weights.write_bytes(weights.read_bytes()[:1000])
+    elif damage == "pickle":
+        weights.rename(weights.with_suffix(".bin"))
+    elif damage == "missing":
+        weights.unlink()
+        code = 3
+    else:
+        config = folder / "transformer" / "config.json"
+        values = json.loads(config.read_text())
+        config.write_text(json.dumps(values | {"mlp_ratio": 3.0}))
+    _, err = sanakit("generate", "a tree", "--model", str(folder), code=code)
+    assert err.startswith("error: ")
+    assert "hint: " in err
+    assert not list(tmp_path.glob("*.png"))
+
+
+@pytest.mark.parametrize("content", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n"])
+def test_info_refuses_what_carries_no_settings(content: bytes) -> None:
+    Path("x.png").write_bytes(content)
+    _, err = sanakit("info", "x.png", code=2)
+    assert err.startswith("error: x.png")
+    sanakit("again", "x.png", code=2)
+    assert os.listdir() == ["x.png"]
+
+
+def test_a_picture_can_go_to_standard_output(model: str) -> None:
+    command = [sys.executable, "-m", "sanakit", "generate", "a tree", "--model", model]
+    done = subprocess.run([*command, "--steps", "1", "-o", "-"], capture_output=True, check=True)
+    assert done.stdout.startswith(b"\x89PNG")
+    assert os.listdir() == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_ctrl_c_stops_after_the_step_and_leaves_nothing(model: str) -> None:
+    command = [sys.executable, "-m", "sanakit", "generate", "a tree", "--model", model]
+    process = subprocess.Popen([*command, "--steps", "1000", "-n", "1000"], stderr=subprocess.PIPE)
+    time.sleep(0.5)
+    # Early signals meet an interpreter that is still importing; both ways must end with 130.
+    deadline = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline:
+        process.send_signal(signal.SIGINT)
+        time.sleep(1.0)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert b"Traceback" not in err
+    assert os.listdir() == []
+
+
+def test_the_stop_flag_ends_the_run_at_the_next_step() -> None:
+    with StopFlag() as stop:
+        stop.check(1, 3)
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(Interrupted, match="after step 2 of 3"):
+            stop.check(2, 3)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
