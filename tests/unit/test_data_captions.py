@@ -99,6 +99,12 @@ def test_a_name_that_says_its_colour_is_believed_against_the_pixels() -> None:
         assert "pink" not in caption
 
 
+def test_tags_are_said_unless_they_name_a_colour() -> None:
+    found = captions("star", "flat", key="k", tags=("white", "night", "star"), colour="yellow")
+    assert "a star, night" in found
+    assert not any("white" in caption for caption in found)
+
+
 def test_a_name_that_is_no_noun_takes_no_colour() -> None:
     for caption in captions("four o'clock", "flat", key="k", colour="gray"):
         assert "gray" not in caption

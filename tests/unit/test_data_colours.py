@@ -70,13 +70,19 @@ def test_a_dark_outline_and_a_highlight_do_not_hide_the_colour() -> None:
     assert dominant_colour(picture(("#1f66d6", 14), ("#000000", 3), ("#ffffff", 3))) == "blue"
 
 
-def test_two_hues_of_some_size_leave_a_picture_without_a_word() -> None:
-    assert dominant_colour(picture(("#1f66d6", 15), ("#e0242d", 5))) is None
-    assert dominant_colour(picture(("#1f66d6", 17), ("#e0242d", 3))) == "blue"
+def test_a_second_hue_of_half_the_size_leaves_a_picture_without_a_word() -> None:
+    assert dominant_colour(picture(("#1f66d6", 13), ("#e0242d", 7))) is None
+    assert dominant_colour(picture(("#1f66d6", 14), ("#e0242d", 6))) == "blue"
+
+
+def test_a_shadow_in_a_neighbouring_hue_is_no_rival() -> None:
+    assert dominant_colour(picture(("#f9cf1c", 11), ("#f58a1f", 9))) == "yellow"
+    assert dominant_colour(picture(("#e0242d", 11), ("#f472a8", 9))) == "red"
 
 
 def test_a_colour_of_less_than_its_clear_part_is_not_named() -> None:
-    assert dominant_colour(picture(("#1f66d6", 10), ("#000000", 10))) is None
+    assert dominant_colour(picture(("#1f66d6", 8), ("#000000", 12))) is None
+    assert dominant_colour(picture(("#1f66d6", 9), ("#000000", 11))) == "blue"
 
 
 def test_gray_has_to_fill_more_of_a_picture_than_a_hue() -> None:

@@ -137,7 +137,8 @@ def captions(
         # A name with a colour is believed. One that is no noun takes none: "a yellow locked".
         noun = names[0] if names else concept if name == article(concept) else ""
         tint = (noun and coloured(colour, noun)) or ""
-    extra = [tag for tag in tags if tag.isalpha() and len(tag) > 2 and tag not in name]
+    said = {*WORDS, *name.split()}  # a tag may name a colour the picture does not have
+    extra = [tag for tag in tags if tag.isalpha() and len(tag) > 2 and tag not in said]
     start = int(fraction(f"tags:{key}") * max(len(extra) - 1, 1))
     tail = ", medium skin tone" if toned else ""
     with_style = choice((name, bare(name)), f"bare:{key}")

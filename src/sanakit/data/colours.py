@@ -11,8 +11,13 @@ WORDS = (
 UNNAMED = len(WORDS)  # skin, sand, turquoise, slate, pastel: colours no basic word fits
 HUES = 8  # words that name a hue; the rest are neutral
 
-CLEAR = 0.55  # part of the visible area one word must name
-RIVAL = 0.2  # part that no other hue may reach
+CLEAR = 0.42  # part of the visible area one word must name
+RIVAL = 0.5  # part of that, from which another hue leaves the picture without one word
+# Words a shadow or a highlight of one colour may fall under: they are no rivals.
+RELATED = (
+    {"red", "pink"}, {"orange", "yellow"}, {"orange", "brown"}, {"blue", "purple"},
+    {"pink", "purple"},
+)  # fmt: skip
 NEUTRAL = 0.8  # CLEAR for black, gray and white, which outlines and highlights also have
 OPAQUE = 128
 
@@ -79,10 +84,17 @@ def colour_shares(rgba: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
 def dominant_colour(rgba: npt.NDArray[np.uint8]) -> str | None:
     """The word that clearly names the colour of a ``H W 4`` picture, or None if it has several."""
     shares = colour_shares(rgba)
-    best = int(shares[: len(WORDS)].argmax())
-    rivals = np.delete(shares[:HUES], best) if best < HUES else shares[:HUES]
-    clear = shares[best] >= (CLEAR if best < HUES else NEUTRAL)
-    return WORDS[best] if clear and rivals.max() < RIVAL else None
+    best = int(shares[:HUES].argmax())
+    if shares[best] < CLEAR:
+        best = int(shares[: len(WORDS)].argmax())
+        if best < HUES or shares[best] < NEUTRAL:
+            return None
+    rivals = [
+        shares[other]
+        for other in range(HUES)
+        if other != best and {WORDS[best], WORDS[other]} not in RELATED
+    ]
+    return None if max(rivals) >= RIVAL * shares[best] else WORDS[best]
 
 
 def is_pale(rgba: npt.NDArray[np.uint8]) -> bool:

@@ -1,6 +1,6 @@
 """The linear diffusion transformer: latent, time and text in, velocity out.
 
-Module names are the published parameter names (docs/decisions/0002); nothing here knows how to
+Module names are the published parameter names (docs/decisions/0001); nothing here knows how to
 sample, load or tokenise.
 """
 

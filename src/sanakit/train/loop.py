@@ -12,9 +12,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from inspect import formatannotation
 from pathlib import Path
 from types import FrameType
-from typing import Any, Generic, Literal, Protocol, TypeVar, get_type_hints
+from typing import Any, Generic, Literal, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 import torch.distributed as dist
@@ -66,6 +67,8 @@ class LoopConfig:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
         if not 0 < self.decay_share <= 1:
             raise ConfigError(f"decay_share={self.decay_share} must be in (0, 1]")
+        if self.average_halflife is not None and self.average_halflife < 1:
+            raise ConfigError(f"average_halflife={self.average_halflife} must be at least 1")
 
 
 class Recipe(Protocol[Batch]):
@@ -113,13 +116,32 @@ def with_overrides(config: LoopConfig, pairs: list[str]) -> LoopConfig:
             value = json.loads(text)
         except json.JSONDecodeError:
             value = text
-        default = getattr(config, key)
-        if isinstance(default, bool) != isinstance(value, bool) or (
-            isinstance(default, int | float) and not isinstance(value, int | float)
-        ):
-            raise ConfigError(f"--set {pair}: {key} takes a value like {default!r}")
-        changes[key] = tuple(value) if isinstance(value, list) else value
+        value = tuple(value) if isinstance(value, list) else value
+        if not _fits(value, kinds[key]):
+            raise ConfigError(
+                f"--set {pair}: {key} takes a value like {getattr(config, key)!r}",
+                hint=f"its type is {formatannotation(kinds[key])}",
+            )
+        changes[key] = value
     return replace(config, **changes)
+
+
+def _fits(value: object, kind: Any) -> bool:
+    """Whether a value is of a setting's type; a whole number serves as a real one."""
+    options = get_args(kind)
+    if get_origin(kind) is Literal:
+        return value in options
+    if get_origin(kind) is tuple:
+        return (
+            isinstance(value, tuple)
+            and len(value) == len(options)
+            and all(map(_fits, value, options))
+        )
+    if options:
+        return any(_fits(value, option) for option in options)
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, int | float if kind is float else kind)
 
 
 @contextmanager
@@ -182,8 +204,8 @@ class _Trainer(Generic[Batch]):
         notes, tensors = load_checkpoint(found[-1])
         self.recipe.module.load_state_dict(tensors["model"], strict=True)
         restore_optimizer(self.optimizer, tensors["optimizer"])
-        if self.average is not None and "average" in tensors:
-            self.average = tensors["average"]
+        if self.average is not None:  # a run that had none starts it at its weights of now
+            self.average = tensors.get("average", tensors["model"])
         self.images_seen = notes["images_seen"]
         self.seconds = notes["seconds"]
         self.report(f"resumed at {self.images_seen} images from {found[-1].name}")
@@ -207,7 +229,7 @@ class _Trainer(Generic[Batch]):
         batch = self.recipe.draw(share, generator)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, self.images_seen)
-        # The one autocast of the package: matmuls in compute_dtype, weights and sums in fp32.
+        # Autocast is used in training alone: matmuls in compute_dtype, weights and sums in fp32.
         with torch.autocast(
             "cpu", torch.bfloat16, enabled=config.compute_dtype == "bfloat16", cache_enabled=True
         ):

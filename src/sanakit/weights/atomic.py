@@ -30,7 +30,11 @@ def replacing(path: Path) -> Iterator[Path]:
     # Short and unlike the target: a long target name must not make the temporary one too long.
     temporary = folder / f".{secrets.token_hex(6)}.tmp"
     try:
+        temporary.touch(exist_ok=False)
+        mode = temporary.stat().st_mode
         yield temporary
+        # Some writers replace the file by a private one of their own; it gets the user's mode back.
+        temporary.chmod(mode)
         _sync(temporary)
         os.replace(temporary, path)
         if os.name == "posix":
@@ -50,7 +54,7 @@ def write_atomically(path: str | Path, data: bytes) -> None:
     Raises:
         DataError: as :func:`replacing`.
     """
-    with replacing(Path(path)) as temporary, open(temporary, "xb") as file:
+    with replacing(Path(path)) as temporary, open(temporary, "wb") as file:
         file.write(data)
 
 
