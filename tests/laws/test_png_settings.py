@@ -84,6 +84,14 @@ def test_galleries_find_the_line_they_know() -> None:
     assert parse_parameters(text) == settings
 
 
+def test_what_png_text_cannot_hold_is_lost_to_galleries_only() -> None:
+    settings = {"prompt": "a\ud800b\0c☃"}
+    data = encode_png(PIXELS, settings)
+    assert read_settings(data) == settings
+    with Image.open(io.BytesIO(data)) as picture:
+        assert picture.text["parameters"].startswith("a?b c☃\n")
+
+
 def test_a_text_of_the_original_program_is_read() -> None:
     text = (
         "a cat, <lora:x:1>\nsecond line: 7\nNegative prompt: bad\nworse\n"
@@ -122,7 +130,7 @@ def test_foreign_names_are_those_of_a_request() -> None:
             {"prompt": "x", "negative_prompt": ""},
         ),
         ("Steps: 3", {"prompt": "", "negative_prompt": "", "num_steps": 3}),
-        ("x\r\nSteps: 3", {"prompt": "x", "negative_prompt": "", "num_steps": 3}),
+        ("x\r\ny\r\nSteps: 3", {"prompt": "x\ny", "negative_prompt": "", "num_steps": 3}),
     ],
 )
 def test_a_text_is_read_as_far_as_it_can_be(text: str, expected: dict[str, Any]) -> None:

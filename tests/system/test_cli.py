@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from tiny import write_tiny
 from typer.testing import CliRunner
 
 from sanakit.cli.generate import StopFlag
 from sanakit.cli.main import app
 from sanakit.errors import Interrupted
+from tiny import write_tiny
 
 
 @pytest.fixture(scope="module")

@@ -24,9 +24,14 @@ def test_a_weights_file_is_as_readable_as_any_other(tmp_path: Path) -> None:
 def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     target = tmp_path / "kept"
     target.write_bytes(b"old")
-    with pytest.raises(RuntimeError, match="half way"), replacing(target) as temporary:
-        temporary.write_bytes(b"ne")
-        raise RuntimeError("half way")
+
+    def fail() -> None:
+        with replacing(target) as temporary:
+            temporary.write_bytes(b"ne")
+            raise RuntimeError("half way")
+
+    with pytest.raises(RuntimeError, match="half way"):
+        fail()
     assert target.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["kept"]
 
