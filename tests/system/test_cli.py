@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from sanakit.cli.generate import StopFlag
@@ -68,6 +69,36 @@ def test_count_numbers_the_files_by_seed(model: str) -> None:
     assert set(report["seconds"]) == {"load", "text", "denoise", "decode", "total"}
     assert report["peak_memory_mb"] > 0
     assert sorted(os.listdir()) == ["out-8.png", "out-9.png"]
+
+
+def test_a_folder_gets_a_picture_and_endings_may_be_capitals(model: str) -> None:
+    Path("pictures").mkdir()
+    call = ("generate", "a tree", "--model", model, "--steps", "1", "-q", "-o")
+    sanakit(*call, "pictures")
+    sanakit(*call, "pictures/other.PNG")
+    assert sorted(os.listdir("pictures")) == ["other.PNG", "out.png"]
+
+
+def test_a_picture_on_standard_output_leaves_the_report_to_standard_error(model: str) -> None:
+    call = ["generate", "a tree", "--model", model, "--steps", "1", "-o", "-", "--json"]
+    result = CliRunner().invoke(app, call)
+    assert result.exit_code == 0
+    assert result.stdout_bytes.startswith(b"\x89PNG")
+    assert json.loads(result.stderr)["files"] == ["-"]
+
+
+def test_again_with_another_model_says_so(model: str, tmp_path: Path) -> None:
+    sanakit("generate", "a tree", "--model", model, "--steps", "1", "-q")
+    assert sanakit("again", "out.png", "-q") == ("", "")
+    folder = write_tiny(tmp_path / "other")
+    weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    changed = {name: value * 0.5 for name, value in load_file(weights).items()}
+    save_file(changed, weights)
+    out, err = sanakit("again", "out.png", "--model", str(folder), "--json", "-o", "other.png")
+    assert "are not those that drew it" in err
+    assert json.loads(out)["model"] == str(folder)
+    with Image.open("out.png") as first, Image.open("other.png") as second:
+        assert first.tobytes() != second.tobytes()
 
 
 def test_quiet_prints_nothing(model: str) -> None:
@@ -161,4 +192,7 @@ def test_the_stop_flag_ends_the_run_at_the_next_step() -> None:
         signal.raise_signal(signal.SIGINT)
         with pytest.raises(Interrupted, match="after step 2 of 3"):
             stop.check(2, 3)
+        # The second one does not wait.
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

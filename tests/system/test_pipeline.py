@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,10 +10,14 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from sanakit import GenerateRequest, Pipeline, SanaPipeline
 from sanakit.errors import ConfigError, MissingModelError, NumericsError, WeightsError
-from sanakit.pipeline.components import Habits, load_components
+from sanakit.flow.guidance import Guidance
+from sanakit.models.transformer import LinearDiT
+from sanakit.pipeline.arguments import as_output
+from sanakit.pipeline.components import Habits, fingerprint, load_components, save_components
 from tiny import tiny_components, write_tiny
 
 
@@ -40,6 +45,7 @@ def reference(folder: Path) -> diffusers.SanaPipeline:
 CALLS = {
     "plain": {"prompt": "a red apple"},
     "no guidance": {"prompt": "a red apple", "guidance_scale": 1.0},
+    "less than no guidance": {"prompt": "a red apple", "guidance_scale": 0.5},
     "strong guidance, negative": {
         "prompt": "Two cats, and a dog!",
         "negative_prompt": "blurry",
@@ -64,6 +70,17 @@ def test_latents_equal_those_of_the_published_pipeline(
     expected = reference(**arguments, generator=generator(3)).images
     found = pipe(**arguments, generator=generator(3)).images
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_pictures_equal_those_of_the_published_pipeline(
+    pipe: SanaPipeline, reference: diffusers.SanaPipeline
+) -> None:
+    arguments = {"prompt": "a tree", "height": 64, "width": 96, "num_inference_steps": 2}
+    arguments |= {"guidance_scale": 4.5, "use_resolution_binning": False, "output_type": "np"}
+    expected = reference(**arguments, generator=generator(3)).images
+    found = pipe(**arguments, generator=generator(3)).images
+    assert expected.std() > 0.01
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_a_word_and_a_seed_each_change_the_picture(pipe: SanaPipeline) -> None:
@@ -106,6 +123,51 @@ def test_settings_of_a_picture_draw_it_again() -> None:
     np.testing.assert_array_equal(core.generate(again).pictures[0].pixels, picture.pixels)
 
 
+def test_settings_say_what_the_model_decided() -> None:
+    core = Pipeline(tiny_components(Habits(guidance_scale=2.5, solver="flow-euler", flow_shift=2)))
+    plain = core.generate(GenerateRequest(prompt="a tree", num_steps=1)).pictures[0].settings
+    expected = {"guidance_scale": 2.5, "solver": "flow-euler", "flow_shift": 2}
+    expected |= {"height": 64, "width": 64, "model": "tiny"}
+    assert expected.items() <= plain.items()
+    own = {"guidance_scale": 1.0, "solver": "flow-heun", "flow_shift": 1.5, "width": 96}
+    asked = core.generate(GenerateRequest(prompt="a tree", num_steps=1, **own)).pictures[0]
+    assert own.items() <= asked.settings.items()
+    assert asked.pixels.shape == (64, 96, 3)
+
+
+def test_progress_is_told_over_all_pictures() -> None:
+    told: list[tuple[int, int]] = []
+    request = GenerateRequest(prompt="a tree", num_steps=2, count=2)
+    result = Pipeline(tiny_components()).generate(request, on_step=lambda *at: told.append(at))
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert result.seconds.keys() == {"text", "denoise", "decode"}
+
+
+def test_blocks_of_perturbed_attention_matter_only_with_it() -> None:
+    core = Pipeline(tiny_components())
+    settings = {"solver": None, "num_steps": 1, "flow_shift": None, "pag_layers": (9,)}
+    assert core.sampling(guidance=Guidance(), **settings).pag_layers == frozenset()
+    with pytest.raises(ConfigError, match=r"block 9, the model has 2\n.*0 to 1"):
+        core.sampling(guidance=Guidance(pag_scale=1.0), **settings)
+
+
+def test_a_request_goes_to_json_and_back() -> None:
+    request = GenerateRequest(
+        prompt="a tree", seed=3, pag_layers=(0, 1), sigma_interval=(0.25, 0.5), pag_scale=2.0
+    )
+    assert GenerateRequest.from_json(json.loads(json.dumps(request.to_json()))) == request
+    with pytest.raises(ConfigError, match="needs a prompt"):
+        GenerateRequest.from_json({"seed": 3})
+
+
+def test_a_request_gives_its_guidance() -> None:
+    asked = GenerateRequest(prompt="", guidance_scale=0.0, pag_scale=2.0, sigma_interval=(0.1, 0.9))
+    assert asked.guidance(4.5) == Guidance(
+        guidance_scale=0.0, pag_scale=2.0, sigma_interval=(0.1, 0.9)
+    )
+    assert GenerateRequest(prompt="").guidance(4.5) == Guidance(guidance_scale=4.5)
+
+
 def test_saving_and_loading_keeps_every_bit(tmp_path: Path, pipe: SanaPipeline) -> None:
     pipe.save_pretrained(tmp_path / "copy")
     copy = SanaPipeline.from_pretrained(tmp_path / "copy")
@@ -115,8 +177,6 @@ def test_saving_and_loading_keeps_every_bit(tmp_path: Path, pipe: SanaPipeline) 
 
 
 def test_compact_storage_draws_nearly_the_same(tmp_path: Path) -> None:
-    from sanakit.pipeline.components import save_components
-
     components = tiny_components()
     save_components(components, tmp_path / "small", storage="int8-rows")
     request = GenerateRequest(prompt="a tree", num_steps=2)
@@ -126,8 +186,6 @@ def test_compact_storage_draws_nearly_the_same(tmp_path: Path) -> None:
 
 
 def test_habits_survive_the_disk(tmp_path: Path) -> None:
-    from sanakit.pipeline.components import save_components
-
     habits = Habits(instruction=None, guidance_scale=2.5, solver="flow-euler", flow_shift=1.5)
     save_components(tiny_components(habits), tmp_path / "m")
     assert load_components(tmp_path / "m").habits == habits
@@ -176,6 +234,13 @@ def test_what_the_model_cannot_draw_is_refused(changes: dict[str, int], said: st
     ("changes", "said"),
     [
         ({"num_steps": 0}, "num_steps=0"),
+        ({"num_steps": 1001}, "num_steps=1001"),
+        ({"num_steps": 2.0}, "num_steps=2.0 must be a whole number"),
+        ({"count": True}, "count=True must be a whole number"),
+        ({"seed": 2**63 - 1}, "seed=9223372036854775807"),
+        ({"height": 0}, "height=0"),
+        ({"pag_scale": -1.0}, "pag_scale=-1.0"),
+        ({"sigma_interval": (0.9, 0.1)}, "sigma_interval"),
         ({"count": 0}, "count=0"),
         ({"seed": -1}, "seed=-1"),
         ({"solver": "flow-eular"}, "did you mean flow-euler"),
@@ -206,6 +271,17 @@ def test_an_unknown_setting_names_its_neighbour() -> None:
         ({"generator": [torch.Generator(), torch.Generator()]}, "2 generators for 1"),
         ({"negative_prompt": ["a", "b"]}, "2 negative prompts for 1"),
         ({"prompt_embeds": torch.zeros(1, 3, 8)}, "come together"),
+        (
+            {"prompt_embeds": torch.zeros(1, 3, 8), "prompt_attention_mask": torch.ones(1, 4)},
+            r"their mask \(1, 4\)",
+        ),
+        (
+            {"prompt_embeds": torch.zeros(1, 3, 8), "prompt_attention_mask": torch.ones(1, 3)},
+            "either prompt or prompt_embeds",
+        ),
+        ({"callback_on_step_end_tensor_inputs": ("latents", "noise")}, "names noise"),
+        ({"sigmas": [1.5, 0.5]}, "must fall"),
+        ({"sigmas": []}, "must fall"),
     ],
 )
 def test_the_published_arguments_are_honoured_or_refused(
@@ -220,6 +296,8 @@ def test_own_timesteps_equal_the_same_sigmas(pipe: SanaPipeline) -> None:
     by_time = pipe("a tree", timesteps=[1000, 500, 250], generator=generator(0), **settings)
     by_sigma = pipe("a tree", sigmas=[1.0, 0.5, 0.25], generator=generator(0), **settings)
     assert torch.equal(by_time.images, by_sigma.images)
+    closed = pipe("a tree", sigmas=[1.0, 0.5, 0.25, 0.0], generator=generator(0), **settings)
+    assert torch.equal(closed.images, by_sigma.images)
 
 
 def test_a_callback_sees_every_step_and_may_replace_the_state(pipe: SanaPipeline) -> None:
@@ -235,6 +313,38 @@ def test_a_callback_sees_every_step_and_may_replace_the_state(pipe: SanaPipeline
     images = pipe("a tree", callback_on_step_end=reset, **call).images
     assert seen == [0, 1, 2]
     assert not images.any()
+
+
+def test_a_callback_is_told_the_timestep_it_comes_from(pipe: SanaPipeline) -> None:
+    told: list[float] = []
+    pipe(
+        "a tree",
+        height=64,
+        width=64,
+        timesteps=[900, 500, 100],
+        callback_on_step_end=lambda p, i, t, tensors: told.append(float(t)),
+    )
+    assert told == [900, 500, 100]
+
+
+def test_pictures_come_in_the_form_asked_for(pipe: SanaPipeline) -> None:
+    def draw(kind: str) -> object:
+        call = {"height": 64, "width": 96, "num_inference_steps": 1, "return_dict": False}
+        (images,) = pipe("a tree", generator=generator(0), output_type=kind, **call)
+        return images
+
+    tensor, array, pictures = draw("pt"), draw("np"), draw("pil")
+    assert tensor.shape == (1, 3, 64, 96)
+    assert tensor.min() >= 0
+    assert tensor.max() <= 1
+    np.testing.assert_array_equal(array, tensor.permute(0, 2, 3, 1).numpy())
+    assert pictures[0].size == (96, 64)
+    np.testing.assert_allclose(np.asarray(pictures[0]) / 255, array[0], atol=0.51 / 255)
+
+
+def test_pixels_beyond_white_and_black_are_cut() -> None:
+    image = torch.tensor([-3.0, -1.0, 0.0, 1.0, 3.0]).expand(1, 3, 1, 5)
+    assert as_output(image, "pt")[0, 0, 0].tolist() == [0, 0, 0.5, 1, 1]
 
 
 def test_embeddings_made_by_hand_draw_what_their_prompt_draws(pipe: SanaPipeline) -> None:
@@ -264,6 +374,90 @@ def test_a_published_size_is_drawn_at_its_bin_and_cut() -> None:
     ).images
     assert seen == [(704 // 64, 1408 // 64)]  # ratio 0.5 of the 512 table is 352 x 704
     assert image.shape[-2:] == (512, 1024)
+
+
+def test_a_published_model_draws_its_own_size_unless_told() -> None:
+    components = tiny_components()
+    components.transformer.config = replace(components.transformer.config, sample_size=16)
+    pipe = SanaPipeline(Pipeline(components))
+    assert pipe._asked_size(None, None) == (1024, 1024)
+    assert pipe._asked_size(512, None) == (512, 1024)
+    assert pipe._drawn_size(512, 1024, binned=False) == (512, 1024)
+    with pytest.raises(ConfigError, match="height=100"):
+        pipe._drawn_size(100, 1024, binned=True)
+    assert SanaPipeline(Pipeline(tiny_components()))._asked_size(None, 96) == (64, 96)
+
+
+def test_sixteen_bits_never_mean_float16_where_it_overflows(folder: Path) -> None:
+    for dtype in (torch.float16, torch.bfloat16):
+        parts = load_components(folder, dtype=dtype)
+        assert parts.transformer.proj_out.weight.dtype == dtype
+        assert next(parts.autoencoder.parameters()).dtype == torch.bfloat16
+        assert parts.prompts.text_encoder.llm.dtype == torch.bfloat16
+    assert load_components(folder).prompts.text_encoder.llm.dtype == torch.float32
+    with pytest.raises(ConfigError, match="overflow in float16"):
+        load_components(folder, text_dtype=torch.float16)
+
+
+def test_a_model_in_sixteen_bits_draws_nearly_the_same(folder: Path) -> None:
+    request = GenerateRequest(prompt="a tree", num_steps=2)
+    exact, rough = (
+        Pipeline.load(folder, dtype=dtype).generate(request).pictures[0].pixels.astype(int)
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert np.abs(exact - rough).max() <= 8
+    assert exact.std() > 1
+
+
+def edit(path: Path, **changes: object) -> None:
+    """Change values of a JSON file; None takes a key out."""
+    values = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({k: v for k, v in values.items() if v is not None}))
+
+
+def test_a_published_folder_without_our_notes_has_the_published_habits(tmp_path: Path) -> None:
+    folder = write_tiny(tmp_path / "m")
+    edit(folder / "model_index.json", _sanakit=None)
+    assert load_components(folder).habits == Habits()
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    edit(scheduler, _class_name="FlowMatchEulerDiscreteScheduler", flow_shift=None)
+    assert load_components(folder).habits == Habits(solver="flow-euler", flow_shift=1.0)
+    edit(scheduler, _class_name="DDIMScheduler")
+    with pytest.raises(ConfigError, match="scheduler DDIMScheduler is not known"):
+        load_components(folder)
+
+
+def test_a_text_encoder_of_another_model_is_refused(tmp_path: Path) -> None:
+    folder = write_tiny(tmp_path / "m")
+    wide = tiny_components()
+    config = replace(wide.transformer.config, caption_channels=12)
+    save_components(replace(wide, transformer=LinearDiT(config)), folder)
+    with pytest.raises(ConfigError, match="gives 8 channels, the transformer takes 12"):
+        load_components(folder)
+
+
+def test_a_language_model_with_its_head_is_a_text_encoder(tmp_path: Path) -> None:
+    folder = write_tiny(tmp_path / "m")
+    path = folder / "text_encoder" / "model.safetensors"
+    plain = load_file(path)
+    named = {f"model.{name}": value for name, value in plain.items()}
+    save_file({**named, "lm_head.weight": torch.zeros(3, 8)}, path, metadata={"format": "pt"})
+    loaded = load_components(folder).prompts.text_encoder.llm.state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in plain.items())
+
+
+def test_a_fingerprint_is_of_both_ends_and_the_size_of_every_file(tmp_path: Path) -> None:
+    path = tmp_path / "part" / "x.safetensors"
+    path.parent.mkdir()
+    seen = set()
+    middle = bytes(3 << 20)
+    for content in (b"a" + middle, b"b" + middle, middle + b"a", middle + b"b", middle + b"bb"):
+        path.write_bytes(content)
+        seen.add(fingerprint(tmp_path))
+        assert fingerprint(tmp_path) in seen
+    assert len(seen) == 5
+    path.rename(path.with_name("y.safetensors"))
+    assert fingerprint(tmp_path) not in seen
 
 
 def test_a_damaged_model_is_refused_by_name(tmp_path: Path) -> None:

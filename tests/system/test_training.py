@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -117,8 +118,9 @@ def diffusion_recipe(pictures: GlyphPictures) -> DiffusionRecipe:
     torch.manual_seed(0)
     latents = cache_latents(Autoencoder(AUTOENCODER).eval(), pictures)
     parts = tiny_components()
-    parts.transformer.requires_grad_(True)
     llm, tokenizer = parts.prompts.text_encoder.llm, parts.prompts.tokenizer
+    for module in (parts.transformer, llm):
+        module.requires_grad_(True)
     return DiffusionRecipe(parts.transformer, llm, tokenizer, pictures, latents)
 
 
@@ -153,7 +155,7 @@ def test_a_diffusion_run_resumes_bit_equal_with_its_captions_and_its_noise(
 
 
 RANK = """
-import os, sys
+import os, signal, sys
 from pathlib import Path
 import torch
 from torch import nn
@@ -164,8 +166,12 @@ class Halves:
     def __init__(self):
         torch.manual_seed(0)
         self.module = nn.Linear(3, 2)
-        self.count = 0
+        self.module.register_parameter("unused", nn.Parameter(torch.ones(1)))  # no gradient
+        self.count, self.seeds, self.stop_at = 0, [], None
     def draw(self, size, generator):
+        self.seeds.append(generator.initial_seed())
+        if self.count == self.stop_at:
+            signal.raise_signal(signal.SIGTERM)
         whole = torch.randn(8, 3, generator=torch.Generator().manual_seed(self.count))
         self.count += 1
         start = size * int(os.environ.get("RANK", 0))
@@ -177,13 +183,15 @@ class Halves:
     def blocks(self):
         return iter(())
 
-run = Path(sys.argv[1])
+run, rank = Path(sys.argv[1]), os.environ.get("RANK", "alone")
 recipe = Halves()
-recipe.module.register_parameter("unused", nn.Parameter(torch.ones(1)))
 config = LoopConfig(batch_size=8, total_images=40, peak_lr=0.1, grad_clip=0.3, log_every=1,
                     compute_dtype="float32", average_halflife=16)
 train(recipe, config, run, resume=False, report=lambda line: None)
-torch.save(recipe.module.state_dict(), run / f"rank-{os.environ.get('RANK', 'alone')}.pt")
+torch.save({"seeds": recipe.seeds, **recipe.module.state_dict()}, run / f"rank-{rank}.pt")
+told = Halves()
+told.stop_at = 1 if rank == "1" else None  # only one of them is told to stop
+train(told, config, run / "told", resume=False, report=lambda line: None)
 """
 
 
@@ -199,14 +207,25 @@ def test_two_ranks_take_the_steps_of_one(tmp_path: Path) -> None:
         subprocess.Popen([sys.executable, "-W", "ignore", "-c", RANK, str(run)], env=environment)
         for run, environment in starts
     ]
-    assert [process.wait(timeout=300) for process in running] == [0, 0, 0]
+    assert [process.wait(timeout=600) for process in running] == [0, 0, 0]
     alone = torch.load(tmp_path / "one" / "rank-alone.pt")
     ranks = [torch.load(tmp_path / "two" / f"rank-{rank}.pt") for rank in (0, 1)]
+    seeds = [state.pop("seeds") for state in (alone, *ranks)]
+    assert seeds[0] == seeds[1]
+    assert len({*seeds[1], *seeds[2]}) == 10  # no two batches of a run share their randomness
     assert_close(ranks[0], ranks[1], atol=0, rtol=0)
     assert_close(ranks[0], alone, atol=1e-6, rtol=1e-5)
     assert [path.name for path in checkpoints(tmp_path / "two")] == ["checkpoint-0000000040"]
+    assert [path.name for path in checkpoints(tmp_path / "two/told")] == ["checkpoint-0000000016"]
     # Only the first rank writes the log: a line a step and the evaluation at the end.
-    assert len((tmp_path / "two" / "log.jsonl").read_text().splitlines()) == 6
+    logs = [
+        [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    ]
+    assert len(logs[0]) == len(logs[1]) == 6
+    # Adam does not see the size of a gradient; the log does.
+    for one, two in zip(logs[0][:5], logs[1][:5], strict=True):
+        assert two["grad_norm"] == pytest.approx(one["grad_norm"], abs=2e-5)
 
 
 def sanakit(*arguments: str, code: int) -> str:

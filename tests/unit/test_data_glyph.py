@@ -59,7 +59,7 @@ def _webp() -> bytes:
     rgba = np.zeros((40, 40, 4), np.uint8)
     rgba[4:36, 4:36] = (224, 36, 45, 255)
     buffer = io.BytesIO()
-    Image.fromarray(rgba, "RGBA").save(buffer, "WEBP", lossless=True)
+    Image.fromarray(rgba).save(buffer, "WEBP", lossless=True)
     return buffer.getvalue()
 
 
@@ -210,6 +210,21 @@ def test_new_records_do_not_draw_the_pictures_again(
     assert build(tmp_path, report=reports.append).built
     assert "found the pictures" in reports
     assert (tmp_path / PICTURES).stat().st_mtime_ns == before
+
+
+def test_new_records_that_break_halfway_do_not_look_finished(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> str:
+        raise KeyboardInterrupt
+
+    build(tmp_path)
+    monkeypatch.setattr(glyph, "RECORDS_VERSION", glyph.RECORDS_VERSION + 1)
+    monkeypatch.setattr(glyph, "attribution_text", fail)
+    with pytest.raises(KeyboardInterrupt):
+        build(tmp_path)
+    with pytest.raises(DataError, match=r"summary\.json is missing"):
+        GlyphPictures.open(tmp_path)
 
 
 @pytest.mark.parametrize("broken", ["draw_all", "describe"])

@@ -143,12 +143,12 @@ def test_steps_are_those_of_adamw_written_out(tmp_path: Path) -> None:
 def test_the_average_follows_its_formula_and_evaluation_sees_it(tmp_path: Path) -> None:
     seen: list[dict[str, Tensor]] = []
     recipe = TinyRecipe(lambda count: seen.append(weights(recipe.module)))
-    config = replace(CONFIG, batch_size=10, total_images=800, average_halflife=30, log_every=100)
+    config = replace(CONFIG, batch_size=10, total_images=300, average_halflife=20, log_every=100)
     train(recipe, config, tmp_path, resume=False, report=quiet)
     seen.append(weights(recipe.module))
     average = {name: value.double() for name, value in seen[0].items()}
     for step, now in enumerate(seen[1:], start=1):
-        halflife = min(30, max(1, 10 * step // 10))
+        halflife = min(20, max(1, 10 * step // 10))
         keep = 0.5 ** (10 / halflife)
         average = {name: keep * average[name] + (1 - keep) * now[name] for name in now}
     floats = [name for name, value in seen[0].items() if value.is_floating_point()]

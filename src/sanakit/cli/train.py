@@ -100,6 +100,9 @@ def diffusion(
     lm: Annotated[Path, typer.Option(help="Run of the language model to start from.")] = Path(
         "runs/glyph-lm"
     ),
+    freeze_text: Annotated[
+        bool, typer.Option("--freeze-text", help="Leave the text encoder as it is.")
+    ] = False,
     resume: Resume = False,
     settings: Settings = None,
 ) -> None:
@@ -109,7 +112,9 @@ def diffusion(
         from sanakit.train.loop import train, with_overrides
         from sanakit.train.recipes import glyph_diffusion
 
-        run, config = glyph_diffusion(data, autoencoder_run=autoencoder, lm_run=lm, out=out)
+        run, config = glyph_diffusion(
+            data, autoencoder_run=autoencoder, lm_run=lm, out=out, tune_text=not freeze_text
+        )
         train(run, with_overrides(config, settings or []), out, resume=resume, report=typer.echo)
 
 

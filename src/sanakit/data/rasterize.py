@@ -73,13 +73,13 @@ def render_icon(icon: Icon, *, size: int, colour: str | None = None) -> Pixels |
     renderer = load_renderer()
     left, top, width, height = icon.canvas
     side = max(width, height)
-    canvas = (left + (width - side) / 2, top + (height - side) / 2, side, side)
-    probe = _render(renderer, svg_text(icon, canvas, size=PROBE, colour=colour))
+    square = (left, top, side, side)
+    probe = _render(renderer, svg_text(icon, square, size=PROBE, colour=colour))
     box = visible_box(probe[..., 3])
     if box is None:
         return None
     unit = side / PROBE
-    found = (canvas[0] + box[0] * unit, canvas[1] + box[1] * unit, box[2] * unit, box[3] * unit)
+    found = (left + box[0] * unit, top + box[1] * unit, box[2] * unit, box[3] * unit)
     return _render(renderer, svg_text(icon, framing(found, side), size=size, colour=colour))
 
 
@@ -98,8 +98,6 @@ def resize_picture(data: bytes, *, size: int) -> Pixels | None:
     if box is None:
         return None
     left, top, side, _ = framing(box, max(rgba.shape[:2]))
-    premultiplied = Image.fromarray(rgba, "RGBA").convert("RGBa")
     start = round(left), round(top)
-    crop = premultiplied.crop((*start, start[0] + round(side), start[1] + round(side)))
-    resized = crop.resize((size, size), Image.Resampling.LANCZOS)
-    return np.array(resized.convert("RGBA"), dtype=np.uint8)
+    crop = Image.fromarray(rgba).crop((*start, start[0] + round(side), start[1] + round(side)))
+    return np.array(crop.resize((size, size), Image.Resampling.LANCZOS), dtype=np.uint8)

@@ -107,6 +107,12 @@ class TransformerConfig:
         return int(self.mlp_ratio * self.width)
 
     @property
+    def position_span(self) -> float | None:
+        """Range of the coordinates in the positional encoding; None where there is none."""
+        scale = self.interpolation_scale
+        return None if scale is None else self.sample_size // self.patch_size / scale
+
+    @property
     def output_channels(self) -> int:
         """Channels of the prediction; ``out_channels`` where given, else ``in_channels``."""
         return self.out_channels or self.in_channels
@@ -227,6 +233,14 @@ TRANSFORMERS: Mapping[str, TransformerConfig] = MappingProxyType(
         "sana1.5-4.8b": _sana(2240, 20, 60, **_QK),
         "sprint-0.6b": _sana(1152, 16, 28, **_SPRINT),
         "sprint-1.6b": _sana(2240, 20, 20, **_SPRINT),
+    }
+)
+
+# Control branches are copies of the first seven blocks of the transformer they steer.
+CONTROL_BRANCHES: Mapping[str, TransformerConfig] = MappingProxyType(
+    {
+        "controlnet-0.6b": _sana(1152, 16, 7),
+        "controlnet-1.6b": _sana(2240, 20, 7),
     }
 )
 

@@ -55,6 +55,25 @@ class Modulation(NamedTuple):
         return (x * (1 + self.scale) + self.shift).to(x.dtype)
 
 
+def readable(mask: TextMask | None) -> TextMask | None:
+    """Read a text with no real token whole, as the published additive mask has it."""
+    return None if mask is None else mask | ~mask.any(dim=1, keepdim=True)
+
+
+def check_latent(x: Latent, config: TransformerConfig) -> None:
+    """Raise a `ConfigError` for a latent of the wrong channels or size."""
+    if x.shape[1] != config.in_channels:
+        raise ConfigError(
+            f"latent has {x.shape[1]} channels, the model takes {config.in_channels}",
+            hint="use the autoencoder the model was trained with",
+        )
+    if x.shape[2] % config.patch_size or x.shape[3] % config.patch_size:
+        raise ConfigError(
+            f"latent is {x.shape[2]} x {x.shape[3]}: both sides must be multiples of "
+            f"patch_size={config.patch_size}"
+        )
+
+
 class Block(nn.Module):
     """One block as the paper draws it: linear attention, text, Mix-FFN; three residuals."""
 
@@ -110,12 +129,11 @@ class LinearDiT(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        width, patch, scale = config.width, config.patch_size, config.interpolation_scale
-        span = None if scale is None else config.sample_size // patch / scale
+        width, patch = config.width, config.patch_size
         self.config = config
         self.gradient_checkpointing = False
         """Recompute blocks in the backward pass instead of keeping their activations."""
-        self.patch_embed = PatchEmbed(config.in_channels, width, patch, span=span)
+        self.patch_embed = PatchEmbed(config.in_channels, width, patch, span=config.position_span)
         self.time_embed = GuidedTimeEmbed(width) if config.guidance_embeds else TimeEmbed(width)
         self.caption_projection = TextProjection(config.caption_channels, width)
         self.caption_norm = RMSNorm(width, CAPTION_NORM_EPS)
@@ -139,6 +157,7 @@ class LinearDiT(nn.Module):
         guidance: PerSample | None = None,
         mix: Mix | None = None,
         mix_layers: frozenset[int] = frozenset(),
+        residuals: tuple[Tokens, ...] = (),
     ) -> Latent:
         """Predict the velocity at ``x``. All tensors have the dtype of the weights.
 
@@ -154,17 +173,20 @@ class LinearDiT(nn.Module):
             mix: False on rows whose self-attention is the identity map in ``mix_layers``
                 (perturbed-attention guidance); None mixes all rows everywhere.
             mix_layers: indices of the blocks that ``mix`` applies to.
+            residuals: what a `ControlBranch` gives; number i is added after block i + 1. This is
+                the wiring of diffusers, the original adds each one block earlier (reference 3.11).
 
         Raises:
             ConfigError: for a latent of the wrong channels or size, guidance where there is none
                 to embed or the reverse, and a layer the model does not have.
         """
-        self._check(x, guidance, mix_layers)
+        check_latent(x, self.config)
+        self._check(guidance, mix_layers, residuals)
         if isinstance(text, PreparedText):
             states, prepared = text
         else:
             states, prepared = self._project(text), None
-        mask = None if text_mask is None else text_mask | ~text_mask.any(dim=1, keepdim=True)
+        mask = readable(text_mask)
         grid = (x.shape[2] // self.config.patch_size, x.shape[3] // self.config.patch_size)
 
         y = self.patch_embed(x)
@@ -178,6 +200,8 @@ class LinearDiT(nn.Module):
                 y = checkpoint(block, *inputs, use_reentrant=False)
             else:
                 y = block(*inputs)
+            if 0 < index <= len(residuals):
+                y = y + residuals[index - 1]
 
         shift, scale = (self.scale_shift_table + embedded.unsqueeze(1)).chunk(2, dim=1)
         y = F.layer_norm(y, (self.config.width,), eps=FINAL_NORM_EPS) * (1 + scale) + shift
@@ -188,18 +212,13 @@ class LinearDiT(nn.Module):
     def _project(self, text: Text) -> Text:
         return self.caption_norm(self.caption_projection(text))
 
-    def _check(self, x: Latent, guidance: PerSample | None, mix_layers: frozenset[int]) -> None:
+    def _check(
+        self,
+        guidance: PerSample | None,
+        mix_layers: frozenset[int],
+        residuals: tuple[Tokens, ...],
+    ) -> None:
         config = self.config
-        if x.shape[1] != config.in_channels:
-            raise ConfigError(
-                f"latent has {x.shape[1]} channels, the model takes {config.in_channels}",
-                hint="use the autoencoder the model was trained with",
-            )
-        if x.shape[2] % config.patch_size or x.shape[3] % config.patch_size:
-            raise ConfigError(
-                f"latent is {x.shape[2]} x {x.shape[3]}: both sides must be multiples of "
-                f"patch_size={config.patch_size}"
-            )
         if config.guidance_embeds and guidance is None:
             raise ConfigError(
                 "this model embeds the guidance scale and was given none",
@@ -214,4 +233,10 @@ class LinearDiT(nn.Module):
             raise ConfigError(
                 f"mix_layers names block {absent[0]}, the model has {config.num_layers} blocks",
                 hint=f"use indices from 0 to {config.num_layers - 1}",
+            )
+        if residuals and len(residuals) >= config.num_layers:
+            raise ConfigError(
+                f"{len(residuals)} residuals for {config.num_layers} blocks, the first of which "
+                f"takes none: at most {config.num_layers - 1} can be added",
+                hint="use the control branch that was trained for this model",
             )

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sanakit.data.backgrounds import BACKGROUNDS, captioned
-from sanakit.data.pictures import GlyphPictures, compose
+from sanakit.data.pictures import GlyphPictures, Record, compose
+from sanakit.data.split import PROTECTED
 from sanakit.flow.noise_levels import logit_normal_levels
 from sanakit.flow.path import flow_matching_loss, interpolate
 from sanakit.models.autoencoder import Autoencoder
@@ -26,6 +27,7 @@ from sanakit.shapes import Latent, TextMask, TokenIds
 
 ENCODE_BATCH = 32
 EVALUATED = 512
+SILHOUETTE = "silhouette"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,9 +88,9 @@ class DiffusionRecipe:
         flow_shift: float = 1.0,
         null_share: float = 0.1,
         other_share: float = 0.25,
+        everyday_weight: float = 4.0,
     ) -> None:
         self.module = nn.ModuleDict({"transformer": transformer, "text_encoder": llm})
-        llm.requires_grad_(tune_text)
         self.tokenizer = tokenizer
         self.pictures = pictures
         self.latents = latents
@@ -97,7 +99,10 @@ class DiffusionRecipe:
         self.null_share = null_share
         self.other_share = other_share
         self.train_indices = torch.from_numpy(pictures.indices("train"))
-        weights = [pictures.records[i].weight for i in self.train_indices.tolist()]
+        weights = [
+            record.weight * (everyday_weight if is_everyday(record) else 1.0)
+            for record in (pictures.records[i] for i in self.train_indices.tolist())
+        ]
         self.weights = torch.tensor(weights, dtype=torch.float64)
         self.held = pictures.indices("held_style")[:EVALUATED]
 
@@ -140,11 +145,10 @@ class DiffusionRecipe:
     def _errors(
         self, module: nn.Module, batch: DiffusionBatch, noise: Latent, sigma: Tensor, time: Tensor
     ) -> Tensor:
-        states = module.get_submodule("text_encoder")(
-            input_ids=batch.ids, attention_mask=batch.mask, use_cache=False
-        ).last_hidden_state
-        if not self.tune_text:
-            states = states.detach()
+        with torch.set_grad_enabled(self.tune_text and torch.is_grad_enabled()):
+            states = module.get_submodule("text_encoder")(
+                input_ids=batch.ids, attention_mask=batch.mask, use_cache=False
+            ).last_hidden_state
         x = interpolate(batch.x0, noise, sigma)
         predicted = module.get_submodule("transformer")(x, time, states, batch.mask)
         return flow_matching_loss(predicted, batch.x0, noise)
@@ -165,6 +169,11 @@ class DiffusionRecipe:
             row[: len(sequence)] = torch.tensor(sequence)
         x0 = torch.from_numpy(latents.astype(np.float32))
         return DiffusionBatch(x0=x0, ids=ids, mask=length_mask(lengths))
+
+
+def is_everyday(record: Record) -> bool:
+    """Whether a picture shows what people ask for first; silhouettes are many as it is."""
+    return record.name in PROTECTED and record.style != SILHOUETTE
 
 
 def _by_thirds(error: Tensor, sigma: Tensor) -> dict[str, Tensor]:

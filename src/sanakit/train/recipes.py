@@ -106,10 +106,13 @@ def glyph_language_model(data: Path) -> Run:
     return LanguageModelRecipe(module, rows, held), config
 
 
-def glyph_diffusion(data: Path, *, autoencoder_run: Path, lm_run: Path, out: Path) -> Run:
+def glyph_diffusion(
+    data: Path, *, autoencoder_run: Path, lm_run: Path, out: Path, tune_text: bool = True
+) -> Run:
     """The embedded model's transformer, 15 M parameters, with its text encoder tuned along.
 
-    Latents are computed once and kept in ``out``.
+    Latents are computed once and kept in ``out``. ``tune_text`` may change when a run is resumed:
+    weights without a gradient are left as they are.
     """
     pictures = GlyphPictures.open(data)
     autoencoder = _trained(Autoencoder(AUTOENCODERS["glyph"]), autoencoder_run)
@@ -123,8 +126,8 @@ def glyph_diffusion(data: Path, *, autoencoder_run: Path, lm_run: Path, out: Pat
     _trained(llm, lm_run)
     tokenizer = AutoTokenizer.from_pretrained(str(_made(data / TEXT / "tokenizer", by="tokenizer")))
     config = LoopConfig(
-        batch_size=64,
-        total_images=310_000,
+        batch_size=96,
+        total_images=300_000,
         peak_lr=8e-4,
         warmup_images=4_000,
         decay_share=0.35,
@@ -134,7 +137,8 @@ def glyph_diffusion(data: Path, *, autoencoder_run: Path, lm_run: Path, out: Pat
         log_every=50,
         evaluate_every=200,
     )
-    return DiffusionRecipe(transformer, llm, tokenizer, pictures, latents), config
+    recipe = DiffusionRecipe(transformer, llm, tokenizer, pictures, latents, tune_text=tune_text)
+    return recipe, config
 
 
 def glyph_export(
