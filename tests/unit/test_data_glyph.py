@@ -270,7 +270,7 @@ def test_an_archive_that_is_not_the_pinned_one_stops_the_build(
     archives: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match="is pinned"):
-        build_glyph(tmp_path, packages=archives)
+        build_glyph(tmp_path, packages=archives, workers=1)
     assert not (tmp_path / SUMMARY).exists()
 
 
@@ -324,3 +324,12 @@ def test_composing_shows_the_background_where_nothing_is_drawn() -> None:
     torch.testing.assert_close(image[1, :, 0, 0], torch.tensor([1.0, -1.0, -0.6]))
     mixed = np.array([0.2 * 1 + 0.8 * 0, 0.8 * 0.5, 0.2 * 0.2 + 0.8]) * 2 - 1
     torch.testing.assert_close(image[1, :, 1, 1], torch.tensor(mixed, dtype=torch.float32))
+
+
+def test_pictures_straight_from_the_memory_map_are_composed(build: Build, tmp_path: Path) -> None:
+    build(tmp_path)
+    pictures = GlyphPictures.open(tmp_path).pictures[:3]
+    assert not pictures.flags.writeable
+    image = compose(pictures, np.ones((3, 3)))
+    assert image.min() >= -1
+    assert image.max() == 1

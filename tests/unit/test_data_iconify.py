@@ -174,3 +174,24 @@ def test_the_hidden_colour_of_empty_pixels_does_not_bleed() -> None:
 
 def test_an_empty_picture_file_yields_nothing() -> None:
     assert resize_picture(webp(np.zeros((8, 8, 4), np.uint8)), size=4) is None
+
+
+def test_a_canvas_that_does_not_start_at_zero_shows_the_same() -> None:
+    one = drawing('<rect x="5" y="5" width="60" height="30" fill="#ff0000"/>')
+    body = '<rect x="-75" y="205" width="60" height="30" fill="#ff0000"/>'
+    other = drawing(body, (-80, 200, 100, 100))
+    np.testing.assert_array_equal(render_icon(one, size=32), render_icon(other, size=32))
+
+
+def test_alpha_of_a_picture_file_is_straight() -> None:
+    picture = resize_picture(webp(np.full((40, 40, 4), (200, 100, 50, 128), np.uint8)), size=20)
+    assert picture is not None
+    np.testing.assert_allclose(picture[10, 10].astype(int), [200, 100, 50, 128], atol=2)
+
+
+def test_a_picture_file_is_made_smaller_by_averaging() -> None:
+    rgba = np.full((80, 80, 4), 255, np.uint8)
+    rgba[::2, :, :3] = 0  # lines of one pixel
+    picture = resize_picture(webp(rgba), size=16)
+    assert picture is not None
+    assert 90 < picture[8, 8, 0] < 165

@@ -93,7 +93,7 @@ def compose(rgba: npt.NDArray[np.uint8], background: npt.NDArray[np.floating]) -
 
     Alpha is straight; colours mix as stored, without gamma, as browsers do.
     """
-    pixels = torch.from_numpy(np.ascontiguousarray(rgba)).permute(0, 3, 1, 2).float() / 255
+    pixels = torch.from_numpy(np.array(rgba)).permute(0, 3, 1, 2).float() / 255
     behind = torch.from_numpy(np.asarray(background, dtype=np.float32))[:, :, None, None]
     colour, alpha = pixels[:, :3], pixels[:, 3:]
     return (behind + (colour - behind) * alpha) * 2 - 1

@@ -36,7 +36,7 @@ from sanakit.weights.store import Storage
 TEXT = "text"
 """Folder inside a data set: ``tokenizer/``, ``rows.npy`` and ``held.npy``."""
 LATENTS = "latents.npz"
-GLYPH_GUIDANCE = 3.0
+GLYPH_GUIDANCE = 5.0
 GLYPH_FLOW_SHIFT = 1.0
 CAPTION_WEIGHT = 16
 M = TypeVar("M", bound=nn.Module)
