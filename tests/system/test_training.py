@@ -275,3 +275,11 @@ def test_a_wrong_setting_ends_before_the_run_begins(
         np.save(tmp_path / "data" / "text" / f"{name}.npy", rows)
     assert said in sanakit("lm", "--data", "data", "--set", setting, code=2)
     assert not (tmp_path / "runs").exists()
+
+
+def test_refining_a_decoder_needs_an_encoder_that_was_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = sanakit("autoencoder", "--phase", "decoder", code=2)
+    assert "hint: name the run to begin with: --from" in said

@@ -85,6 +85,11 @@ def autoencoder(
         from sanakit.train.loop import train, with_overrides
         from sanakit.train.recipes import glyph_autoencoder
 
+        if phase == "decoder" and start is None and not resume:
+            raise ConfigError(
+                "--phase decoder would keep an encoder that was never trained",
+                hint="name the run to begin with: --from runs/glyph-autoencoder",
+            )
         run, config = glyph_autoencoder(data, phase=phase, start=start)
         train(run, with_overrides(config, settings or []), out, resume=resume, report=typer.echo)
 

@@ -126,8 +126,8 @@ def glyph_diffusion(
     _trained(llm, lm_run)
     tokenizer = AutoTokenizer.from_pretrained(str(_made(data / TEXT / "tokenizer", by="tokenizer")))
     config = LoopConfig(
-        batch_size=96,
-        total_images=300_000,
+        batch_size=128,
+        total_images=390_000,
         peak_lr=8e-4,
         warmup_images=4_000,
         decay_share=0.35,
