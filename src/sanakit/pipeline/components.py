@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from sanakit.errors import ConfigError, WeightsError
+from sanakit.errors import ConfigError
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.config import AutoencoderConfig, TransformerConfig
 from sanakit.models.text_encoder import TextEncoder
@@ -181,9 +181,6 @@ def _fill(module: nn.Module, folder: Path, dtype: torch.dtype, variant: str | No
     state = read_weights(folder, variant=variant)
     state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
     load_strict(module, state, source=str(folder))
-    for name, tensor in module.named_parameters():
-        if tensor.is_meta:
-            raise WeightsError(f"{folder}: {name} was not filled")
 
 
 def _load_llm(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
@@ -196,10 +193,6 @@ def _load_llm(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     state = {name.removeprefix("model."): v.to(dtype) for name, v in state.items()}
     state.pop("lm_head.weight", None)
     load_strict(llm, state, source=str(folder))
-    for name, buffer in llm.named_buffers():
-        # Rotary tables are made on construction and stay fp32; only what was saved changes dtype.
-        if name in state:
-            buffer.data = state[name]
     return llm
 
 
