@@ -1,0 +1,137 @@
+"""Which dtype each component of a checkpoint may run in: the published rule, kept in one place.
+
+SANA's best known failure is a black picture: fp16 ends at 65504, and the activations of Gemma-2, of
+DC-AE and of the transformers trained in bf16 go beyond it. A request that would draw one is an
+error here, before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from sanakit.errors import ConfigError
+from sanakit.weights.catalog import Checkpoint
+
+COMPONENTS = ("transformer", "text_encoder", "vae")
+KEYS = (*COMPONENTS, "default")
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# Where 16-bit kernels are both present and faster than fp32. On CPUs they are emulated on most
+# machines; on MPS users report grey pictures in fp16 and bf16.
+HALF_DEVICES = ("cuda", "xpu")
+
+Requested = torch.dtype | Mapping[str, torch.dtype] | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dtypes:
+    """The dtype of each component's weights."""
+
+    transformer: torch.dtype
+    text_encoder: torch.dtype
+    vae: torch.dtype
+
+
+def resolve_dtypes(
+    checkpoint: Checkpoint | None,
+    requested: Requested,
+    *,
+    allow_unsafe: bool = False,
+    device: str | torch.device = "cpu",
+) -> Dtypes:
+    """Say in which dtype each component runs, from what was asked and what is known to work.
+
+    - A single dtype is the transformer's. Text encoder and VAE follow it, except that fp16 means
+      bf16 for them: nobody who writes ``torch_dtype=torch.float16`` asks for overflow.
+    - A mapping names components, and ``default`` for those it does not name, which is then read
+      like a single dtype. It is taken at its word: fp16 for text encoder or VAE is an error.
+    - None, for a catalogued checkpoint on a GPU: the recommended dtype for the transformer, bf16
+      for the others. On a CPU and on MPS: fp32 for all, right everywhere and on most CPUs faster
+      than 16 bit; who is short of memory passes ``torch.bfloat16``. For other models: fp32.
+
+    A transformer published for bf16 is refused in fp16. The other way round is allowed: bf16 holds
+    fp16's range, at three bits less.
+
+    Args:
+        checkpoint: None for embedded models and local folders, whose transformer runs in any.
+        requested: what the caller passed as ``torch_dtype``.
+        allow_unsafe: the caller's ``allow_unsafe_dtype``: run what was asked for by name anyway.
+        device: where the model will run; decides what None means.
+
+    Raises:
+        ConfigError: an unknown key, something that is no real dtype, or a refused request.
+    """
+    if isinstance(requested, Mapping):
+        named = _checked_keys(requested)
+    else:
+        named = {} if requested is None else {"default": requested}
+    for key, dtype in named.items():
+        _check_dtype(key, dtype)
+    default = named.pop("default", None)
+    if default is None:
+        usual, beside = _usual(checkpoint, torch.device(device).type)
+    else:
+        usual = default
+        beside = torch.bfloat16 if default == torch.float16 else default
+    chosen = Dtypes(
+        transformer=named.get("transformer", usual),
+        text_encoder=named.get("text_encoder", beside),
+        vae=named.get("vae", beside),
+    )
+    if not allow_unsafe:
+        _check_policy(checkpoint, chosen)
+    return chosen
+
+
+def _usual(checkpoint: Checkpoint | None, device: str) -> tuple[torch.dtype, torch.dtype]:
+    """What the transformer, and what the other two, run in when nobody says."""
+    if checkpoint is None or checkpoint.dtype is None or device not in HALF_DEVICES:
+        return torch.float32, torch.float32
+    return recommended(checkpoint), torch.bfloat16
+
+
+def recommended(checkpoint: Checkpoint) -> torch.dtype:
+    """Give the dtype that a checkpoint's transformer was published for; fp32 for autoencoders."""
+    names = {"float16": torch.float16, "bfloat16": torch.bfloat16, None: torch.float32}
+    return names[checkpoint.dtype]
+
+
+def _checked_keys(requested: Mapping[str, torch.dtype]) -> dict[str, torch.dtype]:
+    for key in requested:
+        if key not in KEYS:
+            near = difflib.get_close_matches(str(key), KEYS, n=1)
+            raise ConfigError(
+                f"torch_dtype names {key!r}, which is no component",
+                hint=(f"did you mean {near[0]!r}? " if near else "") + f"keys: {', '.join(KEYS)}",
+            )
+    return dict(requested)
+
+
+def _check_dtype(key: str, dtype: object) -> None:
+    if dtype not in DTYPES:
+        where = "" if key == "default" else f" of {key}"
+        raise ConfigError(
+            f"torch_dtype{where} is {dtype!r}",
+            hint="pass torch.float16, torch.bfloat16 or torch.float32, or a dict of them by "
+            f"component ({', '.join(KEYS)}); 8 and 4 bit come with a quantization_config",
+        )
+
+
+def _check_policy(checkpoint: Checkpoint | None, chosen: Dtypes) -> None:
+    for name in ("text_encoder", "vae"):
+        if getattr(chosen, name) == torch.float16:
+            raise ConfigError(
+                f"{name} in float16 overflows: pictures come out black or grey",
+                hint=f"pass {{{name!r}: torch.bfloat16}} (or float32); allow_unsafe_dtype=True "
+                "overrides",
+            )
+    if checkpoint is None or checkpoint.dtype != "bfloat16":
+        return
+    if chosen.transformer == torch.float16:
+        raise ConfigError(
+            f"{checkpoint.alias}: its transformer was trained in bfloat16 and overflows in float16",
+            hint="pass torch_dtype=torch.bfloat16 (or float32); allow_unsafe_dtype=True overrides",
+        )
