@@ -44,9 +44,9 @@ def place(sizes: Mapping[str, int], device_map: Placed | None) -> dict[str, torc
                 f"device_map names {absent[0]!r}", hint=f"parts: {', '.join(sorted(sizes))}"
             )
         default = device_map.get("", "cpu")
-        return {part: _device(device_map.get(part, default)) for part in sizes}
+        return {part: device_named(device_map.get(part, default)) for part in sizes}
     if device_map not in BY_MEMORY:
-        return dict.fromkeys(sizes, _device(device_map))
+        return dict.fromkeys(sizes, device_named(device_map))
     free = {
         torch.device(_accelerator(), index): RESERVE * memory
         for index, memory in get_max_memory().items()
@@ -76,7 +76,12 @@ def _accelerator() -> str:
     return "cpu" if found is None else found.type
 
 
-def _device(name: str | int | torch.device) -> torch.device:
+def device_named(name: str | int | torch.device) -> torch.device:
+    """Give the device of that name, after it has held a tensor.
+
+    Raises:
+        ConfigError: for one that does not exist.
+    """
     try:
         device = torch.device(_accelerator(), name) if isinstance(name, int) else torch.device(name)
         torch.empty(0, device=device)

@@ -12,7 +12,7 @@ from sanakit.errors import ConfigError, MissingModelError
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.config import AutoencoderConfig, TransformerConfig, config_from_dict
 from sanakit.models.transformer import LinearDiT
-from sanakit.pipeline.keywords import refuse_unknown
+from sanakit.pipeline.keywords import bytes_of, refuse_pickles, refuse_unknown
 from sanakit.pipeline.networks import Network, build, fill, write
 from sanakit.pipeline.placement import Placed, place_one
 from sanakit.weights.catalog import find_checkpoint
@@ -21,7 +21,6 @@ from sanakit.weights.embedded import resolve_model
 from sanakit.weights.store import CONFIG, MAX_SHARD_BYTES
 
 P = TypeVar("P", bound="Published")
-UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 class Published(Network):
@@ -67,8 +66,7 @@ class Published(Network):
             MissingModelError: no such model. WeightsError: weights that do not fit.
         """
         refuse_unknown(cls.from_pretrained, unknown)
-        if not use_safetensors:
-            raise ConfigError("use_safetensors=False would read pickles", hint="leave it out")
+        refuse_pickles(use_safetensors)
         name = pretrained_model_name_or_path
         asked = {} if torch_dtype is None else {cls.role: torch_dtype}
         checkpoint = find_checkpoint(str(name))
@@ -177,25 +175,11 @@ def component_folder(
     local = Path(name).expanduser() / (subfolder or "")
     if (local / CONFIG).is_file():
         return local
-    folder = resolve_model(name) / (subfolder or "")
+    model = resolve_model(name, variant=variant, revision=revision, offline=offline)
+    folder = model / (subfolder or "")
     if not (folder / CONFIG).is_file():
         raise MissingModelError(
             f"{folder}: holds no {CONFIG}",
             hint='name the part: subfolder="transformer" or "vae"',
         )
     return folder
-
-
-def bytes_of(size: int | str) -> int:
-    """Read a size: a number of bytes, or a text like ``5GB``.
-
-    Raises:
-        ConfigError: for anything else, and for nothing at all.
-    """
-    found = size
-    if isinstance(size, str):
-        number, unit = size[:-2].strip(), size[-2:].upper()
-        found = int(number) * UNITS[unit] if number.isdecimal() and unit in UNITS else 0
-    if not isinstance(found, int) or found < 1:
-        raise ConfigError(f"size {size!r} is none", hint="bytes, or text like '500MB' or '5GB'")
-    return found

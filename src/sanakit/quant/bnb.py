@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import MutableMapping
 from functools import cache
 from types import ModuleType
@@ -26,7 +27,17 @@ def _library() -> ModuleType:
             f"bitsandbytes cannot be imported ({error})",
             hint="install it: pip install 'sanakit[quant]'",
         ) from error
+    quieten()
     return bitsandbytes
+
+
+def quieten() -> None:
+    """Keep the library from logging, at every product, that LLM.int8() casts bf16 to fp16."""
+    logging.getLogger("bitsandbytes.autograd._functions").addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith("MatMul8bitLt: inputs will be cast")
 
 
 def is_int8(module: nn.Module) -> bool:

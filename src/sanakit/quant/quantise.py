@@ -15,6 +15,7 @@ from sanakit.quant.recipe import BitsAndBytes, Recipe
 
 NOTHING = torch.empty(0)
 
+
 def quantise(
     module: nn.Module,
     recipe: Recipe,

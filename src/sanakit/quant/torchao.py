@@ -42,7 +42,13 @@ def quantise(
         layer = module.get_submodule(name).to(device=device, dtype=dtype)
         try:
             quantize_(layer, config)
-        except (ImportError, RuntimeError, ValueError, AssertionError, NotImplementedError) as error:
+        except (
+            ImportError,
+            RuntimeError,
+            ValueError,
+            AssertionError,
+            NotImplementedError,
+        ) as error:
             raise ConfigError(
                 f"torchao cannot quantise {name} to {recipe.kind} on {device} ({error})",
                 hint="int8 and fp8 fit any width on any device",
@@ -64,7 +70,8 @@ def _config(kind: str) -> Any:
     if kind == "fp8":
         return quantization.Float8WeightOnlyConfig()
     if kind == "int4":
+        four_bits: Any = getattr(torch, kind)  # torch's stubs lack it
         return quantization.IntxWeightOnlyConfig(
-            weight_dtype=torch.int4, granularity=PerGroup(GROUP)
+            weight_dtype=four_bits, granularity=PerGroup(GROUP)
         )
     raise ConfigError(f"torchao kind {kind!r} is unknown", hint="use int8, int4 or fp8")

@@ -86,8 +86,8 @@ def write_weights(
     """Write a component's tensors; above ``max_shard_bytes`` in shards with an index.
 
     The folder is made where missing. Every file appears whole or not at all, and what the folder
-    held under the same stem and variant before goes last. ``int8-rows`` is a quarter of fp32 and is read by
-    this package only.
+    held under the same stem and variant before goes last. ``int8-rows`` is a quarter of fp32 and
+    is read by this package only.
 
     Raises:
         DataError: the disk refuses. WeightsError: a tensor that cannot be stored that way.

@@ -1,5 +1,4 @@
-"""The text encoder's LLM: built without memory and filled, or taken from the caller and made safe.
-"""
+"""The text encoder's LLM: built without memory and filled, or the caller's own, made safe."""
 
 from __future__ import annotations
 
@@ -8,12 +7,14 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
+from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from sanakit.errors import ConfigError
 from sanakit.models.text_encoder import TextEncoder
 from sanakit.pipeline.components.types import LM_STEM
+from sanakit.quant import bnb
 from sanakit.quant.quantise import cast_real, is_quantised, quantise, restore
 from sanakit.quant.recipe import BitsAndBytes, recipe_of
 from sanakit.weights.load import load_strict
@@ -46,7 +47,7 @@ def fill_llm(
     variant: str | None,
     quantization: Any,
     device: torch.device,
-) -> TextEncoder:
+) -> None:
     """Give the LLM its weights, as `networks.fill` does; a language model's head is left aside.
 
     Raises:
@@ -73,8 +74,7 @@ def fill_llm(
         quantise(llm, recipe, dtype=dtype, device=device)
     if isinstance(recipe, BitsAndBytes):
         llm.config.quantization_config = recipe.to_json()
-    llm.to(device)
-    return TextEncoder(llm)
+    nn.Module.to(llm, device)  # transformers' own refuses quantised models
 
 
 def adopt_llm(given: Any, *, allow_unsafe: bool) -> TextEncoder:
@@ -87,23 +87,24 @@ def adopt_llm(given: Any, *, allow_unsafe: bool) -> TextEncoder:
     Raises:
         ConfigError: something that is no decoder-only LLM, or an fp16 one that is not quantised.
     """
-    if isinstance(given, TextEncoder):
-        given = given.llm
-    if not isinstance(given, PreTrainedModel):
+    llm = given.llm if isinstance(given, TextEncoder) else given
+    if not isinstance(llm, PreTrainedModel):
         raise ConfigError(
             f"text_encoder is a {type(given).__name__}",
             hint="pass a model of transformers, e.g. from AutoModel.from_pretrained",
         )
-    config = given.config
+    config = llm.config
     softcap = getattr(config, "attn_logit_softcapping", None)
     if softcap is not None and config._attn_implementation == "sdpa":
-        given.set_attn_implementation("eager")
-    half = any(p.dtype == torch.float16 for p in given.parameters())
+        llm.set_attn_implementation("eager")
+    half = any(p.dtype == torch.float16 for p in llm.parameters())
     if half and not allow_unsafe:
-        if not is_quantised(given):
+        if not is_quantised(llm):
             raise ConfigError(
                 "text_encoder in float16 overflows: pictures come out black or grey",
                 hint="load it with torch_dtype=torch.bfloat16; allow_unsafe_dtype=True overrides",
             )
-        cast_real(given, torch.bfloat16)
-    return TextEncoder(given)
+        cast_real(llm, torch.bfloat16)
+    if is_quantised(llm):
+        bnb.quieten()
+    return given if isinstance(given, TextEncoder) else TextEncoder(llm)

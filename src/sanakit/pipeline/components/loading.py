@@ -1,10 +1,9 @@
-"""A model folder becomes the parts of a pipeline; parts that the caller has are taken as they are.
-"""
+"""A model folder becomes the parts of a pipeline; parts that the caller has are not read."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +15,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from sanakit.errors import ConfigError, MissingModelError
 from sanakit.flow.solvers import SOLVERS
 from sanakit.models.autoencoder import Autoencoder
+from sanakit.models.text_encoder import TextEncoder
 from sanakit.models.transformer import LinearDiT
 from sanakit.pipeline.components.language import adopt_llm, build_llm, fill_llm
 from sanakit.pipeline.components.types import (
@@ -32,6 +32,7 @@ from sanakit.pipeline.networks import build, fill
 from sanakit.pipeline.placement import Placed, place
 from sanakit.pipeline.prompt import PromptEncoder
 from sanakit.pipeline.published import AutoencoderDC, SanaTransformer2DModel
+from sanakit.quant.recipe import Recipe, recipe_of
 from sanakit.weights.catalog import find_checkpoint
 from sanakit.weights.dtypes import Requested, resolve_dtypes
 from sanakit.weights.embedded import INDEX, resolve_model
@@ -77,24 +78,26 @@ def load_components(
     given = {part: value for part, value in components.items() if value is not None}
     _check_names("components", given, PARTS)
     recipes = _by_component(quantization, given)
-    folder = resolve_model(name_or_folder)
+    folder = resolve_model(name_or_folder, variant=variant, revision=revision, offline=offline)
     index = read_json(folder / INDEX)
-    networks: dict[str, nn.Module] = {
-        "transformer": _given(given, "transformer", LinearDiT, "SanaTransformer2DModel")
-        or build(SanaTransformer2DModel, folder / "transformer"),
-        "vae": _given(given, "vae", Autoencoder, "AutoencoderDC")
-        or build(AutoencoderDC, folder / "vae"),
-        "text_encoder": adopt_llm(given["text_encoder"], allow_unsafe=allow_unsafe_dtype).llm
-        if "text_encoder" in given
-        else build_llm(folder / "text_encoder"),
-    }
     habits = _habits(folder, index, given.get("scheduler"))
-    _check_widths(networks, source=str(folder))
-    if not allow_unsafe_dtype and next(networks["vae"].parameters()).dtype == torch.float16:
-        raise ConfigError("vae in float16 overflows", hint="vae.to(torch.bfloat16) or float32")
-    missing = [part for part in NETWORKS if part not in given]
+    adopted: TextEncoder | None = None
+    if "text_encoder" in given:
+        adopted = adopt_llm(given["text_encoder"], allow_unsafe=allow_unsafe_dtype)
+    transformer = _given(given, "transformer", LinearDiT)
+    transformer = transformer or build(SanaTransformer2DModel, folder / "transformer")
+    autoencoder = _given(given, "vae", Autoencoder) or build(AutoencoderDC, folder / "vae")
+    llm = build_llm(folder / "text_encoder") if adopted is None else adopted.llm
+    _check_fit(transformer, autoencoder, llm, source=str(folder), unsafe=allow_unsafe_dtype)
+    networks: dict[str, nn.Module] = {
+        "transformer": transformer,
+        "text_encoder": llm,
+        "vae": autoencoder,
+    }
+    missing = {part: networks[part] for part in NETWORKS if part not in given}
     variants = _variants(folder, variant, missing)
-    places = _places(networks, missing, dtype, device)
+    sizes = {part: 2 * sum(p.numel() for p in each.parameters()) for part, each in missing.items()}
+    places = place(sizes, device)
     dtypes = resolve_dtypes(
         find_checkpoint(str(name_or_folder)),
         dtype,
@@ -113,7 +116,110 @@ def load_components(
         }
         network: Any = networks[part]
         if part == "text_encoder":
-            networks[part] = fill_llm(network, folder / part, **settings).llm
+            fill_llm(network, folder / part, **settings)
         else:
-            networks[part] = fill(network, folder / part, **settings)
-    ...
+            fill(network, folder / part, **settings)
+    encoder = adopted or TextEncoder(llm)
+    for module in (transformer, autoencoder, encoder):
+        module.eval()
+    as_published = len(missing) == len(NETWORKS) and not recipes
+    return Components(
+        transformer=transformer,
+        autoencoder=autoencoder,
+        prompts=PromptEncoder(tokenizer, encoder, instruction=habits.instruction),
+        habits=habits,
+        name=str(name_or_folder),
+        # Pictures of other weights are not pictures of this folder.
+        fingerprint=fingerprint(folder) if as_published else "",
+    )
+
+
+def _check_names(what: str, names: Iterable[str], known: Sequence[str]) -> None:
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise ConfigError(
+                f"{what} names {name!r}",
+                hint=(f"did you mean {near[0]!r}? " if near else "") + f"known: {', '.join(known)}",
+            )
+
+
+def _by_component(quantization: Any, given: Mapping[str, Any]) -> dict[str, Recipe]:
+    """One recipe means the two large networks; parts that were passed are the caller's to make."""
+    if quantization is None:
+        return {}
+    by_part = getattr(quantization, "quant_mapping", quantization)
+    if not isinstance(by_part, Mapping) or "quant_method" in by_part:
+        recipe = recipe_of(by_part)
+        return {part: recipe for part in ("transformer", "text_encoder") if part not in given}
+    _check_names("quantization_config", by_part, NETWORKS)
+    for part in by_part:
+        if part in given:
+            raise ConfigError(
+                f"quantization_config names {part}, which was passed loaded",
+                hint="quantise it when loading it, or let it be loaded here",
+            )
+    return {part: recipe_of(config) for part, config in by_part.items()}
+
+
+def _given(given: Mapping[str, Any], part: str, kind: type[M]) -> M | None:
+    module = given.get(part)
+    if module is not None and not isinstance(module, kind):
+        owner = type(module).__module__.partition(".")[0]
+        raise ConfigError(
+            f"{part} is a {type(module).__name__} of {owner}",
+            hint="save it with save_pretrained, and load that folder with the class of sanakit",
+        )
+    return module
+
+
+def _habits(folder: Path, index: Mapping[str, Any], scheduler: Any) -> Habits:
+    path = folder / "scheduler" / SCHEDULER_CONFIG
+    if isinstance(scheduler, str):
+        _check_names("scheduler", [scheduler], tuple(SOLVERS))
+        return replace(habits_of(read_json(path), index, source=str(folder)), solver=scheduler)
+    if scheduler is not None:
+        return habits_of(scheduler, index, source="scheduler")
+    return habits_of(read_json(path), index, source=str(folder))
+
+
+def _check_fit(
+    transformer: LinearDiT,
+    autoencoder: Autoencoder,
+    llm: PreTrainedModel,
+    *,
+    source: str,
+    unsafe: bool,
+) -> None:
+    """Compare what one part gives with what the next takes, before any weights are read."""
+    width, taken = llm.config.hidden_size, transformer.config.caption_channels
+    if width != taken:
+        raise ConfigError(
+            f"{source}: the text encoder gives {width} channels, the transformer takes {taken}",
+            hint="the two parts are of different models",
+        )
+    made, taken = transformer.config.output_channels, autoencoder.config.latent_channels
+    if transformer.config.in_channels != taken or made % taken:
+        raise ConfigError(
+            f"{source}: the transformer makes {made} channels, the autoencoder takes {taken}",
+            hint="the two parts are of different models",
+        )
+    if not unsafe and next(autoencoder.parameters()).dtype == torch.float16:
+        raise ConfigError(
+            "vae in float16 overflows: pictures come out black or grey",
+            hint="vae.to(torch.bfloat16); allow_unsafe_dtype=True overrides",
+        )
+
+
+def _variants(folder: Path, variant: str | None, missing: Iterable[str]) -> dict[str, str | None]:
+    """Which parts have files of a variant: published models vary the parts where it helps."""
+    found = {
+        part: variant if variant and has_variant(folder / part, variant, stem=STEMS[part]) else None
+        for part in missing
+    }
+    if variant and found and not any(found.values()):
+        raise MissingModelError(
+            f"{folder}: no part has weights of variant {variant!r}",
+            hint="leave variant out, or download that variant",
+        )
+    return found
