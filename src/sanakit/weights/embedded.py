@@ -46,13 +46,7 @@ def embedded_folder(name: str) -> Path:
     return folder
 
 
-def resolve_model(
-    name_or_folder: str | Path,
-    *,
-    variant: str | None = None,
-    revision: str | None = None,
-    offline: bool = False,
-) -> Path:
+def resolve_model(name_or_folder: str | Path) -> Path:
     """Give the folder of a model from what a user typed.
 
     In this order: an embedded name; a folder that exists (write ``./glyph`` for a folder of an
