@@ -1,12 +1,12 @@
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
-from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
-from sanakit.errors import MissingModelError
-from sanakit.weights import embedded
+from sanakit.errors import ConfigError, MissingModelError
+from sanakit.weights import embedded, hub
 from sanakit.weights.embedded import embedded_folder, resolve_model
 
 
@@ -22,9 +22,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(embedded, "files", lambda name: tmp_path / name)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    monkeypatch.setattr(
-        embedded, "snapshot_download", lambda *_, **__: pytest.fail("asked the hub")
-    )
+    monkeypatch.setattr(hub, "fetch", lambda *_, **__: pytest.fail("asked the hub"))
     return tmp_path / "sanakit"
 
 
@@ -81,48 +79,61 @@ def test_a_folder_that_is_no_model_says_what_it_holds_and_where_to_look(package:
         resolve_model("all/one/model_index.json")
 
 
-def test_a_cached_repository_is_not_asked_for_again(
-    package: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "repository"),
+    [
+        ("some/model", "some/model"),
+        ("some/model@v1.0", "some/model@v1.0"),
+        ("SANA-1.6b", "Efficient-Large-Model/Sana_1600M_1024px_diffusers"),
+        ("sana-1.6b@v1", "Efficient-Large-Model/Sana_1600M_1024px_diffusers@v1"),
+    ],
+)
+def test_a_repository_or_an_alias_is_fetched_with_what_was_asked(
+    package: Path, monkeypatch: pytest.MonkeyPatch, name: str, repository: str
 ) -> None:
     folder = model_at(package / "cache")
     calls = []
 
-    def snapshot(repository: str, *, local_files_only: bool, **_: object) -> str:
-        calls.append((repository, local_files_only))
-        return str(folder)
+    def fetch(repository: str, *, report: object, **more: object) -> Path:
+        calls.append((repository, more))
+        return folder
 
-    monkeypatch.setattr(embedded, "snapshot_download", snapshot)
-    assert resolve_model("some/model") == folder
-    assert calls == [("some/model", True)]
+    monkeypatch.setattr(hub, "fetch", fetch)
+    assert resolve_model(name, variant="bf16", offline=True) == folder
+    asked = {"variant": "bf16", "revision": None, "subfolder": None, "offline": True}
+    assert calls == [(repository, asked)]
 
 
-def test_a_repository_that_is_not_cached_is_downloaded_without_code_or_pickles(
-    package: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_the_caller_should_know_of_a_download_is_logged(
+    package: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = model_at(package / "cache")
-    refused = []
 
-    def snapshot(repository: str, *, local_files_only: bool, **more: list[str]) -> str:
-        if local_files_only:
-            raise LocalEntryNotFoundError("no")
-        refused.extend(more["ignore_patterns"])
-        return str(folder)
+    def fetch(repository: str, *, report: hub.Report, **_: object) -> Path:
+        report("vae comes plain")
+        return folder
 
-    monkeypatch.setattr(embedded, "snapshot_download", snapshot)
-    assert resolve_model("some/model") == folder
-    assert {"*.bin", "*.py", "*.ckpt"} <= set(refused)
+    monkeypatch.setattr(hub, "fetch", fetch)
+    resolve_model("some/model")
+    assert caplog.record_tuples == [
+        ("sanakit.weights.embedded", logging.WARNING, "vae comes plain")
+    ]
 
 
-@pytest.mark.parametrize(
-    "error", [LocalEntryNotFoundError("no route\nlong story"), OfflineModeIsEnabled("offline")]
-)
-def test_without_a_network_the_error_is_one_line_and_a_hint(
-    package: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+def test_a_repository_that_is_no_pipeline_is_said_to_be_none(
+    package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def snapshot(repository: str, *, local_files_only: bool, **_: object) -> str:
-        raise LocalEntryNotFoundError("no") if local_files_only else error
-
-    monkeypatch.setattr(embedded, "snapshot_download", snapshot)
-    with pytest.raises(MissingModelError, match="cannot be downloaded") as caught:
+    folder = package / "cache"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(hub, "fetch", lambda *_, **__: folder)
+    with pytest.raises(MissingModelError, match=r"no model_index.json\n.*_diffusers"):
         resolve_model("some/model")
-    assert "\n" not in caught.value.message
+    assert resolve_model("dc-ae-f32c32-sana") == folder
+    assert resolve_model("some/model", subfolder="transformer") == folder
+
+
+def test_a_folder_wins_over_an_alias_and_has_no_revision(package: Path) -> None:
+    model_at(Path("sana-1.6b").absolute())
+    assert resolve_model("sana-1.6b").absolute() == Path("sana-1.6b").absolute()
+    with pytest.raises(ConfigError, match="revision='v1' of something that is no repository"):
+        resolve_model("sana-1.6b", revision="v1")

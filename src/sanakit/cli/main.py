@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from sanakit.cli import data, generate, info, train
+from sanakit.cli import data, generate, info, models, train
 
 app = typer.Typer(
     name="sanakit",
@@ -20,6 +20,7 @@ app.command("info")(info.info)
 app.command("again")(info.again)
 app.add_typer(data.app, name="data")
 app.add_typer(train.app, name="train")
+app.add_typer(models.app, name="models")
 
 
 def main() -> None:

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import re
 from importlib.resources import files
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-)
-
-from sanakit.errors import MissingModelError
+from sanakit.errors import ConfigError, MissingModelError
+from sanakit.weights import hub
+from sanakit.weights.catalog import Checkpoint, find_checkpoint, nearest_names
+from sanakit.weights.selection import INDEX
 from sanakit.weights.store import listed
 
+__all__ = ["EMBEDDED", "INDEX", "embedded_folder", "resolve_model"]
+
 EMBEDDED = ("glyph",)
-INDEX = "model_index.json"
-REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-# Weights as safetensors, configs, and what tokenizers need: never code, never pickles.
-WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "tokenizer/*"]
-REFUSED = ["*.bin", "*.pth", "*.pt", "*.ckpt", "*.pkl", "*.pickle", "*.py"]
+REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*(@\S+)?")
+logger = logging.getLogger(__name__)
 
 
 def embedded_folder(name: str) -> Path:
@@ -46,18 +41,69 @@ def embedded_folder(name: str) -> Path:
     return folder
 
 
-def resolve_model(name_or_folder: str | Path) -> Path:
+def resolve_model(
+    name_or_folder: str | Path,
+    *,
+    variant: str | None = None,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    offline: bool = False,
+) -> Path:
     """Give the folder of a model from what a user typed.
 
     In this order: an embedded name; a folder that exists (write ``./glyph`` for a folder of an
-    embedded model's name; a ``Path`` is always a folder); a repository ``owner/name`` in the
-    hub's local cache; the same, downloaded.
+    embedded model's name; a ``Path`` is always a folder); an alias such as ``sana-1.6b`` or a
+    repository ``owner/name``, both also with ``@revision``, in the local cache; the same,
+    downloaded. What the caller should know of a download is logged as a warning.
+
+    Args:
+        name_or_folder: as above.
+        variant: see :func:`sanakit.weights.hub.fetch`; for a folder it is its reader's business.
+        revision: of a repository; see there.
+        subfolder: of a repository: fetch this component only. The model's folder is given, not the
+            component's.
+        offline: never ask the network.
 
     Raises:
         MissingModelError: nothing of that name, with what there is instead.
+        ConfigError: a revision of something that has none.
+        WeightsError: a repository that holds pickles only, or a file that was tampered with.
     """
     name = os.fspath(name_or_folder)
-    if name in EMBEDDED and isinstance(name_or_folder, str):
+    place = _local(name_or_folder, name)
+    if place is not None:
+        if revision is not None:
+            raise ConfigError(
+                f"{name}: revision={revision!r} of something that is no repository of the hub",
+                hint="leave it out",
+            )
+        return place
+    checkpoint = find_checkpoint(name) if isinstance(name_or_folder, str) else None
+    if checkpoint is not None:
+        _refuse_other_formats(checkpoint)
+    elif not isinstance(name_or_folder, str) or not REPOSITORY.fullmatch(name):
+        raise _unknown(name_or_folder, name)
+    at = name.partition("@")[1:]
+    repository = name if checkpoint is None else checkpoint.repository + "".join(at)
+    folder = hub.fetch(
+        repository,
+        variant=variant,
+        revision=revision,
+        subfolder=subfolder,
+        offline=offline,
+        report=logger.warning,
+    )
+    is_pipeline = checkpoint is None or checkpoint.kind == "pipeline"
+    if is_pipeline and subfolder is None and not (folder / INDEX).is_file():
+        raise MissingModelError(
+            f"{name}: has no {INDEX}", hint="name the variant whose name ends in _diffusers"
+        )
+    return folder
+
+
+def _local(given: str | Path, name: str) -> Path | None:
+    """An embedded model or a folder; None where neither is meant."""
+    if name in EMBEDDED and isinstance(given, str):
         return embedded_folder(name)
     folder = Path(name).expanduser()
     if name and folder.is_dir():
@@ -71,58 +117,37 @@ def resolve_model(name_or_folder: str | Path) -> Path:
         return folder
     if name and folder.is_file():
         raise MissingModelError(f"{name}: is a file", hint="name the model's folder")
-    if isinstance(name_or_folder, str) and REPOSITORY.fullmatch(name):
-        return _from_hub(name)
-    if isinstance(name_or_folder, Path) or folder.name != name or name.startswith("~"):
-        raise MissingModelError(f"{name}: no such folder", hint="check the path")
-    near = difflib.get_close_matches(name.lower(), EMBEDDED, n=1)
+    return None
+
+
+def _refuse_other_formats(checkpoint: Checkpoint) -> None:
+    """Say before a download that the files could not be read."""
+    if checkpoint.loadable:
+        return
+    twin = find_checkpoint(checkpoint.twin) if checkpoint.twin else None
+    use = f"use {twin.alias} ({twin.repository})" if twin is not None else None
+    if checkpoint.kind == "quantized":
+        raise MissingModelError(
+            f"{checkpoint.repository}: is packed for another engine",
+            hint=f"{use or 'use another checkpoint'} and quantize it on loading",
+        )
+    convert = "download its file and run: sanakit convert FILE FOLDER"
     raise MissingModelError(
-        f"{name!r} is no model that is here",
-        hint=(f"did you mean {near[0]!r}? " if near else "")
-        + f"embedded: {', '.join(EMBEDDED)}; or give a folder, or a repository as owner/name",
+        f"{checkpoint.repository}: is in its original format, which is not loaded directly",
+        hint=f"{use}, or {convert}" if use else convert,
     )
 
 
-def _from_hub(repository: str) -> Path:
-    try:
-        folder = _snapshot(repository, local_files_only=True)
-    except (LocalEntryNotFoundError, HFValidationError):
-        folder = _downloaded(repository)
-    if not (folder / INDEX).is_file():
-        raise MissingModelError(
-            f"{repository}: has no {INDEX}", hint="name the variant whose name ends in _diffusers"
-        )
-    return folder
-
-
-def _downloaded(repository: str) -> Path:
-    try:
-        return _snapshot(repository, local_files_only=False)
-    except GatedRepoError as error:
-        raise MissingModelError(
-            f"{repository}: is gated", hint="accept its terms on its page, then: hf auth login"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise MissingModelError(
-            f"{repository}: is no folder here and no repository of the hub (or a private one)",
-            hint=f"check the spelling; embedded models: {', '.join(EMBEDDED)}",
-        ) from error
-    except (OSError, HFValidationError) as error:  # network, disk and offline errors are OSErrors
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise MissingModelError(
-            f"{repository}: is not in the local cache and cannot be downloaded ({reason})",
-            hint=f"embedded models need no network: {', '.join(EMBEDDED)}",
-        ) from error
-
-
-def _snapshot(repository: str, *, local_files_only: bool) -> Path:
-    return Path(
-        snapshot_download(
-            repository,
-            allow_patterns=WANTED,
-            ignore_patterns=REFUSED,
-            local_files_only=local_files_only,
-        )
+def _unknown(given: str | Path, name: str) -> MissingModelError:
+    plain = isinstance(given, str) and Path(name).name == name and not name.startswith("~")
+    if not plain:
+        return MissingModelError(f"{name}: no such folder", hint="check the path")
+    near = difflib.get_close_matches(name.lower(), EMBEDDED, n=1) or nearest_names(name, most=1)
+    return MissingModelError(
+        f"{name!r} is no model that is here",
+        hint=(f"did you mean {near[0]!r}? " if near else "")
+        + f"embedded: {', '.join(EMBEDDED)}; published: `sanakit models list`; or give a folder, "
+        "or a repository as owner/name",
     )
 
 

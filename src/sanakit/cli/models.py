@@ -1,0 +1,333 @@
+"""`sanakit models`: what there is, what is on this disk, whether it is unchanged; fetch and remove.
+
+The store is the Hugging Face cache, so other programs see the same files.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sanakit.cli.errors import friendly_errors
+from sanakit.errors import ConfigError, MissingModelError, WeightsError
+
+if TYPE_CHECKING:
+    from sanakit.weights.catalog import Checkpoint
+
+app = typer.Typer(help="List, show, fetch, verify and remove models.", no_args_is_help=True)
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Name = Annotated[str, typer.Argument(help="Alias such as sana-1.6b, or owner/name[@revision].")]
+EMBEDDED = "glyph"
+HEADINGS = ("name", "parameters", "download", "dtype", "pixels", "on disk", "repository")
+
+
+@app.command("list")
+def list_(
+    all_: Annotated[
+        bool, typer.Option("--all", help="Also those that have to be converted first.")
+    ] = False,
+    json_: Json = False,
+) -> None:
+    """List the published checkpoints: size, dtype, and what of them is on this disk."""
+    with friendly_errors():
+        from sanakit.weights.catalog import CATALOG
+        from sanakit.weights.inventory import holding
+
+        rows: list[dict[str, Any]] = [
+            {"alias": EMBEDDED, "repository": "embedded", "kind": "pipeline", "on_disk": "whole"}
+        ]
+        for checkpoint in CATALOG:
+            held = holding(checkpoint.repository)
+            if not (all_ or checkpoint.loadable or held):
+                continue
+            state = None if held is None else "whole" if held.complete else "partial"
+            rows.append(
+                {
+                    "alias": checkpoint.alias,
+                    "repository": checkpoint.repository,
+                    "kind": checkpoint.kind,
+                    "parameters": checkpoint.parameters,
+                    "download_bytes": _download_bytes(checkpoint),
+                    "dtype": checkpoint.dtype or "float32",
+                    "resolution": checkpoint.resolution,
+                    "on_disk": state,
+                    "bytes": 0 if held is None else held.bytes,
+                }
+            )
+        if json_:
+            print(json.dumps({"models": rows}))
+            return
+        _print_table([HEADINGS, *map(_row, rows)])
+
+
+@app.command()
+def show(name: Name, json_: Json = False) -> None:
+    """Show a checkpoint: licences, the rule of its dtype, its files on this disk."""
+    with friendly_errors():
+        facts = _embedded_facts() if name == EMBEDDED else _facts(name)
+        if json_:
+            print(json.dumps(facts))
+            return
+        for key, value in facts.items():
+            if isinstance(value, list) and value:
+                print(f"{key}:")
+                for item in value:
+                    print(f"  {item}" if isinstance(item, str) else "  " + "  ".join(item.values()))
+            elif value:
+                print(f"{key}: {value}")
+
+
+@app.command()
+def pull(
+    name: Name,
+    variant: Annotated[
+        str | None,
+        typer.Option(help="fp16, bf16 or plain. Default: of the recommended dtype."),
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
+    update: Annotated[
+        bool, typer.Option("--update", help="Take what the revision means today.")
+    ] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Ask no network; fail if a file is missing.")
+    ] = False,
+    json_: Json = False,
+) -> None:
+    """Fetch the files that are missing of a model, of one variant; goes on where it stopped."""
+    with friendly_errors():
+        if name == EMBEDDED:
+            raise ConfigError(f"{name} ships with sanakit", hint="there is nothing to pull")
+        from huggingface_hub import is_offline_mode
+
+        from sanakit.weights.hub import fetch, latest_commit
+        from sanakit.weights.pins import known_commit, read_pins, split_revision
+
+        notes: list[str] = []
+        repository = _repository(name, revision)
+        own, wanted = split_revision(repository, None)
+        if not json_:
+            _print_licences(own)
+        before = known_commit(own, wanted, read_pins(own))
+        folder = fetch(
+            repository, variant=variant, update=update, offline=offline, report=notes.append
+        )
+        if before and not (update or offline or is_offline_mode()) and before != wanted:
+            today = latest_commit(own, wanted)
+            if today != before:
+                notes.append(
+                    f"{wanted} has moved from {before[:7]} to {today[:7]}; {before[:7]} stays "
+                    "pinned until you pull with --update"
+                )
+        if json_:
+            report = {"repository": own, "commit": folder.name, "folder": str(folder)}
+            print(json.dumps({**report, "notes": notes}))
+            return
+        for note in notes:
+            typer.echo(f"note: {note}", err=True)
+        print(f"{own}@{folder.name[:7]} is in {folder}")
+
+
+@app.command()
+def verify(
+    name: Annotated[
+        str | None, typer.Argument(help="Alias or owner/name. Default: all on this disk.")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Hash the files on this disk again; exit code 2 if one is not what was fetched."""
+    with friendly_errors():
+        from sanakit.weights.catalog import CATALOG
+        from sanakit.weights.inventory import holding
+        from sanakit.weights.inventory import verify as hash_again
+
+        if name == EMBEDDED:
+            raise ConfigError(f"{name} ships with sanakit", hint="`pip check` looks after it")
+        named = None if name is None else [_repository(name, None).partition("@")[0]]
+        found = [c.repository for c in CATALOG if holding(c.repository)]
+        report = []
+        for repository in found if named is None else named:
+            count, findings = hash_again(repository)
+            problems = [{"file": f.file, "problem": f.problem} for f in findings]
+            report.append({"repository": repository, "files": count, "findings": problems})
+            if not json_:
+                print(f"{repository}: {count} files, {len(findings) or 'none'} changed")
+                for finding in findings:
+                    print(f"  {finding.file}: {finding.problem}")
+        bad = [row["repository"] for row in report if row["findings"]]
+        if json_:
+            print(json.dumps({"ok": not bad, "models": report}))
+        if bad:
+            raise WeightsError(
+                f"{', '.join(map(str, bad))}: not as fetched",
+                hint=f"do not use it; run: sanakit models rm {bad[0]}, then pull it again",
+            )
+        if not report and not json_:
+            print("no published checkpoint is on this disk")
+
+
+@app.command()
+def rm(
+    name: Name,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    json_: Json = False,
+) -> None:
+    """Remove a model from the cache, for every program that shares it."""
+    with friendly_errors():
+        from sanakit.weights.inventory import holding, remove
+
+        if name == EMBEDDED:
+            raise ConfigError(f"{name} ships with sanakit", hint="it cannot be removed alone")
+        repository = _repository(name, None).partition("@")[0]
+        held = holding(repository)
+        if held is not None and not yes:
+            if not sys.stdin.isatty():
+                raise ConfigError("nobody is here to be asked", hint="pass --yes")
+            question = f"Remove {repository} ({_size(held.bytes)}) from {held.folder.parent}?"
+            if not typer.confirm(question, err=True):
+                print("kept", file=sys.stderr)
+                return
+        freed = remove(repository)
+        if json_:
+            print(json.dumps({"repository": repository, "bytes": freed}))
+        else:
+            print(f"{repository}: removed, {_size(freed)} freed")
+
+
+def _repository(name: str, revision: str | None) -> str:
+    """``owner/name@revision`` of what was typed.
+
+    Raises:
+        MissingModelError: neither an alias nor a repository. ConfigError: two revisions.
+    """
+    from sanakit.weights.catalog import find_checkpoint, nearest_names
+    from sanakit.weights.pins import split_revision
+
+    own, wanted = split_revision(name, revision)
+    checkpoint = find_checkpoint(own)
+    if checkpoint is not None:
+        own = checkpoint.repository
+    elif own.count("/") != 1 or not all(own.split("/")) or own.startswith((".", "~")):
+        near = nearest_names(own)
+        raise MissingModelError(
+            f"{own!r} is no alias and no owner/name",
+            hint=(f"did you mean {near[0]!r}? " if near else "")
+            + "`sanakit models list` names the aliases",
+        )
+    return f"{own}@{wanted}"
+
+
+def _facts(name: str) -> dict[str, Any]:
+    from sanakit.weights.catalog import find_checkpoint
+    from sanakit.weights.inventory import holding
+    from sanakit.weights.pins import read_pins, snapshot_folder
+
+    repository = _repository(name, None).partition("@")[0]
+    checkpoint = find_checkpoint(repository)
+    held = holding(repository)
+    pins = read_pins(repository)
+    files = []
+    for commit in held.commits if held else ():
+        for path in sorted(snapshot_folder(repository, commit).rglob("*")):
+            if path.is_file():
+                own = path.relative_to(snapshot_folder(repository, commit)).as_posix()
+                files.append(f"{commit[:7]}/{own}  {_size(path.stat().st_size)}")
+    facts: dict[str, Any] = {"repository": repository}
+    if checkpoint is not None:
+        facts |= {
+            "aliases": ", ".join(checkpoint.aliases),
+            "kind": checkpoint.kind,
+            "parameters": f"{_count(checkpoint.parameters)}, "
+            f"{_count(checkpoint.total_parameters)} with all parts",
+            "pixels": checkpoint.resolution,
+            "dtype rule": _dtype_rule(checkpoint),
+            "variant": checkpoint.variant,
+            "flow shift": _shift(checkpoint),
+            "same weights": checkpoint.twin,
+            "licences": [
+                {"subject": x.subject, "name": x.name, "url": x.url} for x in checkpoint.licences
+            ],
+        }
+    return facts | {
+        "licence on its page when fetched": pins.licence,
+        "on disk": None if held is None else f"{_size(held.bytes)} in {held.folder}",
+        "pinned": ", ".join(f"{k} = {v[:7]}" for k, v in pins.revisions.items()) or None,
+        "files": files,
+    }
+
+
+def _embedded_facts() -> dict[str, Any]:
+    from sanakit.weights.embedded import embedded_folder
+
+    folder = embedded_folder(EMBEDDED)
+    return {
+        "repository": "embedded",
+        "dtype rule": "float32 by default; bfloat16 and float16 for the transformer work too",
+        "licences": ["Apache-2.0", f"pictures it learnt from: {folder / 'ATTRIBUTION.md'}"],
+        "on disk": str(folder),
+    }
+
+
+def _dtype_rule(checkpoint: Checkpoint) -> str:
+    if checkpoint.dtype is None:
+        return "float32 or bfloat16, never float16"
+    other = "never float16" if checkpoint.dtype == "bfloat16" else "bfloat16 works too"
+    return (
+        f"transformer {checkpoint.dtype} or float32, {other}; text encoder and VAE bfloat16 or "
+        "float32, never float16"
+    )
+
+
+def _shift(checkpoint: Checkpoint) -> str | None:
+    if checkpoint.flow_shift is None:
+        return None
+    if checkpoint.flow_shift == checkpoint.native_flow_shift:
+        return f"{checkpoint.flow_shift}"
+    return f"{checkpoint.flow_shift}; {checkpoint.native_flow_shift} in the original code"
+
+
+def _print_licences(repository: str) -> None:
+    from sanakit.weights.catalog import find_checkpoint
+
+    checkpoint = find_checkpoint(repository)
+    for licence in checkpoint.licences if checkpoint else ():
+        typer.echo(f"licence of {licence.subject}: {licence.name} <{licence.url}>", err=True)
+
+
+def _row(row: dict[str, Any]) -> tuple[str, ...]:
+    if "parameters" not in row:
+        return (row["alias"], "41M", "-", "float32", "128", "yes", row["repository"])
+    disk = "-" if row["on_disk"] is None else _size(row["bytes"])
+    return (
+        row["alias"],
+        _count(row["parameters"]),
+        f"about {_size(row['download_bytes'])}",
+        row["dtype"],
+        str(row["resolution"] or "-"),
+        f"{disk} partial" if row["on_disk"] == "partial" else disk,
+        row["repository"],
+    )
+
+
+def _download_bytes(checkpoint: Checkpoint) -> int:
+    """An estimate from the numbers of parameters: what is fetched has two bytes for each."""
+    return checkpoint.total_parameters * (4 if checkpoint.kind == "autoencoder" else 2)
+
+
+def _print_table(rows: list[tuple[str, ...]]) -> None:
+    wide = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, wide, strict=True)).rstrip())
+
+
+def _count(parameters: int) -> str:
+    return f"{parameters / 1e9:.1f}B" if parameters >= 1e9 else f"{parameters / 1e6:.0f}M"
+
+
+def _size(size: int) -> str:
+    for unit, step in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= step:
+            return f"{size / step:.1f} {unit}"
+    return f"{size} B"

@@ -1,0 +1,315 @@
+"""Fetch a repository into the Hugging Face cache: one variant, pinned, checked, resumable.
+
+The only file that talks to the hub. The cache is the one that other programs share, in its own
+layout; large files are loaded here and not by ``huggingface_hub``, which neither keeps the part it
+has of a broken download nor checks what it got.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from huggingface_hub import (
+    HfApi,
+    constants,
+    get_hf_file_metadata,
+    hf_hub_download,
+    hf_hub_url,
+)
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.file_download import http_get
+from huggingface_hub.utils import (  # type: ignore[attr-defined]
+    WeakFileLock,
+    build_hf_headers,
+)
+
+from sanakit.errors import DataError, MissingModelError, WeightsError
+from sanakit.weights.catalog import find_checkpoint, nearest_names
+from sanakit.weights.pins import (
+    COMMIT,
+    FileFact,
+    Listing,
+    Pins,
+    digest_of,
+    known_commit,
+    read_pins,
+    repository_folder,
+    snapshot_folder,
+    split_revision,
+    write_pins,
+    write_ref,
+)
+from sanakit.weights.selection import PLAIN, Selection, select_files
+from sanakit.weights.snapshot import missing_by_structure
+
+Report = Callable[[str], None]
+SHOWN = 4
+# The HTTP library under huggingface_hub changed between its versions; its base error did not move.
+HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
+GIGABYTE = 1e9
+
+
+def fetch(
+    repository: str,
+    *,
+    variant: str | None = None,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    offline: bool = False,
+    update: bool = False,
+    report: Report = lambda note: None,
+) -> Path:
+    """Give the folder of a repository, in the local cache; download what is missing of it.
+
+    A revision is pinned by its first use: later calls get the same commit until one says
+    ``update``, and a call that finds all its files asks no network.
+
+    Args:
+        repository: ``owner/name`` or ``owner/name@revision``.
+        variant: of the weights: ``fp16``, ``bf16``, or ``plain`` for files without one in their
+            name. None takes the one of the catalogued checkpoint's recommended dtype, else plain;
+            a component that has it not comes in another, and ``report`` says so.
+        revision: branch, tag or commit; ``main`` where nobody names one.
+        subfolder: fetch this component only, e.g. ``transformer``.
+        offline: never ask the network; also by the environment's ``HF_HUB_OFFLINE``.
+        update: ask what the revision means today, and pin that.
+        report: gets one line for everything that the caller should know.
+
+    Raises:
+        MissingModelError: not there, gated, unreachable, or offline with files missing (named).
+        WeightsError: only pickles there; a file is not what the hub says it is.
+        DataError: the disk is full or refuses. ConfigError: a revision that is none.
+    """
+    repository, revision = split_revision(repository, revision)
+    checkpoint = find_checkpoint(repository)
+    if checkpoint is not None:
+        repository = checkpoint.repository  # in the case that the hub spells it
+    wanted = variant or (checkpoint.variant if checkpoint else None)
+    pins = read_pins(repository)
+    commit = None if update else known_commit(repository, revision, pins)
+    missing = ["everything"]
+    if commit is not None:
+        folder = snapshot_folder(repository, commit)
+        if commit in pins.listings:
+            plan = _plan(pins.listings[commit], repository, wanted, variant, subfolder)
+            missing = [name for name in plan.files if not (folder / name).is_file()]
+        else:  # put there by another program
+            missing = missing_by_structure(folder, variant=variant, subfolder=subfolder)
+        if not missing:
+            return folder
+    if offline or constants.is_offline_mode():
+        raise _offline(repository, revision, commit, missing)
+    with _hub_errors(repository, revision):
+        commit, pins = _pinned(repository, revision, commit, pins)
+        listing = pins.listings[commit]
+        plan = _plan(listing, repository, wanted, variant, subfolder)
+        _tell(plan, repository, wanted, report)
+        folder = snapshot_folder(repository, commit)
+        missing = [name for name in plan.files if not (folder / name).is_file()]
+        _check_space(repository, [listing[name] for name in missing])
+        for name in missing:
+            _download(repository, commit, name, listing[name])
+    write_ref(repository, revision, commit, replace=update)
+    return folder
+
+
+def latest_commit(repository: str, revision: str) -> str:
+    """Ask the hub what a revision means today.
+
+    Raises:
+        MissingModelError: as :func:`fetch`.
+    """
+    with _hub_errors(repository, revision):
+        return str(HfApi(endpoint=constants.ENDPOINT).model_info(repository, revision=revision).sha)
+
+
+def _pinned(repository: str, revision: str, commit: str | None, pins: Pins) -> tuple[str, Pins]:
+    """Make sure that the commit and its listing are known, and write them down."""
+    if commit is not None and commit in pins.listings:
+        return commit, pins
+    info = HfApi(endpoint=constants.ENDPOINT).model_info(
+        repository, revision=commit or revision, files_metadata=True
+    )
+    if info.sha is None or not COMMIT.fullmatch(info.sha):
+        raise WeightsError(f"{repository}: the hub names {info.sha!r} as its commit")
+    if commit is not None and info.sha != commit:
+        raise WeightsError(f"{repository}: asked for commit {commit}, the hub gave {info.sha}")
+    listing: dict[str, FileFact] = {}
+    for file in info.siblings or []:
+        digest = file.lfs.sha256 if file.lfs is not None else file.blob_id
+        if digest is not None and file.size is not None:
+            listing[file.rfilename] = FileFact(size=file.size, digest=digest)
+    card = info.card_data
+    licence = card.get("license_name") or card.get("license") if card is not None else None
+    pins = pins.with_commit(revision, info.sha, listing, licence)
+    write_pins(repository, pins)
+    return info.sha, pins
+
+
+def _plan(
+    listing: Listing,
+    repository: str,
+    wanted: str | None,
+    named: str | None,
+    subfolder: str | None,
+) -> Selection:
+    """Choose the files; a variant that the caller named must be there in some component."""
+    plan = select_files(listing.keys(), variant=wanted, source=repository, subfolder=subfolder)
+    if named is not None and len(plan.without(named)) == len(plan.variants):
+        held = sorted({name or PLAIN for name in plan.variants.values()})
+        raise MissingModelError(
+            f"{repository}: has no variant {named!r}",
+            hint=f"what it has: {', '.join(held)}; or name none",
+        )
+    return plan
+
+
+def _tell(plan: Selection, repository: str, wanted: str | None, report: Report) -> None:
+    """Say which components come in another variant; silent where the plain one was wanted."""
+    for part in plan.without(wanted):
+        held = plan.variants[part]
+        report(
+            f"{repository}: {part or 'its network'} has no {wanted or PLAIN} variant, "
+            f"its {held or PLAIN} files are used"
+        )
+
+
+def _download(repository: str, commit: str, name: str, fact: FileFact) -> None:
+    """Put one file into the cache; afterwards it is what the hub's listing says it is."""
+    if fact.large:
+        _load_blob(repository, commit, name, fact)
+    path = Path(
+        hf_hub_download(
+            repository,
+            name,
+            revision=commit,
+            cache_dir=constants.HF_HUB_CACHE,
+            endpoint=constants.ENDPOINT,
+        )
+    )
+    if not fact.large and digest_of(path, fact.digest) != fact.digest:
+        blob = path.resolve()
+        path.unlink()
+        blob.unlink(missing_ok=True)
+        raise _tampered(repository, name)
+
+
+def _load_blob(repository: str, commit: str, name: str, fact: FileFact) -> None:
+    """Load a large file where the cache keeps contents, going on from what is there of it."""
+    folder = repository_folder(repository)
+    blob = folder / "blobs" / fact.digest
+    part = blob.with_name(f"{fact.digest}.incomplete")
+    lock = folder.parent / ".locks" / folder.name / f"{fact.digest}.lock"
+    for path in (blob, lock):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(lock):
+        if blob.exists():
+            return
+        url = hf_hub_url(repository, name, revision=commit, endpoint=constants.ENDPOINT)
+        there = get_hf_file_metadata(url, endpoint=constants.ENDPOINT)
+        if there.etag != fact.digest:
+            raise _tampered(repository, name)
+        headers = build_hf_headers()
+        if urlsplit(there.location).netloc != urlsplit(url).netloc:
+            headers.pop("authorization", None)  # the token is the hub's, not its storage's
+        held = part.stat().st_size if part.exists() else 0
+        if held > fact.size:
+            part.unlink()
+            held = 0
+        with part.open("ab") as file:
+            http_get(
+                there.location,
+                file,
+                resume_size=held,
+                headers=headers,
+                expected_size=fact.size,
+                displayed_filename=name,
+            )
+        if digest_of(part, fact.digest) != fact.digest:
+            part.unlink()
+            raise _tampered(repository, name)
+        os.replace(part, blob)
+
+
+def _check_space(repository: str, facts: list[FileFact]) -> None:
+    folder = repository_folder(repository)
+    blobs = {fact.digest: fact.size for fact in facts}
+    needed = sum(blobs.values())
+    for digest in blobs:
+        part = folder / "blobs" / f"{digest}.incomplete"
+        needed -= part.stat().st_size if part.exists() else 0
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise DataError(
+            f"{repository}: needs {needed / GIGABYTE:.1f} GB in {folder.parent}, "
+            f"{free / GIGABYTE:.1f} GB are free",
+            hint="free some (sanakit models rm NAME), or set HF_HOME to a folder on another disk",
+        )
+
+
+def _tampered(repository: str, name: str) -> WeightsError:
+    return WeightsError(
+        f"{repository}: {name} is not the file that the hub lists: its sha256 differs",
+        hint="nothing of it was kept; pull again, and distrust the mirror if it happens again",
+    )
+
+
+def _offline(
+    repository: str, revision: str, commit: str | None, missing: list[str]
+) -> MissingModelError:
+    checkpoint = find_checkpoint(repository)
+    name = checkpoint.alias if checkpoint else repository
+    if commit is None:
+        message = f"{repository}: nothing of its revision {revision} is in the local cache"
+    else:
+        more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
+        message = (
+            f"{repository}: {len(missing)} file{'s'[: len(missing) > 1]} missing in the local "
+            f"cache: {', '.join(missing[:SHOWN])}{more}"
+        )
+    return MissingModelError(
+        f"{message}, and this is offline",
+        hint=f"where there is a network, run: sanakit models pull {name}; the model 'glyph' is "
+        "embedded and needs none",
+    )
+
+
+@contextmanager
+def _hub_errors(repository: str, revision: str) -> Iterator[None]:
+    """Turn what goes wrong between here and the hub into one line and a hint."""
+    try:
+        yield
+    except GatedRepoError as error:
+        raise MissingModelError(
+            f"{repository}: is gated",
+            hint=f"accept its terms on {constants.ENDPOINT}/{repository}, then: hf auth login",
+        ) from error
+    except RepositoryNotFoundError as error:
+        near = nearest_names(repository)
+        raise MissingModelError(
+            f"{repository}: is no folder here and no repository of the hub (or a private one)",
+            hint=(f"did you mean {near[0]}? " if near else "check the spelling; ")
+            + "`sanakit models list` names what there is",
+        ) from error
+    except RevisionNotFoundError as error:
+        raise MissingModelError(
+            f"{repository}: has no revision {revision!r}", hint="name a branch, tag or commit"
+        ) from error
+    except (HTTP_ERROR, OSError, HFValidationError) as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise MissingModelError(
+            f"{repository}: is not complete in the local cache and cannot be downloaded ({reason})",
+            hint="try again, it goes on where it stopped; the model 'glyph' needs no network",
+        ) from error
