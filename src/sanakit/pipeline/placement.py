@@ -48,7 +48,7 @@ def place(sizes: Mapping[str, int], device_map: Placed | None) -> dict[str, torc
     if device_map not in BY_MEMORY:
         return dict.fromkeys(sizes, device_named(device_map))
     free = {
-        torch.device(_accelerator(), index): RESERVE * memory
+        torch.device(accelerator().type, index): RESERVE * memory
         for index, memory in get_max_memory().items()
         if isinstance(index, int)
     }
@@ -71,9 +71,10 @@ def balanced(
     return placed
 
 
-def _accelerator() -> str:
+def accelerator() -> torch.device:
+    """The accelerator of this machine, or its CPU where it has none."""
     found = torch.accelerator.current_accelerator()
-    return "cpu" if found is None else found.type
+    return torch.device("cpu") if found is None else found
 
 
 def device_named(name: str | int | torch.device) -> torch.device:
@@ -83,7 +84,9 @@ def device_named(name: str | int | torch.device) -> torch.device:
         ConfigError: for one that does not exist.
     """
     try:
-        device = torch.device(_accelerator(), name) if isinstance(name, int) else torch.device(name)
+        device = (
+            torch.device(accelerator().type, name) if isinstance(name, int) else torch.device(name)
+        )
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).split("\n")[0]

@@ -18,6 +18,8 @@ from sanakit.pipeline.placement import Placed, place_one
 from sanakit.weights.catalog import find_checkpoint
 from sanakit.weights.dtypes import resolve_dtypes
 from sanakit.weights.embedded import resolve_model
+from sanakit.weights.selection import PLAIN
+from sanakit.weights.snapshot import stored_variant
 from sanakit.weights.store import CONFIG, MAX_SHARD_BYTES
 
 P = TypeVar("P", bound="Published")
@@ -74,12 +76,15 @@ class Published(Network):
         folder = component_folder(
             name, subfolder, variant=variant, revision=revision, offline=local_files_only
         )
+        files = variant
+        if variant in (None, PLAIN):
+            files = stored_variant(folder, variant or (checkpoint.variant if checkpoint else None))
         network = build(cls, folder)
         return fill(
             network,
             folder,
             dtype=getattr(dtypes, cls.role),
-            variant=variant,
+            variant=files,
             quantization=quantization_config,
             device=place_one(device_map),
         )
@@ -175,7 +180,9 @@ def component_folder(
     local = Path(name).expanduser() / (subfolder or "")
     if (local / CONFIG).is_file():
         return local
-    model = resolve_model(name, variant=variant, revision=revision, offline=offline)
+    model = resolve_model(
+        name, variant=variant, revision=revision, subfolder=subfolder, offline=offline
+    )
     folder = model / (subfolder or "")
     if not (folder / CONFIG).is_file():
         raise MissingModelError(

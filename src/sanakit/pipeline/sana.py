@@ -32,7 +32,7 @@ from sanakit.pipeline.binning import TABLES, cut_to, nearest_bin
 from sanakit.pipeline.components import load_components, save_components
 from sanakit.pipeline.generate import Pipeline
 from sanakit.pipeline.keywords import bytes_of, refuse_pickles, refuse_unknown
-from sanakit.pipeline.offload import move
+from sanakit.pipeline.offload import ModelOffloaded, move, offload_sequentially
 from sanakit.pipeline.placement import Placed
 from sanakit.pipeline.prompt import EncodedText
 from sanakit.shapes import Latent
@@ -127,7 +127,24 @@ class SanaPipeline:
     def to(self, device: str | torch.device) -> SanaPipeline:
         """Move all parts to a device, as `offload.move` does."""
         move(self.core.components, device)
+        self.core = Pipeline(self.core.components)
         return self
+
+    def enable_model_cpu_offload(self, device: str | torch.device | None = None) -> None:
+        """Keep all parts on the CPU and bring each to ``device`` only for its stage.
+
+        ``device`` is the machine's accelerator unless named; `to` ends it. Errors are those of
+        `offload.ModelOffloaded`.
+        """
+        self.core = ModelOffloaded(self.core.components, device)
+
+    def enable_sequential_cpu_offload(self, device: str | torch.device | None = None) -> None:
+        """Bring each layer to ``device`` only while it runs: least memory, slowest; `to` ends it.
+
+        Errors are those of `offload.offload_sequentially`.
+        """
+        offload_sequentially(self.core.components, device)
+        self.core = Pipeline(self.core.components)
 
     @property
     def transformer(self) -> torch.nn.Module:

@@ -30,12 +30,6 @@ Storage = Literal["as-is", "int8-rows"]
 T = TypeVar("T")
 
 
-def has_variant(folder: Path, variant: str, *, stem: str = STEM) -> bool:
-    """Whether a component has weights of that variant; published models vary only some parts."""
-    names = (f"{_stem(stem, variant)}.safetensors", _index_name(stem, variant))
-    return any((folder / name).is_file() for name in names)
-
-
 def read_weights(
     folder: str | Path,
     *,

@@ -19,7 +19,6 @@ from sanakit.models.text_encoder import TextEncoder
 from sanakit.models.transformer import LinearDiT
 from sanakit.pipeline.components.language import adopt_llm, build_llm, fill_llm
 from sanakit.pipeline.components.types import (
-    LM_STEM,
     NETWORKS,
     PARTS,
     SCHEDULER_CONFIG,
@@ -36,10 +35,12 @@ from sanakit.quant.recipe import Recipe, recipe_of
 from sanakit.weights.catalog import find_checkpoint
 from sanakit.weights.dtypes import Requested, resolve_dtypes
 from sanakit.weights.embedded import INDEX, resolve_model
-from sanakit.weights.store import STEM, has_variant, read_json
+from sanakit.weights.selection import PLAIN
+from sanakit.weights.snapshot import stored_variant
+from sanakit.weights.store import read_json
 
 M = TypeVar("M", bound=nn.Module)
-STEMS = {"transformer": STEM, "text_encoder": LM_STEM, "vae": STEM}
+Variants = dict[str, str | None]
 NONE: Mapping[str, Any] = {}
 
 
@@ -79,6 +80,7 @@ def load_components(
     _check_names("components", given, PARTS)
     recipes = _by_component(quantization, given)
     folder = resolve_model(name_or_folder, variant=variant, revision=revision, offline=offline)
+    checkpoint = find_checkpoint(str(name_or_folder))
     index = read_json(folder / INDEX)
     habits = _habits(folder, index, given.get("scheduler"))
     adopted: TextEncoder | None = None
@@ -95,11 +97,11 @@ def load_components(
         "vae": autoencoder,
     }
     missing = {part: networks[part] for part in NETWORKS if part not in given}
-    variants = _variants(folder, variant, missing)
+    variants = _variants(folder, variant, checkpoint.variant if checkpoint else None, missing)
     sizes = {part: 2 * sum(p.numel() for p in each.parameters()) for part, each in missing.items()}
     places = place(sizes, device)
     dtypes = resolve_dtypes(
-        find_checkpoint(str(name_or_folder)),
+        checkpoint,
         dtype,
         allow_unsafe=allow_unsafe_dtype,
         device=places.get("transformer", torch.device("cpu")),
@@ -211,15 +213,14 @@ def _check_fit(
         )
 
 
-def _variants(folder: Path, variant: str | None, missing: Iterable[str]) -> dict[str, str | None]:
-    """Which parts have files of a variant: published models vary the parts where it helps."""
-    found = {
-        part: variant if variant and has_variant(folder / part, variant, stem=STEMS[part]) else None
-        for part in missing
-    }
-    if variant and found and not any(found.values()):
+def _variants(
+    folder: Path, asked: str | None, usual: str | None, missing: Iterable[str]
+) -> Variants:
+    """In which files each part is: published models vary only some of them."""
+    found = {part: stored_variant(folder / part, asked or usual) for part in missing}
+    if asked not in (None, PLAIN) and found and asked not in found.values():
         raise MissingModelError(
-            f"{folder}: no part has weights of variant {variant!r}",
+            f"{folder}: no part has weights of variant {asked!r}",
             hint="leave variant out, or download that variant",
         )
     return found
