@@ -16,6 +16,7 @@ from sanakit.quant.recipe import BitsAndBytes
 
 # By name, so that asking does not import the library.
 INT8, FOUR_BIT = "Linear8bitLt", "Linear4bit"
+OUT_BLOCK, IN_BLOCK = 32, 64
 
 
 @cache
@@ -29,6 +30,20 @@ def _library() -> ModuleType:
         ) from error
     quieten()
     return bitsandbytes
+
+
+def settle(network: nn.Module) -> None:
+    """Make layers of the library fit to run, also those that another loader made.
+
+    Its fast 4-bit path on CPUs takes whole blocks only, and fails on other widths, which its slower
+    path runs.
+    """
+    quieten()
+    for layer in network.modules():
+        if type(layer).__name__ == FOUR_BIT:
+            linear: Any = layer
+            if linear.out_features % OUT_BLOCK or linear.in_features % IN_BLOCK:
+                linear.support_avx512bf16_for_cpu = False
 
 
 def quieten() -> None:
@@ -127,10 +142,12 @@ def _empty(linear: nn.Linear, recipe: BitsAndBytes) -> Any:
                 *sizes, bias=bias, has_fp16_weights=False, threshold=recipe.threshold
             )
         compute = None if recipe.compute_dtype is None else getattr(torch, recipe.compute_dtype)
-        return layers.Linear4bit(
+        layer = layers.Linear4bit(
             *sizes,
             bias=bias,
             compute_dtype=compute,
             compress_statistics=recipe.nested,
             quant_type=recipe.kind,
         )
+    settle(layer)
+    return layer

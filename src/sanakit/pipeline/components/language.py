@@ -105,6 +105,5 @@ def adopt_llm(given: Any, *, allow_unsafe: bool) -> TextEncoder:
                 hint="load it with torch_dtype=torch.bfloat16; allow_unsafe_dtype=True overrides",
             )
         cast_real(llm, torch.bfloat16)
-    if is_quantised(llm):
-        bnb.quieten()
+    bnb.settle(llm)
     return given if isinstance(given, TextEncoder) else TextEncoder(llm)
