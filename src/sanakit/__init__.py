@@ -7,7 +7,10 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from transformers import BitsAndBytesConfig, TorchAoConfig
+
     from sanakit.pipeline.generate import Pipeline
+    from sanakit.pipeline.published import AutoencoderDC, SanaTransformer2DModel
     from sanakit.pipeline.request import GenerateRequest, GenerateResult
     from sanakit.pipeline.sana import SanaPipeline, SanaPipelineOutput
 
@@ -18,18 +21,26 @@ except PackageNotFoundError:  # run from a source tree that was never installed
 
 # Where each public name lives: they load on first use, so that `import sanakit` stays instant.
 _HOMES = {
+    "AutoencoderDC": "sanakit.pipeline.published",
+    "BitsAndBytesConfig": "transformers",
     "GenerateRequest": "sanakit.pipeline.request",
     "GenerateResult": "sanakit.pipeline.request",
     "Pipeline": "sanakit.pipeline.generate",
     "SanaPipeline": "sanakit.pipeline.sana",
     "SanaPipelineOutput": "sanakit.pipeline.sana",
+    "SanaTransformer2DModel": "sanakit.pipeline.published",
+    "TorchAoConfig": "transformers",
 }
 __all__ = [
+    "AutoencoderDC",
+    "BitsAndBytesConfig",
     "GenerateRequest",
     "GenerateResult",
     "Pipeline",
     "SanaPipeline",
     "SanaPipelineOutput",
+    "SanaTransformer2DModel",
+    "TorchAoConfig",
     "__version__",
 ]
 

@@ -395,8 +395,8 @@ def test_sixteen_bits_never_mean_float16_where_it_overflows(folder: Path) -> Non
         assert next(parts.autoencoder.parameters()).dtype == torch.bfloat16
         assert parts.prompts.text_encoder.llm.dtype == torch.bfloat16
     assert load_components(folder).prompts.text_encoder.llm.dtype == torch.float32
-    with pytest.raises(ConfigError, match="overflow in float16"):
-        load_components(folder, text_dtype=torch.float16)
+    with pytest.raises(ConfigError, match="text_encoder in float16 overflows"):
+        load_components(folder, dtype={"text_encoder": torch.float16})
 
 
 def test_a_model_in_sixteen_bits_draws_nearly_the_same(folder: Path) -> None:

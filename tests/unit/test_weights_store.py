@@ -255,3 +255,43 @@ def test_an_unknown_storage_asks_for_a_newer_version(tmp_path: Path) -> None:
     save_file(STATE, tmp_path / WHOLE, {"storage": "int3-spirals"})
     with pytest.raises(WeightsError, match=r"int3-spirals.*\n.*newer version"):
         read_weights(tmp_path)
+
+
+@pytest.mark.parametrize("most", [1, 10**9])
+def test_weights_are_converted_while_they_are_read(
+    tmp_path: Path, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sanakit.weights import tensors
+
+    monkeypatch.setattr(tensors, "MAPPED_AT_ONCE", 200)  # a new mapping after two of these
+    opened: list[object] = []
+    genuine = tensors.safe_open
+    monkeypatch.setattr(tensors, "safe_open", lambda *a, **k: opened.append(a) or genuine(*a, **k))
+    state = STATE | {"count": torch.tensor(7), "half": torch.ones(3).bfloat16()}
+    write_weights(tmp_path, state, max_shard_bytes=most)
+    opened.clear()
+    found = read_weights(tmp_path, dtype=torch.bfloat16)
+    expected = {k: v.bfloat16() if v.is_floating_point() else v for k, v in state.items()}
+    assert equal(found, expected)
+    assert len(opened) == (1 + 3 if most > 1 else 2 * len(state))
+    opened.clear()
+    assert equal(read_weights(tmp_path, dtype=torch.float32), state | {"half": torch.ones(3)})
+    assert len(opened) == (1 + 1 if most > 1 else 2 * len(state))
+
+
+def test_compact_weights_are_converted_too(tmp_path: Path) -> None:
+    state = {"weight": torch.randn(64, 128), "bias": torch.randn(3)}
+    write_weights(tmp_path, state, storage="int8-rows")
+    found = read_weights(tmp_path, dtype=torch.bfloat16)
+    assert {t.dtype for t in found.values()} == {torch.bfloat16}
+    torch.testing.assert_close(found["weight"].float(), state["weight"], atol=0.05, rtol=0)
+
+
+def test_a_variant_has_its_own_files_and_leaves_the_plain_ones(tmp_path: Path) -> None:
+    write_weights(tmp_path, STATE)
+    other = {"a": torch.zeros(4, 8), "b": torch.zeros(4, 8)}
+    write_weights(tmp_path, STATE, variant="fp16", max_shard_bytes=300)
+    write_weights(tmp_path, other, variant="fp16")
+    assert names(tmp_path) == ["diffusion_pytorch_model.fp16.safetensors", WHOLE]
+    assert equal(read_weights(tmp_path, variant="fp16"), other)
+    assert equal(read_weights(tmp_path), STATE)

@@ -83,7 +83,7 @@ class Pipeline:
         cls,
         name_or_folder: str | Path,
         *,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
         device: str | torch.device = "cpu",
     ) -> Pipeline:
         """Load a model; arguments and errors are those of `load_components`."""

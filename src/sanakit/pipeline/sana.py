@@ -14,6 +14,8 @@ from sanakit.errors import ConfigError
 from sanakit.flow.grids import SigmaGrid
 from sanakit.flow.guidance import Guidance
 from sanakit.flow.solvers import Stepped
+from sanakit.models.autoencoder import Autoencoder
+from sanakit.models.transformer import LinearDiT
 from sanakit.pipeline.arguments import (
     Generators,
     Images,
@@ -29,8 +31,13 @@ from sanakit.pipeline.arguments import (
 from sanakit.pipeline.binning import TABLES, cut_to, nearest_bin
 from sanakit.pipeline.components import load_components, save_components
 from sanakit.pipeline.generate import Pipeline
+from sanakit.pipeline.keywords import bytes_of, refuse_pickles, refuse_unknown
+from sanakit.pipeline.offload import ModelOffloaded, move, offload_sequentially
+from sanakit.pipeline.placement import Placed
 from sanakit.pipeline.prompt import EncodedText
 from sanakit.shapes import Latent
+from sanakit.weights.dtypes import Requested
+from sanakit.weights.store import MAX_SHARD_BYTES
 
 PUBLISHED_SIZE = 1024
 Callback = Callable[["SanaPipeline", int, Tensor, dict[str, Tensor]], "dict[str, Tensor] | None"]
@@ -58,28 +65,86 @@ class SanaPipeline:
         cls,
         pretrained_model_name_or_path: str | Path,
         *,
-        torch_dtype: torch.dtype = torch.float32,
+        torch_dtype: Requested = None,
         variant: str | None = None,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        use_safetensors: bool = True,
+        transformer: LinearDiT | None = None,
+        vae: Autoencoder | None = None,
+        text_encoder: Any = None,
+        tokenizer: Any = None,
+        scheduler: Any = None,
+        quantization_config: Any = None,
+        device_map: Placed | None = None,
+        allow_unsafe_dtype: bool = False,
+        **unknown: Any,
     ) -> SanaPipeline:
         """Load a model: an embedded name, a folder in the published layout, or ``owner/name``.
 
-        ``torch_dtype`` is the transformer's; text encoder and autoencoder take bf16 where it is
-        16 bit, never fp16. Errors are those of `load_components`.
+        ``torch_dtype`` is the transformer's, or a dict by component; text encoder and autoencoder
+        are never fp16 unless ``allow_unsafe_dtype``. Parts that are passed are not read from disk:
+        an fp16 text encoder quantised by bitsandbytes goes on in bf16. ``device_map="balanced"``
+        spreads whole parts over the accelerators there are. ``quantization_config`` is for
+        transformer and text encoder, or a dict by component. Arguments and errors otherwise are
+        those of `load_components`; an unknown keyword is an error.
         """
+        refuse_unknown(cls.from_pretrained, unknown)
+        refuse_pickles(use_safetensors)
         components = load_components(
-            pretrained_model_name_or_path, dtype=torch_dtype, variant=variant
+            pretrained_model_name_or_path,
+            dtype=torch_dtype,
+            device=device_map,
+            variant=variant,
+            revision=revision,
+            offline=local_files_only,
+            quantization=quantization_config,
+            components={
+                "transformer": transformer,
+                "vae": vae,
+                "text_encoder": text_encoder,
+                "tokenizer": tokenizer,
+                "scheduler": scheduler,
+            },
+            allow_unsafe_dtype=allow_unsafe_dtype,
         )
         return cls(Pipeline(components))
 
-    def save_pretrained(self, save_directory: str | Path) -> None:
-        """Write all parts in the published layout, as safetensors."""
-        save_components(self.core.components, Path(save_directory))
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        variant: str | None = None,
+        max_shard_size: int | str = MAX_SHARD_BYTES,
+        **unknown: Any,
+    ) -> None:
+        """Write all parts in the published layout, as safetensors, which diffusers reads too."""
+        refuse_unknown(self.save_pretrained, unknown)
+        size = bytes_of(max_shard_size)
+        folder = Path(save_directory)
+        save_components(self.core.components, folder, variant=variant, max_shard_bytes=size)
 
     def to(self, device: str | torch.device) -> SanaPipeline:
-        """Move all parts to a device."""
-        for module in (self.transformer, self.vae, self.core.components.prompts.text_encoder):
-            module.to(device)
+        """Move all parts to a device, as `offload.move` does."""
+        move(self.core.components, device)
+        self.core = Pipeline(self.core.components)
         return self
+
+    def enable_model_cpu_offload(self, device: str | torch.device | None = None) -> None:
+        """Keep all parts on the CPU and bring each to ``device`` only for its stage.
+
+        ``device`` is the machine's accelerator unless named; `to` ends it. Errors are those of
+        `offload.ModelOffloaded`.
+        """
+        self.core = ModelOffloaded(self.core.components, device)
+
+    def enable_sequential_cpu_offload(self, device: str | torch.device | None = None) -> None:
+        """Bring each layer to ``device`` only while it runs: least memory, slowest; `to` ends it.
+
+        Errors are those of `offload.offload_sequentially`.
+        """
+        offload_sequentially(self.core.components, device)
+        self.core = Pipeline(self.core.components)
 
     @property
     def transformer(self) -> torch.nn.Module:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from torch import Tensor, nn
 
@@ -11,17 +11,28 @@ from sanakit.errors import WeightsError
 SHOWN = 5
 
 
-def load_strict(module: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
+def load_strict(
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    *,
+    source: str,
+    filled: Collection[str] = (),
+) -> None:
     """Fill every parameter and persistent buffer of ``module``; on a misfit change nothing.
 
     Tensors are assigned, not copied: a module built on the meta device becomes real, takes dtype
-    and device of ``state`` and shares its memory. ``source`` names the file in the error.
+    and device of ``state`` and shares its memory. ``source`` names the file in the error;
+    ``filled`` are submodules that have their tensors already, and of which ``state`` has none.
 
     Raises:
         WeightsError: for missing, unexpected or mis-shaped tensors, and for integers where the
             module has real numbers; the first five are listed.
     """
-    wanted = module.state_dict()
+    wanted = {
+        name: tensor
+        for name, tensor in module.state_dict().items()
+        if not any(name.startswith(f"{owner}.") for owner in filled)
+    }
     problems = [f"missing     {name}" for name in wanted.keys() - state.keys()]
     problems += [f"unexpected  {name}" for name in state.keys() - wanted.keys()]
     for name in wanted.keys() & state.keys():
@@ -38,7 +49,8 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], *, source: str) 
             + "\n  ".join([*sorted(problems)[:SHOWN], *_rest(problems)]),
             hint="config.json must be the one these weights were made with",
         )
-    module.load_state_dict({name: state[name].detach() for name in wanted}, assign=True)
+    fitting = {name: state[name].detach() for name in wanted}
+    module.load_state_dict(fitting, strict=not filled, assign=True)
 
 
 def _counted(problems: list[str]) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import torch
 from torch import Tensor
 
 from sanakit.errors import ConfigError, MissingModelError, WeightsError
@@ -21,6 +22,7 @@ from sanakit.weights.tensors import CONVERSION, read_tensors, tensor_bytes, writ
 
 STEM = "diffusion_pytorch_model"
 CONFIG = "config.json"
+QUANTIZATION = "quantization_config"
 PICKLES = {".bin", ".pth", ".pt", ".ckpt", ".pkl", ".pickle"}
 MAX_SHARD_BYTES = 5_000_000_000
 
@@ -29,11 +31,16 @@ T = TypeVar("T")
 
 
 def read_weights(
-    folder: str | Path, *, stem: str = STEM, variant: str | None = None
+    folder: str | Path,
+    *,
+    stem: str = STEM,
+    variant: str | None = None,
+    dtype: torch.dtype | None = None,
 ) -> dict[str, Tensor]:
     """Give all tensors of a component: ``stem[.variant].safetensors`` or the shards of its index.
 
-    Tensors keep their stored dtype, except that compact storage comes back as fp32.
+    Real tensors become ``dtype``, one by one; without it they keep their stored dtype, except that
+    compact storage comes back as fp32.
 
     Raises:
         MissingModelError: no such folder, or no weights of that name in it.
@@ -43,9 +50,9 @@ def read_weights(
     index = folder / _index_name(stem, variant)
     whole = folder / f"{_stem(stem, variant)}.safetensors"
     if index.is_file():
-        return _read_shards(folder, index)
+        return _read_shards(folder, index, dtype)
     if whole.is_file():
-        return read_tensors(whole)
+        return read_tensors(whole, dtype=dtype)
     if not folder.is_dir():
         raise MissingModelError(f"{folder}: no such folder", hint=f"it should hold {whole.name}")
     held = sorted(path.name for path in folder.iterdir())
@@ -66,29 +73,31 @@ def write_weights(
     state: Mapping[str, Tensor],
     *,
     stem: str = STEM,
+    variant: str | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     storage: Storage = "as-is",
 ) -> None:
     """Write a component's tensors; above ``max_shard_bytes`` in shards with an index.
 
     The folder is made where missing. Every file appears whole or not at all, and what the folder
-    held under the same stem before goes last. ``int8-rows`` is a quarter of fp32 and is read by
-    this package only.
+    held under the same stem and variant before goes last. ``int8-rows`` is a quarter of fp32 and
+    is read by this package only.
 
     Raises:
         DataError: the disk refuses. WeightsError: a tensor that cannot be stored that way.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    old = [path for path in folder.iterdir() if _is_of(path.name, stem)]
-    index = folder / _index_name(stem, None)
+    old = [path for path in folder.iterdir() if _is_of(path.name, stem, variant)]
+    index = folder / _index_name(stem, variant)
     shards = _split(state, max_shard_bytes)
     metadata: dict[str, str] = {}
     if storage == STORAGE:
         # After the split, so that values and their scales share a file.
         packed = [pack_int8(shard) for shard in shards]
         shards, metadata = [tensors for tensors, _ in packed], packed[0][1]
-    new = [_shard_name(stem, number, len(shards)) for number in range(1, len(shards) + 1)]
+    full = _stem(stem, variant)
+    new = [_shard_name(full, number, len(shards)) for number in range(1, len(shards) + 1)]
     # The index is what a reader looks for first: an old one must not see new shards.
     if len(shards) > 1:
         index.unlink(missing_ok=True)
@@ -113,16 +122,31 @@ def read_config(folder: str | Path, kind: type[T]) -> T:
     """
     path = Path(folder) / CONFIG
     values = read_json(path)
+    values.pop(QUANTIZATION, None)
     try:
         return config_from_dict(kind, values, source=str(path))
     except (TypeError, AttributeError) as error:
         raise ConfigError(f"{path}: a value is of the wrong type ({error})") from error
 
 
-def write_config(folder: str | Path, config: Any, class_name: str) -> None:
+def read_quantization(folder: str | Path) -> dict[str, Any] | None:
+    """What ``config.json`` says of weights that are stored quantised; None where they are not."""
+    found = read_json(Path(folder) / CONFIG).get(QUANTIZATION)
+    return found if isinstance(found, dict) else None
+
+
+def write_config(
+    folder: str | Path,
+    config: Any,
+    class_name: str,
+    *,
+    quantization: Mapping[str, Any] | None = None,
+) -> None:
     """Write ``config.json`` with the published class name, e.g. ``AutoencoderDC``, inside."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     content = {"_class_name": class_name, **config_to_dict(config)}
+    if quantization is not None:
+        content[QUANTIZATION] = dict(quantization)
     write_atomically(Path(folder) / CONFIG, _json_bytes(content))
 
 
@@ -154,14 +178,15 @@ def listed(names: list[str], most: int = 6) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _read_shards(folder: Path, index: Path) -> dict[str, Tensor]:
+def _read_shards(folder: Path, index: Path, dtype: torch.dtype | None) -> dict[str, Tensor]:
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
         raise WeightsError(f"{index}: has no weight_map from tensors to files")
     state: dict[str, Tensor] = {}
     for file in sorted(set(places.values())):
         path = _shard_path(folder, file, index)
-        state |= read_tensors(path, [name for name, place in places.items() if place == file])
+        names = [name for name, place in places.items() if place == file]
+        state |= read_tensors(path, names, dtype=dtype)
     return state
 
 
@@ -213,12 +238,10 @@ def _shard_name(stem: str, number: int, count: int) -> str:
     return f"{stem}.safetensors" if count == 1 else f"{stem}-{number:05}-of-{count:05}.safetensors"
 
 
-def _is_of(name: str, stem: str) -> bool:
-    """Whether a file is weights of that stem, without variant."""
-    return (
-        re.fullmatch(rf"{re.escape(stem)}(-\d+-of-\d+)?\.safetensors(\.index\.json)?", name)
-        is not None
-    )
+def _is_of(name: str, stem: str, variant: str | None) -> bool:
+    """Whether a file is weights of that stem and variant."""
+    shard = rf"{re.escape(_stem(stem, variant))}(-\d+-of-\d+)?\.safetensors"
+    return name == _index_name(stem, variant) or re.fullmatch(shard, name) is not None
 
 
 def _other_variants(held: list[str], stem: str) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -20,11 +20,18 @@ CONVERSION = (
 )
 
 
-def read_tensors(path: Path, names: Collection[str] | None = None) -> dict[str, Tensor]:
-    """Give the tensors of one file, all or those named, on the CPU in their stored dtype.
+MAPPED_AT_ONCE = 1 << 28
+"""Bytes that may be converted before the file is mapped anew, which lets go of what was read."""
+
+
+def read_tensors(
+    path: Path, names: Collection[str] | None = None, *, dtype: torch.dtype | None = None
+) -> dict[str, Tensor]:
+    """Give the tensors of one file, all or those named, on the CPU.
 
     Memory is mapped, so a large file costs what is touched. Compact storage is undone: its real
-    tensors come back as fp32.
+    tensors come back as fp32. With ``dtype`` real tensors of another one are converted, one after
+    the other: beside the result never more than 256 MB and one tensor are in memory.
 
     Raises:
         WeightsError: for a damaged, cut-off or disguised file, or a name the file does not have.
@@ -39,22 +46,22 @@ def read_tensors(path: Path, names: Collection[str] | None = None) -> dict[str, 
                     "which its index promises",
                     hint="files of two different models are mixed: download the folder again",
                 )
-            stored = {
-                name: file.get_tensor(name) for name in sorted(held if names is None else names)
-            }
             metadata = file.metadata() or {}
+        storage = metadata.get("storage")
+        wanted = sorted(held if names is None else names)
+        stored = _stored(path, wanted, dtype if storage is None else None)
     except SafetensorError as error:
         raise _diagnosed(path, str(error)) from error
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read ({error.strerror or error})") from error
-    storage = metadata.get("storage")
     if storage is None:
         return stored
     if storage != STORAGE:
         raise WeightsError(
             f"{path}: storage {storage!r} is unknown", hint="a newer version of sanakit may read it"
         )
-    return unpack_int8(stored, source=str(path))
+    unpacked = unpack_int8(stored, source=str(path))
+    return {name: _as(tensor, dtype) for name, tensor in unpacked.items()}
 
 
 def write_tensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -82,6 +89,24 @@ def write_tensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str
 def tensor_bytes(tensor: Tensor) -> int:
     """Size at rest; the header of the file comes on top."""
     return tensor.numel() * torch.empty((), dtype=tensor.dtype).element_size()
+
+
+def _stored(path: Path, names: Iterable[str], dtype: torch.dtype | None) -> dict[str, Tensor]:
+    given: dict[str, Tensor] = {}
+    waiting = list(names)[::-1]
+    while waiting:
+        with safe_open(path, framework="pt") as file:
+            converted = 0
+            while waiting and converted < MAPPED_AT_ONCE:
+                name = waiting.pop()
+                stored = file.get_tensor(name)
+                given[name] = _as(stored, dtype)
+                converted += stored.nbytes if given[name] is not stored else 0
+    return given
+
+
+def _as(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return tensor if dtype is None or not tensor.is_floating_point() else tensor.to(dtype)
 
 
 def _diagnosed(path: Path, reason: str) -> WeightsError:

@@ -1,0 +1,1 @@
+"""Weights in 8 and 4 bits while a model runs: chosen by a config, made by optional libraries."""

@@ -1,0 +1,143 @@
+"""What to do to which linear layers: read from the ecosystem's config objects or a short name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sanakit.errors import ConfigError
+
+TORCHAO_KINDS = ("int8", "int4", "fp8")
+NAMES = ("bnb-int8", "bnb-nf4", "bnb-fp4", *TORCHAO_KINDS)
+INT8_THRESHOLD = 6.0
+REFUSED = ("llm_int8_has_fp16_weight", "llm_int8_enable_fp32_cpu_offload")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BitsAndBytes:
+    """LLM.int8() (Dettmers 2022), or 4 bits in pieces of 64 values (QLoRA, Dettmers 2023)."""
+
+    kind: Literal["int8", "nf4", "fp4"]
+    skip: tuple[str, ...] | None = None
+    """Names of modules, or of their parents, that stay as they are; None leaves it to the model."""
+    threshold: float = INT8_THRESHOLD
+    """int8: columns of activations that exceed it are multiplied in 16 bits."""
+    nested: bool = False
+    """4 bits: the scales are quantised too."""
+    compute_dtype: str | None = None
+    """4 bits: what products are made in, e.g. ``bfloat16``; None is that of the activations."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As published ``config.json`` files have it under ``quantization_config``."""
+        common: dict[str, Any] = {
+            "quant_method": "bitsandbytes",
+            "load_in_8bit": self.kind == "int8",
+            "load_in_4bit": self.kind != "int8",
+            "llm_int8_skip_modules": None if self.skip is None else list(self.skip),
+        }
+        if self.kind == "int8":
+            return {**common, "llm_int8_threshold": self.threshold}
+        return {
+            **common,
+            "bnb_4bit_quant_type": self.kind,
+            "bnb_4bit_use_double_quant": self.nested,
+            "bnb_4bit_compute_dtype": self.compute_dtype,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchAo:
+    """Weight-only formats of torchao: a short name, or one of its own config objects."""
+
+    kind: Any
+    skip: tuple[str, ...] | None = None
+
+
+Recipe = BitsAndBytes | TorchAo
+
+
+def recipe_of(config: Any) -> Recipe:
+    """Read a recipe from what a user passed as ``quantization_config``.
+
+    Args:
+        config: a ``BitsAndBytesConfig`` or ``TorchAoConfig`` of transformers or diffusers, what
+            ``config.json`` holds of one, or one of ``bnb-int8 bnb-nf4 bnb-fp4 int8 int4 fp8``.
+
+    Raises:
+        ConfigError: for another method or name, or a setting that would not be honoured.
+    """
+    if isinstance(config, BitsAndBytes | TorchAo):
+        return config
+    if isinstance(config, str):
+        return _named(config)
+    if isinstance(config, Mapping):
+        values: dict[str, Any] = dict(config)
+    elif hasattr(config, "quant_method"):
+        # vars(), because to_dict() turns torchao's own objects into text.
+        values = {name.removeprefix("_"): value for name, value in vars(config).items()}
+    else:
+        raise ConfigError(
+            f"quantization_config is a {type(config).__name__}",
+            hint=f"pass a BitsAndBytesConfig, a TorchAoConfig, or one of {', '.join(NAMES)}",
+        )
+    method = values.get("quant_method")
+    method = getattr(method, "value", method)
+    if method == "bitsandbytes":
+        return _bits_and_bytes(values)
+    if method == "torchao":
+        return TorchAo(kind=values["quant_type"], skip=_skipped(values, "modules_to_not_convert"))
+    raise ConfigError(
+        f"quantization method {method!r} is not supported",
+        hint="bitsandbytes and torchao are",
+    )
+
+
+def _named(name: str) -> Recipe:
+    if name not in NAMES:
+        near = difflib.get_close_matches(name, NAMES, n=1)
+        raise ConfigError(
+            f"quantization {name!r} is unknown",
+            hint=(f"did you mean {near[0]}? " if near else "") + f"known: {', '.join(NAMES)}",
+        )
+    if name in TORCHAO_KINDS:
+        return TorchAo(kind=name)
+    kinds: dict[str, Literal["int8", "nf4", "fp4"]] = {
+        "bnb-int8": "int8",
+        "bnb-nf4": "nf4",
+        "bnb-fp4": "fp4",
+    }
+    return BitsAndBytes(kind=kinds[name])
+
+
+def _bits_and_bytes(values: Mapping[str, Any]) -> BitsAndBytes:
+    for name in REFUSED:
+        if values.get(name):
+            raise ConfigError(f"{name}=True is not supported", hint="leave it out")
+    storage = str(values.get("bnb_4bit_quant_storage") or "uint8").removeprefix("torch.")
+    if storage != "uint8":
+        raise ConfigError(f"bnb_4bit_quant_storage={storage} is not supported", hint="use uint8")
+    skip = _skipped(values, "llm_int8_skip_modules")
+    if values.get("load_in_8bit"):
+        threshold = float(values.get("llm_int8_threshold", INT8_THRESHOLD))
+        return BitsAndBytes(kind="int8", skip=skip, threshold=threshold)
+    if not values.get("load_in_4bit"):
+        raise ConfigError(
+            "the BitsAndBytesConfig quantises nothing", hint="pass load_in_8bit or load_in_4bit"
+        )
+    kind = values.get("bnb_4bit_quant_type", "fp4")
+    if kind not in ("nf4", "fp4"):
+        raise ConfigError(f"bnb_4bit_quant_type={kind!r} is unknown", hint="use nf4 or fp4")
+    compute = values.get("bnb_4bit_compute_dtype")
+    return BitsAndBytes(
+        kind=kind,
+        skip=skip,
+        nested=bool(values.get("bnb_4bit_use_double_quant")),
+        compute_dtype=None if compute is None else str(compute).removeprefix("torch."),
+    )
+
+
+def _skipped(values: Mapping[str, Any], name: str) -> tuple[str, ...] | None:
+    given = values.get(name)
+    return None if given is None else tuple(given)
