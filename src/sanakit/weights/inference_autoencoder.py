@@ -17,6 +17,9 @@ State = Mapping[str, Tensor]
 Side = Literal["encoder", "decoder"]
 HEAD_DIM = 32
 """Of all published autoencoders; told by the shapes only where attention has several scales."""
+# Fields with a value a stage; those of the first line may be one word for all.
+WORDS = ("encoder_block_types", "decoder_block_types", "decoder_norm_types", "decoder_act_fns")
+PER_STAGE = ("encoder_block_out_channels", "decoder_block_out_channels")
 
 
 class _Stage:
@@ -135,17 +138,16 @@ def _as_published(config: AutoencoderConfig, source: str) -> AutoencoderConfig:
 
 
 def _spelt_out(preset: AutoencoderConfig, like: AutoencoderConfig) -> AutoencoderConfig:
-    """One word a stage where a preset has one for all, and the width that no tensor has."""
-    words = ("encoder_block_types", "decoder_block_types", "decoder_norm_types", "decoder_act_fns")
-    stages = len(preset.encoder_block_out_channels)
-    if stages != len(like.encoder_block_out_channels):
+    """One word a stage where a preset has one for all; an empty first stage as ``like`` has it."""
+    if len(preset.encoder_block_out_channels) != len(like.encoder_block_out_channels):
         return preset
-    spelt = replace(preset, **{word: preset.per_stage(word) for word in words})  # type: ignore[arg-type]
+    words = {name: preset.per_stage(name) for name in WORDS}
+    spelt = replace(preset, **words)  # type: ignore[arg-type]
     for side in ("encoder", "decoder"):
         if getattr(preset, f"{side}_layers_per_block")[0] == 0:
-            name = f"{side}_block_out_channels"
-            widths = (getattr(like, name)[0], *getattr(preset, name)[1:])
-            spelt = replace(spelt, **{name: widths})  # type: ignore[arg-type]
+            names = [name for name in (*WORDS, *PER_STAGE) if name.startswith(side)]
+            firsts = {name: (getattr(like, name)[0], *getattr(spelt, name)[1:]) for name in names}
+            spelt = replace(spelt, **firsts)  # type: ignore[arg-type]
     return spelt
 
 

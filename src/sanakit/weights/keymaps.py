@@ -130,9 +130,9 @@ class Keymap:
                 unknown.append(name)
         _refuse(unknown, source)
         fused: dict[str, Tensor] = {}
-        for name, (rule, filled, parts) in found.items():
+        for name, (rule, words, parts) in found.items():
             if absent := [each for k, each in enumerate(rule.published) if k not in parts]:
-                missing = absent[0].format(**filled)
+                missing = absent[0].format(**words)
                 raise WeightsError(f"{source}: {missing} is missing, {name} needs it")
             ordered = tuple(parts[place] for place in range(len(rule.published)))
             fused[name] = rule.fuse(ordered, name=f"{source}: {name}")

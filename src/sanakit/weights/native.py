@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -142,7 +143,8 @@ def _plain(name: str) -> str:
 
 
 def _unpickled(path: Path) -> Any:
-    with torch.serialization.safe_globals(HARMLESS):
+    with torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of pickle protocols; what cannot be read raises
         return torch.load(
             path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
         )
@@ -154,7 +156,7 @@ def _diagnosed(path: Path) -> Iterator[None]:
     try:
         yield
     except pickle.UnpicklingError as error:
-        named = re.search(r"(?:GLOBAL|class|Unsupported global:) ([\w.]+\.[\w.]+)", str(error))
+        named = re.search(r"GLOBAL ([\w.]+\.\w+)", str(error))
         if named is None:
             raise _damaged(path) from error
         raise WeightsError(

@@ -86,8 +86,8 @@ class Part:
     @property
     def presets(self) -> list[str]:
         """Named presets of this config: several published models share one; none of a branch."""
-        named: Mapping[str, Config] = {**TRANSFORMERS, **AUTOENCODERS}
-        return [name for name, preset in named.items() if preset == self.config]
+        known: list[Mapping[str, Config]] = [TRANSFORMERS, AUTOENCODERS]
+        return [name for table in known for name, preset in table.items() if preset == self.config]
 
 
 @dataclass(frozen=True, kw_only=True)
