@@ -127,7 +127,7 @@ def test_a_variant_in_shards_has_the_published_names(monkeypatch: pytest.MonkeyP
     assert any(name.startswith("diffusion_pytorch_model.bf16-00001-of-") for name in names)
     sanakit("convert", "out", "back.pth", "--variant", "bf16")
     sanakit("convert", "back.pth", "again")
-    again = load_file(f"again/{WEIGHTS}")
+    again = read_weights("again")
     assert all(torch.equal(t, again[n]) for n, t in read_weights("out", variant="bf16").items())
 
 
@@ -190,6 +190,22 @@ def test_the_scheduler_becomes_that_of_the_transformer(model: Path) -> None:
         "convert", "m.pth", "out", "--config", "config.json", "--base", "sprint", code=2
     )
     assert "is a Sprint model" in said
+
+
+def test_a_published_model_gets_its_published_shift(model: Path) -> None:
+    shutil.copytree(model, "base")
+    path = Path("base/scheduler/scheduler_config.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "flow_shift": 9.0}))
+    torch.save(native_transformer(TINY), "m.pth")
+    sanakit("convert", "m.pth", "out", "--base", "base")
+    scheduler = json.loads(Path("out/scheduler/scheduler_config.json").read_text())
+    assert scheduler["flow_shift"] == 3.0
+    assert scheduler["use_flow_sigmas"]
+    # Of a shape nobody published nothing is known: the base's shift stays.
+    write_native_file("n.pth")
+    sanakit("convert", "n.pth", "own", "--base", "base", "--config", "config.json")
+    scheduler = json.loads(Path("own/scheduler/scheduler_config.json").read_text())
+    assert scheduler["flow_shift"] == 9.0
 
 
 def test_a_base_with_another_text_encoder_is_refused(model: Path) -> None:
