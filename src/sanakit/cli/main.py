@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from sanakit.cli import data, generate, info, models, train
+from sanakit.cli import convert, data, generate, info, models, train
 
 app = typer.Typer(
     name="sanakit",
@@ -18,6 +18,7 @@ app = typer.Typer(
 app.command("generate")(generate.generate)
 app.command("info")(info.info)
 app.command("again")(info.again)
+app.command("convert")(convert.convert)
 app.add_typer(data.app, name="data")
 app.add_typer(train.app, name="train")
 app.add_typer(models.app, name="models")
