@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sanakit.pipeline.generate import Pipeline
+    from sanakit.pipeline.pag import SanaPAGPipeline
     from sanakit.pipeline.request import GenerateRequest, GenerateResult
     from sanakit.pipeline.sana import SanaPipeline, SanaPipelineOutput
 
@@ -21,6 +22,7 @@ _HOMES = {
     "GenerateRequest": "sanakit.pipeline.request",
     "GenerateResult": "sanakit.pipeline.request",
     "Pipeline": "sanakit.pipeline.generate",
+    "SanaPAGPipeline": "sanakit.pipeline.pag",
     "SanaPipeline": "sanakit.pipeline.sana",
     "SanaPipelineOutput": "sanakit.pipeline.sana",
 }
@@ -28,6 +30,7 @@ __all__ = [
     "GenerateRequest",
     "GenerateResult",
     "Pipeline",
+    "SanaPAGPipeline",
     "SanaPipeline",
     "SanaPipelineOutput",
     "__version__",
