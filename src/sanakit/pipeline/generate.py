@@ -153,8 +153,8 @@ class Pipeline:
         """
         for text in (positive, negative):
             if text is not None:
-                require_finite(text.text, "text encoder")
-        require_finite(noise, "latent to start from")
+                require_finite(text.text, "prompt embeddings")
+        require_finite(noise, "latents to start from")
         steps = len(sampling.grid.timesteps)
         velocity = GuardedDenoiser(
             Denoiser.prepare(
@@ -189,7 +189,9 @@ class Pipeline:
                 velocity.denoiser = velocity.denoiser.changed(change)
             if change.latents is None:
                 return None
-            require_finite(change.latents, "callback", f" after step {index + 1} of {steps}")
+            require_finite(
+                change.latents, "callback's latents", f" after step {index + 1} of {steps}"
+            )
             return change.latents.to(stepped.x)
 
         device = next(self.components.transformer.parameters()).device

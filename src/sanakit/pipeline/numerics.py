@@ -104,15 +104,15 @@ def _eighth(values: Tensor) -> Tensor:
 
 
 def _failure(component: str, where: str, dtype: torch.dtype) -> NumericsError:
-    if dtype in (torch.float16, torch.bfloat16):
+    if component not in _ARGUMENT:
+        hint = "they came from the caller: look at what made them"
+    elif dtype in (torch.float16, torch.bfloat16):
         hint = f"load the {component} in float32"
     elif dtype.is_floating_point:
         hint = f"even this dtype fails: check the weights of the {component} and what it was given"
     else:
         hint = f"load the {component} without quantization, in float32"
-    return NumericsError(
-        f"the {component} gave values that are not finite{where} ({dtype})", hint=hint
-    )
+    return NumericsError(f"values of the {component} are not finite{where} ({dtype})", hint=hint)
 
 
 def _short(dtype: torch.dtype) -> str:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sanakit.errors import ConfigError
 from sanakit.pipeline.generate import Pipeline, Texts
+from sanakit.pipeline.numerics import require_finite
 from sanakit.pipeline.prompt import Compat, EncodedText, PromptEncoder
 
 Prompts = str | Sequence[str]
@@ -37,6 +38,7 @@ def embedded(
 
     Raises:
         ConfigError: for one without the other, or shapes that do not agree.
+        NumericsError: for a number that is not finite.
     """
     if text is None and mask is None:
         return None
@@ -52,6 +54,7 @@ def embedded(
             f"{prefix}_embeds have {text.shape[2]} channels, the transformer takes {channels}",
             hint="make them with this model's encode_prompt",
         )
+    require_finite(text, f"{prefix}_embeds")
     return EncodedText(text=text, mask=mask.bool(), dropped=(0,) * len(text))
 
 
