@@ -111,6 +111,8 @@ class Call:
                 f"attention_kwargs has {', '.join(unknown)}: nothing here reads it",
                 hint="'scale' is the strength of LoRA weights",
             )
+        if not isinstance(self.lora_scale, int | float | None):
+            raise ConfigError(f"attention_kwargs has scale={self.lora_scale!r}: no number")
         if unknown := sorted(set(self.tensor_inputs) - set(TENSOR_INPUTS)):
             raise ConfigError(
                 f"callback_on_step_end_tensor_inputs names {', '.join(unknown)}",
@@ -128,8 +130,8 @@ class Call:
     @property
     def lora_scale(self) -> float | None:
         """Strength of LoRA weights in this call; None leaves it as it is."""
-        scale = (self.attention_kwargs or {}).get("scale")
-        return None if scale is None else float(scale)
+        scale: float | None = (self.attention_kwargs or {}).get("scale")
+        return scale
 
 
 def custom_grid(timesteps: Sequence[float] | None, sigmas: Sequence[float] | None) -> SigmaGrid:

@@ -23,6 +23,7 @@ from sanakit.pipeline.callbacks import StepHook, effective_scale
 from sanakit.pipeline.compat import check_compat, flow_shift_as, instruction_as
 from sanakit.pipeline.face import PipelineFace
 from sanakit.pipeline.generate import Pipeline, Sampling, Texts
+from sanakit.pipeline.lora import lora_strength
 from sanakit.pipeline.texts import embedded, encode_texts
 from sanakit.shapes import Latent
 
@@ -47,7 +48,8 @@ def draw(pipe: PipelineFace, call: Call) -> Images:
     at_once = count if call.callback_on_step_end or pipe.device.type != "cpu" else 1
     latents, images = [], []
     total = len(range(0, count, at_once)) * pipe._num_timesteps
-    with tqdm(total=total, **pipe._bar_options) as bar:
+    weighed = lora_strength(core.components.transformer, call.lora_scale)
+    with weighed, tqdm(total=total, **pipe._bar_options) as bar:
         for start in range(0, count, at_once):
             rows = slice(start, start + at_once)
             latent = noise[rows]

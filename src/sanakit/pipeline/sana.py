@@ -29,6 +29,7 @@ from sanakit.pipeline.components import load_components, save_components
 from sanakit.pipeline.drawing import draw
 from sanakit.pipeline.face import PipelineFace
 from sanakit.pipeline.generate import Pipeline
+from sanakit.pipeline.lora import LoraMethods
 from sanakit.pipeline.parts import Scheduler, assemble
 from sanakit.pipeline.prompt import Compat, EncodedText, padded
 from sanakit.pipeline.texts import Prompts, embedded, encode_texts
@@ -42,7 +43,7 @@ class SanaPipelineOutput:
     images: Images
 
 
-class SanaPipeline(PipelineFace):
+class SanaPipeline(PipelineFace, LoraMethods):
     """Text to image with any SANA model: ``SanaPipeline.from_pretrained("glyph")("a red apple")``.
 
     On the CPU pictures are drawn one by one, so that each is the picture its generator draws alone.
