@@ -48,7 +48,6 @@ def flow_shift_as(habits: Habits, config: TransformerConfig, compat: Compat) -> 
     """Give the flow shift of a model: NVlabs samples SANA 1.0 0.6B at 1024 px with 4."""
     small = (
         config.width == _SMALL.width
-        and config.num_layers == _SMALL.num_layers
         and config.sample_size == _SMALL.sample_size
         and config.qk_norm is None
         and not config.guidance_embeds
