@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, TorchAoConfig
 
     from sanakit.pipeline.generate import Pipeline
+    from sanakit.pipeline.pag import SanaPAGPipeline
     from sanakit.pipeline.published import AutoencoderDC, SanaTransformer2DModel
     from sanakit.pipeline.request import GenerateRequest, GenerateResult
     from sanakit.pipeline.sana import SanaPipeline, SanaPipelineOutput
@@ -26,6 +27,7 @@ _HOMES = {
     "GenerateRequest": "sanakit.pipeline.request",
     "GenerateResult": "sanakit.pipeline.request",
     "Pipeline": "sanakit.pipeline.generate",
+    "SanaPAGPipeline": "sanakit.pipeline.pag",
     "SanaPipeline": "sanakit.pipeline.sana",
     "SanaPipelineOutput": "sanakit.pipeline.sana",
     "SanaTransformer2DModel": "sanakit.pipeline.published",
@@ -37,6 +39,7 @@ __all__ = [
     "GenerateRequest",
     "GenerateResult",
     "Pipeline",
+    "SanaPAGPipeline",
     "SanaPipeline",
     "SanaPipelineOutput",
     "SanaTransformer2DModel",

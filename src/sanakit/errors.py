@@ -23,6 +23,10 @@ class ConfigError(SanakitError):
     """A value that breaks a rule: a size, a count, an unknown option."""
 
 
+class UnknownArgumentError(ConfigError, TypeError):
+    """A keyword that the called function does not have; also a ``TypeError``, as Python's own."""
+
+
 class WeightsError(SanakitError):
     """A weights file that is damaged, mis-shaped, incomplete or of a refused format."""
 

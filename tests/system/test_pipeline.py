@@ -18,6 +18,7 @@ from sanakit.flow.guidance import Guidance
 from sanakit.models.transformer import LinearDiT
 from sanakit.pipeline.arguments import as_output
 from sanakit.pipeline.components import Habits, fingerprint, load_components, save_components
+from sanakit.pipeline.drawing import asked_size, drawn_size
 from tiny import tiny_components, write_tiny
 
 
@@ -379,13 +380,13 @@ def test_a_published_size_is_drawn_at_its_bin_and_cut() -> None:
 def test_a_published_model_draws_its_own_size_unless_told() -> None:
     components = tiny_components()
     components.transformer.config = replace(components.transformer.config, sample_size=16)
-    pipe = SanaPipeline(Pipeline(components))
-    assert pipe._asked_size(None, None) == (1024, 1024)
-    assert pipe._asked_size(512, None) == (512, 1024)
-    assert pipe._drawn_size(512, 1024, binned=False) == (512, 1024)
+    core = Pipeline(components)
+    assert asked_size(core, None, None) == (1024, 1024)
+    assert asked_size(core, 512, None) == (512, 1024)
+    assert drawn_size(core, 512, 1024, binned=False) == (512, 1024)
     with pytest.raises(ConfigError, match="height=100"):
-        pipe._drawn_size(100, 1024, binned=True)
-    assert SanaPipeline(Pipeline(tiny_components()))._asked_size(None, 96) == (64, 96)
+        drawn_size(core, 100, 1024, binned=True)
+    assert asked_size(Pipeline(tiny_components()), None, 96) == (64, 96)
 
 
 def test_sixteen_bits_never_mean_float16_where_it_overflows(folder: Path) -> None:

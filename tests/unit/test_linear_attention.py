@@ -88,3 +88,14 @@ def test_fp16_that_overflows_becomes_the_largest_finite_value() -> None:
         torch.nn.init.constant_(parameter, 100.0)
     y = attention(torch.full((1, 3, 4), 100.0, dtype=torch.float16))
     assert torch.equal(y, torch.full_like(y, torch.finfo(torch.float16).max))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sums_beyond_the_range_of_fp16_stay_finite_and_true(
+    dtype: torch.dtype, rng: torch.Generator
+) -> None:
+    # Each sum over the keys is about 4096 * 40 * 40, a hundred times the largest fp16.
+    q, k, v = (40 * torch.rand(3, 1, 1, 4096, 8, generator=rng)).to(dtype)
+    got = relu_linear_attention(q, k, v)
+    assert got.dtype == dtype
+    torch.testing.assert_close(got.double(), quadratic_oracle(q, k, v), rtol=2**-8, atol=0)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -15,86 +16,121 @@ from torch import Tensor
 from sanakit.errors import ConfigError
 from sanakit.flow.grids import TRAIN_STEPS, SigmaGrid
 from sanakit.pipeline.images import to_pil, to_pixels
-from sanakit.pipeline.prompt import EncodedText
+from sanakit.pipeline.prompt import Compat, EncodedText
+from sanakit.pipeline.texts import Prompts
 from sanakit.shapes import Image, Latent
 
 OutputType = Literal["pil", "np", "pt", "latent"]
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+TENSOR_INPUTS = ("latents", "prompt_embeds", "negative_prompt_embeds")
+"""What a callback may ask for and replace."""
+MODEL_DEFAULT = ("the model's own",)
 Generators = torch.Generator | Sequence[torch.Generator]
 Images = list[PILImage] | npt.NDArray[np.float32] | Tensor
+Callback = Callable[[Any, int, Tensor, dict[str, Tensor]], "dict[str, Tensor] | None"]
 
 
-def refuse_unsupported(
-    eta: float, attention_kwargs: dict[str, Any] | None, output_type: str, inputs: Sequence[str]
-) -> None:
-    """Refuse what could only be ignored.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Call:
+    """The arguments of one call of a published pipeline, each checked as far as it can be alone."""
 
-    Raises:
-        ConfigError: naming the argument, and what to do without it.
-    """
-    if eta != 0.0:
-        raise ConfigError(f"eta={eta}: flow solvers add no noise", hint="leave eta at 0.0")
-    if attention_kwargs:
-        raise ConfigError(
-            f"attention_kwargs has {', '.join(attention_kwargs)}: nothing here reads it",
-            hint="leave it out; LoRA weights cannot be loaded yet",
-        )
-    if output_type not in OUTPUT_TYPES:
-        raise ConfigError(f"output_type={output_type!r}", hint=f"one of {', '.join(OUTPUT_TYPES)}")
-    if unknown := set(inputs) - {"latents"}:
-        raise ConfigError(
-            f"callback_on_step_end_tensor_inputs names {', '.join(sorted(unknown))}",
-            hint="latents can be had",
-        )
+    prompt: Prompts | None
+    negative_prompt: Prompts | None
+    num_inference_steps: int
+    timesteps: Sequence[float] | None
+    sigmas: Sequence[float] | None
+    guidance_scale: float | None
+    num_images_per_prompt: int
+    height: int | None
+    width: int | None
+    eta: float
+    generator: Generators | None
+    latents: Latent | None
+    prompt_embeds: Tensor | None
+    prompt_attention_mask: Tensor | None
+    negative_prompt_embeds: Tensor | None
+    negative_prompt_attention_mask: Tensor | None
+    output_type: OutputType
+    return_dict: bool
+    clean_caption: bool
+    use_resolution_binning: bool
+    attention_kwargs: dict[str, Any] | None
+    callback_on_step_end: Callback | None
+    callback_on_step_end_tensor_inputs: Sequence[str]
+    max_sequence_length: int
+    complex_human_instruction: Sequence[str] | None
+    compat: Compat
+    pag_scale: float = 0.0
+    pag_adaptive_scale: float = 0.0
+    pag_layers: frozenset[int] = frozenset()
 
+    def __post_init__(self) -> None:
+        for name in ("num_images_per_prompt", "num_inference_steps"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{name}={value!r} must be a whole number of at least 1")
+        if self.eta != 0.0:
+            raise ConfigError(f"eta={self.eta}: flow solvers add no noise", hint="leave eta at 0.0")
+        if self.output_type not in OUTPUT_TYPES:
+            raise ConfigError(
+                f"output_type={self.output_type!r}", hint=f"one of {', '.join(OUTPUT_TYPES)}"
+            )
+        if unknown := sorted(set(self.attention_kwargs or ()) - {"scale"}):
+            raise ConfigError(
+                f"attention_kwargs has {', '.join(unknown)}: nothing here reads it",
+                hint="'scale' is the strength of LoRA weights",
+            )
+        if not isinstance(self.lora_scale, int | float | None):
+            raise ConfigError(f"attention_kwargs has scale={self.lora_scale!r}: no number")
+        if unknown := sorted(set(self.tensor_inputs) - set(TENSOR_INPUTS)):
+            raise ConfigError(
+                f"callback_on_step_end_tensor_inputs names {', '.join(unknown)}",
+                hint=f"to be had: {', '.join(TENSOR_INPUTS)}",
+            )
+        if self.timesteps is not None or self.sigmas is not None:
+            custom_grid(self.timesteps, self.sigmas)
 
-def listed(prompt: str | Sequence[str] | None) -> list[str] | None:
-    """One prompt or several, as a list."""
-    if prompt is None:
-        return None
-    return [prompt] if isinstance(prompt, str) else list(prompt)
+    @property
+    def tensor_inputs(self) -> Sequence[str]:
+        """What the callback is shown; a callback object says so itself."""
+        own = getattr(self.callback_on_step_end, "tensor_inputs", None)
+        return self.callback_on_step_end_tensor_inputs if own is None else own
 
-
-def embedded(text: Tensor | None, mask: Tensor | None, name: str) -> EncodedText | None:
-    """Embeddings that the caller made, with their mask.
-
-    Raises:
-        ConfigError: for one without the other, or shapes that do not agree.
-    """
-    if text is None and mask is None:
-        return None
-    prefix = "negative_prompt" if name.startswith("negative") else "prompt"
-    if text is None or mask is None:
-        raise ConfigError(f"{prefix}_embeds and {prefix}_attention_mask come together")
-    if text.ndim != 3 or mask.shape != text.shape[:2]:
-        raise ConfigError(
-            f"{prefix}_embeds are {tuple(text.shape)}, their mask {tuple(mask.shape)}",
-            hint="embeddings are (b, tokens, channels), the mask (b, tokens)",
-        )
-    return EncodedText(text=text, mask=mask.bool(), dropped=(0,) * len(text))
+    @property
+    def lora_scale(self) -> float | None:
+        """Strength of LoRA weights in this call; None leaves it as it is."""
+        scale: float | None = (self.attention_kwargs or {}).get("scale")
+        return scale
 
 
 def custom_grid(timesteps: Sequence[float] | None, sigmas: Sequence[float] | None) -> SigmaGrid:
-    """A sampling grid of the caller's own: falling levels, the closing 0 added.
+    """A sampling grid of the caller's own, taken as it is: falling levels, the closing 0 added.
+
+    ``sigmas`` are noise levels in (0, 1], ``timesteps`` a thousand times that. No flow shift is
+    applied: the reference refuses both with its published scheduler, and with others tells the
+    network one level and steps by another.
 
     Raises:
         ConfigError: for both at once, or levels that do not fall within (0, 1].
     """
     if timesteps is not None and sigmas is not None:
         raise ConfigError("timesteps and sigmas both given", hint="pass one of them")
-    if sigmas is None:
-        assert timesteps is not None
-        sigmas = [timestep / TRAIN_STEPS for timestep in timesteps]
-    levels = list(sigmas)
+    scale = 1 if timesteps is None else TRAIN_STEPS
+    given = sigmas if timesteps is None else timesteps
+    assert given is not None
+    levels = [float(level) for level in given]
     if levels and levels[-1] == 0:
         levels.pop()
     falling = all(high > low for high, low in pairwise(levels))
-    if not levels or not falling or not 0 < levels[-1] <= levels[0] <= 1:
+    if not levels or not falling or not 0 < levels[-1] <= levels[0] <= scale:
         raise ConfigError(
             f"noise levels {levels} must fall, within (0, 1] as sigmas or (0, 1000] as timesteps"
         )
-    grid = torch.tensor([*levels, 0.0], dtype=torch.float32)
-    return SigmaGrid(grid, (TRAIN_STEPS * grid[:-1]).floor())
+    # In fp64, so that a timestep given whole is not truncated to the one below.
+    exact = torch.tensor(levels, dtype=torch.float64)
+    told = exact if timesteps is not None else (TRAIN_STEPS * exact + 1e-6).floor()
+    grid = torch.cat([exact / scale, exact.new_zeros(1)])
+    return SigmaGrid(grid.float(), told.float())
 
 
 def draw_noise(count: int, shape: tuple[int, int, int], generator: Generators | None) -> Latent:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from sanakit.errors import ConfigError
 from sanakit.flow.grids import NoiseLevel
 from sanakit.flow.guidance import Guidance
 from sanakit.models.transformer import LinearDiT, PreparedText
+from sanakit.pipeline.numerics import all_finite, require_finite, safer_copy
 from sanakit.pipeline.prompt import EncodedText
 from sanakit.shapes import Latent, TextMask
 
@@ -29,6 +31,17 @@ def join_text(first: EncodedText, second: EncodedText) -> EncodedText:
     )
 
 
+class Change(NamedTuple):
+    """What shall be different from the next step on; None stays as it is."""
+
+    latents: Latent | None = None
+    texts: tuple[EncodedText, EncodedText | None] | None = None
+    """Of the prompts and of the negative ones."""
+    guidance: Guidance | None = None
+    stop: bool = False
+    """Leave all steps to come undone: the state now is the result."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Denoiser:
     """Callable as the solvers' ``velocity``; runs all passes of a step as one batch.
@@ -38,6 +51,8 @@ class Denoiser:
     """
 
     model: LinearDiT
+    positive: EncodedText
+    negative: EncodedText | None
     prepared: PreparedText  # rows: [unconditional,] conditional
     mask: TextMask
     batch: int
@@ -70,11 +85,29 @@ class Denoiser:
         text = both.text.to(device=weight.device, dtype=weight.dtype)
         return cls(
             model=model,
+            positive=positive,
+            negative=negative,
             prepared=model.prepare_text(text),
             mask=both.mask.to(weight.device),
             batch=positive.text.shape[0],
             guidance=guidance,
             pag_layers=pag_layers,
+        )
+
+    def with_model(self, model: LinearDiT) -> Denoiser:
+        """Give the same of another network: of the same weights in another dtype, say."""
+        return Denoiser.prepare(
+            model, self.positive, self.negative, self.guidance, pag_layers=self.pag_layers
+        )
+
+    def changed(self, change: Change) -> Denoiser:
+        """Give the same with another text or guidance; text alone costs a new projection of it."""
+        guidance = change.guidance or self.guidance
+        if change.texts is None and (guidance.guidance_scale == 1.0 or self.negative is not None):
+            return replace(self, guidance=guidance)
+        positive, negative = change.texts or (self.positive, self.negative)
+        return Denoiser.prepare(
+            self.model, positive, negative, guidance, pag_layers=self.pag_layers
         )
 
     @property
@@ -128,3 +161,35 @@ class Denoiser:
         )
         # Old published heads also predict a variance, which no flow solver reads.
         return velocity[:, : x.shape[1]]
+
+
+class GuardedDenoiser:
+    """A denoiser for one run: a step that failed starts again in a safer dtype, kept from there on.
+
+    The run sets ``step``, counted from 0, for the messages, and may exchange ``denoiser``.
+    """
+
+    def __init__(self, denoiser: Denoiser, num_steps: int) -> None:
+        self.denoiser = denoiser
+        self.num_steps = num_steps
+        self.step = 0
+
+    @property
+    def where(self) -> str:
+        """The step in words."""
+        return f" at step {self.step + 1} of {self.num_steps}"
+
+    def __call__(self, x: Latent, level: NoiseLevel) -> Latent:
+        """Velocity at a state ``b c h w``, guided, fp32 and finite.
+
+        Raises:
+            NumericsError: it is not finite in the safer dtype either, or there is none.
+        """
+        velocity = self.denoiser(x, level)
+        if all_finite(velocity):
+            return velocity
+        safer = safer_copy(self.denoiser.model, "transformer", self.where)
+        self.denoiser = self.denoiser.with_model(safer)
+        velocity = self.denoiser(x, level)
+        require_finite(velocity, "transformer", self.where, dtype=self.denoiser.dtype)
+        return velocity

@@ -5,44 +5,33 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from sanakit.errors import ConfigError, NumericsError
-from sanakit.flow import solvers
-from sanakit.flow.grids import SigmaGrid
+from sanakit.flow.grids import NoiseLevel, SigmaGrid
 from sanakit.flow.guidance import Guidance
-from sanakit.flow.solvers import SOLVERS, SolverStep, Stepped, integrate
+from sanakit.flow.solvers import SOLVERS, SolverStep, Stepped, Velocity, integrate
 from sanakit.pipeline.components import Components, load_components
-from sanakit.pipeline.denoiser import Denoiser
+from sanakit.pipeline.denoiser import Change, Denoiser, GuardedDenoiser
 from sanakit.pipeline.images import to_pixels
-from sanakit.pipeline.prompt import EncodedText
+from sanakit.pipeline.numerics import all_finite, report_constant, require_finite, safer_copy
+from sanakit.pipeline.prompt import EncodedText, PromptEncoder
 from sanakit.pipeline.request import GenerateRequest, GenerateResult, Picture, check_size
 from sanakit.shapes import Image, Latent
 
 OnStep = Callable[[int, int], None]
+OnSampled = Callable[[int, Stepped], "Change | None"]
+Texts = tuple[EncodedText, "EncodedText | None"]
 
 
 def seeded_noise(seed: int, channels: int, height: int, width: int) -> Latent:
     """Noise ``1 c h w`` of one picture, drawn on the CPU in fp32: the same on every machine."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(1, channels, height, width, generator=generator)
-
-
-def require_finite(values: torch.Tensor, component: str, where: str = "") -> None:
-    """Stop at the first number that is not one, before it becomes a black picture.
-
-    Raises:
-        NumericsError: naming the component, and ``where`` it was.
-    """
-    if not torch.isfinite(values).all():
-        raise NumericsError(
-            f"the {component} gave values that are not finite{where} ({values.dtype})",
-            hint="run this component in float32, or check its weights",
-        )
 
 
 @dataclass
@@ -152,32 +141,102 @@ class Pipeline:
         negative: EncodedText | None,
         sampling: Sampling,
         *,
-        on_step: solvers.OnStep = lambda index, stepped: None,
+        on_step: OnSampled = lambda index, stepped: None,
     ) -> Latent:
         """Carry noise ``b c h w`` to scaled latents; fp32.
 
+        A transformer whose velocity is not finite starts its step again in a safer dtype, once.
+        ``on_step`` is told of every step and may answer with what shall change for those to come.
+
         Raises:
-            NumericsError: at the first step whose state is not finite.
+            NumericsError: for embeddings or noise, or at the first step, that is not finite.
         """
         for text in (positive, negative):
             if text is not None:
-                require_finite(text.text, "text encoder")
-        denoiser = Denoiser.prepare(
-            self.components.transformer,
-            positive,
-            negative,
-            sampling.guidance,
-            pag_layers=sampling.pag_layers,
-        )
+                require_finite(text.text, "prompt embeddings")
+        require_finite(noise, "latents to start from")
         steps = len(sampling.grid.timesteps)
+        velocity = GuardedDenoiser(
+            Denoiser.prepare(
+                self.components.transformer,
+                positive,
+                negative,
+                sampling.guidance,
+                pag_layers=sampling.pag_layers,
+            ),
+            steps,
+        )
+        stopped = False
+
+        def step(
+            ask: Velocity, x: Latent, here: NoiseLevel, there: NoiseLevel, last: Stepped | None
+        ) -> Stepped:
+            if stopped and last is not None:
+                return last._replace(x=x)
+            return sampling.step(ask, x, here, there, last)
 
         def checked(index: int, stepped: Stepped) -> Latent | None:
-            require_finite(stepped.x, "transformer", f" at step {index + 1} of {steps}")
-            return on_step(index, stepped)
+            nonlocal stopped
+            if stopped:
+                return None
+            require_finite(stepped.x, "solver", velocity.where)
+            change = on_step(index, stepped)
+            velocity.step = index + 1
+            if change is None:
+                return None
+            stopped = change.stop
+            if change.texts is not None or change.guidance is not None:
+                velocity.denoiser = velocity.denoiser.changed(change)
+            if change.latents is None:
+                return None
+            require_finite(
+                change.latents, "callback's latents", f" after step {index + 1} of {steps}"
+            )
+            return change.latents.to(stepped.x)
 
         device = next(self.components.transformer.parameters()).device
         x = noise.to(device=device, dtype=torch.float32)
-        return integrate(sampling.step, denoiser, x, sampling.grid, on_step=checked)
+        return integrate(step, velocity, x, sampling.grid, on_step=checked)
+
+    def encode(self, ask: Callable[[PromptEncoder], Texts]) -> Texts:
+        """Give what ``ask`` makes of the prompt encoder, once more in a safer dtype if need be.
+
+        Raises:
+            NumericsError: embeddings that are not finite in that dtype either.
+        """
+        prompts = self.components.prompts
+        texts = ask(prompts)
+        if all(all_finite(text.text) for text in texts if text is not None):
+            return texts
+        safer = safer_copy(prompts.text_encoder, "text encoder")
+        prompts = PromptEncoder(
+            prompts.tokenizer,
+            safer,
+            instruction=prompts.instruction,
+            max_sequence_length=prompts.max_sequence_length,
+        )
+        texts = ask(prompts)
+        for text in texts:
+            if text is not None:
+                require_finite(text.text, "text encoder")
+        return texts
+
+    @torch.inference_mode()
+    def picture(self, latent: Latent) -> Image:
+        """Decode, once more in a safer dtype if need be; warn of a picture of one colour.
+
+        Raises:
+            NumericsError: pixels that are not finite in that dtype either.
+        """
+        autoencoder = self.components.autoencoder
+        dtype = next(autoencoder.parameters()).dtype
+        try:
+            image = self.decode(latent)
+        except NumericsError:
+            safer = safer_copy(autoencoder, "autoencoder", " while decoding")
+            image = Pipeline(replace(self.components, autoencoder=safer)).decode(latent)
+        report_constant(image, dtype=dtype)
+        return image
 
     @torch.inference_mode()
     def decode(self, latent: Latent) -> Image:
@@ -240,7 +299,7 @@ class Pipeline:
                     seeded_noise(seed, *shape), positive, negative, sampling, on_step=stepped
                 )
             with watch.stage("decode"):
-                pixels = to_pixels(self.decode(latent))[0]
+                pixels = to_pixels(self.picture(latent))[0]
             settings = {
                 **request.to_json(),
                 "seed": seed,
@@ -260,9 +319,11 @@ class Pipeline:
         self, prompt: str, negative_prompt: str, guidance: Guidance
     ) -> tuple[EncodedText, EncodedText | None]:
         """Embed a prompt, and the negative one where guidance will read it."""
-        prompts = self.components.prompts
-        positive = prompts.encode([prompt], instruction=self.components.habits.instruction)
         embeds = self.components.transformer.config.guidance_embeds
-        if guidance.guidance_scale == 1.0 or embeds:
-            return positive, None
-        return positive, prompts.encode_null([negative_prompt], positive)
+        guided = guidance.guidance_scale != 1.0 and not embeds
+
+        def ask(prompts: PromptEncoder) -> Texts:
+            positive = prompts.encode([prompt], instruction=self.components.habits.instruction)
+            return positive, prompts.encode_null([negative_prompt], positive) if guided else None
+
+        return self.encode(ask)

@@ -3,35 +3,69 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
 
-from sanakit.errors import ConfigError
+from sanakit.errors import ConfigError, UnknownArgumentError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+OWNERS = ("self", "cls")
 
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
-def refuse_unknown(function: Callable[..., Any], unknown: Mapping[str, object]) -> None:
-    """Raise a `ConfigError` for the first of ``unknown``, naming the nearest keyword."""
-    if not unknown:
-        return
-    parameters = inspect.signature(function).parameters.values()
-    known = sorted(
-        p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
-    )
-    name = next(iter(unknown))
+def refuse_unknown(function: Callable[P, R]) -> Callable[P, R]:
+    """Make a function refuse keywords that it lacks, naming the nearest that it has.
+
+    Raises:
+        UnknownArgumentError: at the call; also a ``TypeError``.
+    """
+    known = [name for name in inspect.signature(function).parameters if name not in OWNERS]
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        for name in kwargs:
+            if name not in known:
+                raise UnknownArgumentError(
+                    f"{_called(function, args)} has no argument {name!r}", hint=nearest(name, known)
+                )
+        return function(*args, **kwargs)
+
+    return checked
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """Say which known name was probably meant, or all of them."""
     near = difflib.get_close_matches(name, known, n=1)
-    raise ConfigError(
-        f"{function.__qualname__} has no keyword {name!r}",
-        hint=(f"did you mean {near[0]}? " if near else "") + f"keywords: {', '.join(known)}",
-    )
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
 
 
-def refuse_pickles(use_safetensors: bool) -> None:
-    """Raise a `ConfigError` for ``use_safetensors=False``: there is no other way to read here."""
+def _called(function: Callable[..., Any], args: tuple[Any, ...]) -> str:
+    """The name a user knows: a method's with the class that it was called on."""
+    if "." not in function.__qualname__ or not args:
+        return function.__qualname__
+    owner = args[0] if isinstance(args[0], type) else type(args[0])
+    method = "" if function.__name__ in ("__init__", "__call__") else f".{function.__name__}"
+    return owner.__name__ + method
+
+
+def refuse_other_readers(*, use_safetensors: bool, low_cpu_mem_usage: bool) -> None:
+    """Refuse what published code may ask for and there is no second way of.
+
+    Raises:
+        ConfigError: ``use_safetensors=False``, which would read pickles, or
+            ``low_cpu_mem_usage=False``, which would build the network in memory twice.
+    """
     if not use_safetensors:
         raise ConfigError("use_safetensors=False would read pickles", hint="leave it out")
+    if not low_cpu_mem_usage:
+        raise ConfigError(
+            "low_cpu_mem_usage=False: weights are always read straight into place",
+            hint="leave it out",
+        )
 
 
 def bytes_of(size: int | str) -> int:

@@ -22,6 +22,8 @@ from sanakit.pipeline.generate import Pipeline
 from sanakit.pipeline.placement import accelerator, device_named
 from sanakit.quant.quantise import is_movable, is_quantised
 from sanakit.shapes import Image, Latent
+from sanakit.weights.catalog import find_checkpoint
+from sanakit.weights.dtypes import resolve_dtypes
 
 
 def networks(components: Components) -> dict[str, nn.Module]:
@@ -53,6 +55,25 @@ def move(components: Components, device: str | torch.device) -> None:
     for module in parts.values():
         if is_movable(module):
             bring(module, place)
+
+
+def cast(components: Components, dtype: torch.dtype, *, allow_unsafe: bool = False) -> None:
+    """Bring all networks to the dtypes that a model loaded with ``torch_dtype=dtype`` has.
+
+    Raises:
+        ConfigError: what `resolve_dtypes` refuses, or a quantised part. Nothing is cast then.
+    """
+    dtypes = resolve_dtypes(find_checkpoint(components.name), dtype, allow_unsafe=allow_unsafe)
+    parts = networks(components)
+    for name, module in parts.items():
+        if is_quantised(module):
+            raise ConfigError(
+                f"the {name} is quantised, its dtype cannot be changed",
+                hint="name the dtype where it is loaded: from_pretrained(..., torch_dtype=...)",
+            )
+    chosen = (dtypes.text_encoder, dtypes.transformer, dtypes.vae)
+    for module, own in zip(parts.values(), chosen, strict=True):
+        nn.Module.to(module, own)
 
 
 def bring(module: nn.Module, device: torch.device) -> None:

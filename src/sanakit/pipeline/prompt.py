@@ -183,7 +183,9 @@ class PromptEncoder:
         for row, sequence, length in zip(ids, sequences, lengths, strict=True):
             row[:length] = torch.tensor(sequence[:length])
         device = self.text_encoder.device
-        states = self.text_encoder.hidden_states(ids.to(device), length_mask(lengths).to(device))
+        states = self.text_encoder.hidden_states(
+            ids.to(device), length_mask(lengths, width).to(device)
+        )
         dropped = tuple(max(0, len(ids) - width) for ids in sequences)
         return EncodedText(text=states, mask=beside.mask, dropped=dropped)
 

@@ -12,7 +12,7 @@ from sanakit.errors import ConfigError, MissingModelError
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.config import AutoencoderConfig, TransformerConfig, config_from_dict
 from sanakit.models.transformer import LinearDiT
-from sanakit.pipeline.keywords import bytes_of, refuse_pickles, refuse_unknown
+from sanakit.pipeline.keywords import bytes_of, refuse_other_readers, refuse_unknown
 from sanakit.pipeline.networks import Network, build, fill, write
 from sanakit.pipeline.placement import Placed, place_one
 from sanakit.weights.catalog import find_checkpoint
@@ -31,6 +31,7 @@ class Published(Network):
     role: str
 
     @classmethod
+    @refuse_unknown
     def from_pretrained(
         cls: type[P],
         pretrained_model_name_or_path: str | Path,
@@ -41,10 +42,10 @@ class Published(Network):
         revision: str | None = None,
         local_files_only: bool = False,
         use_safetensors: bool = True,
+        low_cpu_mem_usage: bool = True,
         quantization_config: Any = None,
         device_map: Placed | None = None,
         allow_unsafe_dtype: bool = False,
-        **unknown: Any,
     ) -> P:
         """Load one network, frozen and ready to run.
 
@@ -57,18 +58,17 @@ class Published(Network):
             revision: of a hub repository.
             local_files_only: fail rather than download.
             use_safetensors: only True: pickles are never read.
+            low_cpu_mem_usage: only True: weights are read straight into place.
             quantization_config: a `BitsAndBytesConfig` or ``TorchAoConfig``, or a short name:
                 bnb-int8, bnb-nf4, bnb-fp4, or torchao's int8, int4, fp8.
             device_map: a device, or "auto" or "balanced" for the one with the most free memory.
             allow_unsafe_dtype: run a dtype that is known to overflow.
-            unknown: never anything: a keyword that does not exist is an error.
 
         Raises:
             ConfigError: an unknown keyword, an unsafe dtype, a config that cannot be built.
             MissingModelError: no such model. WeightsError: weights that do not fit.
         """
-        refuse_unknown(cls.from_pretrained, unknown)
-        refuse_pickles(use_safetensors)
+        refuse_other_readers(use_safetensors=use_safetensors, low_cpu_mem_usage=low_cpu_mem_usage)
         name = pretrained_model_name_or_path
         asked = {} if torch_dtype is None else {cls.role: torch_dtype}
         checkpoint = find_checkpoint(str(name))
@@ -100,13 +100,13 @@ class Published(Network):
             config = config_from_dict(cls.config_class, config, source=cls.__name__)
         return cls(config)
 
+    @refuse_unknown
     def save_pretrained(
         self,
         save_directory: str | Path,
         *,
         variant: str | None = None,
         max_shard_size: int | str = MAX_SHARD_BYTES,
-        **unknown: Any,
     ) -> None:
         """Write ``config.json`` and safetensors, which diffusers reads too.
 
@@ -115,7 +115,6 @@ class Published(Network):
         Raises:
             ConfigError: an unknown keyword, a size that is none, weights of torchao.
         """
-        refuse_unknown(self.save_pretrained, unknown)
         write(
             self,
             Path(save_directory),

@@ -2,46 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sanakit.errors import ConfigError
-from sanakit.flow.grids import SigmaGrid
-from sanakit.flow.guidance import Guidance
-from sanakit.flow.solvers import Stepped
 from sanakit.models.autoencoder import Autoencoder
+from sanakit.models.text_encoder import TextEncoder
 from sanakit.models.transformer import LinearDiT
 from sanakit.pipeline.arguments import (
+    MODEL_DEFAULT,
+    Call,
+    Callback,
     Generators,
     Images,
     OutputType,
-    as_output,
-    custom_grid,
-    draw_noise,
-    embedded,
-    listed,
-    refuse_unsupported,
-    rows_of,
 )
-from sanakit.pipeline.binning import TABLES, cut_to, nearest_bin
+from sanakit.pipeline.compat import instruction_as
 from sanakit.pipeline.components import load_components, save_components
+from sanakit.pipeline.drawing import draw
+from sanakit.pipeline.face import PipelineFace
 from sanakit.pipeline.generate import Pipeline
-from sanakit.pipeline.keywords import bytes_of, refuse_pickles, refuse_unknown
-from sanakit.pipeline.offload import ModelOffloaded, move, offload_sequentially
+from sanakit.pipeline.keywords import bytes_of, refuse_other_readers, refuse_unknown
+from sanakit.pipeline.lora import LoraMethods
+from sanakit.pipeline.offload import ModelOffloaded, cast, move, offload_sequentially
+from sanakit.pipeline.parts import Scheduler, assemble
 from sanakit.pipeline.placement import Placed
-from sanakit.pipeline.prompt import EncodedText
+from sanakit.pipeline.prompt import Compat, EncodedText, padded
+from sanakit.pipeline.texts import Prompts, embedded, encode_texts
 from sanakit.shapes import Latent
 from sanakit.weights.dtypes import Requested
 from sanakit.weights.store import MAX_SHARD_BYTES
-
-PUBLISHED_SIZE = 1024
-Callback = Callable[["SanaPipeline", int, Tensor, dict[str, Tensor]], "dict[str, Tensor] | None"]
-_MODEL_DEFAULT = ("the model's own",)
 
 
 @dataclass
@@ -50,17 +46,49 @@ class SanaPipelineOutput:
 
     images: Images
 
+    def __getitem__(self, index: int | str) -> Any:
+        """``pipe(prompt)[0]`` and ``["images"]``, as published code writes them."""
+        return self.images if index == "images" else (self.images,)[int(index)]
 
-class SanaPipeline:
+
+class SanaPipeline(PipelineFace, LoraMethods):
     """Text to image with any SANA model: ``SanaPipeline.from_pretrained("glyph")("a red apple")``.
 
     On the CPU pictures are drawn one by one, so that each is the picture its generator draws alone.
+    ``compat`` is the published stack whose habits of text and noise are followed: "diffusers", or
+    "nvlabs", as the weights were trained. It may be set, and given to a single call.
     """
 
-    def __init__(self, core: Pipeline) -> None:
-        self.core = core
+    @refuse_unknown
+    def __init__(
+        self,
+        core: Pipeline | None = None,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        text_encoder: PreTrainedModel | TextEncoder | None = None,
+        vae: Autoencoder | None = None,
+        transformer: LinearDiT | None = None,
+        scheduler: Scheduler | None = None,
+        compat: Compat = "diffusers",
+    ) -> None:
+        """Take a core, or the parts of one; pipelines of the same parts share their memory.
+
+        Raises:
+            ConfigError: parts that are missing, of another package or do not fit each other.
+        """
+        if core is None:
+            parts = assemble(
+                tokenizer=tokenizer, text_encoder=text_encoder, vae=vae, transformer=transformer
+            )
+            core = Pipeline(parts)
+        elif not isinstance(core, Pipeline):
+            raise ConfigError(
+                f"core is a {type(core).__name__}", hint="name the parts: SanaPipeline(vae=...)"
+            )
+        super().__init__(core, scheduler=scheduler, compat=compat)
 
     @classmethod
+    @refuse_unknown
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | Path,
@@ -70,6 +98,7 @@ class SanaPipeline:
         revision: str | None = None,
         local_files_only: bool = False,
         use_safetensors: bool = True,
+        low_cpu_mem_usage: bool = True,
         transformer: LinearDiT | None = None,
         vae: Autoencoder | None = None,
         text_encoder: Any = None,
@@ -78,7 +107,6 @@ class SanaPipeline:
         quantization_config: Any = None,
         device_map: Placed | None = None,
         allow_unsafe_dtype: bool = False,
-        **unknown: Any,
     ) -> SanaPipeline:
         """Load a model: an embedded name, a folder in the published layout, or ``owner/name``.
 
@@ -89,8 +117,7 @@ class SanaPipeline:
         transformer and text encoder, or a dict by component. Arguments and errors otherwise are
         those of `load_components`; an unknown keyword is an error.
         """
-        refuse_unknown(cls.from_pretrained, unknown)
-        refuse_pickles(use_safetensors)
+        refuse_other_readers(use_safetensors=use_safetensors, low_cpu_mem_usage=low_cpu_mem_usage)
         components = load_components(
             pretrained_model_name_or_path,
             dtype=torch_dtype,
@@ -110,24 +137,44 @@ class SanaPipeline:
         )
         return cls(Pipeline(components))
 
+    @refuse_unknown
     def save_pretrained(
         self,
         save_directory: str | Path,
         *,
         variant: str | None = None,
         max_shard_size: int | str = MAX_SHARD_BYTES,
-        **unknown: Any,
     ) -> None:
         """Write all parts in the published layout, as safetensors, which diffusers reads too."""
-        refuse_unknown(self.save_pretrained, unknown)
         size = bytes_of(max_shard_size)
         folder = Path(save_directory)
         save_components(self.core.components, folder, variant=variant, max_shard_bytes=size)
 
-    def to(self, device: str | torch.device) -> SanaPipeline:
-        """Move all parts to a device, as `offload.move` does."""
-        move(self.core.components, device)
-        self.core = Pipeline(self.core.components)
+    @refuse_unknown
+    def to(
+        self,
+        *where: str | torch.device | torch.dtype,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        allow_unsafe_dtype: bool = False,
+    ) -> SanaPipeline:
+        """Move all parts to a device, cast them, or both: ``pipe.to("cuda", torch.bfloat16)``.
+
+        A dtype is the transformer's, as in `from_pretrained`.
+
+        Raises:
+            ConfigError: as `offload.move` and `offload.cast`.
+        """
+        for given in where:
+            if isinstance(given, torch.dtype):
+                dtype = given
+            else:
+                device = given
+        if dtype is not None:
+            cast(self.core.components, dtype, allow_unsafe=allow_unsafe_dtype)
+        if device is not None:
+            move(self.core.components, device)
+            self.core = Pipeline(self.core.components)
         return self
 
     def enable_model_cpu_offload(self, device: str | torch.device | None = None) -> None:
@@ -146,37 +193,86 @@ class SanaPipeline:
         offload_sequentially(self.core.components, device)
         self.core = Pipeline(self.core.components)
 
-    @property
-    def transformer(self) -> torch.nn.Module:
-        """The linear diffusion transformer."""
-        return self.core.components.transformer
+    @classmethod
+    def from_pipe(cls, pipeline: SanaPipeline, **parts: Any) -> SanaPipeline:
+        """Make a pipeline of this class from another's parts, which both then share.
 
-    @property
-    def vae(self) -> torch.nn.Module:
-        """The deep-compression autoencoder."""
-        return self.core.components.autoencoder
+        ``parts`` are keywords of the constructor that take the place of the other's.
 
-    @property
-    def text_encoder(self) -> torch.nn.Module:
-        """The decoder-only LLM."""
-        return self.core.components.prompts.text_encoder.llm
+        Raises:
+            UnknownArgumentError: for a keyword that the constructor lacks. ConfigError: as there.
+        """
+        return cls(**cls._of_pipe(pipeline, **parts))
 
-    @property
-    def tokenizer(self) -> Any:
-        """The LLM's tokenizer."""
-        return self.core.components.prompts.tokenizer
+    @staticmethod
+    def _of_pipe(pipeline: SanaPipeline, **parts: Any) -> dict[str, Any]:
+        if not isinstance(pipeline, SanaPipeline):
+            raise ConfigError(
+                f"{type(pipeline).__module__}.{type(pipeline).__name__} is no pipeline of sanakit",
+                hint="load it with SanaPipeline.from_pretrained",
+            )
+        settings = {"scheduler": pipeline._scheduler, "compat": pipeline.compat}
+        if parts.keys() <= settings.keys():
+            return {"core": pipeline.core, **settings, **parts}
+        return {**pipeline.components, **settings, **parts}
 
-    @property
-    def device(self) -> torch.device:
-        """Where the transformer is."""
-        return next(self.transformer.parameters()).device
+    @refuse_unknown
+    def encode_prompt(
+        self,
+        prompt: Prompts | None,
+        do_classifier_free_guidance: bool = True,
+        negative_prompt: Prompts | None = "",
+        num_images_per_prompt: int = 1,
+        device: str | torch.device | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        prompt_attention_mask: Tensor | None = None,
+        negative_prompt_attention_mask: Tensor | None = None,
+        clean_caption: bool = False,
+        max_sequence_length: int = 300,
+        complex_human_instruction: Sequence[str] | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Give embeddings and mask of the prompts, then of the negative ones, as published.
 
+        Embeddings are ``b max_sequence_length channels``, masks 1 on real tokens; padding holds
+        zeros. No instruction unless given; None twice at the end without guidance.
+
+        Raises:
+            ConfigError: as a call.
+        """
+        channels = self.transformer.config.caption_channels
+        positive, negative = encode_texts(
+            self.core,
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            given=embedded(prompt_embeds, prompt_attention_mask, "prompt", channels),
+            given_null=embedded(
+                negative_prompt_embeds, negative_prompt_attention_mask, "negative_prompt", channels
+            ),
+            guided=do_classifier_free_guidance,
+            count_each=num_images_per_prompt,
+            instruction=instruction_as(complex_human_instruction, self.compat),
+            max_sequence_length=max_sequence_length,
+            clean_caption=clean_caption,
+            compat=self.compat,
+        )
+        where = self.device if device is None else torch.device(device)
+
+        def published(side: EncodedText) -> tuple[Tensor, Tensor]:
+            text, mask = padded(side, max(max_sequence_length, side.text.shape[1]))
+            text = text.masked_fill(~mask[:, :, None], 0)
+            return text.to(where), mask.long().to(where)
+
+        null = (None, None) if negative is None else published(negative)
+        return (*published(positive), *null)
+
+    @refuse_unknown
     def __call__(
         self,
-        prompt: str | Sequence[str] | None = None,
-        negative_prompt: str | Sequence[str] | None = "",
+        prompt: Prompts | None = None,
+        negative_prompt: Prompts | None = "",
         num_inference_steps: int = 20,
-        timesteps: Sequence[int] | None = None,
+        timesteps: Sequence[float] | None = None,
         sigmas: Sequence[float] | None = None,
         guidance_scale: float | None = None,
         num_images_per_prompt: int = 1,
@@ -197,137 +293,51 @@ class SanaPipeline:
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         max_sequence_length: int = 300,
-        complex_human_instruction: Sequence[str] | None = _MODEL_DEFAULT,
+        complex_human_instruction: Sequence[str] | None = MODEL_DEFAULT,
+        compat: Compat | None = None,
     ) -> SanaPipelineOutput | tuple[Any]:
         """Draw pictures; arguments mean what they mean in diffusers.
 
         Defaults that depend on the model: ``guidance_scale`` is 4.5, ``height`` and ``width`` 1024,
         ``complex_human_instruction`` the published one for published models; the embedded model
-        has its own. ``callback_on_step_end(pipe, i, t, {"latents": ...})`` may return new latents.
+        has its own. ``timesteps`` and ``sigmas`` are taken as they are, see `custom_grid`.
+        ``callback_on_step_end(pipe, i, t, tensors)`` may change what it is shown, see `StepHook`.
 
         Raises:
             ConfigError: for a size, count or combination of arguments that cannot be drawn.
             NumericsError: for a number that is not finite, naming component and step.
         """
-        refuse_unsupported(eta, attention_kwargs, output_type, callback_on_step_end_tensor_inputs)
-        if num_images_per_prompt < 1:
-            raise ConfigError(f"num_images_per_prompt={num_images_per_prompt} must be at least 1")
-        habits = self.core.components.habits
-        scale = habits.guidance_scale if guidance_scale is None else guidance_scale
-        guidance = Guidance(guidance_scale=max(scale, 1.0))  # published: 1 and below is off
-        asked = self._asked_size(height, width)
-        drawn_size = self._drawn_size(*asked, binned=use_resolution_binning)
-        shape = self.core.latent_shape(*drawn_size)
-        positive, negative = self._texts(
-            listed(prompt),
-            listed(negative_prompt),
-            guidance,
-            given=embedded(prompt_embeds, prompt_attention_mask, "prompt"),
-            given_null=embedded(negative_prompt_embeds, negative_prompt_attention_mask, "negative"),
-            instruction=habits.instruction
-            if complex_human_instruction is _MODEL_DEFAULT
-            else complex_human_instruction,
-            max_sequence_length=max_sequence_length,
-            clean_caption=clean_caption,
-        )
-        positive = positive.repeat(num_images_per_prompt)
-        negative = None if negative is None else negative.repeat(num_images_per_prompt)
-        count = positive.text.shape[0]
-        noise = draw_noise(count, shape, generator) if latents is None else latents
-        if tuple(noise.shape) != (count, *shape):
-            raise ConfigError(
-                f"latents are {tuple(noise.shape)}, this call needs {(count, *shape)}",
-                hint="b, latent channels, height / 32, width / 32",
-            )
-        sampling = self.core.sampling(
-            solver=None, num_steps=num_inference_steps, flow_shift=None, guidance=guidance
-        )
-        if timesteps is not None or sigmas is not None:
-            sampling = replace(sampling, grid=custom_grid(timesteps, sigmas))
-        on_step = self._on_step(callback_on_step_end, sampling.grid)
-        at_once = count if callback_on_step_end is not None or self.device.type != "cpu" else 1
-        latent_parts, image_parts = [], []
-        for start in range(0, count, at_once):
-            rows = slice(start, start + at_once)
-            null = None if negative is None else rows_of(negative, rows)
-            part = self.core.sample(
-                noise[rows], rows_of(positive, rows), null, sampling, on_step=on_step
-            )
-            latent_parts.append(part)
-            if output_type != "latent":
-                image_parts.append(cut_to(self.core.decode(part), *asked))
-        images: Images
-        if output_type == "latent":
-            images = torch.cat(latent_parts)
-        else:
-            images = as_output(torch.cat(image_parts), output_type)
-        return SanaPipelineOutput(images=images) if return_dict else (images,)
-
-    def _asked_size(self, height: int | None, width: int | None) -> tuple[int, int]:
-        published = self.core.components.transformer.config.sample_size in TABLES
-        usual = PUBLISHED_SIZE if published else self.core.default_size
-        return height or usual, width or usual
-
-    def _drawn_size(self, height: int, width: int, *, binned: bool) -> tuple[int, int]:
-        """The size to draw at; a binned model draws at a trained one and is cut afterwards."""
-        self.core.latent_shape(height, width)  # refuses what is no multiple, binned or not
-        table = TABLES.get(self.core.components.transformer.config.sample_size)
-        return nearest_bin(height, width, table) if binned and table else (height, width)
-
-    def _texts(
-        self,
-        prompts: list[str] | None,
-        negatives: list[str] | None,
-        guidance: Guidance,
-        *,
-        given: EncodedText | None,
-        given_null: EncodedText | None,
-        instruction: Sequence[str] | None,
-        max_sequence_length: int,
-        clean_caption: bool,
-    ) -> tuple[EncodedText, EncodedText | None]:
-        """Embeddings of both sides, as many of each."""
-        if (prompts is None) == (given is None):
-            raise ConfigError("pass either prompt or prompt_embeds, and not both")
-        encoder = self.core.components.prompts
-        if given is None:
-            assert prompts is not None
-            given = encoder.encode(
-                prompts,
-                instruction=instruction,
-                max_sequence_length=max_sequence_length,
+        return self._draw(
+            Call(
+                prompt=prompt,
+                negative_prompt=negative_prompt,
+                num_inference_steps=num_inference_steps,
+                timesteps=timesteps,
+                sigmas=sigmas,
+                guidance_scale=guidance_scale,
+                num_images_per_prompt=num_images_per_prompt,
+                height=height,
+                width=width,
+                eta=eta,
+                generator=generator,
+                latents=latents,
+                prompt_embeds=prompt_embeds,
+                prompt_attention_mask=prompt_attention_mask,
+                negative_prompt_embeds=negative_prompt_embeds,
+                negative_prompt_attention_mask=negative_prompt_attention_mask,
+                output_type=output_type,
+                return_dict=return_dict,
                 clean_caption=clean_caption,
-            )
-        count = given.text.shape[0]
-        embeds = self.core.components.transformer.config.guidance_embeds
-        if guidance.guidance_scale == 1.0 or embeds:
-            return given, None
-        if given_null is None:
-            texts = negatives if negatives is not None else [""]
-            if len(texts) not in (1, count):
-                raise ConfigError(
-                    f"{len(texts)} negative prompts for {count} prompts", hint="one, or one each"
-                )
-            given_null = encoder.encode(
-                texts,
-                instruction=None,
+                use_resolution_binning=use_resolution_binning,
+                attention_kwargs=attention_kwargs,
+                callback_on_step_end=callback_on_step_end,
+                callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
                 max_sequence_length=max_sequence_length,
-                clean_caption=clean_caption,
+                complex_human_instruction=complex_human_instruction,
+                compat=compat or self.compat,
             )
-        if given_null.text.shape[0] == 1:
-            given_null = given_null.repeat(count)
-        return given, given_null
+        )
 
-    def _on_step(
-        self, callback: Callback | None, grid: SigmaGrid
-    ) -> Callable[[int, Stepped], Latent | None]:
-        """Call the user's hook after each step; what it returns as latents goes on from there."""
-
-        def hook(index: int, stepped: Stepped) -> Latent | None:
-            if callback is None:
-                return None
-            timestep = grid.timesteps[index]
-            changed = callback(self, index, timestep, {"latents": stepped.x}) or {}
-            return changed.get("latents")
-
-        return hook
+    def _draw(self, call: Call) -> SanaPipelineOutput | tuple[Any]:
+        images = draw(self, call)
+        return SanaPipelineOutput(images=images) if call.return_dict else (images,)

@@ -1,0 +1,202 @@
+"""LoRA through the whole pipeline, against weights changed by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.testing import assert_close
+
+from sanakit import Pipeline, SanaPAGPipeline, SanaPipeline
+from sanakit.errors import ConfigError, MissingModelError, WeightsError
+from sanakit.nn.lora import LoraLinear
+from tiny import tiny_components
+
+LAYERS = ("transformer_blocks.0.attn1.to_q", "transformer_blocks.1.attn2.to_out.0")
+
+
+def adapter(seed: int = 0, rank: int = 2, form: str = "{}.lora_{}.weight") -> dict[str, Tensor]:
+    """Tensors as a trainer leaves them; so strong that they show."""
+    rng = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for layer in LAYERS:
+        tensors[form.format(layer, "A")] = 3 * torch.randn(rank, 16, generator=rng)
+        tensors[form.format(layer, "B")] = 3 * torch.randn(16, rank, generator=rng)
+    return tensors
+
+
+def pipeline(*changes: tuple[dict[str, Tensor], float]) -> SanaPipeline:
+    """The tiny model, its weights changed by hand."""
+    made = tiny_components()
+    for tensors, scale in changes:
+        for layer in LAYERS:
+            down, up = (tensors[f"{layer}.lora_{kind}.weight"] for kind in "AB")
+            made.transformer.get_submodule(layer).weight.add_(scale * up @ down)
+    return SanaPipeline(Pipeline(made))
+
+
+def draw(pipe: SanaPipeline, **more: Any) -> Tensor:
+    call = {"height": 64, "width": 64, "num_inference_steps": 3, "output_type": "latent"}
+    return pipe("a tree", generator=torch.Generator().manual_seed(0), **call, **more).images
+
+
+def close(got: Tensor, expected: Tensor) -> None:
+    assert_close(got, expected, atol=2e-5, rtol=0)
+
+
+def test_a_saved_adapter_draws_as_weights_changed_by_hand(tmp_path: Path) -> None:
+    pipe = pipeline()
+    plain = draw(pipe)
+    SanaPipeline.save_lora_weights(tmp_path / "lora", adapter())
+    names = load_file(tmp_path / "lora" / "pytorch_lora_weights.safetensors").keys()
+    assert f"transformer.{LAYERS[0]}.lora_A.weight" in names
+    before = pipe.transformer.state_dict()
+    pipe.load_lora_weights(tmp_path / "lora", adapter_name="ink")
+    assert pipe.transformer.state_dict().keys() == before.keys()
+    close(draw(pipe), draw(pipeline((adapter(), 1.0))))
+    assert (draw(pipe) - plain).abs().max() > 1e-2
+    pipe.unload_lora_weights()
+    assert torch.equal(draw(pipe), plain)
+    assert not [m for m in pipe.transformer.modules() if isinstance(m, LoraLinear)]
+
+
+def test_the_scale_of_a_call_lasts_for_the_call() -> None:
+    pipe = pipeline()
+    plain = draw(pipe)
+    pipe.load_lora_weights(adapter())
+    close(draw(pipe, attention_kwargs={"scale": 0.25}), draw(pipeline((adapter(), 0.25))))
+    assert torch.equal(draw(pipe, attention_kwargs={"scale": 0.0}), plain)
+    whole = draw(pipe)
+    close(whole, draw(pipeline((adapter(), 1.0))))
+    with pytest.raises(ZeroDivisionError):
+        draw(
+            pipe,
+            attention_kwargs={"scale": 0.5},
+            callback_on_step_end=lambda p, i, t, tensors: 1 // 0,
+        )
+    assert torch.equal(draw(pipe), whole)
+
+
+def test_adapters_add_up_and_are_weighed() -> None:
+    pipe = pipeline()
+    pipe.load_lora_weights(adapter(0), adapter_name="ink")
+    pipe.load_lora_weights(adapter(1, rank=4), adapter_name="gold")
+    assert pipe.get_list_adapters() == ["ink", "gold"]
+    close(draw(pipe), draw(pipeline((adapter(0), 1.0), (adapter(1, rank=4), 1.0))))
+    pipe.set_adapters(["ink", "gold"], [0.5, -0.25])
+    both = draw(pipeline((adapter(0), 0.5), (adapter(1, rank=4), -0.25)))
+    close(draw(pipe), both)
+    pipe.fuse_lora()
+    close(draw(pipe), both)
+    pipe.unfuse_lora()
+    pipe.set_adapters("gold")
+    close(draw(pipe), draw(pipeline((adapter(1, rank=4), 1.0))))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_merging_is_undone_to_the_bit(dtype: torch.dtype) -> None:
+    pipe = pipeline()
+    pipe.transformer.to(dtype)
+    before = {name: value.clone() for name, value in pipe.transformer.state_dict().items()}
+    pipe.load_lora_weights(adapter())
+    beside = draw(pipe, attention_kwargs={"scale": 0.5})
+    pipe.fuse_lora(lora_scale=0.5)
+    if dtype == torch.float32:
+        close(draw(pipe), beside)
+    assert not torch.equal(
+        pipe.transformer.get_submodule(LAYERS[0]).weight, before[LAYERS[0] + ".weight"]
+    )
+    pipe.unload_lora_weights()
+    after = pipe.transformer.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_pipelines_that_share_a_transformer_share_its_adapters() -> None:
+    pipe = pipeline()
+    strong = SanaPAGPipeline.from_pipe(pipe)
+    pipe.load_lora_weights(adapter())
+    expected = SanaPAGPipeline.from_pipe(pipeline((adapter(), 1.0)))
+    close(draw(strong), draw(expected))
+
+
+def test_alpha_is_read_from_every_place_that_trainers_leave_it(tmp_path: Path) -> None:
+    expected = draw(pipeline((adapter(), 0.5)))
+    in_file = tmp_path / "metadata.safetensors"
+    config = {"transformer.r": 2, "transformer.lora_alpha": 1}
+    prefixed = {f"transformer.{name}": value for name, value in adapter().items()}
+    save_file(prefixed, in_file, {"lora_adapter_metadata": json.dumps(config)})
+    alphas = {f"{layer}.alpha": torch.tensor(1.0) for layer in LAYERS}
+    raw = adapter(form="base_model.model.{}.lora_{}.default.weight")
+    old = {
+        name.replace("lora_A", "lora.down").replace("lora_B", "lora.up"): value
+        for name, value in adapter().items()
+    }
+    for source in (in_file, adapter() | alphas, raw | alphas, old | alphas):
+        pipe = pipeline()
+        pipe.load_lora_weights(source)
+        close(draw(pipe), expected)
+    SanaPipeline.save_lora_weights(tmp_path, adapter() | alphas)
+    with safe_open(tmp_path / "pytorch_lora_weights.safetensors", framework="pt") as file:
+        written = json.loads(file.metadata()["lora_adapter_metadata"])
+    assert written["transformer.lora_alpha"] == 1.0
+    pipe = pipeline()
+    pipe.load_lora_weights(tmp_path, weight_name="pytorch_lora_weights.safetensors")
+    close(draw(pipe), expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({f"{LAYERS[0]}.lora_A.weight": torch.zeros(2, 17)}, r"made for \(16, 17\).*\(16, 16\)"),
+        ({f"{LAYERS[0]}.lora_B.weight": torch.zeros(16, 3)}, r"lora_B \(16, 3\)"),
+        ({"transformer_blocks.7.attn1.to_q.lora_A.weight": torch.zeros(2, 16)}, "has only down"),
+        ({f"{LAYERS[0]}.lora_magnitude_vector": torch.zeros(16)}, "DoRA is not supported"),
+        ({"text_encoder.q.lora_A.weight": torch.zeros(2, 16)}, "no part of a LoRA"),
+        ({"whatever": torch.zeros(2)}, "no part of a LoRA"),
+        (
+            {
+                "transformer_blocks.0.ff.conv_point.lora_A.weight": torch.zeros(2, 40),
+                "transformer_blocks.0.ff.conv_point.lora_B.weight": torch.zeros(16, 2),
+            },
+            "conv_point is a Conv2d",
+        ),
+    ],
+)
+def test_an_adapter_that_does_not_fit_changes_nothing(change: dict[str, Tensor], said: str) -> None:
+    pipe = pipeline()
+    with pytest.raises(WeightsError, match=said):
+        pipe.load_lora_weights(adapter() | change)
+    assert pipe.get_list_adapters() == []
+
+
+def test_what_makes_no_sense_without_or_with_an_adapter_is_refused(tmp_path: Path) -> None:
+    pipe = pipeline()
+    draw(pipe, attention_kwargs={"scale": 1.0})
+    with pytest.raises(ConfigError, match="no LoRA is loaded"):
+        draw(pipe, attention_kwargs={"scale": 0.5})
+    with pytest.raises(ConfigError, match="scale='much'"):
+        draw(pipe, attention_kwargs={"scale": "much"})
+    with pytest.raises(ConfigError, match="no LoRA is loaded"):
+        pipe.fuse_lora()
+    with pytest.raises(MissingModelError, match="no such file"):
+        pipe.load_lora_weights(tmp_path / "nothing")
+    with pytest.raises(MissingModelError, match="has no pytorch_lora_weights"):
+        pipe.load_lora_weights(tmp_path)
+    pipe.load_lora_weights(adapter(), adapter_name="ink")
+    with pytest.raises(ConfigError, match="'ink' is taken"):
+        pipe.load_lora_weights(adapter(), adapter_name="ink")
+    with pytest.raises(ConfigError, match="did you mean 'ink'"):
+        pipe.set_adapters("inc")
+    with pytest.raises(ConfigError, match="2 adapter_weights for 1"):
+        pipe.set_adapters("ink", [1.0, 2.0])
+    pipe.fuse_lora()
+    with pytest.raises(ConfigError, match="merged into the weights"):
+        draw(pipe, attention_kwargs={"scale": 0.5})
+    with pytest.raises(ConfigError, match="are merged"):
+        pipe.load_lora_weights(adapter(), adapter_name="gold")
