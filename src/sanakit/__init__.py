@@ -10,6 +10,12 @@ if TYPE_CHECKING:
     from sanakit.pipeline.generate import Pipeline
     from sanakit.pipeline.request import GenerateRequest, GenerateResult
     from sanakit.pipeline.sana import SanaPipeline, SanaPipelineOutput
+    from sanakit.pipeline.schedulers import (
+        DPMSolverMultistepScheduler,
+        FlowMatchEulerDiscreteScheduler,
+        FlowMatchHeunDiscreteScheduler,
+        UniPCMultistepScheduler,
+    )
 
 try:
     __version__ = version("sanakit")
@@ -18,18 +24,26 @@ except PackageNotFoundError:  # run from a source tree that was never installed
 
 # Where each public name lives: they load on first use, so that `import sanakit` stays instant.
 _HOMES = {
+    "DPMSolverMultistepScheduler": "sanakit.pipeline.schedulers",
+    "FlowMatchEulerDiscreteScheduler": "sanakit.pipeline.schedulers",
+    "FlowMatchHeunDiscreteScheduler": "sanakit.pipeline.schedulers",
     "GenerateRequest": "sanakit.pipeline.request",
     "GenerateResult": "sanakit.pipeline.request",
     "Pipeline": "sanakit.pipeline.generate",
     "SanaPipeline": "sanakit.pipeline.sana",
     "SanaPipelineOutput": "sanakit.pipeline.sana",
+    "UniPCMultistepScheduler": "sanakit.pipeline.schedulers",
 }
 __all__ = [
+    "DPMSolverMultistepScheduler",
+    "FlowMatchEulerDiscreteScheduler",
+    "FlowMatchHeunDiscreteScheduler",
     "GenerateRequest",
     "GenerateResult",
     "Pipeline",
     "SanaPipeline",
     "SanaPipelineOutput",
+    "UniPCMultistepScheduler",
     "__version__",
 ]
 

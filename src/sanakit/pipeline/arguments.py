@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +12,6 @@ from PIL.Image import Image as PILImage
 from torch import Tensor
 
 from sanakit.errors import ConfigError
-from sanakit.flow.grids import TRAIN_STEPS, SigmaGrid
 from sanakit.pipeline.images import to_pil, to_pixels
 from sanakit.pipeline.prompt import EncodedText
 from sanakit.shapes import Image, Latent
@@ -72,29 +70,6 @@ def embedded(text: Tensor | None, mask: Tensor | None, name: str) -> EncodedText
             hint="embeddings are (b, tokens, channels), the mask (b, tokens)",
         )
     return EncodedText(text=text, mask=mask.bool(), dropped=(0,) * len(text))
-
-
-def custom_grid(timesteps: Sequence[float] | None, sigmas: Sequence[float] | None) -> SigmaGrid:
-    """A sampling grid of the caller's own: falling levels, the closing 0 added.
-
-    Raises:
-        ConfigError: for both at once, or levels that do not fall within (0, 1].
-    """
-    if timesteps is not None and sigmas is not None:
-        raise ConfigError("timesteps and sigmas both given", hint="pass one of them")
-    if sigmas is None:
-        assert timesteps is not None
-        sigmas = [timestep / TRAIN_STEPS for timestep in timesteps]
-    levels = list(sigmas)
-    if levels and levels[-1] == 0:
-        levels.pop()
-    falling = all(high > low for high, low in pairwise(levels))
-    if not levels or not falling or not 0 < levels[-1] <= levels[0] <= 1:
-        raise ConfigError(
-            f"noise levels {levels} must fall, within (0, 1] as sigmas or (0, 1000] as timesteps"
-        )
-    grid = torch.tensor([*levels, 0.0], dtype=torch.float32)
-    return SigmaGrid(grid, (TRAIN_STEPS * grid[:-1]).floor())
 
 
 def draw_noise(count: int, shape: tuple[int, int, int], generator: Generators | None) -> Latent:

@@ -20,6 +20,11 @@ from sanakit.models.config import AutoencoderConfig, TransformerConfig
 from sanakit.models.text_encoder import TextEncoder
 from sanakit.models.transformer import LinearDiT
 from sanakit.pipeline.prompt import COMPLEX_HUMAN_INSTRUCTION, PromptEncoder
+from sanakit.pipeline.schedulers import (
+    DPMSolverMultistepScheduler,
+    Scheduler,
+    read_scheduler,
+)
 from sanakit.weights.atomic import write_atomically
 from sanakit.weights.embedded import INDEX, resolve_model
 from sanakit.weights.load import load_strict
@@ -33,14 +38,8 @@ from sanakit.weights.store import (
 )
 
 LM_STEM = "model"
-SCHEDULER_CONFIG = "scheduler_config.json"
+PUBLISHED_SCHEDULER = DPMSolverMultistepScheduler(flow_shift=3.0)
 PARTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
-# The scheduler classes of published folders, and the solver that each of them means.
-SCHEDULERS = {
-    "DPMSolverMultistepScheduler": "flow-dpm-solver",
-    "FlowMatchEulerDiscreteScheduler": "flow-euler",
-    "FlowMatchHeunDiscreteScheduler": "flow-heun",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +48,7 @@ class Habits:
 
     instruction: tuple[str, ...] | None = COMPLEX_HUMAN_INSTRUCTION
     guidance_scale: float = 4.5
-    solver: str = "flow-dpm-solver"
-    flow_shift: float = 3.0
+    scheduler: Scheduler = PUBLISHED_SCHEDULER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,21 +139,13 @@ def save_components(
     write_weights(folder / "text_encoder", llm.state_dict(), stem=LM_STEM, storage=storage)
     components.prompts.tokenizer.save_pretrained(str(folder / "tokenizer"))
     habits = components.habits
-    scheduler = next(name for name, solver in SCHEDULERS.items() if solver == habits.solver)
-    flow = {"flow_shift": habits.flow_shift, "prediction_type": "flow_prediction"}
-    settings: dict[str, Any] = {"_class_name": scheduler, "num_train_timesteps": 1000}
-    if scheduler == "DPMSolverMultistepScheduler":
-        settings |= {**flow, "use_flow_sigmas": True, "solver_order": 2}
-    else:
-        settings |= {"shift": habits.flow_shift}
-    (folder / "scheduler").mkdir(exist_ok=True)
-    _write_json(folder / "scheduler" / SCHEDULER_CONFIG, settings)
+    habits.scheduler.save_pretrained(folder / "scheduler")
     instruction = None if habits.instruction is None else list(habits.instruction)
     tokenizer_class = type(components.prompts.tokenizer).__name__
     index: dict[str, Any] = {
         "_class_name": "SanaPipeline",
         "_sanakit": {"instruction": instruction, "guidance_scale": habits.guidance_scale, **notes},
-        "scheduler": ["diffusers", scheduler],
+        "scheduler": ["diffusers", type(habits.scheduler).__name__],
         "text_encoder": ["transformers", type(llm).__name__],
         "tokenizer": ["transformers", tokenizer_class],
         "transformer": ["diffusers", "SanaTransformer2DModel"],
@@ -197,20 +187,12 @@ def _load_llm(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def _habits(folder: Path, index: Mapping[str, Any]) -> Habits:
-    scheduler = read_json(folder / "scheduler" / SCHEDULER_CONFIG)
-    kind = scheduler.get("_class_name", "DPMSolverMultistepScheduler")
-    if kind not in SCHEDULERS:
-        raise ConfigError(
-            f"{folder}: scheduler {kind} is not known",
-            hint=f"known: {', '.join(SCHEDULERS)}",
-        )
     ours = index.get("_sanakit", {})
     instruction = ours.get("instruction", COMPLEX_HUMAN_INSTRUCTION)
     return Habits(
         instruction=None if instruction is None else tuple(instruction),
         guidance_scale=float(ours.get("guidance_scale", 4.5)),
-        solver=SCHEDULERS[kind],
-        flow_shift=float(scheduler.get("flow_shift", scheduler.get("shift", 1.0))),
+        scheduler=read_scheduler(folder / "scheduler"),
     )
 
 

@@ -15,12 +15,13 @@ from sanakit.errors import ConfigError, NumericsError
 from sanakit.flow import solvers
 from sanakit.flow.grids import SigmaGrid
 from sanakit.flow.guidance import Guidance
-from sanakit.flow.solvers import SOLVERS, SolverStep, Stepped, integrate
+from sanakit.flow.solvers import SolverStep, Stepped, integrate
 from sanakit.pipeline.components import Components, load_components
 from sanakit.pipeline.denoiser import Denoiser
 from sanakit.pipeline.images import to_pixels
 from sanakit.pipeline.prompt import EncodedText
 from sanakit.pipeline.request import GenerateRequest, GenerateResult, Picture, check_size
+from sanakit.pipeline.schedulers import scheduler_named
 from sanakit.shapes import Image, Latent
 
 OnStep = Callable[[int, int], None]
@@ -128,7 +129,9 @@ class Pipeline:
             ConfigError: for a block that perturbed attention names and the model lacks.
         """
         habits = self.components.habits
-        chosen = SOLVERS[solver or habits.solver]
+        scheduler = habits.scheduler
+        if solver is not None:
+            scheduler = scheduler_named(solver, scheduler.flow_shift)
         layers = frozenset(pag_layers) if guidance.pag_scale else frozenset()
         depth = self.components.transformer.config.num_layers
         if absent := sorted(layer for layer in layers if not 0 <= layer < depth):
@@ -136,10 +139,9 @@ class Pipeline:
                 f"pag_layers names block {absent[0]}, the model has {depth}",
                 hint=f"use blocks 0 to {depth - 1}",
             )
-        shift = habits.flow_shift if flow_shift is None else flow_shift
         return Sampling(
-            step=chosen.step,
-            grid=chosen.grid(num_steps, shift),
+            step=scheduler.solver.step,
+            grid=scheduler.grid(num_steps, flow_shift),
             guidance=guidance,
             pag_layers=layers,
         )
@@ -248,8 +250,8 @@ class Pipeline:
                 "height": height,
                 "width": width,
                 "guidance_scale": guidance.guidance_scale,
-                "solver": request.solver or habits.solver,
-                "flow_shift": request.flow_shift or habits.flow_shift,
+                "solver": request.solver or habits.scheduler.solver_name,
+                "flow_shift": request.flow_shift or habits.scheduler.flow_shift,
                 "model": self.components.name,
                 "model_hash": self.components.fingerprint,
             }

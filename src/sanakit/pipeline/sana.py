@@ -19,7 +19,6 @@ from sanakit.pipeline.arguments import (
     Images,
     OutputType,
     as_output,
-    custom_grid,
     draw_noise,
     embedded,
     listed,
@@ -30,6 +29,7 @@ from sanakit.pipeline.binning import TABLES, cut_to, nearest_bin
 from sanakit.pipeline.components import load_components, save_components
 from sanakit.pipeline.generate import Pipeline
 from sanakit.pipeline.prompt import EncodedText
+from sanakit.pipeline.schedulers import Scheduler, as_scheduler
 from sanakit.shapes import Latent
 
 PUBLISHED_SIZE = 1024
@@ -60,16 +60,21 @@ class SanaPipeline:
         *,
         torch_dtype: torch.dtype = torch.float32,
         variant: str | None = None,
+        scheduler: object | None = None,
     ) -> SanaPipeline:
         """Load a model: an embedded name, a folder in the published layout, or ``owner/name``.
 
         ``torch_dtype`` is the transformer's; text encoder and autoencoder take bf16 where it is
-        16 bit, never fp16. Errors are those of `load_components`.
+        16 bit, never fp16. ``scheduler`` takes the place of the model's. Errors are those of
+        `load_components`.
         """
         components = load_components(
             pretrained_model_name_or_path, dtype=torch_dtype, variant=variant
         )
-        return cls(Pipeline(components))
+        pipe = cls(Pipeline(components))
+        if scheduler is not None:
+            pipe.scheduler = scheduler
+        return pipe
 
     def save_pretrained(self, save_directory: str | Path) -> None:
         """Write all parts in the published layout, as safetensors."""
@@ -100,6 +105,20 @@ class SanaPipeline:
     def tokenizer(self) -> Any:
         """The LLM's tokenizer."""
         return self.core.components.prompts.tokenizer
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """How noise becomes a latent; set it to another of `sanakit.pipeline.schedulers`.
+
+        One of the ecosystem's own classes is taken by its settings.
+        """
+        return self.core.components.habits.scheduler
+
+    @scheduler.setter
+    def scheduler(self, scheduler: object) -> None:
+        parts = self.core.components
+        habits = replace(parts.habits, scheduler=as_scheduler(scheduler))
+        self.core = Pipeline(replace(parts, habits=habits))
 
     @property
     def device(self) -> torch.device:
@@ -178,7 +197,7 @@ class SanaPipeline:
             solver=None, num_steps=num_inference_steps, flow_shift=None, guidance=guidance
         )
         if timesteps is not None or sigmas is not None:
-            sampling = replace(sampling, grid=custom_grid(timesteps, sigmas))
+            sampling = replace(sampling, grid=self.scheduler.custom_grid(timesteps, sigmas))
         on_step = self._on_step(callback_on_step_end, sampling.grid)
         at_once = count if callback_on_step_end is not None or self.device.type != "cpu" else 1
         latent_parts, image_parts = [], []
