@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from sanakit.pipeline.published import AutoencoderDC, SanaTransformer2DModel
     from sanakit.pipeline.request import GenerateRequest, GenerateResult
     from sanakit.pipeline.sana import SanaPipeline, SanaPipelineOutput
+    from sanakit.pipeline.schedulers import (
+        DPMSolverMultistepScheduler,
+        FlowMatchEulerDiscreteScheduler,
+        FlowMatchHeunDiscreteScheduler,
+        UniPCMultistepScheduler,
+    )
 
 try:
     __version__ = version("sanakit")
@@ -24,6 +30,9 @@ except PackageNotFoundError:  # run from a source tree that was never installed
 _HOMES = {
     "AutoencoderDC": "sanakit.pipeline.published",
     "BitsAndBytesConfig": "transformers",
+    "DPMSolverMultistepScheduler": "sanakit.pipeline.schedulers",
+    "FlowMatchEulerDiscreteScheduler": "sanakit.pipeline.schedulers",
+    "FlowMatchHeunDiscreteScheduler": "sanakit.pipeline.schedulers",
     "GenerateRequest": "sanakit.pipeline.request",
     "GenerateResult": "sanakit.pipeline.request",
     "Pipeline": "sanakit.pipeline.generate",
@@ -32,10 +41,14 @@ _HOMES = {
     "SanaPipelineOutput": "sanakit.pipeline.sana",
     "SanaTransformer2DModel": "sanakit.pipeline.published",
     "TorchAoConfig": "transformers",
+    "UniPCMultistepScheduler": "sanakit.pipeline.schedulers",
 }
 __all__ = [
     "AutoencoderDC",
     "BitsAndBytesConfig",
+    "DPMSolverMultistepScheduler",
+    "FlowMatchEulerDiscreteScheduler",
+    "FlowMatchHeunDiscreteScheduler",
     "GenerateRequest",
     "GenerateResult",
     "Pipeline",
@@ -44,6 +57,7 @@ __all__ = [
     "SanaPipelineOutput",
     "SanaTransformer2DModel",
     "TorchAoConfig",
+    "UniPCMultistepScheduler",
     "__version__",
 ]
 

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from sanakit.pipeline.request import GenerateRequest, GenerateResult
 
 STANDARD_OUTPUT = "-"
+SOLVER_HELP = (
+    "flow-dpm-solver (-1, -3: other orders), flow-unipc (-3), flow-euler or flow-heun. "
+    "Default: the model's."
+)
 
 
 def generate(
@@ -45,9 +49,7 @@ def generate(
     count: Annotated[
         int, typer.Option("--count", "-n", help="Pictures, at seeds SEED, SEED+1, ...")
     ] = 1,
-    solver: Annotated[
-        str | None, typer.Option(help="flow-dpm-solver, flow-euler or flow-heun.")
-    ] = None,
+    solver: Annotated[str | None, typer.Option(help=SOLVER_HELP)] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
 ) -> None:

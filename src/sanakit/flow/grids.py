@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -12,6 +14,8 @@ from torch import Tensor
 from sanakit.errors import ConfigError
 
 TRAIN_STEPS = 1000
+# Timestep 1000 is none that a network was trained with: whole timesteps begin below it.
+ALMOST_NOISE = 1 - 1e-6
 Levels = TypeVar("Levels", float, np.ndarray, Tensor)
 
 
@@ -20,6 +24,20 @@ class NoiseLevel(NamedTuple):
 
     sigma: Tensor  # in [0, 1]
     timestep: Tensor  # about 1000 * sigma, in [0, 1000]
+
+
+class Leg(NamedTuple):
+    """One step of a grid: between which levels, and which of how many."""
+
+    here: NoiseLevel
+    there: NoiseLevel
+    position: int
+    total: int
+
+    @property
+    def remaining(self) -> int:
+        """Steps still to do, this one included."""
+        return self.total - self.position
 
 
 class SigmaGrid(NamedTuple):
@@ -33,6 +51,11 @@ class SigmaGrid(NamedTuple):
         last = (TRAIN_STEPS * self.sigmas[-1:]).floor()
         timesteps = torch.cat([self.timesteps, last.to(self.timesteps.dtype)])
         return tuple(NoiseLevel(*pair) for pair in zip(self.sigmas, timesteps, strict=True))
+
+    def legs(self) -> Iterator[Leg]:
+        """Give the steps between neighbouring levels."""
+        for position, (here, there) in enumerate(pairwise(self.levels())):
+            yield Leg(here, there, position, len(self.timesteps))
 
     def after(self, start: int) -> SigmaGrid:
         """Skip the first ``start`` steps, to begin from a partly noised latent."""
@@ -69,11 +92,7 @@ def flow_dpm_sigmas(num_steps: int, flow_shift: float) -> SigmaGrid:
     # Truncation makes the last bit of fp64 visible where 1000 * sigma is all but whole, so the
     # order of these operations is part of the published grid.
     alphas = np.linspace(1, 1 / TRAIN_STEPS, num_steps + 1)
-    sigmas = shift_sigmas(1.0 - alphas, flow_shift)[:0:-1]
-    return SigmaGrid(
-        torch.from_numpy(np.append(sigmas, 0.0).astype(np.float32)),
-        torch.from_numpy(np.trunc(sigmas * TRAIN_STEPS).astype(np.float32)),
-    )
+    return _closed(shift_sigmas(1.0 - alphas, flow_shift)[:0:-1], whole_timesteps=True)
 
 
 def flow_euler_sigmas(num_steps: int, flow_shift: float) -> SigmaGrid:
@@ -87,8 +106,79 @@ def flow_euler_sigmas(num_steps: int, flow_shift: float) -> SigmaGrid:
     _check_steps(num_steps)
     lowest = shift_sigmas(torch.tensor(1 / TRAIN_STEPS), flow_shift).item()
     even = np.linspace(TRAIN_STEPS, lowest * TRAIN_STEPS, num_steps) / TRAIN_STEPS
-    sigmas = torch.from_numpy(shift_sigmas(even, flow_shift).astype(np.float32))
-    return SigmaGrid(torch.cat([sigmas, sigmas.new_zeros(1)]), sigmas * TRAIN_STEPS)
+    return _closed(shift_sigmas(even, flow_shift), whole_timesteps=False)
+
+
+def flow_unipc_sigmas(num_steps: int, flow_shift: float) -> SigmaGrid:
+    """Give the grid of the published UniPC for flows: all but 1, in even steps, shifted. (S12).
+
+    Timesteps are integers, truncated; sigmas are fp32.
+
+    Raises:
+        ConfigError: for no steps, or a ``flow_shift`` that is not positive.
+    """
+    _check_steps(num_steps)
+    even = np.linspace(1, 1 / TRAIN_STEPS, num_steps + 1)[:-1]
+    return _closed(shift_sigmas(even, flow_shift), whole_timesteps=True)
+
+
+def sigmas_given(sigmas: Sequence[float], flow_shift: float, *, whole_timesteps: bool) -> SigmaGrid:
+    """Give a grid through levels of the caller's own, which the shift then moves. (S13).
+
+    A closing 0 is added where it is missing. ``whole_timesteps`` truncates what the network is told
+    and keeps it below 1000, as the published grids of multistep solvers do.
+
+    Raises:
+        ConfigError: for levels that do not fall within (0, 1], or a shift that is not positive.
+    """
+    levels = _falling(sigmas, 1.0, "sigmas")
+    return _closed(shift_sigmas(levels, flow_shift), whole_timesteps=whole_timesteps)
+
+
+def timesteps_given(timesteps: Sequence[float]) -> SigmaGrid:
+    """Give the grid whose network is told just these timesteps: nothing shifts them. (S14).
+
+    Raises:
+        ConfigError: for timesteps that do not fall within (0, 1000].
+    """
+    told = _falling(timesteps, float(TRAIN_STEPS), "timesteps")
+    sigmas = np.minimum(told / TRAIN_STEPS, ALMOST_NOISE)
+    return _closed(sigmas, whole_timesteps=False)._replace(
+        timesteps=torch.from_numpy(told.astype(np.float32))
+    )
+
+
+def _closed(sigmas: np.ndarray, *, whole_timesteps: bool) -> SigmaGrid:
+    """Round falling levels to fp32 and close them with 0."""
+    if whole_timesteps:
+        sigmas = np.minimum(sigmas, ALMOST_NOISE)
+    levels = torch.from_numpy(np.append(sigmas, 0.0).astype(np.float32))
+    if (levels.diff() >= 0).any():
+        raise ConfigError(
+            f"{len(sigmas)} steps do not fit between the levels {sigmas[0]:g} and {sigmas[-1]:g}",
+            hint="take fewer steps, or a flow_shift nearer to 1",
+        )
+    if whole_timesteps:
+        timesteps = torch.from_numpy(np.trunc(sigmas * TRAIN_STEPS).astype(np.float32))
+    else:
+        timesteps = levels[:-1] * TRAIN_STEPS
+    return SigmaGrid(levels, timesteps)
+
+
+def _falling(values: Sequence[float], most: float, name: str) -> np.ndarray:
+    levels = np.asarray(values, dtype=np.float64).reshape(-1)
+    if len(levels) and levels[-1] == 0:
+        levels = levels[:-1]
+    if (
+        not len(levels)
+        or not (np.diff(levels) < 0).all()
+        or not 0 < levels[-1] <= levels[0] <= most
+    ):
+        raise ConfigError(
+            f"{name}={list(values)} must fall, within (0, {most:g}]",
+            hint="from noise to data; the closing 0 is added",
+        )
+    return levels
 
 
 def _check_steps(num_steps: int) -> None:

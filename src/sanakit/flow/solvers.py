@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from itertools import pairwise
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
-from typing import NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
-from torch import Tensor
 
-from sanakit.flow.grids import NoiseLevel, SigmaGrid, flow_dpm_sigmas, flow_euler_sigmas
+from sanakit.flow.exponential import half_log_snr, moments, node_weights
+from sanakit.flow.grids import (
+    Leg,
+    NoiseLevel,
+    SigmaGrid,
+    flow_dpm_sigmas,
+    flow_euler_sigmas,
+    flow_unipc_sigmas,
+    sigmas_given,
+)
 from sanakit.shapes import Latent
 
+HISTORY = 3  # finished steps that the loop keeps for the multistep solvers
+MANY_STEPS = 15  # from here on DPM-Solver of order 3 needs no care at the end
 Velocity: TypeAlias = Callable[[Latent, NoiseLevel], Latent]
 
 
@@ -21,67 +31,134 @@ class Stepped(NamedTuple):
 
     x: Latent  # state at the next level
     denoised: Latent  # estimate of x0 made at this level: previews are drawn from it
-    lam: Tensor  # half log-SNR at this level
+    start: Latent  # state at this level that the step left from
+    level: NoiseLevel  # this level
+
+    @property
+    def lam(self) -> float:
+        """Half log-SNR at this level."""
+        return half_log_snr(float(self.level.sigma))
 
 
-SolverStep: TypeAlias = Callable[
-    [Velocity, Latent, NoiseLevel, NoiseLevel, "Stepped | None"], Stepped
-]
-
-
+Past: TypeAlias = tuple[Stepped, ...]  # the last finished steps, the newest last
+SolverStep: TypeAlias = Callable[[Velocity, Latent, Leg, Past], Stepped]
 OnStep: TypeAlias = Callable[[int, Stepped], "Latent | None"]
 
 
-def half_log_snr(sigma: Tensor) -> Tensor:
-    """Give lambda: plus infinity at sigma 0, minus infinity at sigma 1."""
-    return torch.log(1 - sigma) - torch.log(sigma)
-
-
-def euler_step(
-    velocity: Velocity, x: Latent, here: NoiseLevel, there: NoiseLevel, last: Stepped | None
-) -> Stepped:
+def euler_step(velocity: Velocity, x: Latent, leg: Leg, past: Past) -> Stepped:
     """Go straight on. First order, one evaluation. (S5)."""
+    here, there = leg.here, leg.there
     v = velocity(x, here).to(x.dtype)
-    return Stepped(x + (there.sigma - here.sigma) * v, x - here.sigma * v, half_log_snr(here.sigma))
+    return Stepped(x + (there.sigma - here.sigma) * v, x - here.sigma * v, x, here)
 
 
-def heun_step(
-    velocity: Velocity, x: Latent, here: NoiseLevel, there: NoiseLevel, last: Stepped | None
-) -> Stepped:
+def heun_step(velocity: Velocity, x: Latent, leg: Leg, past: Past) -> Stepped:
     """Go straight on, look again, go by the mean. Second order, two evaluations. (S6).
 
-    The second look is told the timestep of ``there``. Into sigma 0 it is Euler's step.
+    The second look is told the timestep of the level it is taken at. Into sigma 0 it is Euler's.
     """
+    here, there = leg.here, leg.there
     v = velocity(x, here).to(x.dtype)
     width = there.sigma - here.sigma
     slope = v
     if there.sigma > 0:
         slope = 0.5 * (v + velocity(x + width * v, there).to(x.dtype))
-    return Stepped(x + width * slope, x - here.sigma * v, half_log_snr(here.sigma))
+    return Stepped(x + width * slope, x - here.sigma * v, x, here)
 
 
-def dpmpp_1_step(
-    velocity: Velocity, x: Latent, here: NoiseLevel, there: NoiseLevel, last: Stepped | None
+def dpmpp_step(
+    velocity: Velocity,
+    x: Latent,
+    leg: Leg,
+    past: Past,
+    *,
+    order: int = 2,
+    slope_weight: Literal["midpoint", "heun"] = "midpoint",
+    lower_order_final: bool = True,
 ) -> Stepped:
-    """DPM-Solver++ of the first order, data prediction. One evaluation. (S7)."""
-    return dpmpp_2m_step(velocity, x, here, there, None)
+    """DPM-Solver++ multistep, data prediction, order 1 to 3. One evaluation. (S7), (S8), (S15).
 
-
-def dpmpp_2m_step(
-    velocity: Velocity, x: Latent, here: NoiseLevel, there: NoiseLevel, last: Stepped | None
-) -> Stepped:
-    """DPM-Solver++(2M), data prediction. Second order, one evaluation. (S8).
-
-    Falls to first order where the extrapolation has no ground to stand on: on the first step, and
-    into sigma 0, where lambda is infinite.
+    The order is lower where the past is too short for it, and 1 into sigma 0, where lambda is
+    infinite and an extrapolation has no ground to stand on. ``lower_order_final`` also keeps the
+    step before that at order 2, in runs of fewer than 15. Order 3 is as published, and measures 2.
     """
-    lam = half_log_snr(here.sigma)
-    h = half_log_snr(there.sigma) - lam
-    denoised = target = x - here.sigma * velocity(x, here).to(x.dtype)
-    if last is not None and there.sigma > 0:
-        target = denoised + 0.5 * h / (lam - last.lam) * (denoised - last.denoised)
-    x_next = there.sigma / here.sigma * x - (1 - there.sigma) * torch.expm1(-h) * target
-    return Stepped(x_next, denoised, lam)
+    denoised = x - leg.here.sigma * velocity(x, leg.here).to(x.dtype)
+    lam, h = _width(leg.here, leg.there)
+    order = 1 if leg.there.sigma == 0 else min(order, len(past) + 1)
+    if lower_order_final and leg.remaining == 2 and leg.total < MANY_STEPS:
+        order = min(order, 2)
+    level, rise, curve = moments(h, 3)
+    change = level * denoised
+    if order > 1:
+        gap = (lam - past[-1].lam) / h
+        slope = (denoised - past[-1].denoised) / gap
+        if order == 2:
+            change = change + (0.5 * level if slope_weight == "midpoint" else rise) * slope
+        else:
+            gap_before = (past[-1].lam - past[-2].lam) / h
+            slope_before = (past[-1].denoised - past[-2].denoised) / gap_before
+            bend = (slope - slope_before) / (gap + gap_before)
+            change = change + rise * (slope + gap * bend) + 0.5 * curve * bend
+    return Stepped(_carried(x, leg.here, leg.there, change), denoised, x, leg.here)
+
+
+def unipc_step(
+    velocity: Velocity,
+    x: Latent,
+    leg: Leg,
+    past: Past,
+    *,
+    order: int = 2,
+    uncorrected: frozenset[int] = frozenset(),
+) -> Stepped:
+    """UniPC (bh2), order 1 to 3: correct the last step, predict the next. (S16)-(S18).
+
+    One evaluation serves both: made at the predicted state, it corrects that state and is the
+    newest estimate of the next prediction. Steps named in ``uncorrected`` stay as predicted, and so
+    does a state that the caller replaced. The last steps fall to order 2 and 1.
+    """
+    denoised = x - leg.here.sigma * velocity(x, leg.here).to(x.dtype)
+    if past and x is past[-1].x and leg.position - 1 not in uncorrected:
+        used = min(order, leg.remaining + 1, len(past))
+        x = _corrected(past[-used:], leg.here, denoised)
+    lam, h = _width(leg.here, leg.there)
+    # An estimate made at sigma 1 is infinitely far off in lambda: no polynomial goes through it.
+    near = [(step.lam, step.denoised) for step in past if step.level.sigma < 1]
+    order = min(order, leg.remaining, len(near) + 1)
+    if order == 2:
+        slope = (denoised - near[-1][1]) * (h / (lam - near[-1][0]))
+        change = moments(h, 1)[0] * (denoised + 0.5 * slope)
+    else:
+        known = [(lam, denoised), *near[::-1][: order - 1]]
+        change = _interpolated(h, [((at - lam) / h, value) for at, value in known])
+    return Stepped(_carried(x, leg.here, leg.there, change), denoised, x, leg.here)
+
+
+def _corrected(past: Past, there: NoiseLevel, arrived: Latent) -> Latent:
+    """Do the last step again, knowing the estimate of x0 where it arrived."""
+    last = past[-1]
+    lam, h = _width(last.level, there)
+    if len(past) == 1:
+        change = moments(h, 1)[0] * torch.lerp(last.denoised, arrived, 0.5)
+    else:
+        known = [((step.lam - lam) / h, step.denoised) for step in past if step.level.sigma < 1]
+        change = _interpolated(h, [*known, (1.0, arrived)])
+    return _carried(last.start, last.level, there, change)
+
+
+def _interpolated(h: float, known: list[tuple[float, Latent]]) -> Latent:
+    weights = node_weights(h, [place for place, _ in known])
+    terms = [weight * value for weight, (_, value) in zip(weights, known, strict=True)]
+    return torch.stack(terms).sum(dim=0)
+
+
+def _width(here: NoiseLevel, there: NoiseLevel) -> tuple[float, float]:
+    lam = half_log_snr(float(here.sigma))
+    return lam, half_log_snr(float(there.sigma)) - lam
+
+
+def _carried(x: Latent, here: NoiseLevel, there: NoiseLevel, change: Latent) -> Latent:
+    return float(there.sigma) / float(here.sigma) * x + (1 - float(there.sigma)) * change
 
 
 def integrate(
@@ -99,11 +176,12 @@ def integrate(
     place of the state, and what it raises stops the run.
     """
     x = x.to(torch.promote_types(x.dtype, torch.float32))
-    last: Stepped | None = None
-    for index, (here, there) in enumerate(pairwise(grid.levels())):
-        last = step(velocity, x, here, there, last)
-        replaced = on_step(index, last)
-        x = last.x if replaced is None else replaced
+    past: Past = ()
+    for leg in grid.legs():
+        stepped = step(velocity, x, leg, past)
+        past = (*past, stepped)[-HISTORY:]
+        replaced = on_step(leg.position, stepped)
+        x = stepped.x if replaced is None else replaced
     return x
 
 
@@ -112,12 +190,21 @@ class Solver(NamedTuple):
 
     step: SolverStep
     grid: Callable[[int, float], SigmaGrid]
+    whole_timesteps: bool
+
+    def grid_through(self, sigmas: Sequence[float], flow_shift: float) -> SigmaGrid:
+        """Give the grid through a caller's own levels; as `sigmas_given`."""
+        return sigmas_given(sigmas, flow_shift, whole_timesteps=self.whole_timesteps)
 
 
 SOLVERS: Mapping[str, Solver] = MappingProxyType(
     {
-        "flow-dpm-solver": Solver(dpmpp_2m_step, flow_dpm_sigmas),
-        "flow-euler": Solver(euler_step, flow_euler_sigmas),
-        "flow-heun": Solver(heun_step, flow_dpm_sigmas),  # not published: the truer grid
+        "flow-dpm-solver": Solver(dpmpp_step, flow_dpm_sigmas, True),
+        "flow-dpm-solver-1": Solver(partial(dpmpp_step, order=1), flow_dpm_sigmas, True),
+        "flow-dpm-solver-3": Solver(partial(dpmpp_step, order=3), flow_dpm_sigmas, True),
+        "flow-euler": Solver(euler_step, flow_euler_sigmas, False),
+        "flow-heun": Solver(heun_step, flow_euler_sigmas, False),
+        "flow-unipc": Solver(unipc_step, flow_unipc_sigmas, True),
+        "flow-unipc-3": Solver(partial(unipc_step, order=3), flow_unipc_sigmas, True),
     }
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +13,6 @@ from PIL.Image import Image as PILImage
 from torch import Tensor
 
 from sanakit.errors import ConfigError
-from sanakit.flow.grids import TRAIN_STEPS, SigmaGrid
 from sanakit.pipeline.images import to_pil, to_pixels
 from sanakit.pipeline.prompt import Compat, EncodedText
 from sanakit.pipeline.texts import Prompts
@@ -87,8 +85,6 @@ class Call:
                 f"callback_on_step_end_tensor_inputs names {', '.join(unknown)}",
                 hint=f"to be had: {', '.join(TENSOR_INPUTS)}",
             )
-        if self.timesteps is not None or self.sigmas is not None:
-            custom_grid(self.timesteps, self.sigmas)
 
     @property
     def tensor_inputs(self) -> Sequence[str]:
@@ -101,36 +97,6 @@ class Call:
         """Strength of LoRA weights in this call; None leaves it as it is."""
         scale: float | None = (self.attention_kwargs or {}).get("scale")
         return scale
-
-
-def custom_grid(timesteps: Sequence[float] | None, sigmas: Sequence[float] | None) -> SigmaGrid:
-    """A sampling grid of the caller's own, taken as it is: falling levels, the closing 0 added.
-
-    ``sigmas`` are noise levels in (0, 1], ``timesteps`` a thousand times that. No flow shift is
-    applied: the reference refuses both with its published scheduler, and with others tells the
-    network one level and steps by another.
-
-    Raises:
-        ConfigError: for both at once, or levels that do not fall within (0, 1].
-    """
-    if timesteps is not None and sigmas is not None:
-        raise ConfigError("timesteps and sigmas both given", hint="pass one of them")
-    scale = 1 if timesteps is None else TRAIN_STEPS
-    given = sigmas if timesteps is None else timesteps
-    assert given is not None
-    levels = [float(level) for level in given]
-    if levels and levels[-1] == 0:
-        levels.pop()
-    falling = all(high > low for high, low in pairwise(levels))
-    if not levels or not falling or not 0 < levels[-1] <= levels[0] <= scale:
-        raise ConfigError(
-            f"noise levels {levels} must fall, within (0, 1] as sigmas or (0, 1000] as timesteps"
-        )
-    # In fp64, so that a timestep given whole is not truncated to the one below.
-    exact = torch.tensor(levels, dtype=torch.float64)
-    told = exact if timesteps is not None else (TRAIN_STEPS * exact + 1e-6).floor()
-    grid = torch.cat([exact / scale, exact.new_zeros(1)])
-    return SigmaGrid(grid.float(), told.float())
 
 
 def draw_noise(count: int, shape: tuple[int, int, int], generator: Generators | None) -> Latent:

@@ -10,9 +10,10 @@ import difflib
 from collections.abc import Sequence
 
 from sanakit.errors import ConfigError
-from sanakit.models.config import TRANSFORMERS, TransformerConfig
-from sanakit.pipeline.components import Habits
+from sanakit.models.config import TRANSFORMERS
+from sanakit.pipeline.components import Components
 from sanakit.pipeline.prompt import COMPLEX_HUMAN_INSTRUCTION, Compat, instruction_lines
+from sanakit.pipeline.schedulers import Scheduler
 
 COMPATS: tuple[Compat, ...] = ("diffusers", "nvlabs")
 # Its native config samples at 4; every converted folder says 3.
@@ -44,14 +45,15 @@ def instruction_as(instruction: Sequence[str] | None, compat: Compat) -> Sequenc
     return instruction
 
 
-def flow_shift_as(habits: Habits, config: TransformerConfig, compat: Compat) -> float:
-    """Give the flow shift of a model: NVlabs samples SANA 1.0 0.6B at 1024 px with 4."""
+def scheduler_as(components: Components, compat: Compat) -> Scheduler:
+    """Give a model's scheduler: NVlabs samples SANA 1.0 0.6B at 1024 px with a flow shift of 4."""
+    scheduler, config = components.habits.scheduler, components.transformer.config
     small = (
         config.width == _SMALL.width
         and config.sample_size == _SMALL.sample_size
         and config.qk_norm is None
         and not config.guidance_embeds
     )
-    if compat == "nvlabs" and small and habits.flow_shift == _CONVERTED_SHIFT:
-        return _SMALL_SHIFT
-    return habits.flow_shift
+    if compat == "nvlabs" and small and scheduler.flow_shift == _CONVERTED_SHIFT:
+        return scheduler.shifted(_SMALL_SHIFT)
+    return scheduler

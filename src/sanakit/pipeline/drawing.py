@@ -14,13 +14,12 @@ from sanakit.pipeline.arguments import (
     Call,
     Images,
     as_output,
-    custom_grid,
     draw_noise,
     rows_of,
 )
 from sanakit.pipeline.binning import TABLES, cut_to, nearest_bin
 from sanakit.pipeline.callbacks import StepHook, effective_scale
-from sanakit.pipeline.compat import check_compat, flow_shift_as, instruction_as
+from sanakit.pipeline.compat import check_compat, instruction_as, scheduler_as
 from sanakit.pipeline.face import PipelineFace
 from sanakit.pipeline.generate import Pipeline, Sampling, Texts
 from sanakit.pipeline.lora import lora_strength
@@ -74,19 +73,17 @@ def sampling_of(pipe: PipelineFace, call: Call, guidance_scale: float) -> Sampli
         pag_scale=call.pag_scale,
         pag_adaptive_scale=call.pag_adaptive_scale,
     )
-    config = core.components.transformer.config
+    scheduler = pipe._scheduler
+    if scheduler is None:
+        scheduler = scheduler_as(core.components, call.compat)
     sampling = core.sampling(
-        solver=None,
+        scheduler=scheduler,
         num_steps=call.num_inference_steps,
-        flow_shift=flow_shift_as(core.components.habits, config, call.compat),
         guidance=guidance,
         pag_layers=sorted(call.pag_layers),
     )
-    own = pipe._scheduler
-    if own is not None:
-        sampling = replace(sampling, step=own.step, grid=own.grid(call.num_inference_steps))
     if call.timesteps is not None or call.sigmas is not None:
-        sampling = replace(sampling, grid=custom_grid(call.timesteps, call.sigmas))
+        sampling = replace(sampling, grid=scheduler.custom_grid(call.timesteps, call.sigmas))
     return sampling
 
 

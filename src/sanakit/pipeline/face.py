@@ -14,8 +14,9 @@ from sanakit.pipeline.arguments import TENSOR_INPUTS, Call
 from sanakit.pipeline.compat import check_compat
 from sanakit.pipeline.generate import Pipeline
 from sanakit.pipeline.keywords import nearest
-from sanakit.pipeline.parts import FlowScheduler, Scheduler, check_scheduler, remember_habits
+from sanakit.pipeline.parts import remember_habits
 from sanakit.pipeline.prompt import Compat
+from sanakit.pipeline.schedulers import Scheduler, as_scheduler
 
 BAR_OPTIONS = ("desc", "disable", "leave", "file", "ncols", "position", "mininterval")
 
@@ -26,11 +27,11 @@ class PipelineFace:
     # Read by the callback objects of the ecosystem.
     _callback_tensor_inputs: ClassVar[list[str]] = list(TENSOR_INPUTS)
 
-    def __init__(self, core: Pipeline, *, scheduler: Scheduler | None, compat: Compat) -> None:
+    def __init__(self, core: Pipeline, *, scheduler: object | None, compat: Compat) -> None:
         remember_habits(core.components)
         self.core = core
         self.compat: Compat = check_compat(compat)
-        self._scheduler = None if scheduler is None else check_scheduler(scheduler)
+        self._scheduler = None if scheduler is None else as_scheduler(scheduler)
         self._bar_options: dict[str, Any] = {"disable": None}
         self._call: Call | None = None
         self._guidance_scale = 1.0
@@ -50,15 +51,15 @@ class PipelineFace:
 
     @property
     def scheduler(self) -> Scheduler:
-        """What chooses solver and noise levels; the model's own unless set."""
-        if self._scheduler is not None:
-            return self._scheduler
-        habits = self.core.components.habits
-        return FlowScheduler(solver=habits.solver, flow_shift=habits.flow_shift)
+        """How noise becomes a latent: the model's own unless set to another.
+
+        One of the ecosystem's own classes is taken by its settings.
+        """
+        return self._scheduler or self.core.components.habits.scheduler
 
     @scheduler.setter
-    def scheduler(self, scheduler: Scheduler) -> None:
-        self._scheduler = check_scheduler(scheduler)
+    def scheduler(self, scheduler: object) -> None:
+        self._scheduler = as_scheduler(scheduler)
 
     @property
     def transformer(self) -> LinearDiT:

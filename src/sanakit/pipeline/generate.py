@@ -12,15 +12,16 @@ from typing import Any
 import torch
 
 from sanakit.errors import ConfigError, NumericsError
-from sanakit.flow.grids import NoiseLevel, SigmaGrid
+from sanakit.flow.grids import Leg, SigmaGrid
 from sanakit.flow.guidance import Guidance
-from sanakit.flow.solvers import SOLVERS, SolverStep, Stepped, Velocity, integrate
+from sanakit.flow.solvers import Past, SolverStep, Stepped, Velocity, integrate
 from sanakit.pipeline.components import Components, load_components
 from sanakit.pipeline.denoiser import Change, Denoiser, GuardedDenoiser
 from sanakit.pipeline.images import to_pixels
 from sanakit.pipeline.numerics import all_finite, report_constant, require_finite, safer_copy
 from sanakit.pipeline.prompt import EncodedText, PromptEncoder
 from sanakit.pipeline.request import GenerateRequest, GenerateResult, Picture, check_size
+from sanakit.pipeline.schedulers import Scheduler, scheduler_named
 from sanakit.shapes import Image, Latent
 
 OnStep = Callable[[int, int], None]
@@ -102,22 +103,27 @@ class Pipeline:
         channels = self.components.transformer.config.in_channels
         return channels, height // factor, width // factor
 
+    def scheduler(self, request: GenerateRequest) -> Scheduler:
+        """Give the scheduler that a request names, or the model's own, with the shift it asks."""
+        own = self.components.habits.scheduler
+        shift = own.flow_shift if request.flow_shift is None else request.flow_shift
+        if request.solver is not None:
+            return scheduler_named(request.solver, shift)
+        return own.shifted(shift)
+
     def sampling(
         self,
         *,
-        solver: str | None,
+        scheduler: Scheduler,
         num_steps: int,
-        flow_shift: float | None,
         guidance: Guidance,
         pag_layers: Sequence[int] = (),
     ) -> Sampling:
-        """Resolve names and defaults to a solver, a grid and the guidance.
+        """Give a scheduler's step and grid, and the guidance.
 
         Raises:
             ConfigError: for a block that perturbed attention names and the model lacks.
         """
-        habits = self.components.habits
-        chosen = SOLVERS[solver or habits.solver]
         layers = frozenset(pag_layers) if guidance.pag_scale else frozenset()
         depth = self.components.transformer.config.num_layers
         if absent := sorted(layer for layer in layers if not 0 <= layer < depth):
@@ -125,10 +131,9 @@ class Pipeline:
                 f"pag_layers names block {absent[0]}, the model has {depth}",
                 hint=f"use blocks 0 to {depth - 1}",
             )
-        shift = habits.flow_shift if flow_shift is None else flow_shift
         return Sampling(
-            step=chosen.step,
-            grid=chosen.grid(num_steps, shift),
+            step=scheduler.solver.step,
+            grid=scheduler.grid(num_steps),
             guidance=guidance,
             pag_layers=layers,
         )
@@ -168,12 +173,8 @@ class Pipeline:
         )
         stopped = False
 
-        def step(
-            ask: Velocity, x: Latent, here: NoiseLevel, there: NoiseLevel, last: Stepped | None
-        ) -> Stepped:
-            if stopped and last is not None:
-                return last._replace(x=x)
-            return sampling.step(ask, x, here, there, last)
+        def step(ask: Velocity, x: Latent, leg: Leg, past: Past) -> Stepped:
+            return past[-1]._replace(x=x) if stopped else sampling.step(ask, x, leg, past)
 
         def checked(index: int, stepped: Stepped) -> Latent | None:
             nonlocal stopped
@@ -274,10 +275,10 @@ class Pipeline:
         watch = Stopwatch()
         habits = self.components.habits
         guidance = request.guidance(habits.guidance_scale)
+        scheduler = self.scheduler(request)
         sampling = self.sampling(
-            solver=request.solver,
+            scheduler=scheduler,
             num_steps=request.num_steps,
-            flow_shift=request.flow_shift,
             guidance=guidance,
             pag_layers=request.pag_layers,
         )
@@ -307,8 +308,8 @@ class Pipeline:
                 "height": height,
                 "width": width,
                 "guidance_scale": guidance.guidance_scale,
-                "solver": request.solver or habits.solver,
-                "flow_shift": request.flow_shift or habits.flow_shift,
+                "solver": scheduler.solver_name,
+                "flow_shift": scheduler.flow_shift,
                 "model": self.components.name,
                 "model_hash": self.components.fingerprint,
             }

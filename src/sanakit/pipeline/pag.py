@@ -27,7 +27,6 @@ from sanakit.pipeline.arguments import (
 )
 from sanakit.pipeline.generate import Pipeline
 from sanakit.pipeline.keywords import refuse_unknown
-from sanakit.pipeline.parts import Scheduler
 from sanakit.pipeline.prompt import Compat
 from sanakit.pipeline.sana import SanaPipeline, SanaPipelineOutput
 from sanakit.pipeline.texts import Prompts
@@ -87,7 +86,7 @@ class SanaPAGPipeline(SanaPipeline):
         text_encoder: PreTrainedModel | TextEncoder | None = None,
         vae: Autoencoder | None = None,
         transformer: LinearDiT | None = None,
-        scheduler: Scheduler | None = None,
+        scheduler: object | None = None,
         compat: Compat = "diffusers",
         pag_applied_layers: Layers = DEFAULT_LAYERS,
     ) -> None:

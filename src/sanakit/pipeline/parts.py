@@ -1,16 +1,11 @@
-"""Parts that a caller loaded become components, and the seam to objects that choose the solver."""
+"""Parts that a caller loaded become components, without a copy."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sanakit.errors import ConfigError
-from sanakit.flow.grids import SigmaGrid
-from sanakit.flow.solvers import SOLVERS, SolverStep
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.text_encoder import TextEncoder
 from sanakit.models.transformer import LinearDiT
@@ -19,58 +14,6 @@ from sanakit.pipeline.prompt import PromptEncoder
 
 # Under this name a transformer carries what it was trained to expect into the next pipeline.
 _HABITS = "_sanakit_habits"
-
-
-@runtime_checkable
-class Scheduler(Protocol):
-    """All that a pipeline asks of its scheduler."""
-
-    @property
-    def step(self) -> SolverStep:
-        """The solver's step."""
-        ...
-
-    def grid(self, num_steps: int) -> SigmaGrid:
-        """Give the noise levels of a run."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class FlowScheduler:
-    """A solver by its name, with its published grid."""
-
-    solver: str = "flow-dpm-solver"
-    flow_shift: float = 3.0
-
-    def __post_init__(self) -> None:
-        if self.solver not in SOLVERS:
-            raise ConfigError(
-                f"solver {self.solver!r} is unknown", hint=f"known: {', '.join(SOLVERS)}"
-            )
-
-    @property
-    def step(self) -> SolverStep:
-        """The solver's step."""
-        return SOLVERS[self.solver].step
-
-    def grid(self, num_steps: int) -> SigmaGrid:
-        """Give the noise levels of a run, shifted."""
-        return SOLVERS[self.solver].grid(num_steps, self.flow_shift)
-
-
-def check_scheduler(scheduler: Any) -> Scheduler:
-    """Give ``scheduler`` if it is one of this package.
-
-    Raises:
-        ConfigError: it is not.
-    """
-    if not isinstance(scheduler, Scheduler):
-        raise ConfigError(
-            f"scheduler is a {type(scheduler).__module__}.{type(scheduler).__name__}, which has no "
-            "step(velocity, x, here, there, last) and grid(num_steps)",
-            hint="take a scheduler of sanakit",
-        )
-    return scheduler
 
 
 def assemble(

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from sanakit.errors import ConfigError
 from sanakit.flow.guidance import Guidance
-from sanakit.flow.solvers import SOLVERS
+from sanakit.pipeline.schedulers import scheduler_named
 
 MOST_PIXELS = 16384
 LARGEST_SEED = 2**63 - 1
@@ -70,12 +70,8 @@ class GenerateRequest:
             raise ConfigError(f"count={self.count} must be at least 1")
         if not 0 <= self.seed <= LARGEST_SEED - self.count:
             raise ConfigError(f"seed={self.seed} must be 0 to 2^63 - 1", hint="try --seed 0")
-        if self.solver is not None and self.solver not in SOLVERS:
-            near = difflib.get_close_matches(self.solver, SOLVERS, n=1)
-            raise ConfigError(
-                f"solver {self.solver!r} is unknown",
-                hint=(f"did you mean {near[0]}? " if near else "") + f"known: {', '.join(SOLVERS)}",
-            )
+        if self.solver is not None:
+            scheduler_named(self.solver, 1.0)
         if self.flow_shift is not None and not self.flow_shift > 0:
             raise ConfigError(
                 f"flow_shift={self.flow_shift} must be positive", hint="1 is no shift"

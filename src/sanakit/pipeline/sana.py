@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from sanakit.pipeline.generate import Pipeline
 from sanakit.pipeline.keywords import bytes_of, refuse_other_readers, refuse_unknown
 from sanakit.pipeline.lora import LoraMethods
 from sanakit.pipeline.offload import ModelOffloaded, cast, move, offload_sequentially
-from sanakit.pipeline.parts import Scheduler, assemble
+from sanakit.pipeline.parts import assemble
 from sanakit.pipeline.placement import Placed
 from sanakit.pipeline.prompt import Compat, EncodedText, padded
 from sanakit.pipeline.texts import Prompts, embedded, encode_texts
@@ -68,7 +68,7 @@ class SanaPipeline(PipelineFace, LoraMethods):
         text_encoder: PreTrainedModel | TextEncoder | None = None,
         vae: Autoencoder | None = None,
         transformer: LinearDiT | None = None,
-        scheduler: Scheduler | None = None,
+        scheduler: object | None = None,
         compat: Compat = "diffusers",
     ) -> None:
         """Take a core, or the parts of one; pipelines of the same parts share their memory.
@@ -103,10 +103,11 @@ class SanaPipeline(PipelineFace, LoraMethods):
         vae: Autoencoder | None = None,
         text_encoder: Any = None,
         tokenizer: Any = None,
-        scheduler: Any = None,
+        scheduler: object | None = None,
         quantization_config: Any = None,
         device_map: Placed | None = None,
         allow_unsafe_dtype: bool = False,
+        compat: Compat = "diffusers",
     ) -> SanaPipeline:
         """Load a model: an embedded name, a folder in the published layout, or ``owner/name``.
 
@@ -135,7 +136,7 @@ class SanaPipeline(PipelineFace, LoraMethods):
             },
             allow_unsafe_dtype=allow_unsafe_dtype,
         )
-        return cls(Pipeline(components))
+        return cls(Pipeline(components), compat=compat)
 
     @refuse_unknown
     def save_pretrained(
@@ -148,7 +149,10 @@ class SanaPipeline(PipelineFace, LoraMethods):
         """Write all parts in the published layout, as safetensors, which diffusers reads too."""
         size = bytes_of(max_shard_size)
         folder = Path(save_directory)
-        save_components(self.core.components, folder, variant=variant, max_shard_bytes=size)
+        parts = self.core.components
+        habits = replace(parts.habits, scheduler=self.scheduler)
+        parts = replace(parts, habits=habits)
+        save_components(parts, folder, variant=variant, max_shard_bytes=size)
 
     @refuse_unknown
     def to(
@@ -300,7 +304,7 @@ class SanaPipeline(PipelineFace, LoraMethods):
 
         Defaults that depend on the model: ``guidance_scale`` is 4.5, ``height`` and ``width`` 1024,
         ``complex_human_instruction`` the published one for published models; the embedded model
-        has its own. ``timesteps`` and ``sigmas`` are taken as they are, see `custom_grid`.
+        has its own. ``timesteps`` and ``sigmas`` are read as `Scheduler.custom_grid` does.
         ``callback_on_step_end(pipe, i, t, tensors)`` may change what it is shown, see `StepHook`.
 
         Raises:

@@ -23,6 +23,7 @@ from sanakit.models.text_encoder import TextEncoder
 from sanakit.models.transformer import LinearDiT
 from sanakit.pipeline.components import Components, Habits, save_components
 from sanakit.pipeline.prompt import PromptEncoder
+from sanakit.pipeline.schedulers import DPMSolverMultistepScheduler
 from sanakit.train.autoencoder import AutoencoderRecipe, Phase
 from sanakit.train.diffusion import CachedLatents, DiffusionRecipe, cache_latents
 from sanakit.train.language_model import LanguageModelRecipe, glyph_lm_config, prepare_rows
@@ -153,7 +154,8 @@ def glyph_export(
     both = nn.ModuleDict({"transformer": transformer, "text_encoder": llm})
     _trained(both, diffusion_run)
     tokenizer = AutoTokenizer.from_pretrained(str(_made(data / TEXT / "tokenizer", by="tokenizer")))
-    habits = Habits(instruction=None, guidance_scale=GLYPH_GUIDANCE, flow_shift=GLYPH_FLOW_SHIFT)
+    scheduler = DPMSolverMultistepScheduler(flow_shift=GLYPH_FLOW_SHIFT)
+    habits = Habits(instruction=None, guidance_scale=GLYPH_GUIDANCE, scheduler=scheduler)
     prompts = PromptEncoder(tokenizer, TextEncoder(llm), instruction=None)
     components = Components(
         transformer=transformer, autoencoder=autoencoder, prompts=prompts, habits=habits

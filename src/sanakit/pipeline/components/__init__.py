@@ -6,7 +6,6 @@ from sanakit.pipeline.components.loading import load_components
 from sanakit.pipeline.components.saving import save_components
 from sanakit.pipeline.components.types import (
     PARTS,
-    SCHEDULERS,
     Components,
     Habits,
     fingerprint,
@@ -14,7 +13,6 @@ from sanakit.pipeline.components.types import (
 
 __all__ = [
     "PARTS",
-    "SCHEDULERS",
     "Components",
     "Habits",
     "fingerprint",

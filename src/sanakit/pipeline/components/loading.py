@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +12,6 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel
 
 from sanakit.errors import ConfigError, MissingModelError
-from sanakit.flow.solvers import SOLVERS
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.text_encoder import TextEncoder
 from sanakit.models.transformer import LinearDiT
@@ -21,7 +19,6 @@ from sanakit.pipeline.components.language import adopt_llm, build_llm, fill_llm
 from sanakit.pipeline.components.types import (
     NETWORKS,
     PARTS,
-    SCHEDULER_CONFIG,
     Components,
     Habits,
     fingerprint,
@@ -31,6 +28,12 @@ from sanakit.pipeline.networks import build, fill
 from sanakit.pipeline.placement import Placed, place
 from sanakit.pipeline.prompt import PromptEncoder
 from sanakit.pipeline.published import AutoencoderDC, SanaTransformer2DModel
+from sanakit.pipeline.schedulers import (
+    as_scheduler,
+    read_scheduler,
+    scheduler_from_config,
+    scheduler_named,
+)
 from sanakit.quant.recipe import Recipe, recipe_of
 from sanakit.weights.catalog import find_checkpoint
 from sanakit.weights.dtypes import Requested, resolve_dtypes
@@ -69,7 +72,8 @@ def load_components(
         quantization: what `recipe_of` reads, for transformer and text encoder, or a mapping from
             components to that.
         components: parts that are not read from disk: ``transformer``, ``vae``, ``text_encoder``,
-            ``tokenizer``, ``scheduler`` (a solver's name, or a published scheduler's config).
+            ``tokenizer``, ``scheduler`` (also a solver's name, or a published
+                scheduler's config).
         allow_unsafe_dtype: run a dtype that is known to overflow.
 
     Raises:
@@ -175,14 +179,15 @@ def _given(given: Mapping[str, Any], part: str, kind: type[M]) -> M | None:
     return module
 
 
-def _habits(folder: Path, index: Mapping[str, Any], scheduler: Any) -> Habits:
-    path = folder / "scheduler" / SCHEDULER_CONFIG
+def _habits(folder: Path, index: Mapping[str, Any], scheduler: object | None) -> Habits:
+    if scheduler is None:
+        return habits_of(read_scheduler(folder / "scheduler"), index)
     if isinstance(scheduler, str):
-        _check_names("scheduler", [scheduler], tuple(SOLVERS))
-        return replace(habits_of(read_json(path), index, source=str(folder)), solver=scheduler)
-    if scheduler is not None:
-        return habits_of(scheduler, index, source="scheduler")
-    return habits_of(read_json(path), index, source=str(folder))
+        shift = read_scheduler(folder / "scheduler").flow_shift
+        return habits_of(scheduler_named(scheduler, shift), index)
+    if isinstance(scheduler, Mapping):
+        return habits_of(scheduler_from_config(scheduler), index)
+    return habits_of(as_scheduler(scheduler), index)
 
 
 def _check_fit(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sanakit.errors import ConfigError
-from sanakit.pipeline.components.types import LM_STEM, SCHEDULER_CONFIG, SCHEDULERS, Components
+from sanakit.pipeline.components.types import LM_STEM, Components
 from sanakit.pipeline.networks import stored_as, write
 from sanakit.quant import torchao
 from sanakit.weights.atomic import write_atomically
@@ -52,21 +52,13 @@ def save_components(
     write_weights(folder / "text_encoder", llm.state_dict(), stem=LM_STEM, **shape)
     components.prompts.tokenizer.save_pretrained(str(folder / "tokenizer"))
     habits = components.habits
-    scheduler = next(name for name, solver in SCHEDULERS.items() if solver == habits.solver)
-    flow = {"flow_shift": habits.flow_shift, "prediction_type": "flow_prediction"}
-    settings: dict[str, Any] = {"_class_name": scheduler, "num_train_timesteps": 1000}
-    if scheduler == "DPMSolverMultistepScheduler":
-        settings |= {**flow, "use_flow_sigmas": True, "solver_order": 2}
-    else:
-        settings |= {"shift": habits.flow_shift}
-    (folder / "scheduler").mkdir(exist_ok=True)
-    _write_json(folder / "scheduler" / SCHEDULER_CONFIG, settings)
+    habits.scheduler.save_pretrained(folder / "scheduler")
     instruction = None if habits.instruction is None else list(habits.instruction)
     tokenizer_class = type(components.prompts.tokenizer).__name__
     index: dict[str, Any] = {
         "_class_name": "SanaPipeline",
         "_sanakit": {"instruction": instruction, "guidance_scale": habits.guidance_scale, **notes},
-        "scheduler": ["diffusers", scheduler],
+        "scheduler": ["diffusers", type(habits.scheduler).__name__],
         "text_encoder": ["transformers", type(llm).__name__],
         "tokenizer": ["transformers", tokenizer_class],
         "transformer": ["diffusers", "SanaTransformer2DModel"],

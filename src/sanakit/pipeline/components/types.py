@@ -8,21 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sanakit.errors import ConfigError
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.transformer import LinearDiT
 from sanakit.pipeline.prompt import COMPLEX_HUMAN_INSTRUCTION, PromptEncoder
+from sanakit.pipeline.schedulers import DPMSolverMultistepScheduler, Scheduler
 
 LM_STEM = "model"
-SCHEDULER_CONFIG = "scheduler_config.json"
 NETWORKS = ("transformer", "text_encoder", "vae")
 PARTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
-# The scheduler classes of published folders, and the solver that each of them means.
-SCHEDULERS = {
-    "DPMSolverMultistepScheduler": "flow-dpm-solver",
-    "FlowMatchEulerDiscreteScheduler": "flow-euler",
-    "FlowMatchHeunDiscreteScheduler": "flow-heun",
-}
+PUBLISHED_SCHEDULER = DPMSolverMultistepScheduler(flow_shift=3.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +25,7 @@ class Habits:
 
     instruction: tuple[str, ...] | None = COMPLEX_HUMAN_INSTRUCTION
     guidance_scale: float = 4.5
-    solver: str = "flow-dpm-solver"
-    flow_shift: float = 3.0
+    scheduler: Scheduler = PUBLISHED_SCHEDULER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,35 +40,14 @@ class Components:
     fingerprint: str = ""
 
 
-def habits_of(scheduler: Any, index: Mapping[str, Any], *, source: str) -> Habits:
-    """Read habits from a scheduler's published config and a model's ``model_index.json``.
-
-    ``scheduler`` is the content of a ``scheduler_config.json``, or a scheduler object that has it
-    as ``config``.
-
-    Raises:
-        ConfigError: for a scheduler that no solver here stands for.
-    """
-    settings = getattr(scheduler, "config", scheduler)
-    if not isinstance(settings, Mapping):
-        raise ConfigError(
-            f"scheduler is a {type(scheduler).__name__}",
-            hint="pass the content of a scheduler_config.json, or a scheduler with a config",
-        )
-    kind = settings.get("_class_name")
-    if kind is None:
-        kind = "DPMSolverMultistepScheduler" if settings is scheduler else type(scheduler).__name__
-    if kind not in SCHEDULERS:
-        raise ConfigError(
-            f"{source}: scheduler {kind} is not known", hint=f"known: {', '.join(SCHEDULERS)}"
-        )
+def habits_of(scheduler: Scheduler, index: Mapping[str, Any]) -> Habits:
+    """Read habits from a model's ``model_index.json``."""
     ours = index.get("_sanakit", {})
     instruction = ours.get("instruction", COMPLEX_HUMAN_INSTRUCTION)
     return Habits(
         instruction=None if instruction is None else tuple(instruction),
         guidance_scale=float(ours.get("guidance_scale", 4.5)),
-        solver=SCHEDULERS[kind],
-        flow_shift=float(settings.get("flow_shift", settings.get("shift", 1.0))),
+        scheduler=scheduler,
     )
 
 

@@ -1,0 +1,192 @@
+"""Speed against quality of the schedulers, on the embedded model; draws the figures of the docs.
+
+`python -m benchmarks.schedulers --figures docs`: quality is the distance to one reference of many
+steps, from the same noise. Seconds are ratios of runs taken in turn, for a busy machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from benchmarks.generate import ROOT, commit, cores, versions
+from sanakit import SanaPipeline
+from sanakit.pipeline.images import to_pixels
+from sanakit.pipeline.schedulers import NAMED, scheduler_named
+
+RESULTS = ROOT / "benchmarks" / "results" / "schedulers.jsonl"
+PROMPTS = ROOT / "benchmarks" / "prompts"
+REFERENCE = "flow-dpm-solver"
+STEPS = (4, 6, 8, 10, 14, 20, 28, 50)
+SHOWN_STEPS = (4, 8, 14, 20)
+SHOWN_SOLVERS = ("flow-dpm-solver", "flow-unipc", "flow-heun", "flow-euler")
+SHOWN_PROMPTS = (1, 5)
+Curve = list[dict[str, float]]
+
+
+def prompts(count: int) -> list[str]:
+    """The fixed prompts: named things first, then compositions never met in training."""
+    files = (PROMPTS / "named.txt", PROMPTS / "unseen.txt")
+    lines = [line for file in files for line in file.read_text().splitlines() if line]
+    return lines[:count]
+
+
+def draw(pipe: SanaPipeline, solver: str, steps: int, asked: list[str]) -> torch.Tensor:
+    """Latents of all prompts, from the same noise for every solver and number of steps."""
+    shift = pipe.scheduler.flow_shift
+    pipe.scheduler = scheduler_named(solver, shift)
+    return pipe(
+        asked,
+        num_inference_steps=steps,
+        generator=[torch.Generator().manual_seed(seed) for seed in range(len(asked))],
+        height=pipe.core.default_size,
+        width=pipe.core.default_size,
+        output_type="latent",
+        # A callback makes one batch of all prompts, which is all it is here for.
+        callback_on_step_end=lambda pipe, step, timestep, tensors: {},
+    ).images
+
+
+def pictures(pipe: SanaPipeline, latents: torch.Tensor) -> np.ndarray:
+    return np.asarray(to_pixels(pipe.core.decode(latents)))
+
+
+def evaluations(solver: str, steps: int) -> int:
+    """How often the network is asked."""
+    return 2 * steps - 1 if solver == "flow-heun" else steps
+
+
+def quality(found: torch.Tensor, pixels: np.ndarray, best: torch.Tensor, goal: np.ndarray) -> Any:
+    """Relative distance of latents, and PSNR of pixels in dB: medians over the prompts."""
+    apart = (found - best).flatten(1).norm(dim=1) / best.flatten(1).norm(dim=1)
+    squared = (pixels.astype(float) - goal.astype(float)) ** 2
+    psnr = 10 * np.log10(255**2 / squared.mean(axis=(1, 2, 3)).clip(1e-6))
+    return {"distance": round(float(apart.median()), 5), "psnr": round(float(np.median(psnr)), 2)}
+
+
+def seconds(pipe: SanaPipeline, steps: int, repeats: int) -> dict[str, float]:
+    """Time of one picture by each solver over that of the default, the lowest of runs in turn."""
+    best = dict.fromkeys(NAMED, float("inf"))
+    for _ in range(repeats):
+        for solver in best:
+            started = time.perf_counter()
+            draw(pipe, solver, steps, ["a red apple"])
+            best[solver] = min(best[solver], time.perf_counter() - started)
+    return {solver: round(value / best[REFERENCE], 3) for solver, value in best.items()}
+
+
+def plot(curves: Mapping[str, Curve], path: Path) -> None:
+    """Quality over evaluations of the network, one line a solver."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    titles = {"psnr": "pixels: PSNR to the reference, dB", "distance": "latent: relative distance"}
+    for panel, (key, title) in zip(panels, titles.items(), strict=True):
+        for solver, curve in curves.items():
+            places = [point["evaluations"] for point in curve]
+            panel.plot(places, [point[key] for point in curve], marker="o", ms=3.5, label=solver)
+        panel.set_xscale("log")
+        panel.set_xticks([4, 6, 8, 10, 14, 20, 28, 50, 99], [4, 6, 8, 10, 14, 20, 28, 50, 99])
+        panel.minorticks_off()
+        panel.set_xlabel("evaluations of the network a picture")
+        panel.set_title(title, fontsize=10)
+        panel.grid(alpha=0.3)
+    panels[1].set_yscale("log")
+    panels[0].legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def sheet(rows: Mapping[str, Sequence[np.ndarray]], columns: Sequence[str], path: Path) -> None:
+    """Rows of pictures, each with its solver's name, under the names of the columns."""
+    side, left, top, gap = next(iter(rows.values()))[0].shape[0], 118, 20, 4
+    size = (left + len(columns) * (side + gap), top + len(rows) * (side + gap))
+    page = Image.new("RGB", size, "white")
+    pen, font = ImageDraw.Draw(page), ImageFont.load_default(12)
+    for column, name in enumerate(columns):
+        pen.text((left + column * (side + gap) + 4, 3), name, "black", font)
+    for row, (name, shown) in enumerate(rows.items()):
+        pen.text((4, top + row * (side + gap) + side // 2), name.strip(), "black", font)
+        for column, picture in enumerate(shown):
+            place = (left + column * (side + gap), top + row * (side + gap))
+            page.paste(Image.fromarray(picture), place)
+    page.quantize(256).save(path, optimize=True)
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.schedulers", description=__doc__)
+    parser.add_argument("--model", default="glyph", help="embedded model or folder")
+    parser.add_argument("--prompts", type=int, default=16, help="how many of the fixed prompts")
+    parser.add_argument("--reference-steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, nargs="+", default=STEPS)
+    parser.add_argument("--repeats", type=int, default=5, help="timed runs of each solver")
+    parser.add_argument("--figures", type=Path, help="folder for the two figures; none by default")
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    """Measure, print a table, append one line of JSON, draw."""
+    settings = parse()
+    pipe = SanaPipeline.from_pretrained(settings.model)
+    asked = prompts(settings.prompts)
+    best = draw(pipe, REFERENCE, settings.reference_steps, asked)
+    goal = pictures(pipe, best)
+    curves: dict[str, Curve] = {}
+    shown: dict[str, list[np.ndarray]] = {}
+    for solver in NAMED:
+        curves[solver] = []
+        for steps in settings.steps:
+            latents = draw(pipe, solver, steps, asked)
+            pixels = pictures(pipe, latents)
+            point = {"steps": steps, "evaluations": evaluations(solver, steps)}
+            curves[solver].append(point | quality(latents, pixels, best, goal))
+            for which in SHOWN_PROMPTS:
+                if solver in SHOWN_SOLVERS and steps in SHOWN_STEPS:
+                    row = shown.setdefault(solver + " " * SHOWN_PROMPTS.index(which), [])
+                    row.append(pixels[which])
+        cells = (f"{point['steps']}: {point['psnr']:.1f} dB" for point in curves[solver])
+        print(f"{solver:<18}", *cells, sep="  ", flush=True)
+    ratios = seconds(pipe, 20, settings.repeats)
+    print("seconds, over the default's:", ratios)
+    record = {
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "versions": versions(),
+        "machine": platform.machine(),
+        "cores": cores(),
+        "threads": torch.get_num_threads(),
+        "load_average": round(os.getloadavg()[0], 2),
+        "settings": {key: str(value) for key, value in vars(settings).items()},
+        "curves": curves,
+        "seconds_over_default": ratios,
+    }
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    with RESULTS.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+    if settings.figures:
+        plot(curves, settings.figures / "schedulers.png")
+        for row, pictured in shown.items():
+            which = SHOWN_PROMPTS[len(row) - len(row.strip())]
+            pictured.append(goal[which])
+        order = sorted(shown, key=lambda name: len(name) - len(name.strip()))
+        columns = [f"{steps} steps" for steps in SHOWN_STEPS] + ["reference"]
+        path = settings.figures / "schedulers-pictures.png"
+        sheet({name: shown[name] for name in order}, columns, path)
+
+
+if __name__ == "__main__":
+    main()

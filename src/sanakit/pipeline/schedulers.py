@@ -1,0 +1,376 @@
+"""Schedulers under the ecosystem's names: frozen settings, each naming a solver and its grid.
+
+What ``scheduler_config.json`` of a published folder says is honoured or refused, never ignored.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NoReturn, TypeVar
+
+from sanakit.errors import ConfigError
+from sanakit.flow.grids import (
+    TRAIN_STEPS,
+    SigmaGrid,
+    flow_dpm_sigmas,
+    flow_euler_sigmas,
+    flow_unipc_sigmas,
+    timesteps_given,
+)
+from sanakit.flow.solvers import Solver, dpmpp_step, euler_step, heun_step, unipc_step
+from sanakit.pipeline.scheduler_config import (
+    FLOW_SHIFTS,
+    NO_NOISE,
+    REFUSED,
+    SchedulerConfig,
+    positive,
+    settings_for,
+)
+from sanakit.weights.atomic import write_atomically
+from sanakit.weights.embedded import resolve_model
+from sanakit.weights.store import read_json
+
+CONFIG = "scheduler_config.json"
+S = TypeVar("S", bound="Scheduler")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scheduler:
+    """Settings that all schedulers share; a subclass says which solver they mean.
+
+    Raises:
+        ConfigError: for a setting that cannot be honoured, saying why.
+    """
+
+    num_train_timesteps: int = TRAIN_STEPS
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name in REFUSED and value != field.default:
+                self._refuse(field.name, REFUSED[field.name], f"leave it at {field.default!r}")
+            if field.name in FLOW_SHIFTS and not positive(value):
+                self._refuse(field.name, "it must be a positive number", "1 is no shift")
+            if field.name == "solver_order" and (value not in (1, 2, 3) or value is True):
+                self._refuse("solver_order", "orders are 1, 2 and 3", "2 is usual with guidance")
+
+    @property
+    def solver(self) -> Solver:
+        """The step, and the grid it is published with."""
+        raise NotImplementedError
+
+    @property
+    def flow_shift(self) -> float:
+        """How far levels are moved towards noise, under whichever published name."""
+        raise NotImplementedError
+
+    @property
+    def solver_name(self) -> str | None:
+        """Its name among the options of ``solver``; None where settings differ from all of them."""
+        names = (name for name in NAMED if scheduler_named(name, self.flow_shift) == self)
+        return next(names, None)
+
+    @property
+    def config(self) -> SchedulerConfig:
+        """All settings, and the class in ``_class_name``."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return SchedulerConfig({"_class_name": type(self).__name__} | values)
+
+    def shifted(self: S, flow_shift: float) -> S:
+        """Give the same scheduler with another flow shift.
+
+        Raises:
+            ConfigError: for a shift that is not positive.
+        """
+        if flow_shift == self.flow_shift:
+            return self
+        return self.from_config(self.config, flow_shift=flow_shift)
+
+    def grid(self, num_steps: int) -> SigmaGrid:
+        """Give the levels of a run.
+
+        Raises:
+            ConfigError: for no steps, or too many.
+        """
+        return self.solver.grid(num_steps, self.flow_shift)
+
+    def custom_grid(
+        self, timesteps: Sequence[float] | None = None, sigmas: Sequence[float] | None = None
+    ) -> SigmaGrid:
+        """Give a grid of the caller's own; both run from noise to data, the closing 0 is added.
+
+        ``sigmas`` are shifted as the scheduler's own levels are. ``timesteps`` are what the network
+        is told, and nothing moves them.
+
+        Raises:
+            ConfigError: for both or none, or values that do not fall.
+        """
+        if (timesteps is None) == (sigmas is None):
+            given = "neither" if sigmas is None else "both"
+            raise ConfigError(f"timesteps and sigmas: {given} given", hint="pass one of them")
+        if sigmas is not None:
+            return self.solver.grid_through(sigmas, self.flow_shift)
+        assert timesteps is not None
+        return timesteps_given(timesteps)
+
+    @classmethod
+    def from_config(cls: type[S], config: Mapping[str, Any], **changes: Any) -> S:
+        """Build from the settings of any scheduler, ours or the ecosystem's, with ``changes``.
+
+        What both classes know is carried over, the shift under its other name too. A setting that
+        only the other class has stays behind.
+
+        Raises:
+            ConfigError: an unknown setting, naming the nearest; one that cannot be honoured.
+        """
+        own = {field.name for field in fields(cls)}
+        return cls(**settings_for(cls.__name__, own, config, changes))
+
+    @classmethod
+    def from_pretrained(
+        cls: type[S], folder: str | Path, subfolder: str | None = "scheduler", **changes: Any
+    ) -> S:
+        """Read a model's ``scheduler_config.json``; what it says of another class is carried over.
+
+        Args:
+            folder: a folder that holds the file, or a model: an embedded name, a folder, or
+                ``owner/name``.
+            subfolder: where the file lies in a model.
+            changes: as for :meth:`from_config`.
+
+        Raises:
+            MissingModelError: no such folder or file. ConfigError: as for :meth:`from_config`.
+        """
+        inside = Path(subfolder or "") / CONFIG
+        places = [Path(folder).expanduser() / name for name in (inside, CONFIG)]
+        path = next((place for place in places if place.is_file()), None)
+        if path is None:
+            path = resolve_model(folder) / inside
+        return cls.from_config(read_json(path), **changes)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``scheduler_config.json`` as the ecosystem reads it."""
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        write_atomically(target / CONFIG, (json.dumps(dict(self.config), indent=2) + "\n").encode())
+
+    def _refuse(self, name: str, why: str, hint: str) -> NoReturn:
+        raise ConfigError(
+            f"{type(self).__name__}: {name}={getattr(self, name)!r}: {why}", hint=hint
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPMSolverMultistepScheduler(Scheduler):
+    """Flow-DPM-Solver, as published SANA models are drawn with: order 2, shift of the model."""
+
+    solver_order: int = 2
+    prediction_type: str = "flow_prediction"
+    thresholding: bool = False
+    algorithm_type: str = "dpmsolver++"
+    solver_type: str = "midpoint"
+    lower_order_final: bool = True
+    euler_at_final: bool = False
+    """Honoured either way: into sigma 0 every step is Euler's."""
+    use_karras_sigmas: bool = False
+    use_exponential_sigmas: bool = False
+    use_beta_sigmas: bool = False
+    use_lu_lambdas: bool = False
+    use_flow_sigmas: bool = True
+    flow_shift: float = 1.0
+    final_sigmas_type: str = "zero"
+    variance_type: str | None = None
+    use_dynamic_shifting: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.algorithm_type != "dpmsolver++":
+            why = NO_NOISE if "sde" in str(self.algorithm_type) else "the flow is solved for x0"
+            self._refuse("algorithm_type", why, "leave it at 'dpmsolver++'")
+        if self.solver_type not in ("midpoint", "heun"):
+            self._refuse("solver_type", "order 2 has two forms", "try 'midpoint' or 'heun'")
+
+    @property
+    def solver(self) -> Solver:
+        """DPM-Solver++ multistep of the chosen order. (S7), (S8), (S15)."""
+        step = partial(
+            dpmpp_step,
+            order=self.solver_order,
+            slope_weight="heun" if self.solver_type == "heun" else "midpoint",
+            lower_order_final=self.lower_order_final,
+        )
+        return Solver(step, flow_dpm_sigmas, True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UniPCMultistepScheduler(Scheduler):
+    """UniPC: predicts as DPM-Solver does, and corrects every step by the next evaluation."""
+
+    solver_order: int = 2
+    prediction_type: str = "flow_prediction"
+    thresholding: bool = False
+    predict_x0: bool = True
+    solver_type: str = "bh2"
+    lower_order_final: bool = True
+    disable_corrector: Collection[int] = ()
+    solver_p: None = None
+    use_karras_sigmas: bool = False
+    use_exponential_sigmas: bool = False
+    use_beta_sigmas: bool = False
+    use_flow_sigmas: bool = True
+    flow_shift: float = 1.0
+    final_sigmas_type: str = "zero"
+    use_dynamic_shifting: bool = False
+    shift_terminal: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.solver_type != "bh2":
+            why = "bh1 has no finite step into sigma 0"
+            self._refuse("solver_type", why, "leave it at 'bh2'")
+        object.__setattr__(self, "disable_corrector", tuple(self.disable_corrector))
+        if not all(type(step) is int and step >= 0 for step in self.disable_corrector):
+            self._refuse("disable_corrector", "it lists steps from 0 up", "try [0]")
+        if not self.lower_order_final:
+            why = "the last step reaches sigma 0, where only order 1 is finite"
+            self._refuse("lower_order_final", why, "leave it at True")
+
+    @property
+    def solver(self) -> Solver:
+        """UniPC of the chosen order. (S16)-(S18)."""
+        never = frozenset(self.disable_corrector)
+        step = partial(unipc_step, order=self.solver_order, uncorrected=never)
+        return Solver(step, flow_unipc_sigmas, True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowMatchEulerDiscreteScheduler(Scheduler):
+    """Euler's method: first order, one evaluation a step."""
+
+    shift: float = 1.0
+    use_dynamic_shifting: bool = False
+    invert_sigmas: bool = False
+    shift_terminal: float | None = None
+    use_karras_sigmas: bool = False
+    use_exponential_sigmas: bool = False
+    use_beta_sigmas: bool = False
+    stochastic_sampling: bool = False
+
+    @property
+    def solver(self) -> Solver:
+        """Euler's step. (S5)."""
+        return Solver(euler_step, flow_euler_sigmas, False)
+
+    @property
+    def flow_shift(self) -> float:
+        """The same as ``shift``."""
+        return self.shift
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowMatchHeunDiscreteScheduler(Scheduler):
+    """Heun's method: second order, two evaluations a step."""
+
+    shift: float = 1.0
+
+    @property
+    def solver(self) -> Solver:
+        """Heun's step. (S6)."""
+        return Solver(heun_step, flow_euler_sigmas, False)
+
+    @property
+    def flow_shift(self) -> float:
+        """The same as ``shift``."""
+        return self.shift
+
+
+CLASSES: Mapping[str, type[Scheduler]] = MappingProxyType(
+    {
+        face.__name__: face
+        for face in (
+            DPMSolverMultistepScheduler,
+            FlowMatchEulerDiscreteScheduler,
+            FlowMatchHeunDiscreteScheduler,
+            UniPCMultistepScheduler,
+        )
+    }
+)
+# The names of ``flow.solvers.SOLVERS``, and the settings that mean the same.
+NAMED: Mapping[str, Scheduler] = MappingProxyType(
+    {
+        "flow-dpm-solver": DPMSolverMultistepScheduler(),
+        "flow-dpm-solver-1": DPMSolverMultistepScheduler(solver_order=1),
+        "flow-dpm-solver-3": DPMSolverMultistepScheduler(solver_order=3),
+        "flow-euler": FlowMatchEulerDiscreteScheduler(),
+        "flow-heun": FlowMatchHeunDiscreteScheduler(),
+        "flow-unipc": UniPCMultistepScheduler(),
+        "flow-unipc-3": UniPCMultistepScheduler(solver_order=3),
+    }
+)
+
+
+def scheduler_named(solver: str, flow_shift: float) -> Scheduler:
+    """Give the scheduler that a name of ``solver`` means.
+
+    Raises:
+        ConfigError: for an unknown name, with the nearest; for a shift that is not positive.
+    """
+    if solver not in NAMED:
+        near = difflib.get_close_matches(solver, NAMED, n=1)
+        raise ConfigError(
+            f"solver {solver!r} is unknown",
+            hint=(f"did you mean {near[0]}? " if near else "") + f"known: {', '.join(NAMED)}",
+        )
+    return NAMED[solver].from_config(NAMED[solver].config, flow_shift=flow_shift)
+
+
+def scheduler_from_config(config: Mapping[str, Any]) -> Scheduler:
+    """Build the scheduler that the content of a ``scheduler_config.json`` names.
+
+    Raises:
+        ConfigError: for a class that is not known here, or settings that cannot be honoured.
+    """
+    name = str(config.get("_class_name", "without a _class_name"))
+    if name not in CLASSES:
+        near = difflib.get_close_matches(name, CLASSES, n=1)
+        raise ConfigError(
+            f"scheduler {name} is not known",
+            hint=(f"did you mean {near[0]}? " if near else "") + f"known: {', '.join(CLASSES)}",
+        )
+    return CLASSES[name].from_config(config)
+
+
+def read_scheduler(folder: Path) -> Scheduler:
+    """Build the scheduler of a model from its folder.
+
+    Raises:
+        MissingModelError: no such file. ConfigError: as for `scheduler_from_config`, naming it.
+    """
+    config = read_json(folder / CONFIG)
+    try:
+        return scheduler_from_config(config)
+    except ConfigError as error:
+        raise ConfigError(f"{folder / CONFIG}: {error.message}", hint=error.hint) from error
+
+
+def as_scheduler(scheduler: object) -> Scheduler:
+    """Take a scheduler of ours as it is, and one of the ecosystem's by its settings.
+
+    Raises:
+        ConfigError: for anything else, or settings that cannot be honoured.
+    """
+    if isinstance(scheduler, Scheduler):
+        return scheduler
+    config = getattr(scheduler, "config", None)
+    if not isinstance(config, Mapping):
+        raise ConfigError(
+            f"{scheduler!r} is no scheduler",
+            hint=f"build one with {next(iter(CLASSES))}.from_config(pipe.scheduler.config)",
+        )
+    return scheduler_from_config({**config, "_class_name": type(scheduler).__name__})
