@@ -263,7 +263,7 @@ def test_an_unknown_setting_names_its_neighbour() -> None:
     ("arguments", "said"),
     [
         ({"eta": 0.5}, "eta=0.5"),
-        ({"attention_kwargs": {"scale": 1.0}}, "attention_kwargs"),
+        ({"attention_kwargs": {"scale": 0.5}}, "no LoRA is loaded"),
         ({"output_type": "jpeg"}, "output_type"),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt=0"),
         ({"timesteps": [900], "sigmas": [0.9]}, "timesteps and sigmas"),
