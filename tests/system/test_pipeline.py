@@ -19,6 +19,7 @@ from sanakit.models.transformer import LinearDiT
 from sanakit.pipeline.arguments import as_output
 from sanakit.pipeline.components import Habits, fingerprint, load_components, save_components
 from sanakit.pipeline.drawing import asked_size, drawn_size
+from sanakit.pipeline.schedulers import FlowMatchEulerDiscreteScheduler
 from tiny import tiny_components, write_tiny
 
 
@@ -125,7 +126,8 @@ def test_settings_of_a_picture_draw_it_again() -> None:
 
 
 def test_settings_say_what_the_model_decided() -> None:
-    core = Pipeline(tiny_components(Habits(guidance_scale=2.5, solver="flow-euler", flow_shift=2)))
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=2)
+    core = Pipeline(tiny_components(Habits(guidance_scale=2.5, scheduler=scheduler)))
     plain = core.generate(GenerateRequest(prompt="a tree", num_steps=1)).pictures[0].settings
     expected = {"guidance_scale": 2.5, "solver": "flow-euler", "flow_shift": 2}
     expected |= {"height": 64, "width": 64, "model": "tiny"}
@@ -146,7 +148,7 @@ def test_progress_is_told_over_all_pictures() -> None:
 
 def test_blocks_of_perturbed_attention_matter_only_with_it() -> None:
     core = Pipeline(tiny_components())
-    settings = {"solver": None, "num_steps": 1, "flow_shift": None, "pag_layers": (9,)}
+    settings = {"scheduler": Habits().scheduler, "num_steps": 1, "pag_layers": (9,)}
     assert core.sampling(guidance=Guidance(), **settings).pag_layers == frozenset()
     with pytest.raises(ConfigError, match=r"block 9, the model has 2\n.*0 to 1"):
         core.sampling(guidance=Guidance(pag_scale=1.0), **settings)
@@ -187,7 +189,8 @@ def test_compact_storage_draws_nearly_the_same(tmp_path: Path) -> None:
 
 
 def test_habits_survive_the_disk(tmp_path: Path) -> None:
-    habits = Habits(instruction=None, guidance_scale=2.5, solver="flow-euler", flow_shift=1.5)
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=1.5)
+    habits = Habits(instruction=None, guidance_scale=2.5, scheduler=scheduler)
     save_components(tiny_components(habits), tmp_path / "m")
     assert load_components(tmp_path / "m").habits == habits
 
@@ -292,12 +295,12 @@ def test_the_published_arguments_are_honoured_or_refused(
         pipe("a tree", height=64, width=64, num_inference_steps=1, **arguments)
 
 
-def test_own_timesteps_equal_the_same_sigmas(pipe: SanaPipeline) -> None:
+def test_own_timesteps_equal_the_sigmas_that_the_shift_moves_there(pipe: SanaPipeline) -> None:
     settings = {"height": 64, "width": 64, "output_type": "latent"}
-    by_time = pipe("a tree", timesteps=[1000, 500, 250], generator=generator(0), **settings)
-    by_sigma = pipe("a tree", sigmas=[1.0, 0.5, 0.25], generator=generator(0), **settings)
+    by_time = pipe("a tree", timesteps=[750, 500, 250], generator=generator(0), **settings)
+    by_sigma = pipe("a tree", sigmas=[0.5, 0.25, 0.1], generator=generator(0), **settings)
     assert torch.equal(by_time.images, by_sigma.images)
-    closed = pipe("a tree", sigmas=[1.0, 0.5, 0.25, 0.0], generator=generator(0), **settings)
+    closed = pipe("a tree", sigmas=[0.5, 0.25, 0.1, 0.0], generator=generator(0), **settings)
     assert torch.equal(closed.images, by_sigma.images)
 
 
@@ -422,7 +425,7 @@ def test_a_published_folder_without_our_notes_has_the_published_habits(tmp_path:
     assert load_components(folder).habits == Habits()
     scheduler = folder / "scheduler" / "scheduler_config.json"
     edit(scheduler, _class_name="FlowMatchEulerDiscreteScheduler", flow_shift=None)
-    assert load_components(folder).habits == Habits(solver="flow-euler", flow_shift=1.0)
+    assert load_components(folder).habits == Habits(scheduler=FlowMatchEulerDiscreteScheduler())
     edit(scheduler, _class_name="DDIMScheduler")
     with pytest.raises(ConfigError, match="scheduler DDIMScheduler is not known"):
         load_components(folder)

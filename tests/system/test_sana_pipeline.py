@@ -14,7 +14,10 @@ import sanakit
 from sanakit import Pipeline, SanaPAGPipeline, SanaPipeline, SanaPipelineOutput
 from sanakit.errors import ConfigError, UnknownArgumentError
 from sanakit.pipeline.components import Habits
-from sanakit.pipeline.parts import FlowScheduler
+from sanakit.pipeline.schedulers import (
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
 from tiny import tiny_components, write_tiny
 
 CALL: dict[str, Any] = {
@@ -27,7 +30,11 @@ CALL: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def pipe() -> SanaPipeline:
-    habits = Habits(instruction=("Draw:", ""), guidance_scale=3.0, flow_shift=2.0)
+    habits = Habits(
+        instruction=("Draw:", ""),
+        guidance_scale=3.0,
+        scheduler=DPMSolverMultistepScheduler(flow_shift=2.0),
+    )
     return SanaPipeline(Pipeline(tiny_components(habits)))
 
 
@@ -47,7 +54,7 @@ def test_pipelines_of_the_same_parts_share_their_memory_and_draw_alike(pipe: San
         SanaPAGPipeline(**pipe.components),
         SanaPAGPipeline.from_pipe(pipe),
         SanaPipeline.from_pipe(SanaPAGPipeline.from_pipe(pipe)),
-        SanaPAGPipeline.from_pipe(pipe, scheduler=FlowScheduler(flow_shift=2.0)),
+        SanaPAGPipeline.from_pipe(pipe, scheduler=DPMSolverMultistepScheduler(flow_shift=2.0)),
     ]
     for other in made:
         assert pointers(other) == pointers(pipe)
@@ -82,21 +89,21 @@ def test_components_are_the_published_ones(pipe: SanaPipeline) -> None:
         "transformer",
         "scheduler",
     ]
-    assert pipe.components["scheduler"] == FlowScheduler(flow_shift=2.0)
+    assert pipe.components["scheduler"] == DPMSolverMultistepScheduler(flow_shift=2.0)
     assert pipe.dtype == torch.float32
 
 
 def test_a_scheduler_that_is_set_chooses_solver_and_levels(pipe: SanaPipeline) -> None:
     other = SanaPipeline.from_pipe(pipe)
-    other.scheduler = FlowScheduler(solver="flow-euler", flow_shift=5.0)
+    other.scheduler = FlowMatchEulerDiscreteScheduler(shift=5.0)
     euler = Habits(
-        instruction=("Draw:", ""), guidance_scale=3.0, solver="flow-euler", flow_shift=5.0
+        instruction=("Draw:", ""),
+        guidance_scale=3.0,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=5.0),
     )
     assert torch.equal(draw(other), draw(SanaPipeline(Pipeline(tiny_components(euler)))))
-    with pytest.raises(ConfigError, match="has no step"):
-        other.scheduler = object()  # type: ignore[assignment]
-    with pytest.raises(ConfigError, match="solver 'euler'"):
-        FlowScheduler(solver="euler")
+    with pytest.raises(ConfigError, match="is no scheduler"):
+        other.scheduler = object()
 
 
 def test_facts_of_a_call_can_be_read_in_it_and_after_it(pipe: SanaPipeline) -> None:

@@ -11,10 +11,10 @@ from sanakit.errors import ConfigError
 from sanakit.flow.guidance import Guidance
 from sanakit.models.config import TRANSFORMERS
 from sanakit.pipeline import compat
-from sanakit.pipeline.compat import check_compat, flow_shift_as, instruction_as
+from sanakit.pipeline.compat import check_compat, instruction_as, scheduler_as
 from sanakit.pipeline.components import Habits
-from sanakit.pipeline.parts import FlowScheduler
 from sanakit.pipeline.prompt import COMPLEX_HUMAN_INSTRUCTION, instruction_lines
+from sanakit.pipeline.schedulers import DPMSolverMultistepScheduler
 from tiny import TRANSFORMER, tiny_components
 
 CALL = {"height": 64, "width": 64, "num_inference_steps": 3, "output_type": "latent"}
@@ -37,7 +37,7 @@ def test_a_run_of_nvlabs_is_the_core_run_by_hand(pipe: SanaPipeline) -> None:
     negative = core.components.prompts.encode_null(["blurry"], positive, compat="nvlabs")
     assert torch.equal(negative.mask, positive.mask)
     sampling = core.sampling(
-        solver=None, num_steps=3, flow_shift=None, guidance=Guidance(guidance_scale=4.5)
+        scheduler=Habits().scheduler, num_steps=3, guidance=Guidance(guidance_scale=4.5)
     )
     noise = torch.randn(1, 4, 2, 2, generator=torch.Generator().manual_seed(0))
     expected = core.sample(noise, positive, negative, sampling)
@@ -85,9 +85,10 @@ def test_quotes_of_the_published_instruction_alone_are_changed() -> None:
 def test_only_sana_600m_at_1024_is_sampled_with_shift_4(name: str) -> None:
     config = TRANSFORMERS[name]
     expected = 4.0 if name == "sana-0.6b" else 3.0
-    assert flow_shift_as(Habits(), config, "nvlabs") == expected
-    assert flow_shift_as(Habits(), config, "diffusers") == 3.0
-    assert flow_shift_as(Habits(flow_shift=2.0), config, "nvlabs") == 2.0
+    assert scheduler_as(Habits(), config, "nvlabs").flow_shift == expected
+    assert scheduler_as(Habits(), config, "diffusers") == Habits().scheduler
+    own = Habits(scheduler=DPMSolverMultistepScheduler(flow_shift=2.0))
+    assert scheduler_as(own, config, "nvlabs") == own.scheduler
 
 
 def test_that_shift_reaches_the_levels_and_a_scheduler_of_ones_own_overrules_it(
@@ -102,9 +103,11 @@ def test_that_shift_reaches_the_levels_and_a_scheduler_of_ones_own_overrules_it(
     pipe = SanaPipeline(Pipeline(tiny_components()))
     pipe("a tree", compat="nvlabs", callback_on_step_end=tell, **CALL)
     pipe("a tree", callback_on_step_end=tell, **CALL)
-    pipe.scheduler = FlowScheduler(flow_shift=2.0)
+    pipe.scheduler = DPMSolverMultistepScheduler(flow_shift=2.0)
     pipe("a tree", compat="nvlabs", callback_on_step_end=tell, **CALL)
-    by_hand = [FlowScheduler(flow_shift=shift).grid(3).timesteps for shift in (4.0, 3.0, 2.0)]
+    by_hand = [
+        DPMSolverMultistepScheduler(flow_shift=shift).grid(3).timesteps for shift in (4.0, 3.0, 2.0)
+    ]
     assert told == torch.cat(by_hand).tolist()
 
 

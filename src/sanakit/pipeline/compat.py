@@ -10,8 +10,8 @@ import difflib
 from collections.abc import Sequence
 
 from sanakit.errors import ConfigError
-from sanakit.models.config import TRANSFORMERS
-from sanakit.pipeline.components import Components
+from sanakit.models.config import TRANSFORMERS, TransformerConfig
+from sanakit.pipeline.components import Habits
 from sanakit.pipeline.prompt import COMPLEX_HUMAN_INSTRUCTION, Compat, instruction_lines
 from sanakit.pipeline.schedulers import Scheduler
 
@@ -45,9 +45,9 @@ def instruction_as(instruction: Sequence[str] | None, compat: Compat) -> Sequenc
     return instruction
 
 
-def scheduler_as(components: Components, compat: Compat) -> Scheduler:
+def scheduler_as(habits: Habits, config: TransformerConfig, compat: Compat) -> Scheduler:
     """Give a model's scheduler: NVlabs samples SANA 1.0 0.6B at 1024 px with a flow shift of 4."""
-    scheduler, config = components.habits.scheduler, components.transformer.config
+    scheduler = habits.scheduler
     small = (
         config.width == _SMALL.width
         and config.sample_size == _SMALL.sample_size

@@ -75,7 +75,9 @@ def sampling_of(pipe: PipelineFace, call: Call, guidance_scale: float) -> Sampli
     )
     scheduler = pipe._scheduler
     if scheduler is None:
-        scheduler = scheduler_as(core.components, call.compat)
+        scheduler = scheduler_as(
+            core.components.habits, core.components.transformer.config, call.compat
+        )
     sampling = core.sampling(
         scheduler=scheduler,
         num_steps=call.num_inference_steps,
