@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from sanakit.cli import data, generate, info, train
+from sanakit.cli import data, decode, generate, info, train
 
 app = typer.Typer(
     name="sanakit",
@@ -16,6 +16,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("generate")(generate.generate)
+app.command("decode")(decode.decode)
 app.command("info")(info.info)
 app.command("again")(info.again)
 app.add_typer(data.app, name="data")

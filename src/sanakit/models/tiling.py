@@ -21,6 +21,7 @@ from sanakit.errors import ConfigError
 from sanakit.shapes import AnyMap, Grid, Map
 
 Span = tuple[int, int]
+Place = tuple[Span, Span]
 FEWEST_ROWS = 8
 """Coarse tiles are no smaller: theirs is a small part of the memory, and context would dominate."""
 WHOLE = 1 << 30
@@ -187,7 +188,7 @@ def tiles(steps: Sequence[Step], x: Map, tiling: Tiling) -> Iterator[Tile]:
     *coarse, last = segments(steps)
     for segment in coarse:
         x = _whole(segment, x, tiling, picture)
-    yield from _local_tiles(last, x, _tile_size(last, x, tiling, picture))
+    yield from _local_tiles(last, x, tile_size(last, x, tiling, picture))
 
 
 def assemble(steps: Sequence[Step], x: Map, tiling: Tiling) -> AnyMap:
@@ -216,8 +217,30 @@ def result_size(steps: Sequence[Step], x: Map) -> Grid:
     return height, width
 
 
+def tile_size(segment: Sequence[Step], x: Map, tiling: Tiling, picture: Grid) -> Grid:
+    """A tile's size on the grid of the segment's result."""
+    size, stride = result_size(segment, x), tiling.stride(*picture)
+    height, width = (
+        max(min(FEWEST_ROWS, side), -(-step * side // whole))
+        for step, side, whole in zip(stride, size, picture, strict=True)
+    )
+    return height, width
+
+
+def spans_needed(layers: Sequence[Layer], x: Map, rows: Span, columns: Span) -> list[Place]:
+    """Where every layer's input has to be known, and last the result, for that part of it."""
+    sizes: list[Grid] = [(x.shape[-2], x.shape[-1])]
+    for layer in layers[:-1]:
+        sizes.append((layer.size(sizes[-1][0]), layer.size(sizes[-1][1])))
+    places = [(rows, columns)]
+    for layer, (height, width) in zip(reversed(layers), reversed(sizes), strict=True):
+        high, wide = places[-1]
+        places.append((layer.needs(high, height), layer.needs(wide, width)))
+    return places[::-1]
+
+
 def _whole(segment: Sequence[Step], x: Map, tiling: Tiling, picture: Grid) -> AnyMap:
-    cut = _tile_size(segment, x, tiling, picture)
+    cut = tile_size(segment, x, tiling, picture)
     size = result_size(segment, x)
     if cut[0] >= size[0] and cut[1] >= size[1]:
         for step in segment:
@@ -227,16 +250,6 @@ def _whole(segment: Sequence[Step], x: Map, tiling: Tiling, picture: Grid) -> An
     if isinstance(segment[0], Attend):
         return _collect(_attention_tiles(segment[0].module, x, cut), out)
     return _collect(_local_tiles(segment, x, cut), out)
-
-
-def _tile_size(segment: Sequence[Step], x: Map, tiling: Tiling, picture: Grid) -> Grid:
-    """A tile's size on the grid of the segment's result."""
-    size, stride = result_size(segment, x), tiling.stride(*picture)
-    height, width = (
-        max(min(FEWEST_ROWS, side), -(-step * side // whole))
-        for step, side, whole in zip(stride, size, picture, strict=True)
-    )
-    return height, width
 
 
 def _spans(length: int, step: int) -> list[Span]:
@@ -256,18 +269,11 @@ def _collect(parts: Iterator[Tile], out: Tensor) -> Tensor:
 
 def _local_tiles(segment: Sequence[Step], x: Map, cut: Grid) -> Iterator[Tile]:
     layers = [step for step in segment if isinstance(step, Layer)]
-    sizes: list[Grid] = [(x.shape[-2], x.shape[-1])]
-    for layer in layers:
-        sizes.append((layer.size(sizes[-1][0]), layer.size(sizes[-1][1])))
-    for rows, columns in product(_spans(sizes[-1][0], cut[0]), _spans(sizes[-1][1], cut[1])):
-        wanted = [(rows, columns)]
-        for layer, size in zip(reversed(layers), reversed(sizes[:-1]), strict=True):
-            high, wide = wanted[-1]
-            wanted.append((layer.needs(high, size[0]), layer.needs(wide, size[1])))
-        have = wanted.pop()
+    height, width = result_size(segment, x)
+    for rows, columns in product(_spans(height, cut[0]), _spans(width, cut[1])):
+        have, *wanted = spans_needed(layers, x, rows, columns)
         part = _cut(x, *have)
-        for layer in layers:
-            want = wanted.pop()
+        for layer, want in zip(layers, wanted, strict=True):
             # The edge of the part was padded like the edge of a picture; what that spoilt is cut.
             origin = (layer.size(have[0][0]), layer.size(have[1][0]))
             part = _cut(layer.run(part), *want, origin)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +17,10 @@ from sanakit.flow.grids import SigmaGrid
 from sanakit.flow.guidance import Guidance
 from sanakit.flow.solvers import SOLVERS, SolverStep, Stepped, integrate
 from sanakit.pipeline.components import Components, load_components
+from sanakit.pipeline.decoding import decode_image, decode_pixels
 from sanakit.pipeline.denoiser import Denoiser
-from sanakit.pipeline.images import to_pixels
+from sanakit.pipeline.images import Pixels
+from sanakit.pipeline.latents_file import Origin
 from sanakit.pipeline.prompt import EncodedText
 from sanakit.pipeline.request import GenerateRequest, GenerateResult, Picture, check_size
 from sanakit.shapes import Image, Latent
@@ -181,17 +183,29 @@ class Pipeline:
 
     @torch.inference_mode()
     def decode(self, latent: Latent) -> Image:
-        """Scaled latents to pictures, fp32, about [-1, 1].
+        """Scaled latents to pictures, fp32, about [-1, 1], within the memory that is free.
 
         Raises:
             NumericsError: if a pixel is not finite.
+            OutOfMemory: if no way to decode fits; the error names the file with the latents.
         """
-        autoencoder = self.components.autoencoder
-        weight = next(autoencoder.parameters())
-        raw = latent.to(device=weight.device, dtype=weight.dtype)
-        image = autoencoder.decode(raw / autoencoder.config.scaling_factor).float()
+        image = decode_image(self.components.autoencoder, latent, self._origin())
         require_finite(image, "autoencoder", " while decoding")
         return image
+
+    def decode_pixels(self, latent: Latent, *settings: Mapping[str, Any]) -> Pixels:
+        """The same as ``b H W 3`` uint8, without the whole picture ever being held in fp32.
+
+        ``settings`` of each picture are kept with latents that have to be saved.
+
+        Raises:
+            NumericsError, OutOfMemory: as :meth:`decode`.
+        """
+        return decode_pixels(self.components.autoencoder, latent, self._origin(*settings))
+
+    def _origin(self, *settings: Mapping[str, Any]) -> Origin:
+        model, model_hash = self.components.name, self.components.fingerprint
+        return Origin(model=model, model_hash=model_hash, settings=settings)
 
     def generate(
         self, request: GenerateRequest, *, on_step: OnStep = lambda done, total: None
@@ -239,8 +253,6 @@ class Pipeline:
                 latent = self.sample(
                     seeded_noise(seed, *shape), positive, negative, sampling, on_step=stepped
                 )
-            with watch.stage("decode"):
-                pixels = to_pixels(self.decode(latent))[0]
             settings = {
                 **request.to_json(),
                 "seed": seed,
@@ -253,6 +265,8 @@ class Pipeline:
                 "model": self.components.name,
                 "model_hash": self.components.fingerprint,
             }
+            with watch.stage("decode"):
+                pixels = self.decode_pixels(latent, settings)[0]
             pictures.append(Picture(pixels=pixels, settings=settings))
         return GenerateResult(pictures=tuple(pictures), seconds=watch.seconds)
 

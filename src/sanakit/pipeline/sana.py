@@ -14,6 +14,7 @@ from sanakit.errors import ConfigError
 from sanakit.flow.grids import SigmaGrid
 from sanakit.flow.guidance import Guidance
 from sanakit.flow.solvers import Stepped
+from sanakit.models.autoencoder import Autoencoder
 from sanakit.pipeline.arguments import (
     Generators,
     Images,
@@ -87,7 +88,7 @@ class SanaPipeline:
         return self.core.components.transformer
 
     @property
-    def vae(self) -> torch.nn.Module:
+    def vae(self) -> Autoencoder:
         """The deep-compression autoencoder."""
         return self.core.components.autoencoder
 
@@ -105,6 +106,22 @@ class SanaPipeline:
     def device(self) -> torch.device:
         """Where the transformer is."""
         return next(self.transformer.parameters()).device
+
+    def enable_vae_tiling(self) -> None:
+        """Decode in exact tiles; sizes are `Autoencoder.enable_tiling`'s, on ``pipe.vae``."""
+        self.vae.enable_tiling()
+
+    def disable_vae_tiling(self) -> None:
+        """Undo :meth:`enable_vae_tiling`; large pictures are still cut where memory is short."""
+        self.vae.disable_tiling()
+
+    def enable_vae_slicing(self) -> None:
+        """Decode the pictures of a batch one after the other."""
+        self.vae.enable_slicing()
+
+    def disable_vae_slicing(self) -> None:
+        """Undo :meth:`enable_vae_slicing`."""
+        self.vae.disable_slicing()
 
     def __call__(
         self,
