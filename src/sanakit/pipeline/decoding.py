@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,11 +82,22 @@ class Way:
         return pixels + whole_bytes(steps, one[:, :, :high, :wide])
 
 
-def ways_to_decode(autoencoder: Autoencoder, latent: Latent) -> list[Way]:
-    """All ways for latents of that shape, from the fastest to the most frugal.
+def ways_to_decode(autoencoder: Autoencoder, latent: Latent) -> list[tuple[Way, int]]:
+    """All ways for latents of that shape and their peaks in bytes, from the fastest to the most frugal.
 
-    Tiling and slicing that the user enabled leave out what is less frugal than they are.
+    Tiling and slicing that the user enabled leave out what is less frugal than they are, and
+    every way is more frugal, by its estimate, than all before it.
     """
+    ways, least = [], float("inf")
+    for way in _candidates(autoencoder, latent):
+        peak = way.peak_bytes(autoencoder, latent)
+        if peak < least:
+            ways.append((way, peak))
+            least = peak
+    return ways
+
+
+def _candidates(autoencoder: Autoencoder, latent: Latent) -> list[Way]:
     factor = autoencoder.config.spatial_factor
     size = latent.shape[-2] * factor, latent.shape[-1] * factor
     smaller = [Tiling.rows(height) for height in STRIPES]
@@ -106,9 +118,9 @@ def ways_to_decode(autoencoder: Autoencoder, latent: Latent) -> list[Way]:
 
 
 def first_to_try(peaks: Sequence[int], free: int) -> int:
-    """Index of the first way whose peak fits safely; where none does, the most frugal one."""
-    fitting = [index for index, peak in enumerate(peaks) if peak <= SAFE_SHARE * free]
-    return fitting[0] if fitting else min(range(len(peaks)), key=lambda index: peaks[index])
+    """Index of the first way whose peak fits safely; where none does, the last one."""
+    fitting = (index for index, peak in enumerate(peaks) if peak <= SAFE_SHARE * free)
+    return next(fitting, len(peaks) - 1)
 
 
 def decode_image(autoencoder: Autoencoder, latent: Latent, origin: Origin | None = None) -> Image:
@@ -189,14 +201,14 @@ def _decode(
 ) -> Tensor:
     weight = next(autoencoder.parameters())
     factor = autoencoder.config.spatial_factor
-    ways = ways_to_decode(autoencoder, latent)
     last = ""
     try:
         raw = latent.to(device=weight.device, dtype=weight.dtype)
         raw = raw / autoencoder.config.scaling_factor
         out = empty(len(raw), raw.shape[-2] * factor, raw.shape[-1] * factor)
-        peaks = [way.peak_bytes(autoencoder, raw) for way in ways]
-        for way in ways[first_to_try(peaks, free_bytes(weight.device)) :]:
+        ways = ways_to_decode(autoencoder, raw)
+        first = first_to_try([peak for _, peak in ways], free_bytes(weight.device))
+        for way, _ in ways[first:]:
             try:
                 _fill(out, way, autoencoder, raw, convert)
             except Exception as error:
@@ -235,6 +247,9 @@ def _parts(way: Way, autoencoder: Autoencoder, raw: Tensor) -> Iterator[tuple[in
         for tile in autoencoder.decode_tiles(raw, way.tiling):
             yield tile.rows.start, tile.columns.start, tile.values
     else:
+        if way.tiling != autoencoder.tiling:
+            told = f"memory is short: decoding in {way}, whose tones may differ by a shade"
+            warnings.warn(told, stacklevel=2)
         yield 0, 0, autoencoder.decode_blended(raw, way.tiling)
 
 
