@@ -55,7 +55,7 @@ def measure(settings: argparse.Namespace) -> dict[str, Any]:
     if settings.ways == "whole":
         way = decoding.Way()
     elif settings.ways == "blended":
-        way = decoding.Way(tiling=Tiling(512, 512, 384, 384, exact=False))
+        way = decoding.Way(tiling=Tiling(384, 384, 256, 256, exact=False))
     else:
         high, _, wide = settings.ways.partition("x")
         tiling = Tiling.squares(int(high), int(wide)) if wide else Tiling.rows(int(high))

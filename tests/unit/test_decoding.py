@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import subprocess
 import sys
 import weakref
@@ -80,16 +81,18 @@ class Allocations(TorchDispatchMode):
 
 
 def test_the_first_way_that_fits_is_tried_first_and_the_most_frugal_if_none_does() -> None:
-    assert first_to_try([100, 50, 40, 20], free=1000) == 0
-    assert first_to_try([100, 50, 40, 20], free=90) == 1
-    assert first_to_try([100, 50, 40, 20], free=10) == 3
-    assert first_to_try([100, 50], free=100) == 1, "all of it is not safe"
+    peaks = [size << 30 for size in (100, 50, 40, 20)]
+    assert first_to_try(peaks, free=1000 << 30) == 0
+    assert first_to_try(peaks, free=90 << 30) == 1
+    assert first_to_try(peaks, free=10 << 30) == 3
+    assert first_to_try(peaks, free=100 << 30) == 1, "all of it is not safe"
+    assert first_to_try([100, 50, 20], free=180) == 1, "small maps come with as much in pieces"
 
 
 def test_ways_fall_from_the_fastest_to_the_most_frugal() -> None:
     with torch.device("meta"):
         published = Autoencoder(AUTOENCODERS["dc-ae-f32c32-sana-1.0"])
-    latent = torch.empty(2, 32, 64, 64, device="meta")
+    latent = torch.empty(2, 32, 128, 128, device="meta")
     ways = ways_to_decode(published, latent)
     assert [str(way) for way, _ in ways] == [
         "2 pictures whole",
@@ -99,7 +102,7 @@ def test_ways_fall_from_the_fastest_to_the_most_frugal() -> None:
         "stripes of 128 px",
         "stripes of 64 px",
         "tiles of 64 x 256 px",
-        "blended tiles of 512 px",
+        "blended tiles of 384 px",
     ]
     peaks = [peak for _, peak in ways]
     assert peaks == sorted(set(peaks), reverse=True)
@@ -114,10 +117,7 @@ def test_what_the_user_enabled_is_kept_to(tiny: Autoencoder) -> None:
     try:
         ways = ways_to_decode(tiny, latent)
         assert str(ways[0][0]) == "tiles of 192 x 192 px"
-        assert [str(way) for way, _ in ways[1:]] == [
-            "tiles of 64 x 256 px",
-            "blended tiles of 512 px",
-        ]
+        assert [str(way) for way, _ in ways[1:]] == ["tiles of 64 x 256 px"]
         tiny.disable_tiling()
         assert str(ways_to_decode(tiny, latent)[0][0]) == "whole"
     finally:
@@ -143,14 +143,12 @@ def test_a_batch_is_decoded_like_its_pictures(tiny: Autoencoder, rng: torch.Gene
     assert abs(decode_pixels(tiny, batch).astype(int) - alone).max() <= 1
 
 
-@pytest.mark.parametrize(
-    ("share", "tiling"), [(1.5, None), (0.7, Tiling.rows(128)), (0.5, Tiling.rows(64))]
-)
-def test_estimates_are_near_what_torch_allocates(share: float, tiling: Tiling | None) -> None:
+@pytest.mark.parametrize("tiling", [None, Tiling.rows(128), Tiling.squares(64, 256)])
+def test_estimates_are_near_what_torch_allocates(tiling: Tiling | None) -> None:
     # Above it lie the copies that a convolution makes inside, which torch does not see.
     with torch.device("meta"):
         published = Autoencoder(AUTOENCODERS["dc-ae-f32c32-sana-1.0"]).eval()
-        raw = torch.randn(1, 32, 32, 32)
+        raw = torch.randn(1, 32, 16, 32)
     way = Way(tiling=tiling)
     steps = published.decoder
     with torch.inference_mode(), Allocations() as counted:
@@ -275,7 +273,11 @@ def test_foreign_latents_can_be_read_and_other_files_are_refused(
     assert origin == Origin()
     with pytest.raises(DataError, match="no such file"):
         read_latents(tmp_path / "absent")
-    for tensors in ({"a": latent[0]}, {"a": latent, "b": latent.clone()}, {"a": latent * float("inf")}):
+    for tensors in (
+        {"a": latent[0]},
+        {"a": latent, "b": latent.clone()},
+        {"a": latent * float("inf")},
+    ):
         save_file(tensors, path)
         with pytest.raises(DataError):
             read_latents(path)
@@ -325,31 +327,42 @@ def test_a_control_group_leaves_its_limit_less_what_cannot_be_given_back(
 
 CAPPED = """
 import resource, sys
-import torch
+from dataclasses import replace
+import psutil, torch
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.config import AUTOENCODERS
 from sanakit.pipeline import decoding
 
+small = dict(block_out_channels=(8, 16, 16, 16, 32, 32), layers_per_block=(0, 1, 1, 1, 1, 1))
+sides = ("encoder", "decoder")
+both = {f"{side}_{name}": value for side in sides for name, value in small.items()}
 torch.manual_seed(0)
-autoencoder = Autoencoder(AUTOENCODERS["glyph"]).eval().requires_grad_(False)
-autoencoder.encoder = torch.nn.Identity()
+autoencoder = Autoencoder(replace(AUTOENCODERS["glyph"], **both)).eval().requires_grad_(False)
 latent = torch.randn(1, 32, 32, 32)
 decoding.decode_pixels(autoencoder, latent[:, :, :2, :2])
 tried = []
 fill = decoding._fill
 decoding._fill = lambda out, way, *more: (tried.append(str(way)), fill(out, way, *more))
 decoding.free_bytes = lambda device: 1 << 40  # an optimist: only the allocator tells the truth
-import psutil
-used = psutil.Process().memory_info().vms
-resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[1]) * 2**20,) * 2)
-print(decoding.decode_pixels(autoencoder, latent).shape, "; ".join(tried))
+limit = psutil.Process().memory_info().vms + int(sys.argv[1]) * 2**20
+endless = resource.RLIM_INFINITY
+resource.setrlimit(resource.RLIMIT_AS, (limit, endless))
+pixels = decoding.decode_pixels(autoencoder, latent)
+resource.setrlimit(resource.RLIMIT_AS, (endless, endless))
+print(pixels.shape, "; ".join(tried))
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not enforce the limit")
 def test_under_a_real_limit_of_the_process_it_steps_down_and_succeeds() -> None:
+    # Freed maps go back to the system, as those of large pictures always do: from 32 MB on.
+    given = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "200000"}
     done = subprocess.run(
-        [sys.executable, "-c", CAPPED, "160"], capture_output=True, text=True, check=False
+        [sys.executable, "-c", CAPPED, "70"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=given,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.startswith("(1, 1024, 1024, 3) whole; stripes of 512 px")
+    assert done.stdout.startswith("(1, 1024, 1024, 3) whole; stripes of ")

@@ -33,10 +33,12 @@ STRIPES = (512, 256, 128, 64)
 """Heights in pixels of the exact stripes that are tried, widest first."""
 SMALLEST = 256
 """Side of the exact tiles that come after them."""
-BLENDED = (512, 384)
+BLENDED = (384, 256)
 """Side and stride of the tiles of the last way, which alone is not exact."""
 SAFE_SHARE = 0.85
 """Of the free memory; the rest is for what others take meanwhile and for fragmentation."""
+HEAP = 256 << 20
+"""Most that an allocator keeps in pieces too small for the next map, beside what is alive."""
 BAND = 256
 """Rows that are converted at a time."""
 # What runtimes say where they have no error type of their own for it.
@@ -83,7 +85,7 @@ class Way:
 
 
 def ways_to_decode(autoencoder: Autoencoder, latent: Latent) -> list[tuple[Way, int]]:
-    """All ways for latents of that shape and their peaks in bytes, from the fastest to the most frugal.
+    """Ways for latents of that shape with their peaks in bytes, the fastest first.
 
     Tiling and slicing that the user enabled leave out what is less frugal than they are, and
     every way is more frugal, by its estimate, than all before it.
@@ -119,7 +121,8 @@ def _candidates(autoencoder: Autoencoder, latent: Latent) -> list[Way]:
 
 def first_to_try(peaks: Sequence[int], free: int) -> int:
     """Index of the first way whose peak fits safely; where none does, the last one."""
-    fitting = (index for index, peak in enumerate(peaks) if peak <= SAFE_SHARE * free)
+    room = SAFE_SHARE * free
+    fitting = (i for i, peak in enumerate(peaks) if peak + min(2 * peak, HEAP) <= room)
     return next(fitting, len(peaks) - 1)
 
 
