@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar
 
 
@@ -49,3 +50,15 @@ class Interrupted(SanakitError):
     """The user asked to stop; raised after the step in flight, with nothing half written."""
 
     exit_code = 130
+
+
+class OutOfMemory(SanakitError):
+    """Memory that does not suffice even for the most frugal way; ``latents`` is what was saved."""
+
+    exit_code = 4
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, latents: Path | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.latents = latents

@@ -8,8 +8,9 @@ import pytest
 import torch
 from diffusers import AutoencoderDC
 
-from sanakit.models.autoencoder import Autoencoder, linear_form, quadratic_form
+from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.config import AUTOENCODERS, AutoencoderConfig, config_to_dict
+from sanakit.nn.multiscale_attention import linear_form, quadratic_form
 
 DEEP = AutoencoderConfig(
     attention_head_dim=8,

@@ -14,7 +14,8 @@ from torch.testing import assert_close
 
 from sanakit.data.backgrounds import BACKGROUNDS
 from sanakit.data.pictures import GlyphPictures, compose
-from sanakit.models.autoencoder import Autoencoder, ResBlock
+from sanakit.models.autoencoder import Autoencoder
+from sanakit.models.autoencoder_blocks import ResBlock
 from sanakit.nn.resample import Downsample, Upsample
 from sanakit.train.autoencoder import AutoencoderRecipe, Phase, draw_backgrounds, psnr
 from sanakit.train.loop import LoopConfig, train

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from sanakit.cli import convert, data, generate, info, models, train
+from sanakit.cli import convert, data, decode, generate, info, models, train
 
 app = typer.Typer(
     name="sanakit",
@@ -16,6 +16,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("generate")(generate.generate)
+app.command("decode")(decode.decode)
 app.command("info")(info.info)
 app.command("again")(info.again)
 app.command("convert")(convert.convert)

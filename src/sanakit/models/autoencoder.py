@@ -6,186 +6,19 @@ Parameter names are the published ones. Source: DC-AE (Chen et al. 2024); refere
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from sanakit.errors import ConfigError
+from sanakit.models.autoencoder_blocks import EPS, activation, block_steps, make_block, stage_steps
 from sanakit.models.config import AutoencoderConfig
+from sanakit.models.tiling import Layer, Step, Tile, Tiling, assemble, blended, tiles
 from sanakit.nn.norm import ChannelRMSNorm
-from sanakit.nn.resample import (
-    Downsample,
-    Upsample,
-    average_channels,
-    repeat_channels,
-    to_columns,
-    to_map,
-)
+from sanakit.nn.resample import Downsample, Upsample, average_channels, repeat_channels
 from sanakit.shapes import Image, Latent, Map
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
-    "silu": F.silu,
-    "gelu": F.gelu,
-}
-EPS = 1e-5
-ATTENTION_EPS = 1e-15
-
-
-def _activation(name: str) -> Callable[[Tensor], Tensor]:
-    if name not in ACTIVATIONS:
-        raise ConfigError(
-            f"activation {name!r} is unknown", hint=f"known: {', '.join(sorted(ACTIVATIONS))}"
-        )
-    return ACTIVATIONS[name]
-
-
-def _norm(name: str, channels: int) -> nn.Module:
-    if name == "rms_norm":
-        return ChannelRMSNorm(channels, EPS, bias=True)
-    if name == "batch_norm":
-        return nn.BatchNorm2d(channels)
-    raise ConfigError(f"norm {name!r} is unknown", hint="known: batch_norm, rms_norm")
-
-
-class ResBlock(nn.Module):
-    """Two 3x3 convolutions around an activation, normalised, added to the input."""
-
-    def __init__(self, channels: int, norm: str, act: str) -> None:
-        super().__init__()
-        self.act = _activation(act)
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.norm = _norm(norm, channels)
-
-    def forward(self, x: Map) -> Map:
-        """Shape and grid stay."""
-        return x + self.norm(self.conv2(self.act(self.conv1(x))))
-
-
-class MultiscaleProjection(nn.Module):
-    """A coarser view of q, k and v: a wide depthwise convolution, then one mix per chunk."""
-
-    def __init__(self, width: int, heads: int, kernel_size: int) -> None:
-        super().__init__()
-        channels = 3 * width
-        self.proj_in = nn.Conv2d(
-            channels,
-            channels,
-            kernel_size,
-            padding=kernel_size // 2,
-            groups=channels,
-            bias=False,
-        )
-        self.proj_out = nn.Conv2d(channels, channels, 1, groups=3 * heads, bias=False)
-
-    def forward(self, qkv: Map) -> Map:
-        """Shape and grid stay."""
-        return self.proj_out(self.proj_in(qkv))
-
-
-class MultiscaleLinearAttention(nn.Module):
-    """ReLU attention over all positions of a map, at one or more scales.
-
-    ``to_q``, ``to_k`` and ``to_v`` are storage chunks of one fused projection: query, key and value
-    of a head are neighbouring thirds of each group of ``3 * head_dim`` channels of their
-    concatenation. Up to ``head_dim`` positions the n-by-n form is cheaper and is what the published
-    models run; above that the linear form runs in fp32.
-    """
-
-    def __init__(
-        self, channels: int, head_dim: int, norm: str, kernel_sizes: tuple[int, ...]
-    ) -> None:
-        super().__init__()
-        heads = channels // head_dim
-        width = heads * head_dim
-        self.head_dim = head_dim
-        self.to_q = nn.Linear(channels, width, bias=False)
-        self.to_k = nn.Linear(channels, width, bias=False)
-        self.to_v = nn.Linear(channels, width, bias=False)
-        self.to_qkv_multiscale = nn.ModuleList(
-            MultiscaleProjection(width, heads, size) for size in kernel_sizes
-        )
-        self.to_out = nn.Linear(width * (1 + len(kernel_sizes)), channels, bias=False)
-        self.norm_out = _norm(norm, channels)
-
-    def forward(self, x: Map) -> Map:
-        """Shape and grid stay."""
-        height, width = x.shape[-2:]
-        columns = to_columns(x)
-        qkv = to_map(
-            torch.cat([self.to_q(columns), self.to_k(columns), self.to_v(columns)], dim=-1)
-        )
-        qkv = torch.cat([qkv, *(project(qkv) for project in self.to_qkv_multiscale)], dim=1)
-        linear = height * width > self.head_dim
-        q, k, v = rearrange(
-            qkv.float() if linear else qkv,
-            "b (heads three dh) h w -> three b heads dh (h w)",
-            three=3,
-            dh=self.head_dim,
-        )
-        attend = linear_form if linear else quadratic_form
-        y = rearrange(
-            attend(q.relu(), k.relu(), v), "b heads dh (h w) -> b h w (heads dh)", h=height
-        )
-        return x + self.norm_out(to_map(self.to_out(y.to(x.dtype))))
-
-
-def linear_form(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Keys first: ``b heads dh n`` in and out, O(n * dh^2); the denominator is one more row."""
-    summary = F.pad(v, (0, 0, 0, 1), value=1.0) @ k.transpose(-1, -2)
-    attended = (summary @ q).float()
-    return attended[:, :, :-1] / (attended[:, :, -1:] + ATTENTION_EPS)
-
-
-def quadratic_form(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The n-by-n map, normalised over keys in fp32; equal to :func:`linear_form`."""
-    scores = (k.transpose(-1, -2) @ q).float()
-    scores = scores / (scores.sum(dim=-2, keepdim=True) + ATTENTION_EPS)
-    return v @ scores.to(v.dtype)
-
-
-class GatedConv(nn.Module):
-    """Mix-FFN on a map: widen, 3x3 depthwise, gate, narrow, normalise, add. No norm before it."""
-
-    def __init__(self, channels: int, expand_ratio: int = 4) -> None:
-        super().__init__()
-        hidden = expand_ratio * channels
-        self.conv_inverted = nn.Conv2d(channels, 2 * hidden, 1)
-        self.conv_depth = nn.Conv2d(2 * hidden, 2 * hidden, 3, padding=1, groups=2 * hidden)
-        self.conv_point = nn.Conv2d(hidden, channels, 1, bias=False)
-        self.norm = ChannelRMSNorm(channels, EPS, bias=True)
-
-    def forward(self, x: Map) -> Map:
-        """Shape and grid stay."""
-        value, gate = self.conv_depth(F.silu(self.conv_inverted(x))).chunk(2, dim=1)
-        return x + self.norm(self.conv_point(value * F.silu(gate)))
-
-
-class EfficientViTBlock(nn.Module):
-    """Multi-scale linear attention, then a gated convolution; both residual."""
-
-    def __init__(
-        self, channels: int, head_dim: int, norm: str, kernel_sizes: tuple[int, ...]
-    ) -> None:
-        super().__init__()
-        self.attn = MultiscaleLinearAttention(channels, head_dim, norm, kernel_sizes)
-        self.conv_out = GatedConv(channels)
-
-    def forward(self, x: Map) -> Map:
-        """Shape and grid stay."""
-        return self.conv_out(self.attn(x))
-
-
-def _block(
-    kind: str, channels: int, *, head_dim: int, norm: str, act: str, scales: tuple[int, ...]
-) -> nn.Module:
-    if kind == "ResBlock":
-        return ResBlock(channels, norm, act)
-    return EfficientViTBlock(channels, head_dim, norm, scales)
 
 
 class Encoder(nn.Module):
@@ -205,7 +38,7 @@ class Encoder(nn.Module):
         self.down_blocks = nn.ModuleList()
         for stage, (width, count) in enumerate(zip(widths, layers, strict=True)):
             modules = [
-                _block(
+                make_block(
                     kinds[stage],
                     width,
                     head_dim=config.attention_head_dim,
@@ -227,6 +60,18 @@ class Encoder(nn.Module):
         x = self.conv_in(x)
         for stage in self.down_blocks:
             x = stage(x)
+        return self._finish(x)
+
+    def steps(self) -> list[Step]:
+        """The same work as a chain that can run tile by tile."""
+        last = Layer(
+            run=self._finish,
+            channels=self.conv_out.out_channels,
+            storage_values=2 * (self.conv_out.in_channels + self.conv_out.out_channels),
+        )
+        return [*block_steps(self.conv_in), *stage_steps(self.down_blocks), last]
+
+    def _finish(self, x: Map) -> Latent:
         y = self.conv_out(x)
         return y + average_channels(x, y.shape[1]) if self.out_shortcut else y
 
@@ -252,7 +97,7 @@ class Decoder(nn.Module):
                 up = Upsample(widths[stage + 1], width, interpolate=interpolate, shortcut=True)
                 modules.append(up)
             modules += [
-                _block(
+                make_block(
                     kinds[stage],
                     width,
                     head_dim=config.attention_head_dim,
@@ -265,7 +110,7 @@ class Decoder(nn.Module):
             self.up_blocks.append(nn.Sequential(*modules))
         last = widths[0] if layers[0] > 0 else widths[1]
         self.norm_out = ChannelRMSNorm(last, EPS, bias=True)
-        self.conv_act = _activation(config.decoder_conv_act_fn)
+        self.conv_act = activation(config.decoder_conv_act_fn)
         self.conv_out: nn.Module = (
             nn.Conv2d(last, config.in_channels, 3, padding=1)
             if layers[0] > 0
@@ -274,16 +119,35 @@ class Decoder(nn.Module):
 
     def forward(self, z: Latent) -> Image:
         """``b c h w`` to ``b 3 H W``, about [-1, 1] and not clamped."""
-        x = self.conv_in(z)
-        if self.in_shortcut:
-            x = x + repeat_channels(z, self.width)
+        x = self._start(z)
         for stage in reversed(self.up_blocks):
             x = stage(x)
+        return self._finish(x)
+
+    def steps(self) -> list[Step]:
+        """The same work as a chain that can run tile by tile."""
+        first = Layer(run=self._start, channels=self.width, storage_values=4 * self.width)
+        (out,) = block_steps(self.conv_out)
+        assert isinstance(out, Layer)
+        inside = 4 * self.norm_out.weight.numel()
+        last = replace(
+            out, run=self._finish, storage_values=max(out.storage_values, inside / out.up**2)
+        )
+        return [first, *stage_steps(reversed(self.up_blocks)), last]
+
+    def _start(self, z: Latent) -> Map:
+        x = self.conv_in(z)
+        return x + repeat_channels(z, self.width) if self.in_shortcut else x
+
+    def _finish(self, x: Map) -> Image:
         return self.conv_out(self.conv_act(self.norm_out(x)))
 
 
 class Autoencoder(nn.Module):
     """A DC-AE: ``encode`` and ``decode`` between pictures and raw latents.
+
+    ``slicing`` and ``tiling`` are what the user prefers; like ``training`` they are set from
+    outside and no call changes them.
 
     Raises:
         ConfigError: on construction for a shape that cannot be built; in ``encode`` for a picture
@@ -295,6 +159,50 @@ class Autoencoder(nn.Module):
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
+        self.slicing = False
+        self.tiling: Tiling | None = None
+
+    def enable_slicing(self) -> None:
+        """Encode and decode the pictures of a batch one after the other."""
+        self.slicing = True
+
+    def disable_slicing(self) -> None:
+        """Undo :meth:`enable_slicing`."""
+        self.slicing = False
+
+    def enable_tiling(
+        self,
+        tile_sample_min_height: int = 512,
+        tile_sample_min_width: int = 512,
+        tile_sample_stride_height: int | None = None,
+        tile_sample_stride_width: int | None = None,
+        *,
+        exact: bool = True,
+    ) -> None:
+        """Cut pictures larger than the minimum into tiles that advance by the stride, in pixels.
+
+        Where ``exact``, the result is that of no tiling up to rounding, at any tile size; see
+        `Tiling`. A stride that is not given is seven eighths of the minimum.
+
+        Raises:
+            ConfigError: for sizes that leave gaps, or, where not exact, no multiples of
+                ``config.spatial_factor``.
+        """
+        tall, wide = tile_sample_stride_height, tile_sample_stride_width
+        tiling = Tiling(
+            tile_sample_min_height,
+            tile_sample_min_width,
+            max(1, tile_sample_min_height * 7 // 8) if tall is None else tall,
+            max(1, tile_sample_min_width * 7 // 8) if wide is None else wide,
+            exact,
+        )
+        if not exact:
+            tiling.require_multiples(self.config.spatial_factor)
+        self.tiling = tiling
+
+    def disable_tiling(self) -> None:
+        """Undo :meth:`enable_tiling`."""
+        self.tiling = None
 
     def encode(self, image: Image) -> Latent:
         """Pictures ``b 3 H W`` in [-1, 1] to raw latents ``b c H/f W/f``; no randomness."""
@@ -302,12 +210,66 @@ class Autoencoder(nn.Module):
         height, width = image.shape[-2:]
         if height % factor or width % factor:
             raise ConfigError(f"picture of {height} x {width} is not a multiple of {factor} px")
-        return self.encoder(image)
+        return self._each(self._encode, image)
 
     def decode(self, raw_latent: Latent) -> Image:
         """Raw latents (before ``* scaling_factor``) to pictures; values may overshoot [-1, 1]."""
-        return self.decoder(raw_latent)
+        return self._each(self._decode, raw_latent)
+
+    def decode_tiles(self, raw_latent: Latent, tiling: Tiling) -> Iterator[Tile]:
+        """Decode exactly, part by part: each pixel comes once, and the whole is never held."""
+        self._require_local_norms()
+        return tiles(self.decoder.steps(), raw_latent, tiling)
+
+    def decode_blended(self, raw_latent: Latent, tiling: Tiling) -> Image:
+        """Decode overlapping tiles on their own and blend them, fp32; see `Tiling`."""
+        factor = self.config.spatial_factor
+        return blended(
+            self.decoder,
+            raw_latent,
+            tile=tiling.minimum(factor),
+            stride=tiling.advance(factor),
+            scale=lambda positions: positions * factor,
+            channels=self.config.in_channels,
+        )
 
     def forward(self, image: Image) -> Image:
         """Reconstruct: decode what was encoded."""
         return self.decode(self.encode(image))
+
+    def _encode(self, image: Image) -> Latent:
+        tiling, factor = self.tiling, self.config.spatial_factor
+        if tiling is None or not tiling.cuts(*image.shape[-2:]):
+            return self.encoder(image)
+        self._require_local_norms()
+        if tiling.exact:
+            return assemble(self.encoder.steps(), image, tiling)
+        return blended(
+            self.encoder,
+            image,
+            tile=tiling.minimum(1),
+            stride=tiling.advance(1),
+            scale=lambda pixels: pixels // factor,
+            channels=self.config.latent_channels,
+        ).to(image.dtype)
+
+    def _decode(self, raw_latent: Latent) -> Image:
+        tiling, factor = self.tiling, self.config.spatial_factor
+        if tiling is None or not tiling.cuts(*(side * factor for side in raw_latent.shape[-2:])):
+            return self.decoder(raw_latent)
+        self._require_local_norms()
+        if tiling.exact:
+            return assemble(self.decoder.steps(), raw_latent, tiling)
+        return self.decode_blended(raw_latent, tiling).to(raw_latent.dtype)
+
+    def _each(self, run: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
+        if not self.slicing or len(batch) < 2:
+            return run(batch)
+        return torch.cat([run(one) for one in batch.split(1)])
+
+    def _require_local_norms(self) -> None:
+        """Batch statistics of a tile are not those of the picture."""
+        if any(isinstance(part, nn.BatchNorm2d) and part.training for part in self.modules()):
+            raise ConfigError(
+                "batch norm in training mode cannot run tile by tile", hint="call .eval() first"
+            )

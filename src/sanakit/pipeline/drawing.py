@@ -59,7 +59,7 @@ def draw(pipe: PipelineFace, call: Call) -> Images:
                 latent = core.sample(latent, given, null, sampling, on_step=hook)
             latents.append(latent)
             if call.output_type != "latent":
-                images.append(cut_to(core.picture(latent), *asked))
+                images.append(cut_to(core.decode(latent), *asked))
     if call.output_type == "latent":
         return torch.cat(latents)
     return as_output(torch.cat(images), call.output_type)

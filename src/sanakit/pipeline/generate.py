@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -15,10 +15,19 @@ from sanakit.errors import ConfigError, NumericsError
 from sanakit.flow.grids import Leg, SigmaGrid
 from sanakit.flow.guidance import Guidance
 from sanakit.flow.solvers import Past, SolverStep, Stepped, Velocity, integrate
+from sanakit.models.autoencoder import Autoencoder
 from sanakit.pipeline.components import Components, load_components
+from sanakit.pipeline.decoding import decode_image, decode_pixels
 from sanakit.pipeline.denoiser import Change, Denoiser, GuardedDenoiser
-from sanakit.pipeline.images import to_pixels
-from sanakit.pipeline.numerics import all_finite, report_constant, require_finite, safer_copy
+from sanakit.pipeline.images import Pixels
+from sanakit.pipeline.latents_file import Origin
+from sanakit.pipeline.numerics import (
+    all_finite,
+    report_constant,
+    report_constant_pixels,
+    require_finite,
+    safer_copy,
+)
 from sanakit.pipeline.prompt import EncodedText, PromptEncoder
 from sanakit.pipeline.request import GenerateRequest, GenerateResult, Picture, check_size
 from sanakit.pipeline.schedulers import Scheduler, scheduler_named
@@ -27,6 +36,7 @@ from sanakit.shapes import Image, Latent
 OnStep = Callable[[int, int], None]
 OnSampled = Callable[[int, Stepped], "Change | None"]
 Texts = tuple[EncodedText, "EncodedText | None"]
+Decoded = TypeVar("Decoded", Image, Pixels)
 
 
 def seeded_noise(seed: int, channels: int, height: int, width: int) -> Latent:
@@ -223,35 +233,55 @@ class Pipeline:
         return texts
 
     @torch.inference_mode()
-    def picture(self, latent: Latent) -> Image:
-        """Decode, once more in a safer dtype if need be; warn of a picture of one colour.
+    def decode(self, latent: Latent) -> Image:
+        """Scaled latents to pictures, fp32, about [-1, 1], within the memory that is free.
+
+        Once more in a safer dtype if need be; a picture of one colour is warned of.
 
         Raises:
             NumericsError: pixels that are not finite in that dtype either.
+            OutOfMemory: if no way to decode fits; the error names the file with the latents.
         """
-        autoencoder = self.components.autoencoder
-        dtype = next(autoencoder.parameters()).dtype
-        try:
-            image = self.decode(latent)
-        except NumericsError:
-            safer = safer_copy(autoencoder, "autoencoder", " while decoding")
-            image = Pipeline(replace(self.components, autoencoder=safer)).decode(latent)
-        report_constant(image, dtype=dtype)
+
+        def run(autoencoder: Autoencoder) -> Image:
+            image = decode_image(autoencoder, latent, self._origin())
+            require_finite(image, "autoencoder", " while decoding")
+            return image
+
+        image = self._decoded(run)
+        report_constant(image, dtype=self._decoding_dtype)
         return image
 
     @torch.inference_mode()
-    def decode(self, latent: Latent) -> Image:
-        """Scaled latents to pictures, fp32, about [-1, 1].
+    def decode_pixels(self, latent: Latent, *settings: Mapping[str, Any]) -> Pixels:
+        """The same as ``b H W 3`` uint8, without the whole picture ever being held in fp32.
+
+        ``settings`` of each picture are kept with latents that have to be saved.
 
         Raises:
-            NumericsError: if a pixel is not finite.
+            NumericsError, OutOfMemory: as :meth:`decode`.
         """
+        origin = self._origin(*settings)
+        pixels = self._decoded(lambda autoencoder: decode_pixels(autoencoder, latent, origin))
+        report_constant_pixels(pixels, dtype=self._decoding_dtype)
+        return pixels
+
+    def _decoded(self, run: Callable[[Autoencoder], Decoded]) -> Decoded:
+        """Run the autoencoder, once more in a safer dtype if its values are not finite."""
         autoencoder = self.components.autoencoder
-        weight = next(autoencoder.parameters())
-        raw = latent.to(device=weight.device, dtype=weight.dtype)
-        image = autoencoder.decode(raw / autoencoder.config.scaling_factor).float()
-        require_finite(image, "autoencoder", " while decoding")
-        return image
+        try:
+            return run(autoencoder)
+        except NumericsError:
+            safer = safer_copy(autoencoder, "autoencoder", " while decoding")
+        return run(safer)
+
+    @property
+    def _decoding_dtype(self) -> torch.dtype:
+        return next(self.components.autoencoder.parameters()).dtype
+
+    def _origin(self, *settings: Mapping[str, Any]) -> Origin:
+        model, model_hash = self.components.name, self.components.fingerprint
+        return Origin(model=model, model_hash=model_hash, settings=settings)
 
     def generate(
         self, request: GenerateRequest, *, on_step: OnStep = lambda done, total: None
@@ -299,8 +329,6 @@ class Pipeline:
                 latent = self.sample(
                     seeded_noise(seed, *shape), positive, negative, sampling, on_step=stepped
                 )
-            with watch.stage("decode"):
-                pixels = to_pixels(self.picture(latent))[0]
             settings = {
                 **request.to_json(),
                 "seed": seed,
@@ -313,6 +341,8 @@ class Pipeline:
                 "model": self.components.name,
                 "model_hash": self.components.fingerprint,
             }
+            with watch.stage("decode"):
+                pixels = self.decode_pixels(latent, settings)[0]
             pictures.append(Picture(pixels=pixels, settings=settings))
         return GenerateResult(pictures=tuple(pictures), seconds=watch.seconds)
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sanakit.errors import NumericsError
+from sanakit.pipeline.images import Pixels
 from sanakit.shapes import Image
 
 Component = Literal["text encoder", "transformer", "autoencoder"]
@@ -87,6 +88,16 @@ def report_constant(image: Image, *, dtype: torch.dtype) -> None:
     ``dtype`` is the autoencoder's.
     """
     low, high = (_eighth(each) for each in (image.amin(dim=(2, 3)), image.amax(dim=(2, 3))))
+    _report_constant(low, high, dtype)
+
+
+def report_constant_pixels(pixels: Pixels, *, dtype: torch.dtype) -> None:
+    """The same of ``b H W 3`` uint8."""
+    low, high = (torch.from_numpy(each) for each in (pixels.min((1, 2)), pixels.max((1, 2))))
+    _report_constant(low, high, dtype)
+
+
+def _report_constant(low: Tensor, high: Tensor, dtype: torch.dtype) -> None:
     for index in torch.nonzero((low == high).all(dim=1)).flatten().tolist():
         colour = tuple(int(value) for value in low[index])
         warnings.warn(
@@ -94,7 +105,7 @@ def report_constant(image: Image, *, dtype: torch.dtype) -> None:
             f"overflowing (the autoencoder ran in {_short(dtype)}). Try torch_dtype=torch.float32, "
             "and check the weights",
             NumericsWarning,
-            stacklevel=2,
+            stacklevel=4,
         )
 
 

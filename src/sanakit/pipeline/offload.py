@@ -17,11 +17,12 @@ from accelerate.utils import send_to_device
 from torch import nn
 
 from sanakit.errors import ConfigError
+from sanakit.models.autoencoder import Autoencoder
 from sanakit.pipeline.components import Components
-from sanakit.pipeline.generate import Pipeline
+from sanakit.pipeline.generate import Decoded, Pipeline
 from sanakit.pipeline.placement import accelerator, device_named
 from sanakit.quant.quantise import is_movable, is_quantised
-from sanakit.shapes import Image, Latent
+from sanakit.shapes import Latent
 from sanakit.weights.catalog import find_checkpoint
 from sanakit.weights.dtypes import resolve_dtypes
 
@@ -111,10 +112,10 @@ class ModelOffloaded(Pipeline):
         with self._here(self.components.transformer):
             return super().sample(*args, **keywords)
 
-    def decode(self, *args: Any, **keywords: Any) -> Image:
+    def _decoded(self, run: Callable[[Autoencoder], Decoded]) -> Decoded:
         """As the core, with the autoencoder on the device meanwhile."""
         with self._here(self.components.autoencoder):
-            return super().decode(*args, **keywords)
+            return super()._decoded(run)
 
     @contextmanager
     def _here(self, module: nn.Module) -> Iterator[None]:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from sanakit.data.backgrounds import BACKGROUNDS
 from sanakit.data.pictures import GlyphPictures, compose
-from sanakit.models.autoencoder import Autoencoder, ResBlock
+from sanakit.models.autoencoder import Autoencoder
+from sanakit.models.autoencoder_blocks import ResBlock
 from sanakit.nn.resample import Downsample, Upsample
 from sanakit.shapes import Image
 

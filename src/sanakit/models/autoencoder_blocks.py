@@ -1,0 +1,141 @@
+"""The blocks of DC-AE, and each as steps that can run tile by tile.
+
+Source: DC-AE (Chen et al. 2024); reference 3.13.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sanakit.errors import ConfigError
+from sanakit.models.tiling import Attend, Layer, Step
+from sanakit.nn.multiscale_attention import MultiscaleLinearAttention
+from sanakit.nn.norm import ChannelRMSNorm
+from sanakit.nn.resample import Downsample, Upsample
+from sanakit.shapes import Map
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "silu": F.silu,
+    "gelu": F.gelu,
+}
+EPS = 1e-5
+
+
+def activation(name: str) -> Callable[[Tensor], Tensor]:
+    """An activation by its published name.
+
+    Raises:
+        ConfigError: for an unknown name.
+    """
+    if name not in ACTIVATIONS:
+        raise ConfigError(
+            f"activation {name!r} is unknown", hint=f"known: {', '.join(sorted(ACTIVATIONS))}"
+        )
+    return ACTIVATIONS[name]
+
+
+def _norm(name: str, channels: int) -> nn.Module:
+    if name == "rms_norm":
+        return ChannelRMSNorm(channels, EPS, bias=True)
+    if name == "batch_norm":
+        return nn.BatchNorm2d(channels)
+    raise ConfigError(f"norm {name!r} is unknown", hint="known: batch_norm, rms_norm")
+
+
+class ResBlock(nn.Module):
+    """Two 3x3 convolutions around an activation, normalised, added to the input."""
+
+    def __init__(self, channels: int, norm: str, act: str) -> None:
+        super().__init__()
+        self.act = activation(act)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm = _norm(norm, channels)
+
+    def forward(self, x: Map) -> Map:
+        """Shape and grid stay."""
+        return x + self.norm(self.conv2(self.act(self.conv1(x))))
+
+
+class GatedConv(nn.Module):
+    """Mix-FFN on a map: widen, 3x3 depthwise, gate, narrow, normalise, add. No norm before it."""
+
+    def __init__(self, channels: int, expand_ratio: int = 4) -> None:
+        super().__init__()
+        hidden = expand_ratio * channels
+        self.conv_inverted = nn.Conv2d(channels, 2 * hidden, 1)
+        self.conv_depth = nn.Conv2d(2 * hidden, 2 * hidden, 3, padding=1, groups=2 * hidden)
+        self.conv_point = nn.Conv2d(hidden, channels, 1, bias=False)
+        self.norm = ChannelRMSNorm(channels, EPS, bias=True)
+
+    def forward(self, x: Map) -> Map:
+        """Shape and grid stay."""
+        value, gate = self.conv_depth(F.silu(self.conv_inverted(x))).chunk(2, dim=1)
+        return x + self.norm(self.conv_point(value * F.silu(gate)))
+
+
+class EfficientViTBlock(nn.Module):
+    """Multi-scale linear attention, then a gated convolution; both residual."""
+
+    def __init__(
+        self, channels: int, head_dim: int, norm: str, kernel_sizes: tuple[int, ...]
+    ) -> None:
+        super().__init__()
+        self.attn = MultiscaleLinearAttention(
+            channels, head_dim, _norm(norm, channels), kernel_sizes
+        )
+        self.conv_out = GatedConv(channels)
+
+    def forward(self, x: Map) -> Map:
+        """Shape and grid stay."""
+        return self.conv_out(self.attn(x))
+
+
+def block_steps(module: nn.Module) -> list[Step]:
+    """A block as steps that can run tile by tile, with what each holds in memory at its peak.
+
+    The figures count maps in the code above in units of a channel; 16-bit convolutions and norms
+    hold fp32 copies, which benchmarks/decoding.py measures.
+    """
+    if isinstance(module, EfficientViTBlock):
+        width = module.attn.to_out.out_features
+        scales = 1 + len(module.attn.kernel_sizes)
+        attend = Attend(
+            module=module.attn,
+            channels=width,
+            storage_values=(2 + 3 * scales) * width,
+            fp32_values=8 * scales * width,
+        )
+        mix = Layer(run=module.conv_out, channels=width, storage_values=25 * width)
+        return [attend, mix]
+    if isinstance(module, ResBlock):
+        width = module.conv1.out_channels
+        return [Layer(run=module, channels=width, reach=2, storage_values=6 * width)]
+    if isinstance(module, Upsample):
+        width = module.out_channels
+        inside = module.conv.in_channels * (2 if module.interpolate else 1)
+        return [Layer(run=module, channels=width, up=2, storage_values=inside + 3 * width)]
+    if isinstance(module, Downsample):
+        values = 3 * module.conv.in_channels + module.out_channels / 4
+        return [Layer(run=module, channels=module.out_channels, down=2, storage_values=values)]
+    assert isinstance(module, nn.Conv2d)
+    values = 2 * (module.in_channels + module.out_channels)
+    return [Layer(run=module, channels=module.out_channels, storage_values=values)]
+
+
+def stage_steps(stages: Iterable[nn.Module]) -> list[Step]:
+    """All blocks of some stages as one chain."""
+    return [step for stage in stages for block in stage.children() for step in block_steps(block)]
+
+
+def make_block(
+    kind: str, channels: int, *, head_dim: int, norm: str, act: str, scales: tuple[int, ...]
+) -> nn.Module:
+    """A block by the published name of its type."""
+    if kind == "ResBlock":
+        return ResBlock(channels, norm, act)
+    return EfficientViTBlock(channels, head_dim, norm, scales)

@@ -1,0 +1,292 @@
+"""Latents to pictures within the memory that there is; finished latents are never lost.
+
+Ways to decode are tried from the fastest to the most frugal. The first is chosen by an estimate
+against measured free memory; running out of memory all the same steps down and tries again.
+"""
+
+from __future__ import annotations
+
+import gc
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sanakit.errors import ConfigError, OutOfMemory
+from sanakit.models.autoencoder import Autoencoder
+from sanakit.models.config import AutoencoderConfig
+from sanakit.models.footprint import tiled_bytes, whole_bytes
+from sanakit.models.tiling import Tiling
+from sanakit.pipeline.free_memory import free_bytes
+from sanakit.pipeline.images import Pixels, to_pixels
+from sanakit.pipeline.latents_file import Origin, rescue_latents
+from sanakit.shapes import Image, Latent
+from sanakit.weights.embedded import resolve_model
+from sanakit.weights.load import load_strict
+from sanakit.weights.store import read_config, read_weights
+
+STRIPES = (512, 256, 128, 64)
+"""Heights in pixels of the exact stripes that are tried, widest first."""
+SMALLEST = 256
+"""Side of the exact tiles that come after them."""
+BLENDED = (384, 256)
+"""Side and stride of the tiles of the last way, which alone is not exact."""
+SAFE_SHARE = 0.85
+"""Of the free memory; the rest is for what others take meanwhile and for fragmentation."""
+HEAP = 256 << 20
+"""Most that an allocator keeps in pieces too small for the next map, beside what is alive."""
+BAND = 256
+"""Rows that are converted at a time."""
+# What runtimes say where they have no error type of their own for it.
+OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "out of memory",
+    "bad_alloc",
+    "could not create a memory",
+    "could not create a primitive",
+)
+
+Convert = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """One way to decode; without ``tiling`` a picture is decoded whole."""
+
+    tiling: Tiling | None = None
+    at_once: int = 1
+    """Pictures in one pass."""
+
+    def __str__(self) -> str:
+        if self.tiling is None:
+            return "whole" if self.at_once == 1 else f"{self.at_once} pictures whole"
+        tall, wide = self.tiling.stride(1 << 30, 1 << 30)
+        if not self.tiling.exact:
+            return f"blended tiles of {self.tiling.tile_sample_min_height} px"
+        return f"stripes of {tall} px" if wide == 1 << 30 else f"tiles of {tall} x {wide} px"
+
+    def peak_bytes(self, autoencoder: Autoencoder, raw: Tensor) -> int:
+        """Estimate of what decoding takes at once, beside the finished pictures."""
+        factor, steps = autoencoder.config.spatial_factor, autoencoder.decoder.steps()
+        one = torch.empty(self.at_once, *raw.shape[1:], dtype=raw.dtype, device="meta")
+        if self.tiling is None:
+            return whole_bytes(steps, one)
+        if self.tiling.exact:
+            return tiled_bytes(steps, one, self.tiling)
+        high, wide = self.tiling.minimum(factor)
+        pixels = 4 * autoencoder.config.in_channels * factor**2 * one[0, 0].numel()
+        return pixels + whole_bytes(steps, one[:, :, :high, :wide])
+
+
+def ways_to_decode(autoencoder: Autoencoder, latent: Latent) -> list[tuple[Way, int]]:
+    """Ways for latents of that shape with their peaks in bytes, the fastest first.
+
+    Tiling and slicing that the user enabled leave out what is less frugal than they are, and
+    every way is more frugal, by its estimate, than all before it.
+    """
+    ways, least = [], float("inf")
+    for way in _candidates(autoencoder, latent):
+        peak = way.peak_bytes(autoencoder, latent)
+        if peak < least:
+            ways.append((way, peak))
+            least = peak
+    return ways
+
+
+def _candidates(autoencoder: Autoencoder, latent: Latent) -> list[Way]:
+    factor = autoencoder.config.spatial_factor
+    size = latent.shape[-2] * factor, latent.shape[-1] * factor
+    smaller = [Tiling.rows(height) for height in STRIPES]
+    smaller += [Tiling.squares(SMALLEST // 4, SMALLEST)]
+    side, stride = (max(1, length // factor) * factor for length in BLENDED)
+    smaller += [Tiling(side, side, stride, stride, exact=False)]
+    smaller = [tiling for tiling in smaller if tiling.cuts(*size)]
+    wanted = autoencoder.tiling
+    if wanted is not None and wanted.cuts(*size):
+        area = _area(wanted, size)
+        return [Way(tiling=wanted)] + [
+            Way(tiling=tiling)
+            for tiling in smaller
+            if tiling != wanted and (not tiling.exact or _area(tiling, size) < area)
+        ]
+    whole = [Way()] if autoencoder.slicing or len(latent) < 2 else [Way(at_once=len(latent)), Way()]
+    return whole + [Way(tiling=tiling) for tiling in smaller]
+
+
+def first_to_try(peaks: Sequence[int], free: int) -> int:
+    """Index of the first way whose peak fits safely; where none does, the last one."""
+    room = SAFE_SHARE * free
+    fitting = (i for i, peak in enumerate(peaks) if peak + min(2 * peak, HEAP) <= room)
+    return next(fitting, len(peaks) - 1)
+
+
+def decode_image(autoencoder: Autoencoder, latent: Latent, origin: Origin | None = None) -> Image:
+    """Scaled latents to pictures, fp32 on the autoencoder's device, about [-1, 1].
+
+    Args:
+        autoencoder: whose enabled slicing and tiling are kept to.
+        latent: scaled, ``b c h w``.
+        origin: what to note with latents that are saved as the last resort; None saves nothing.
+
+    Raises:
+        OutOfMemory: if no way fits; the latents are then in a file that the error names.
+    """
+    device = next(autoencoder.parameters()).device
+
+    def empty(count: int, height: int, width: int) -> Tensor:
+        return torch.empty(count, 3, height, width, device=device)
+
+    return _decode(autoencoder, latent, origin, empty, lambda values: values.float())
+
+
+def decode_pixels(autoencoder: Autoencoder, latent: Latent, origin: Origin | None = None) -> Pixels:
+    """The same as ``b H W 3`` uint8 in host memory, converted as the parts come.
+
+    Raises:
+        OutOfMemory: as `decode_image`. NumericsError: at the first part with a value that is not
+            finite.
+    """
+
+    def empty(count: int, height: int, width: int) -> Tensor:
+        return torch.empty(count, height, width, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+
+    def convert(values: Tensor) -> Tensor:
+        return torch.from_numpy(to_pixels(values)).permute(0, 3, 1, 2)
+
+    out = _decode(autoencoder, latent, origin, empty, convert)
+    return out.permute(0, 2, 3, 1).numpy()
+
+
+def load_autoencoder(
+    name_or_folder: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+) -> Autoencoder:
+    """Load the autoencoder of a model and nothing else of it.
+
+    Raises:
+        MissingModelError, WeightsError, ConfigError: as `load_components`.
+    """
+    if dtype == torch.float16:
+        raise ConfigError("the autoencoder overflows in float16", hint="pass bfloat16 or float32")
+    folder = resolve_model(name_or_folder) / "vae"
+    config = read_config(folder, AutoencoderConfig)
+    with torch.device("meta"):
+        autoencoder = Autoencoder(config)
+    state = read_weights(folder)
+    cast = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
+    load_strict(autoencoder, cast, source=str(folder))
+    return autoencoder.eval().requires_grad_(False).to(device)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a runtime ran out of memory, by type or, where it has none for it, by its words."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    said = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in said for words in OUT_OF_MEMORY)
+
+
+@torch.inference_mode()
+def _decode(
+    autoencoder: Autoencoder,
+    latent: Latent,
+    origin: Origin | None,
+    empty: Callable[[int, int, int], Tensor],
+    convert: Convert,
+) -> Tensor:
+    weight = next(autoencoder.parameters())
+    factor = autoencoder.config.spatial_factor
+    last = ""
+    try:
+        raw = latent.to(device=weight.device, dtype=weight.dtype)
+        raw = raw / autoencoder.config.scaling_factor
+        out = empty(len(raw), raw.shape[-2] * factor, raw.shape[-1] * factor)
+        ways = ways_to_decode(autoencoder, raw)
+        first = first_to_try([peak for _, peak in ways], free_bytes(weight.device))
+        for way, _ in ways[first:]:
+            try:
+                _fill(out, way, autoencoder, raw, convert)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                _forget(error)
+            else:
+                return out
+            # Outside the handler, where the failed attempt is no longer held by its traceback.
+            _give_back(weight.device)
+            last = f", down to {way}"
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        _forget(error)
+    _give_back(weight.device)
+    raise _exhausted(latent, origin, factor, last)
+
+
+def _fill(out: Tensor, way: Way, autoencoder: Autoencoder, raw: Tensor, convert: Convert) -> None:
+    for start in range(0, len(raw), way.at_once):
+        some = slice(start, start + way.at_once)
+        for top, left, values in _parts(way, autoencoder, raw[some]):
+            wide = slice(left, left + values.shape[-1])
+            for band in range(0, values.shape[-2], BAND):
+                part = convert(values[:, :, band : band + BAND])
+                high = slice(top + band, top + band + part.shape[-2])
+                out[some, :, high, wide] = part
+
+
+def _parts(way: Way, autoencoder: Autoencoder, raw: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+    """Top, left and values of every finished part."""
+    if way.tiling is None:
+        yield 0, 0, autoencoder.decoder(raw)
+    elif way.tiling.exact:
+        for tile in autoencoder.decode_tiles(raw, way.tiling):
+            yield tile.rows.start, tile.columns.start, tile.values
+    else:
+        if way.tiling != autoencoder.tiling:
+            told = f"memory is short: decoding in {way}, whose tones may differ by a shade"
+            warnings.warn(told, stacklevel=2)
+        yield 0, 0, autoencoder.decode_blended(raw, way.tiling)
+
+
+def _exhausted(latent: Latent, origin: Origin | None, factor: int, last: str) -> OutOfMemory:
+    height, width = (side * factor for side in latent.shape[-2:])
+    told = f"not enough memory to decode {height} x {width} px{last}"
+    if origin is None:
+        return OutOfMemory(told, hint="free memory and try again")
+    path = rescue_latents(latent, origin)
+    if path is None:
+        return OutOfMemory(
+            f"{told}; the latents could not be saved", hint="free memory and disk, draw again"
+        )
+    model = "" if origin.model else " --model MODEL"
+    return OutOfMemory(
+        f"{told}; nothing is lost: the finished latents are in {path}",
+        hint=f"free memory, then: sanakit decode {path} -o out.png{model}",
+        latents=path,
+    )
+
+
+def _forget(error: BaseException) -> None:
+    """Let go of the tensors that a traceback's frames hold."""
+    traceback.clear_frames(error.__traceback__)
+
+
+def _give_back(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
+
+
+def _area(tiling: Tiling, size: tuple[int, int]) -> int:
+    height, width = tiling.stride(*size) if tiling.exact else tiling.minimum(1)
+    return height * width
