@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from sanakit.cli.main import app
 from sanakit.weights.pins import repository_folder
 from stand_in_hub import StandInHub, pipeline_files, serving
+from tiny import write_tiny
 
 SANA = "Efficient-Large-Model/Sana_600M_1024px_diffusers"
 WEIGHTS = "transformer/diffusion_pytorch_model.fp16.safetensors"
@@ -57,6 +58,21 @@ def test_list_says_what_there_is_and_what_is_on_this_disk(hub: StandInHub) -> No
     assert " kB " in row
     (repository_folder(SANA) / "snapshots").rename(repository_folder(SANA) / "elsewhere")
     assert listed()["sana-0.6b"]["on_disk"] == "partial"
+
+
+def test_a_model_of_the_hub_is_drawn_with_by_its_alias(hub: StandInHub, tmp_path: Path) -> None:
+    folder = write_tiny(tmp_path / "tiny")
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    hub.publish(
+        "Efficient-Large-Model/Sana_600M_512px_diffusers",
+        {path.relative_to(folder).as_posix(): path.read_bytes() for path in files},
+    )
+    call = ["generate", "a tree", "--model", "sana-0.6b-512", "--steps", "1"]
+    for _ in range(2):
+        result = CliRunner().invoke(app, call)
+        assert result.exit_code == 0, result.output
+    assert Path("out.png").is_file()
+    assert len(hub.downloaded()) == len(set(hub.downloaded()))
 
 
 def test_pull_shows_the_licences_says_where_it_is_and_needs_no_second_time(

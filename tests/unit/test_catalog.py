@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -56,6 +58,14 @@ def test_no_two_checkpoints_share_a_name() -> None:
 )
 def test_the_catalogue_counts_the_parameters_of_its_preset(checkpoint: Checkpoint) -> None:
     assert count(network(checkpoint)) == checkpoint.parameters
+
+
+def test_the_small_teacher_is_the_few_step_model_without_its_guidance() -> None:
+    teacher = find_checkpoint("sprint-0.6b-teacher")
+    assert teacher is not None
+    config = replace(TRANSFORMERS["sprint-0.6b"], guidance_embeds=False)
+    with torch.device("meta"):
+        assert count(LinearDiT(config)) == teacher.parameters
 
 
 @pytest.mark.parametrize("checkpoint", CATALOG, ids=lambda checkpoint: checkpoint.alias)

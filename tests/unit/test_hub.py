@@ -290,6 +290,14 @@ def test_what_another_program_fetched_is_used(hub: StandInHub) -> None:
     assert (folder / "vae/diffusion_pytorch_model.safetensors").is_file()
 
 
+def test_what_another_program_began_is_completed_at_its_commit(hub: StandInHub) -> None:
+    folder = from_another_program(hub)
+    (folder / "vae/config.json").unlink()
+    hub.publish(SANA, {**pipeline_files(), "transformer/config.json": b"[]"})
+    assert fetch(SANA) == folder
+    assert (folder / "vae/config.json").is_file()
+
+
 def test_a_variant_that_another_program_left_out_is_missing(hub: StandInHub) -> None:
     folder = from_another_program(hub)
     assert missing_by_structure(folder, variant="fp16") == []

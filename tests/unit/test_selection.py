@@ -96,6 +96,7 @@ def test_a_single_network_lies_at_the_root() -> None:
         "transformer/sub/config.json",
         "/transformer/config.json",
         "onnx/config.json",
+        "onnx/model.safetensors",
         "transformer/.hidden.json",
         "transformer/a b.json",
     ],

@@ -94,7 +94,7 @@ def select_files(
         taken = [] if is_root and pipeline else _weights_in(own_names, chosen)
         if taken:
             variants[folder] = chosen
-        texts = (INDEX, "config.json", *ABOUT) if is_root else _texts_in(folder, own_names)
+        texts = (INDEX, "config.json", *ABOUT) if is_root else _texts_in(own_names)
         files += [f"{folder}/{own}".lstrip("/") for own in (*taken, *texts) if own in own_names]
     if not variants:
         raise _without_weights(names, source, subfolder)
@@ -113,13 +113,9 @@ def _weights_in(names: list[str], variant: str | None) -> list[str]:
     return shards if any(_SHARDS.fullmatch(name) for name in shards) else whole
 
 
-def _texts_in(folder: str, names: list[str]) -> list[str]:
+def _texts_in(names: list[str]) -> list[str]:
     """Configs and vocabularies, without the indexes of weights."""
-    return [
-        name
-        for name in names
-        if name.endswith(_TEXT) and not _SHARDS.fullmatch(name) and folder in PARTS
-    ]
+    return [name for name in names if name.endswith(_TEXT) and not _SHARDS.fullmatch(name)]
 
 
 def _without_weights(
