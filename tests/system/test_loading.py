@@ -249,8 +249,9 @@ def test_quantised_weights_are_saved_and_read_as_they_are(
     assert stored["load_in_8bit"] == (name == "bnb-int8")
     again = SanaPipeline.from_pretrained(tmp_path / "q")
     np.testing.assert_array_equal(draw(again), draw(quantised))
-    with pytest.raises(ConfigError, match="is quantised already"):
-        SanaPipeline.from_pretrained(tmp_path / "q", quantization_config=name)
+    for part in ("transformer", "text_encoder"):
+        with pytest.raises(ConfigError, match=f"{part}: is quantised already"):
+            SanaPipeline.from_pretrained(tmp_path / "q", quantization_config={part: name})
     path = tmp_path / "q" / "transformer" / "diffusion_pytorch_model.safetensors"
     state = load_file(path)
     scale = next(k for k in state if k.endswith(("SCB", "absmax")))

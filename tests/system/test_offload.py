@@ -97,7 +97,7 @@ def test_layers_brought_in_one_by_one_draw_the_same(folder: Path) -> None:
         assert share > (0.05 if name == "text encoder" else 0.9)
     assert torch.equal(draw(pipe), expected)
     pipe.to("cpu")
-    assert devices(pipe) == {part: {"cpu"} for part in devices(pipe)}
+    assert devices(pipe) == {name: {"cpu"} for name in devices(pipe)}
     assert torch.equal(draw(pipe), expected)
 
 
@@ -126,4 +126,4 @@ def test_on_a_gpu_every_way_draws_nearly_what_the_cpu_does(folder: Path, way: st
         pipe.enable_sequential_cpu_offload()
     torch.testing.assert_close(draw(pipe), expected, atol=1e-3, rtol=0)
     if way == "model":
-        assert devices(pipe) == {part: {"cpu"} for part in devices(pipe)}
+        assert devices(pipe) == {name: {"cpu"} for name in devices(pipe)}
