@@ -202,7 +202,7 @@ def test_a_published_model_gets_its_published_shift(model: Path) -> None:
     assert scheduler["flow_shift"] == 3.0
     assert scheduler["use_flow_sigmas"]
     # Of a shape nobody published nothing is known: the base's shift stays.
-    write_native_file("n.pth")
+    write_native_file("n.pth", sample_size=32)
     sanakit("convert", "n.pth", "own", "--base", "base", "--config", "config.json")
     scheduler = json.loads(Path("own/scheduler/scheduler_config.json").read_text())
     assert scheduler["flow_shift"] == 9.0
