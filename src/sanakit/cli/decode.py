@@ -74,14 +74,17 @@ def _run(
     import torch
 
     from sanakit.pipeline.components import fingerprint
-    from sanakit.pipeline.decoding import decode_pixels, load_autoencoder
+    from sanakit.pipeline.decoding import decode_pixels
     from sanakit.pipeline.png_settings import encode_png
+    from sanakit.pipeline.published import AutoencoderDC
     from sanakit.weights.atomic import write_atomically
     from sanakit.weights.embedded import resolve_model
 
     started = time.perf_counter()
     where = _device(device)
-    autoencoder = load_autoencoder(model, dtype=getattr(torch, dtype), device=where)
+    autoencoder = AutoencoderDC.from_pretrained(
+        model, subfolder="vae", torch_dtype=getattr(torch, dtype), device_map=where
+    )
     wanted = autoencoder.config.latent_channels
     if latent.shape[1] != wanted:
         raise ConfigError(

@@ -11,23 +11,18 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from sanakit.errors import ConfigError, OutOfMemory
+from sanakit.errors import OutOfMemory
 from sanakit.models.autoencoder import Autoencoder
-from sanakit.models.config import AutoencoderConfig
 from sanakit.models.footprint import tiled_bytes, whole_bytes
 from sanakit.models.tiling import Tiling
 from sanakit.pipeline.free_memory import free_bytes
 from sanakit.pipeline.images import Pixels, to_pixels
 from sanakit.pipeline.latents_file import Origin, rescue_latents
 from sanakit.shapes import Image, Latent
-from sanakit.weights.embedded import resolve_model
-from sanakit.weights.load import load_strict
-from sanakit.weights.store import read_config, read_weights
 
 STRIPES = (512, 256, 128, 64)
 """Heights in pixels of the exact stripes that are tried, widest first."""
@@ -161,29 +156,6 @@ def decode_pixels(autoencoder: Autoencoder, latent: Latent, origin: Origin | Non
 
     out = _decode(autoencoder, latent, origin, empty, convert)
     return out.permute(0, 2, 3, 1).numpy()
-
-
-def load_autoencoder(
-    name_or_folder: str | Path,
-    *,
-    dtype: torch.dtype = torch.float32,
-    device: str | torch.device = "cpu",
-) -> Autoencoder:
-    """Load the autoencoder of a model and nothing else of it.
-
-    Raises:
-        MissingModelError, WeightsError, ConfigError: as `load_components`.
-    """
-    if dtype == torch.float16:
-        raise ConfigError("the autoencoder overflows in float16", hint="pass bfloat16 or float32")
-    folder = resolve_model(name_or_folder) / "vae"
-    config = read_config(folder, AutoencoderConfig)
-    with torch.device("meta"):
-        autoencoder = Autoencoder(config)
-    state = read_weights(folder)
-    cast = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
-    load_strict(autoencoder, cast, source=str(folder))
-    return autoencoder.eval().requires_grad_(False).to(device)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -14,10 +14,7 @@ from sanakit.errors import WeightsError
 from sanakit.weights.atomic import replacing
 from sanakit.weights.compact import STORAGE, unpack_int8
 
-CONVERSION = (
-    "pickles can run code and are refused; if you trust it, convert it once: "
-    "safetensors.torch.save_file(torch.load({name!r}, weights_only=True), {target!r})"
-)
+CONVERSION = "pickles can run code and are refused; convert it once: sanakit convert {name} {target}"
 
 
 MAPPED_AT_ONCE = 1 << 28
