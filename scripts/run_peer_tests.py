@@ -187,7 +187,9 @@ def table(outcomes: list[Outcome], *, markdown: bool) -> Iterator[str]:
             yield "| test | outcome | why |\n|---|---|---|"
         for row in rows:
             cells = (row.test, row.status, row.why.replace("|", "\\|"))
-            yield f"| {' | '.join(cells)} |" if markdown else f"  {row.status:8}{row.test}  {row.why}"
+            yield (
+                f"| {' | '.join(cells)} |" if markdown else f"  {row.status:8}{row.test}  {row.why}"
+            )
 
 
 def main(arguments: list[str] | None = None) -> int:
