@@ -8,8 +8,7 @@ the pipelines as they are, the networks through a shim that turns the reference'
 into ours. The hub's tiny tokenizer is made on the spot, and the one text encoder that has logits
 for text gives hidden states. ``--reference`` leaves diffusers' own classes in place, which says
 whether a checkout and this harness fit each other. Pictures are drawn at the 32 px that the tests
-ask for; ``--binned`` draws them at the 1024 px that the default argument means, in a hundred times
-the time.
+ask for; ``--binned`` draws them at the 1024 px that the default argument means, which takes long.
 
 What sanakit refuses on purpose is listed in EXPECTED with the reason; any other failure, and any
 expected one that passes, makes the exit status 1. docs/parity.md holds the outcome.
