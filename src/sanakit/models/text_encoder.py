@@ -6,11 +6,11 @@ are padded to the longest of their batch and no further.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
@@ -23,6 +23,8 @@ class TextEncoder(nn.Module):
     """A frozen LLM. Gradients never flow into it; dtype and device are those of its weights."""
 
     llm: PreTrainedModel
+    moves: int
+    """How often ``to`` and its kin touched the weights; a cache of states looks at it."""
 
     def __init__(self, llm: PreTrainedModel) -> None:
         """Take a decoder, or a causal language model whose head is then left aside.
@@ -34,7 +36,12 @@ class TextEncoder(nn.Module):
         super().__init__()
         _require_decoder(llm)
         self.llm = cast(PreTrainedModel, llm.base_model)
+        self.moves = 0
         self.eval()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TextEncoder:
+        self.moves += 1
+        return super()._apply(fn, recurse)
 
     @property
     def width(self) -> int:
@@ -75,7 +82,7 @@ class TextEncoder(nn.Module):
         """
         if not ids:
             raise ConfigError("a prefix has at least one token")
-        return run_prefix(self.llm, ids) if keeps_prefixes(self.llm) else None
+        return run_prefix(self.llm, ids, self.device) if keeps_prefixes(self.llm) else None
 
     @torch.no_grad()
     def encode_behind(
