@@ -142,6 +142,17 @@ def test_nothing_outlives_a_change_of_the_weights(
     assert torch.equal(changed.text, fresh.encode(["a cat"], **BEHIND).text)
 
 
+def test_a_move_is_seen_though_every_weight_be_where_it_was(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    encoder = make(tokenizer, in_memory())
+    with runs(encoder.text_encoder) as seen:
+        encoder.encode(["a"], **BEHIND)
+        encoder.text_encoder.to(torch.float32)
+        encoder.encode(["a"], **BEHIND)
+    assert seen.count((1, INSTRUCTION_TOKENS)) == 2
+
+
 def test_a_finished_prompt_is_not_run_again_and_belongs_to_the_caller(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
@@ -176,6 +187,24 @@ def test_every_setting_that_changes_a_result_is_another_content(
         ours = cached.encode(["A <b>cat</b>"], **settings)
         expected = plain.encode(["A <b>cat</b>"], **settings)
         assert_close(ours.text, expected.text, rtol=0, atol=1e-5)
+
+
+def test_the_same_words_with_and_without_an_instruction_are_two_contents(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    encoder = make(tokenizer, PromptCache(disk=False))
+    whole = encoder.encode(["draw: a cat"], instruction=None)
+    behind = encoder.encode(["a cat"], instruction=["draw: "])
+    assert behind.mask.sum() < whole.mask.sum()
+
+
+def test_nulls_of_one_length_are_told_apart_by_their_words(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    encoder = make(tokenizer, PromptCache(disk=False))
+    beside = encoder.encode(["a cat"], **BEHIND)
+    a, b = (encoder.encode_null([text], beside, compat="nvlabs").text for text in ("a", "b"))
+    assert not torch.equal(a, b)
 
 
 def test_memory_for_prompts_is_bounded_and_the_oldest_go(

@@ -60,20 +60,16 @@ class Prefix:
         return cls(tensors["first"], states[:depth], states[depth:])
 
 
+@torch.no_grad()
 def run_prefix(llm: PreTrainedModel, ids: Sequence[int], device: torch.device) -> Prefix:
     """Run an LLM that `keeps_prefixes` over the tokens and keep what later ones look back at."""
     # Plain layers, for those with a sliding window too: their masks, not the cache, set the window,
     # and so the states of any length stay whole.
     cache = Cache(layers=[DynamicLayer() for _ in range(depth_of(llm))])
-    # Left outside inference mode, so that who trains later may use what is computed here.
-    with torch.inference_mode(False), torch.no_grad():
-        row = torch.tensor([list(ids)], device=device)
-        output = llm(
-            input_ids=row,
-            attention_mask=torch.ones_like(row),
-            past_key_values=cache,
-            use_cache=True,
-        )
+    row = torch.tensor([list(ids)], device=device)
+    output = llm(
+        input_ids=row, attention_mask=torch.ones_like(row), past_key_values=cache, use_cache=True
+    )
     pairs = [_held(layer) for layer in cache.layers]
     keys, values = [keys for keys, _ in pairs], [values for _, values in pairs]
     return Prefix(output.last_hidden_state[:, :1].clone(), keys, values)
