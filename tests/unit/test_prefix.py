@@ -75,11 +75,28 @@ def test_the_instruction_runs_once_and_then_only_the_prompts_own_tokens(
         encoder.encode(["a"], **BEHIND)
         encoder.encode(["a", "a cat", ""], **BEHIND)
     own = encoder.encode(["a cat"], **BEHIND).mask.shape[1] - 1
-    assert seen == [(1, INSTRUCTION_TOKENS), (1, 1), (3, own)]
+    assert seen == [(1, INSTRUCTION_TOKENS), (1, 1), (1, 1), (1, own), (1, 1)]
 
 
+def test_on_the_cpu_a_prompt_has_the_bits_that_it_has_alone(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    prompts = ["a", "a cat", "a long story of a cat " * 9]
+    for cache in (in_memory(), PromptCache.off()):
+        encoder = make(tokenizer, cache)
+        together = encoder.encode(prompts, **BEHIND)
+        for row, prompt in enumerate(prompts):
+            alone = encoder.encode([prompt], **BEHIND).text
+            assert torch.equal(together.text[row : row + 1, : alone.shape[1]], alone)
+
+
+@pytest.mark.parametrize("at_once", [True, False], ids=["at once", "row by row"])
 @pytest.mark.parametrize("most", [300, 5, 2, 1])
-def test_what_was_kept_changes_nothing(tokenizer: PreTrainedTokenizerBase, most: int) -> None:
+def test_what_was_kept_changes_nothing(
+    tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch, most: int, at_once: bool
+) -> None:
+    if at_once:  # as on other devices
+        monkeypatch.setattr(PromptEncoder, "_batches", lambda self, sequences: [sequences])
     prompts = ["", "a red apple", "😀", "a long story of a cat " * 9]
     cached, plain = make(tokenizer, in_memory()), make(tokenizer, PromptCache.off())
     for instruction in (instruction_lines("single"), instruction_lines("double"), ("Draw:",)):
@@ -100,8 +117,11 @@ def test_a_prompt_that_joins_the_template_runs_with_it(tokenizer: PreTrainedToke
     assert tokenizer("a Prompt")["input_ids"][: len(alone)] != alone
     with runs(cached.text_encoder) as seen:
         ours = cached.encode(prompts, **settings)
-    assert len(seen) == 1
-    assert torch.equal(ours.text, plain.encode(prompts, **settings).text)
+    whole, own = (len(tokenizer(f"a Prom{prompt}")["input_ids"]) for prompt in prompts)
+    assert seen == [(1, whole), (1, len(alone)), (1, own - len(alone))]
+    expected = plain.encode(prompts, **settings)
+    assert torch.equal(ours.mask, expected.mask)
+    assert_close(ours.text[ours.mask], expected.text[ours.mask], rtol=0, atol=1e-5)
 
 
 def test_without_a_cache_every_call_runs_everything(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -82,8 +83,12 @@ def padded(encoded: EncodedText, length: int = 300) -> tuple[Text, TextMask]:
     missing = length - encoded.text.shape[1]
     if missing < 0:
         raise ConfigError(f"length={length} is less than the {encoded.text.shape[1]} tokens held")
-    text = functional.pad(encoded.text, (0, 0, 0, missing))
-    return text, functional.pad(encoded.mask, (0, missing))
+    return _widened(encoded.text, encoded.mask, length)
+
+
+def _widened(text: Text, mask: TextMask, length: int) -> tuple[Text, TextMask]:
+    missing = length - text.shape[1]
+    return functional.pad(text, (0, 0, 0, missing)), functional.pad(mask, (0, missing))
 
 
 class PromptEncoder:
@@ -146,13 +151,19 @@ class PromptEncoder:
         cut_away = len(prefix_ids) if prefix else 1
         limit = cut_away + most - 1
         sequences = self._prompt_ids(prompts, prefix, compat, clean_caption)
-        cut = [ids[:limit] for ids in sequences]
-        text, mask = self.cache.finished(
-            self.text_encoder,
-            ("behind", cut_away, prefix_ids, cut),
-            lambda: self._kept_states(
-                cut, prefix_ids, cut_away, on_disk=self._is_published(instruction)
-            ),
+        on_disk = self._is_published(instruction)
+        parts = [
+            self.cache.finished(
+                self.text_encoder,
+                ("behind", cut_away, prefix_ids, batch),
+                partial(self._kept_states, batch, prefix_ids, cut_away, on_disk=on_disk),
+            )
+            for batch in self._batches([ids[:limit] for ids in sequences])
+        ]
+        width = max(mask.shape[1] for _, mask in parts)
+        text, mask = (
+            torch.cat(each)
+            for each in zip(*(_widened(*part, width) for part in parts), strict=True)
         )
         dropped = tuple(max(0, len(ids) - limit) for ids in sequences)
         return EncodedText(text=text, mask=mask, dropped=dropped)
@@ -199,6 +210,11 @@ class PromptEncoder:
         )
         dropped = tuple(max(0, len(ids) - width) for ids in sequences)
         return EncodedText(text=states, mask=beside.mask, dropped=dropped)
+
+    def _batches(self, sequences: list[list[int]]) -> list[list[list[int]]]:
+        """What runs at once: on the CPU one row, so that it has the bits that it has alone."""
+        on_cpu = self.text_encoder.device.type == "cpu"
+        return [[ids] for ids in sequences] if on_cpu else [sequences]
 
     def _kept_states(
         self,

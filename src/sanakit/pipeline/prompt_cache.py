@@ -130,8 +130,8 @@ class PromptCache:
     ) -> Encoded:
         """Give what ``compute`` gave for this content before, or run it now.
 
-        A call is kept whole: rows of another batch would differ from fresh ones by their rounding,
-        and one seed has to give one picture. The tensors are the caller's own.
+        What ran at once is kept whole: rows of another batch would differ from fresh ones by their
+        rounding, and one seed has to give one picture. The tensors are the caller's own.
         """
         if not self._settings["prompt_bytes"] and self._prompt_files is None:
             return compute()
