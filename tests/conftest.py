@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from hypothesis import settings
 from jaxtyping import install_import_hook
+
+# No test reads or leaves files in the cache of whoever runs it.
+os.environ["SANAKIT_CACHE"] = "off"
 
 # Before any test imports them: a module that is loaded already stays unchecked.
 install_import_hook(["sanakit.flow", "sanakit.nn"], "runtime_types.check")

@@ -16,8 +16,14 @@ from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
     Gemma2Model,
+    GPT2Config,
+    GPT2Model,
+    Llama4TextConfig,
+    Llama4TextModel,
     LlamaConfig,
     LlamaModel,
+    MistralConfig,
+    MistralModel,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Qwen2Config,
@@ -30,11 +36,13 @@ from transformers import (
 from sanakit.errors import ConfigError
 from sanakit.models.text_encoder import TextEncoder, length_mask
 from sanakit.pipeline.prompt import EncodedText, PromptEncoder, instruction_lines, padded
+from sanakit.pipeline.prompt_cache import PromptCache
 
 TOKENIZER = Path(__file__).parents[1] / "assets" / "tokenizer"
 SMALL = {"vocab_size": 1024, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
 HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
 IDS = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
+TOKENS = {"bos_token_id": 2, "eos_token_id": 1}
 PROMPTS = [
     "",
     "a",
@@ -61,6 +69,15 @@ def decoders() -> list[PreTrainedModel]:
     shared = {**SMALL, "num_attention_heads": 2, "num_key_value_heads": 1}
     llama, qwen = LlamaModel(LlamaConfig(**shared)), Qwen2Model(Qwen2Config(**shared))
     return [gemma2(), llama, qwen]
+
+
+def windowed() -> list[PreTrainedModel]:
+    """Decoders whose window is shorter than the prefix, and one that counts its positions."""
+    torch.manual_seed(0)
+    shared = {**SMALL, "num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.3}
+    mistral = MistralModel(MistralConfig(**shared, sliding_window=5))
+    gpt2 = GPT2Model(GPT2Config(vocab_size=1024, n_embd=16, n_layer=2, n_head=2, **TOKENS))
+    return [gemma2(sliding_window=3), gemma2(sliding_window=8), mistral, gpt2.eval()]
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +108,66 @@ def test_padding_to_the_longest_equals_padding_to_300_on_real_tokens(llm: PreTra
             expected = llm.eval()(ids, attention_mask=length_mask([len(sequence)], 300).long())[0]
         real = slice(len(sequence))
         assert_close(states[row, real], expected[0, real], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("llm", [*decoders(), *windowed()], ids=lambda llm: type(llm).__name__)
+def test_tokens_behind_a_prefix_have_the_states_that_they_have_in_the_whole(
+    llm: PreTrainedModel, attention: str
+) -> None:
+    if attention == "sdpa" and not llm._supports_sdpa:
+        pytest.skip("transformers has no such attention for this model")
+    llm.set_attn_implementation(attention)
+    encoder, start = TextEncoder(llm), [2, 5, 6, 7, 8, 9, 10]
+    prefix = encoder.read_prefix(start)
+    assert prefix is not None
+    for sequences in ([[11, 12, 13, 14, 15, 16, 17], [3], [], [4, 5]], [[900]], [[], []]):
+        whole, mask = encoder.encode([[*start, *sequence] for sequence in sequences])
+        kept = [0, *range(len(start), whole.shape[1])]
+        for _ in range(2):  # the first time leaves the prefix as it was
+            states, own_mask = encoder.encode_behind(prefix, sequences)
+            assert torch.equal(own_mask, mask[:, kept])
+            assert states.isfinite().all()
+            assert_close(states[own_mask], whole[:, kept][own_mask], rtol=0, atol=1e-5)
+
+
+def test_an_llm_that_attends_in_chunks_sees_every_prefix_anew(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+    config = Llama4TextConfig(**SMALL, **heads, num_local_experts=2, attention_chunk_size=4)
+    torch.manual_seed(0)
+    encoder = TextEncoder(Llama4TextModel(config))
+    assert encoder.read_prefix([2, 5, 6]) is None
+    cached = PromptEncoder(tokenizer, encoder)
+    plain = PromptEncoder(tokenizer, encoder, cache=PromptCache.off())
+    settings = {"instruction": instruction_lines()}
+    assert torch.equal(cached.encode(["a"], **settings).text, plain.encode(["a"], **settings).text)
+
+
+def test_a_prefix_of_an_8_bit_encoder_is_that_of_its_own_weights(tmp_path: Path) -> None:
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    llm = gemma2(hidden_size=64, intermediate_size=64)
+    for layer in llm.layers:
+        for name in ("gate_proj", "up_proj", "down_proj"):
+            plain = getattr(layer.mlp, name)
+            packed = bitsandbytes.nn.Linear8bitLt(
+                plain.in_features, plain.out_features, bias=False, has_fp16_weights=False
+            )
+            packed.load_state_dict(plain.state_dict())
+            setattr(layer.mlp, name, packed.to("cpu"))
+    encoder, start = TextEncoder(llm), [2, 5, 6, 7]
+    caches = [PromptCache(folder=tmp_path, prompt_bytes=0) for _ in range(2)]
+    prefixes = [cache.prefix(encoder, start, on_disk=True) for cache in caches]
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 1
+    sequences = [[11, 12, 13], [3]]
+    whole, mask = encoder.encode([[*start, *sequence] for sequence in sequences])
+    for prefix in prefixes:
+        assert prefix is not None
+        states, own_mask = encoder.encode_behind(prefix, sequences)
+        kept = whole[:, [0, 4, 5, 6]]
+        assert_close(states[own_mask], kept[mask[:, [0, 4, 5, 6]]], rtol=0, atol=1e-5)
+    assert caches[0].prefix(encoder, start, on_disk=True) is prefixes[0]
 
 
 def test_states_are_those_after_the_final_norm() -> None:

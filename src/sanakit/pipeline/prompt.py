@@ -1,14 +1,14 @@
 """Prompts become text embeddings: instruction in front, LLM, first token and the prompt's kept.
 
-Nothing is stored between calls, and nothing is padded beyond the longest prompt of a call.
+Nothing is padded beyond the longest prompt of a call. What is stored between calls is in one
+object, the encoder's `PromptCache`, and changes no result.
 """
 
 from __future__ import annotations
 
-import html
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -17,6 +17,8 @@ from transformers import PreTrainedTokenizerBase
 
 from sanakit.errors import ConfigError
 from sanakit.models.text_encoder import TextEncoder, length_mask
+from sanakit.pipeline.caption_cleaning import cleaned
+from sanakit.pipeline.prompt_cache import PromptCache
 from sanakit.shapes import Text, TextMask
 
 Compat = Literal["diffusers", "nvlabs"]
@@ -81,8 +83,12 @@ def padded(encoded: EncodedText, length: int = 300) -> tuple[Text, TextMask]:
     missing = length - encoded.text.shape[1]
     if missing < 0:
         raise ConfigError(f"length={length} is less than the {encoded.text.shape[1]} tokens held")
-    text = functional.pad(encoded.text, (0, 0, 0, missing))
-    return text, functional.pad(encoded.mask, (0, missing))
+    return _widened(encoded.text, encoded.mask, length)
+
+
+def _widened(text: Text, mask: TextMask, length: int) -> tuple[Text, TextMask]:
+    missing = length - text.shape[1]
+    return functional.pad(text, (0, 0, 0, missing)), functional.pad(mask, (0, missing))
 
 
 class PromptEncoder:
@@ -95,8 +101,9 @@ class PromptEncoder:
         *,
         instruction: Sequence[str] | None = COMPLEX_HUMAN_INSTRUCTION,
         max_sequence_length: int = 300,
+        cache: PromptCache | None = None,
     ) -> None:
-        """Hold the parts.
+        """Hold the parts; ``cache`` None is a new one with its usual settings.
 
         Raises:
             ConfigError: the tokenizer ends a text with ``eos``, which truncation would lose.
@@ -105,6 +112,7 @@ class PromptEncoder:
         self.text_encoder = text_encoder
         self.instruction = instruction
         self.max_sequence_length = max_sequence_length
+        self.cache = PromptCache() if cache is None else cache
         if self._ids(["a"])[0][-1] == tokenizer.eos_token_id:
             raise ConfigError(
                 "the tokenizer ends every text with eos", hint="load it with add_eos_token=False"
@@ -138,16 +146,27 @@ class PromptEncoder:
         if isinstance(instruction, str):
             raise ConfigError("instruction is a list of lines, not one string", hint="wrap it: [ ]")
         prefix = "\n".join(instruction or ())
-        cut_away = len(self._ids([prefix])[0]) - 1 if prefix else 1
+        # Without its last token, which the prompt's first word joins.
+        prefix_ids = self._ids([prefix])[0][:-1] if prefix else []
+        cut_away = len(prefix_ids) if prefix else 1
         limit = cut_away + most - 1
         sequences = self._prompt_ids(prompts, prefix, compat, clean_caption)
-        states, mask = self.text_encoder.encode([ids[:limit] for ids in sequences])
-        kept = [0, *range(cut_away, states.shape[1])]
-        return EncodedText(
-            text=states[:, kept],
-            mask=mask[:, kept],
-            dropped=tuple(max(0, len(ids) - limit) for ids in sequences),
+        on_disk = self._is_published(instruction)
+        parts = [
+            self.cache.finished(
+                self.text_encoder,
+                ("behind", cut_away, prefix_ids, batch),
+                partial(self._kept_states, batch, prefix_ids, cut_away, on_disk=on_disk),
+            )
+            for batch in self._batches([ids[:limit] for ids in sequences])
+        ]
+        width = max(mask.shape[1] for _, mask in parts)
+        text, mask = (
+            torch.cat(each)
+            for each in zip(*(_widened(*part, width) for part in parts), strict=True)
         )
+        dropped = tuple(max(0, len(ids) - limit) for ids in sequences)
+        return EncodedText(text=text, mask=mask, dropped=dropped)
 
     def encode_null(
         self,
@@ -183,11 +202,47 @@ class PromptEncoder:
         for row, sequence, length in zip(ids, sequences, lengths, strict=True):
             row[:length] = torch.tensor(sequence[:length])
         device = self.text_encoder.device
-        states = self.text_encoder.hidden_states(
-            ids.to(device), length_mask(lengths, width).to(device)
+        mask = length_mask(lengths, width).to(device)
+        states, _ = self.cache.finished(
+            self.text_encoder,
+            ("null", lengths, ids.tolist()),
+            lambda: (self.text_encoder.hidden_states(ids.to(device), mask), mask),
         )
         dropped = tuple(max(0, len(ids) - width) for ids in sequences)
         return EncodedText(text=states, mask=beside.mask, dropped=dropped)
+
+    def _batches(self, sequences: list[list[int]]) -> list[list[list[int]]]:
+        """What runs at once: on the CPU one row, so that it has the bits that it has alone."""
+        on_cpu = self.text_encoder.device.type == "cpu"
+        return [[ids] for ids in sequences] if on_cpu else [sequences]
+
+    def _kept_states(
+        self,
+        sequences: list[list[int]],
+        prefix_ids: list[int],
+        cut_away: int,
+        *,
+        on_disk: bool,
+    ) -> tuple[Text, TextMask]:
+        """States of each first token and of all from ``cut_away`` on.
+
+        A tokenizer may join a prompt to more of the template than its last token. A call with such
+        a prompt is run as a whole.
+        """
+        if all(ids[:cut_away] == prefix_ids for ids in sequences):
+            prefix = self.cache.prefix(self.text_encoder, prefix_ids, on_disk=on_disk)
+            if prefix is not None:
+                return self.text_encoder.encode_behind(
+                    prefix, [ids[cut_away:] for ids in sequences]
+                )
+        states, mask = self.text_encoder.encode(sequences)
+        kept = [0, *range(cut_away, states.shape[1])]
+        return states[:, kept], mask[:, kept]
+
+    def _is_published(self, instruction: Sequence[str] | None) -> bool:
+        """Whether the words are a model's own, rather than a user's, which stay off the disk."""
+        own = (self.instruction, instruction_lines("single"), instruction_lines("double"))
+        return tuple(instruction or ()) in {tuple(lines or ()) for lines in own}
 
     def _prompt_ids(
         self, prompts: Sequence[str], prefix: str, compat: Compat, clean_caption: bool
@@ -206,31 +261,3 @@ class PromptEncoder:
         # A tokenizer without bos makes nothing of an empty text; attention needs one token.
         eos = self.tokenizer.eos_token_id
         return [ids or [int(eos)] for ids in found]
-
-
-_CAPTION_NOISE = tuple(
-    (re.compile(pattern, re.IGNORECASE), replacement)
-    for pattern, replacement in (
-        (r"<[^<>]*>", " "),  # markup
-        (r"\b(?:https?://|www\.)\S+", " "),
-        (r"@\w+", " "),  # mentions
-        (r"\S+\.(?:png|jpe?g|gif|bmp|webp|tiff?|svg|eps|pdf|mp4)\b", " "),  # file names
-        (r"#?\b\d{6,}\b|#\d+\b", " "),  # article numbers
-        (r"[\u2010-\u2015\u2212]", "-"),
-        (r"[\u2018\u2019]", "'"),
-        (r"[\u201c\u201d\u00ab\u00bb]", '"'),
-        (r"[#\u00ae\u2122\u00a9|*{}\[\]\\]+", " "),
-        (r"\s+", " "),
-    )
-)
-
-
-def cleaned(caption: str) -> str:
-    """Remove markup, addresses, mentions, file names and article numbers; even out quotes.
-
-    Our own rules: unlike the reference's they keep every script, Chinese among them.
-    """
-    caption = html.unescape(caption)
-    for pattern, replacement in _CAPTION_NOISE:
-        caption = pattern.sub(replacement, caption)
-    return caption.strip()

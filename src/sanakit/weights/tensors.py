@@ -14,7 +14,9 @@ from sanakit.errors import WeightsError
 from sanakit.weights.atomic import replacing
 from sanakit.weights.compact import STORAGE, unpack_int8
 
-CONVERSION = "pickles can run code and are refused; convert it once: sanakit convert {name} {target}"
+CONVERSION = (
+    "pickles can run code and are refused; convert it once: sanakit convert {name} {target}"
+)
 
 
 MAPPED_AT_ONCE = 1 << 28
