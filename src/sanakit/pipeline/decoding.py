@@ -7,7 +7,6 @@ against measured free memory; running out of memory all the same steps down and 
 from __future__ import annotations
 
 import gc
-import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -217,7 +216,6 @@ def _decode(
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                _forget(error)
             else:
                 return out
             # Outside the handler, where the failed attempt is no longer held by its traceback.
@@ -226,7 +224,6 @@ def _decode(
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        _forget(error)
     _give_back(weight.device)
     raise _exhausted(latent, origin, factor, last)
 
@@ -272,11 +269,6 @@ def _exhausted(latent: Latent, origin: Origin | None, factor: int, last: str) ->
         hint=f"free memory, then: sanakit decode {path} -o out.png{model}",
         latents=path,
     )
-
-
-def _forget(error: BaseException) -> None:
-    """Let go of the tensors that a traceback's frames hold."""
-    traceback.clear_frames(error.__traceback__)
 
 
 def _give_back(device: torch.device) -> None:
