@@ -248,7 +248,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(
 
 
 def test_a_value_that_is_not_finite_stops_the_stream(tiny: Autoencoder, latent: Tensor) -> None:
-    with pytest.raises(NumericsError):
+    with pytest.raises(NumericsError, match="autoencoder while decoding"):
         decode_pixels(tiny, latent * float("nan"))
 
 

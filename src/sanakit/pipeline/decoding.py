@@ -156,7 +156,8 @@ def decode_pixels(autoencoder: Autoencoder, latent: Latent, origin: Origin | Non
         return torch.empty(count, height, width, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
 
     def convert(values: Tensor) -> Tensor:
-        return torch.from_numpy(to_pixels(values)).permute(0, 3, 1, 2)
+        pixels = to_pixels(values, component="autoencoder while decoding")
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
     out = _decode(autoencoder, latent, origin, empty, convert)
     return out.permute(0, 2, 3, 1).numpy()
