@@ -36,8 +36,8 @@ BLENDED = (384, 256)
 """Side and stride of the tiles of the last way, which alone is not exact."""
 SAFE_SHARE = 0.85
 """Of the free memory; the rest is for what others take meanwhile and for fragmentation."""
-HEAP = 256 << 20
-"""Most that an allocator keeps in pieces too small for the next map, beside what is alive."""
+HEAP = 512 << 20
+"""Most that allocator and convolutions took beside the estimate; benchmarks/decoding.py."""
 BAND = 256
 """Rows that are converted at a time."""
 # What runtimes say where they have no error type of their own for it.
@@ -120,9 +120,13 @@ def _candidates(autoencoder: Autoencoder, latent: Latent) -> list[Way]:
 
 def first_to_try(peaks: Sequence[int], free: int) -> int:
     """Index of the first way whose peak fits safely; where none does, the last one."""
-    room = SAFE_SHARE * free
-    fitting = (i for i, peak in enumerate(peaks) if peak + min(2 * peak, HEAP) <= room)
+    fitting = (i for i, peak in enumerate(peaks) if with_overhead(peak) <= SAFE_SHARE * free)
     return next(fitting, len(peaks) - 1)
+
+
+def with_overhead(peak: int) -> int:
+    """What a process takes for an estimated peak at most, as far as measured."""
+    return peak + min(4 * peak, HEAP)
 
 
 def decode_image(autoencoder: Autoencoder, latent: Latent, origin: Origin | None = None) -> Image:
