@@ -77,6 +77,7 @@ def measure(settings: argparse.Namespace) -> dict[str, Any]:
         "peak_mb": round(peak / 2**20),
         "estimate_mb": round(estimate / 2**20),
         "estimate_over_peak": round(estimate / peak, 2),
+        "with_overhead_over_peak": round(decoding.with_overhead(estimate) / peak, 2),
     }
 
 

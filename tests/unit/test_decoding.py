@@ -85,8 +85,8 @@ def test_the_first_way_that_fits_is_tried_first_and_the_most_frugal_if_none_does
     assert first_to_try(peaks, free=1000 << 30) == 0
     assert first_to_try(peaks, free=90 << 30) == 1
     assert first_to_try(peaks, free=10 << 30) == 3
-    assert first_to_try(peaks, free=100 << 30) == 1, "all of it is not safe"
-    assert first_to_try([100, 50, 20], free=180) == 1, "small maps come with as much in pieces"
+    assert first_to_try(peaks, free=110 << 30) == 1, "all of it is not safe"
+    assert first_to_try([100, 50, 20], free=300) == 1, "small maps come with as much in pieces"
 
 
 def test_ways_fall_from_the_fastest_to_the_most_frugal() -> None:
@@ -143,7 +143,7 @@ def test_a_batch_is_decoded_like_its_pictures(tiny: Autoencoder, rng: torch.Gene
     assert abs(decode_pixels(tiny, batch).astype(int) - alone).max() <= 1
 
 
-@pytest.mark.parametrize("tiling", [None, Tiling.rows(128), Tiling.squares(64, 256)])
+@pytest.mark.parametrize("tiling", [None, Tiling.rows(128), Tiling.squares(128, 512)])
 def test_estimates_are_near_what_torch_allocates(tiling: Tiling | None) -> None:
     # Above it lie the copies that a convolution makes inside, which torch does not see.
     with torch.device("meta"):
@@ -248,7 +248,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(
 
 
 def test_a_value_that_is_not_finite_stops_the_stream(tiny: Autoencoder, latent: Tensor) -> None:
-    with pytest.raises(NumericsError):
+    with pytest.raises(NumericsError, match="autoencoder while decoding"):
         decode_pixels(tiny, latent * float("nan"))
 
 

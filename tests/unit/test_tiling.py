@@ -223,6 +223,24 @@ def test_blending_a_map_that_no_tile_changes_gives_it_back(
     torch.testing.assert_close(twice, expected, atol=1e-5, rtol=0)
 
 
+def test_the_outer_quarter_of_an_overlap_is_context_and_thrown_away() -> None:
+    x = torch.randn(1, 1, 40, 1)
+
+    def spoilt_at_its_edges(part: Tensor) -> Tensor:
+        return torch.cat([part[:, :, :2] + 1, part[:, :, 2:-2], part[:, :, -2:] - 1], dim=2)
+
+    given = blended(
+        spoilt_at_its_edges,
+        x,
+        tile=(16, 1),
+        stride=(8, 1),
+        scale=lambda positions: positions,
+        channels=1,
+    )
+    torch.testing.assert_close(given[:, :, 2:-2], x[:, :, 2:-2], atol=1e-5, rtol=0)
+    torch.testing.assert_close(given[:, :, :2], x[:, :, :2] + 1)
+
+
 def gradient(height: int, width: int) -> Tensor:
     """A sky: a slow slope in each channel, no texture at all."""
     down = torch.linspace(-0.6, 0.8, height)[:, None].expand(height, width)

@@ -7,7 +7,6 @@ against measured free memory; running out of memory all the same steps down and 
 from __future__ import annotations
 
 import gc
-import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -32,8 +31,8 @@ BLENDED = (384, 256)
 """Side and stride of the tiles of the last way, which alone is not exact."""
 SAFE_SHARE = 0.85
 """Of the free memory; the rest is for what others take meanwhile and for fragmentation."""
-HEAP = 256 << 20
-"""Most that an allocator keeps in pieces too small for the next map, beside what is alive."""
+HEAP = 512 << 20
+"""Most that allocator and convolutions took beside the estimate; benchmarks/decoding.py."""
 BAND = 256
 """Rows that are converted at a time."""
 # What runtimes say where they have no error type of their own for it.
@@ -116,9 +115,13 @@ def _candidates(autoencoder: Autoencoder, latent: Latent) -> list[Way]:
 
 def first_to_try(peaks: Sequence[int], free: int) -> int:
     """Index of the first way whose peak fits safely; where none does, the last one."""
-    room = SAFE_SHARE * free
-    fitting = (i for i, peak in enumerate(peaks) if peak + min(2 * peak, HEAP) <= room)
+    fitting = (i for i, peak in enumerate(peaks) if with_overhead(peak) <= SAFE_SHARE * free)
     return next(fitting, len(peaks) - 1)
+
+
+def with_overhead(peak: int) -> int:
+    """What a process takes for an estimated peak at most, as far as measured."""
+    return peak + min(4 * peak, HEAP)
 
 
 def decode_image(autoencoder: Autoencoder, latent: Latent, origin: Origin | None = None) -> Image:
@@ -152,7 +155,8 @@ def decode_pixels(autoencoder: Autoencoder, latent: Latent, origin: Origin | Non
         return torch.empty(count, height, width, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
 
     def convert(values: Tensor) -> Tensor:
-        return torch.from_numpy(to_pixels(values)).permute(0, 3, 1, 2)
+        pixels = to_pixels(values, component="autoencoder while decoding")
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
     out = _decode(autoencoder, latent, origin, empty, convert)
     return out.permute(0, 2, 3, 1).numpy()
@@ -189,7 +193,6 @@ def _decode(
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                _forget(error)
             else:
                 return out
             # Outside the handler, where the failed attempt is no longer held by its traceback.
@@ -198,7 +201,6 @@ def _decode(
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        _forget(error)
     _give_back(weight.device)
     raise _exhausted(latent, origin, factor, last)
 
@@ -244,11 +246,6 @@ def _exhausted(latent: Latent, origin: Origin | None, factor: int, last: str) ->
         hint=f"free memory, then: sanakit decode {path} -o out.png{model}",
         latents=path,
     )
-
-
-def _forget(error: BaseException) -> None:
-    """Let go of the tensors that a traceback's frames hold."""
-    traceback.clear_frames(error.__traceback__)
 
 
 def _give_back(device: torch.device) -> None:
