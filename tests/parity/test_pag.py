@@ -33,7 +33,10 @@ def published(folder: Path, layers: list[str]) -> diffusers.SanaPAGPipeline:
 
 def latents(core: Pipeline, guidance: Guidance, layers: tuple[int, ...]) -> torch.Tensor:
     sampling = core.sampling(
-        solver=None, num_steps=4, flow_shift=None, guidance=guidance, pag_layers=layers
+        scheduler=core.components.habits.scheduler,
+        num_steps=4,
+        guidance=guidance,
+        pag_layers=layers,
     )
     positive, negative = core.encode_prompts("a red apple", "a car", guidance)
     return core.sample(seeded_noise(3, 4, 2, 3), positive, negative, sampling)

@@ -7,6 +7,7 @@ neither warns nor raises.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -269,7 +270,9 @@ def test_a_picture_of_one_colour_is_said_to_be_one(
 ) -> None:
     """Saturation overflows nothing: only the picture shows it."""
     made = tiny_checkpoint("sana-1.6b")
-    made.autoencoder.decoder.conv_out = OneColour(made.autoencoder.decoder.conv_out, bias)
+    last = made.autoencoder.decoder.conv_out.conv
+    torch.nn.init.zeros_(last.weight)
+    torch.nn.init.constant_(last.bias, bias)
     images, said = heard(
         lambda: draw(cast(made, Dtypes(transformer=FP32, text_encoder=FP32, vae=dtype)))
     )
@@ -277,17 +280,6 @@ def test_a_picture_of_one_colour_is_said_to_be_one(
     assert images.amax() == images.amin() == colour / 255
     assert len(said) == 1
     assert f"the colour ({colour}, {colour}, {colour})" in said[0]
-
-
-class OneColour(torch.nn.Module):
-    """A last layer whose answer is far beyond white or black."""
-
-    def __init__(self, layer: torch.nn.Module, bias: float) -> None:
-        super().__init__()
-        self.layer, self.bias = layer, bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x) + self.bias
 
 
 @pytest.mark.parametrize("part", ["transformer", "text_encoder", "vae"])
@@ -305,4 +297,4 @@ def test_weights_that_are_no_numbers_are_an_error_in_every_dtype(part: str, valu
         made = cast(made, Dtypes(**(usual | {part: dtype})))
         images, said = heard(lambda made=made: draw(made))
         assert images is None
-        assert f"{NAMES[part]} gave values that are not finite" in said[0]
+        assert re.search(f"{NAMES[part]}.* not finite", said[0])

@@ -14,6 +14,7 @@ from torch.testing import assert_close
 
 from sanakit.data.backgrounds import BACKGROUNDS
 from sanakit.data.pictures import GlyphPictures, compose
+from sanakit.errors import ConfigError
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.autoencoder_blocks import ResBlock
 from sanakit.nn.resample import Downsample, Upsample
@@ -138,6 +139,25 @@ def test_the_second_phase_leaves_every_weight_of_the_encoder(
     assert encoder
     assert decoder <= moved
     assert encoder & moved == (encoder if phase == "full" else set())
+
+
+def test_a_decoder_meets_latents_with_up_to_so_much_noise(
+    pictures: GlyphPictures, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_of(pictures, "decoder")
+    recipe.latent_noise = 0.5
+    met: list[Tensor] = []
+    decode = recipe.module.decode
+    monkeypatch.setattr(recipe.module, "decode", lambda z: (met.append(z), decode(z))[1])
+    batch = recipe.draw(64, rng)
+    recipe.loss(batch, rng)
+    clean = recipe.module.encode(batch)
+    noise = (met[0] - clean).detach() / clean.square().mean().sqrt()
+    shares = noise.square().mean(dim=(1, 2, 3)).sqrt()
+    assert 0.5 < float(shares.max()) / 0.5 < 1.7  # 16 values each
+    assert float(shares.min()) < 0.1
+    with pytest.raises(ConfigError, match=r"latent_noise=0.5 in phase full"):
+        AutoencoderRecipe(recipe.module, pictures, latent_noise=0.5)
 
 
 def test_evaluation_measures_unseen_concepts_on_white(pictures: GlyphPictures) -> None:

@@ -162,6 +162,16 @@ class Autoencoder(nn.Module):
         self.slicing = False
         self.tiling: Tiling | None = None
 
+    @property
+    def use_tiling(self) -> bool:
+        """Whether tiling is on, under the name that published code asks by."""
+        return self.tiling is not None
+
+    @property
+    def use_slicing(self) -> bool:
+        """Whether slicing is on, likewise."""
+        return self.slicing
+
     def enable_slicing(self) -> None:
         """Encode and decode the pictures of a batch one after the other."""
         self.slicing = True

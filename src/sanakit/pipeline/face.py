@@ -120,6 +120,22 @@ class PipelineFace:
     def interrupt(self, stop: bool) -> None:
         self._interrupt = stop
 
+    def enable_vae_tiling(self) -> None:
+        """Decode in exact tiles; sizes are `Autoencoder.enable_tiling`'s, on ``pipe.vae``."""
+        self.vae.enable_tiling()
+
+    def disable_vae_tiling(self) -> None:
+        """Undo :meth:`enable_vae_tiling`; large pictures are still cut where memory is short."""
+        self.vae.disable_tiling()
+
+    def enable_vae_slicing(self) -> None:
+        """Decode the pictures of a batch one after the other."""
+        self.vae.enable_slicing()
+
+    def disable_vae_slicing(self) -> None:
+        """Undo :meth:`enable_vae_slicing`."""
+        self.vae.disable_slicing()
+
     def set_progress_bar_config(self, **options: Any) -> None:
         """Choose how progress is shown; by default only a terminal shows it.
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sanakit.data.backgrounds import BACKGROUNDS
 from sanakit.data.pictures import GlyphPictures, compose
+from sanakit.errors import ConfigError
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.autoencoder_blocks import ResBlock
 from sanakit.nn.resample import Downsample, Upsample
@@ -47,10 +48,23 @@ class AutoencoderRecipe:
         pictures: GlyphPictures,
         *,
         phase: Phase = "full",
+        latent_noise: float = 0.0,
         held: int = 256,
     ) -> None:
+        """Take the parts; ``latent_noise`` is the most noise a decoder must bear, in latent RMS.
+
+        Latents that a diffusion model drew are never quite those an encoder gives.
+
+        Raises:
+            ConfigError: noise while the encoder learns, which would only learn to shout.
+        """
+        if latent_noise and phase == "full":
+            raise ConfigError(
+                f"latent_noise={latent_noise} in phase full", hint='it is for phase="decoder"'
+            )
         self.module = module
         self.phase = phase
+        self.latent_noise = latent_noise
         module.encoder.requires_grad_(phase == "full")
         self.pictures = pictures
         self.train_indices = torch.from_numpy(pictures.indices("train"))
@@ -70,9 +84,14 @@ class AutoencoderRecipe:
         return image.contiguous(memory_format=torch.channels_last)
 
     def loss(self, batch: Image, generator: torch.Generator) -> dict[str, Tensor]:
-        """Reconstruction only; deterministic given the batch."""
+        """Reconstruction only; deterministic given the batch and the generator."""
         with torch.set_grad_enabled(self.phase == "full"):
             latent = self.module.encode(batch)
+        if self.latent_noise:
+            share = torch.rand(len(latent), 1, 1, 1, generator=generator)
+            noise = torch.randn(latent.shape, generator=generator)
+            rms = latent.float().square().mean().sqrt()
+            latent = latent + self.latent_noise * rms * share * noise
         restored = self.module.decode(latent).float()
         l1 = F.l1_loss(restored, batch)
         pooled = F.l1_loss(F.avg_pool2d(restored, 4), F.avg_pool2d(batch, 4))

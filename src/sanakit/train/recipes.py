@@ -40,6 +40,8 @@ LATENTS = "latents.npz"
 GLYPH_GUIDANCE = 5.0
 GLYPH_FLOW_SHIFT = 1.0
 CAPTION_WEIGHT = 16
+DECODER_NOISE = 0.15
+"""Most noise in the latents of the decoder's own phase, in latent RMS."""
 M = TypeVar("M", bound=nn.Module)
 
 Run = tuple[Recipe[Any], LoopConfig]
@@ -65,7 +67,8 @@ def glyph_autoencoder(data: Path, *, phase: Phase = "full", start: Path | None =
         compile_blocks=True,
         evaluate_every=300,
     )
-    return AutoencoderRecipe(module, pictures, phase=phase), config
+    noise = DECODER_NOISE if phase == "decoder" else 0.0
+    return AutoencoderRecipe(module, pictures, phase=phase, latent_noise=noise), config
 
 
 def glyph_tokenizer(data: Path, *, packages: Path | None, report: Callable[[str], object]) -> None:

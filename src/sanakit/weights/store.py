@@ -60,7 +60,7 @@ def read_weights(
     if pickles and not any(name.endswith(".safetensors") for name in held):
         raise WeightsError(
             f"{folder / pickles[0]}: pickle refused, and there is no {whole.name}",
-            hint=CONVERSION.format(name=str(folder / pickles[0]), target=str(whole)),
+            hint=CONVERSION.format(name=folder, target=f"{folder}-safetensors"),
         )
     raise MissingModelError(
         f"{folder}: has no {whole.name}; it holds {listed(held)}",

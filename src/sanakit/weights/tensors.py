@@ -119,7 +119,7 @@ def _diagnosed(path: Path, reason: str) -> WeightsError:
         target = f"converted-{path.name}"
         return WeightsError(
             f"{path}: is a pickle with the name of a safetensors file",
-            hint=CONVERSION.format(name=str(path), target=str(path.with_name(target))),
+            hint=CONVERSION.format(name=path, target=path.with_name(target)),
         )
     if head.startswith(b"version https://git-lfs"):
         return WeightsError(
