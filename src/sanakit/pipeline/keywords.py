@@ -68,6 +68,12 @@ def refuse_other_readers(*, use_safetensors: bool, low_cpu_mem_usage: bool) -> N
         )
 
 
+def refuse_pickles(safe_serialization: bool) -> None:
+    """Refuse ``safe_serialization=False`` as a `ConfigError`: pickles are not written either."""
+    if not safe_serialization:
+        raise ConfigError("safe_serialization=False would write pickles", hint="leave it out")
+
+
 def bytes_of(size: int | str) -> int:
     """Read a size: a number of bytes, or a text like ``5GB``.
 

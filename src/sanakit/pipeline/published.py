@@ -12,7 +12,7 @@ from sanakit.errors import ConfigError, MissingModelError
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.config import AutoencoderConfig, TransformerConfig, config_from_dict
 from sanakit.models.transformer import LinearDiT
-from sanakit.pipeline.keywords import bytes_of, refuse_other_readers, refuse_unknown
+from sanakit.pipeline.keywords import bytes_of, refuse_other_readers, refuse_pickles, refuse_unknown
 from sanakit.pipeline.networks import Network, build, fill, write
 from sanakit.pipeline.placement import Placed, place_one
 from sanakit.weights.catalog import find_checkpoint
@@ -29,6 +29,16 @@ class Published(Network):
     """`from_pretrained`, `from_config` and `save_pretrained` of one network."""
 
     role: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights that are not quantised."""
+        return next(p.dtype for p in self.parameters() if p.is_floating_point())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first weights are."""
+        return next(self.parameters()).device
 
     @classmethod
     @refuse_unknown
@@ -107,6 +117,7 @@ class Published(Network):
         *,
         variant: str | None = None,
         max_shard_size: int | str = MAX_SHARD_BYTES,
+        safe_serialization: bool = True,
     ) -> None:
         """Write ``config.json`` and safetensors, which diffusers reads too.
 
@@ -115,6 +126,7 @@ class Published(Network):
         Raises:
             ConfigError: an unknown keyword, a size that is none, weights of torchao.
         """
+        refuse_pickles(safe_serialization)
         write(
             self,
             Path(save_directory),

@@ -28,7 +28,7 @@ from sanakit.pipeline.components import load_components, save_components
 from sanakit.pipeline.drawing import draw
 from sanakit.pipeline.face import PipelineFace
 from sanakit.pipeline.generate import Pipeline
-from sanakit.pipeline.keywords import bytes_of, refuse_other_readers, refuse_unknown
+from sanakit.pipeline.keywords import bytes_of, refuse_other_readers, refuse_pickles, refuse_unknown
 from sanakit.pipeline.lora import LoraMethods
 from sanakit.pipeline.offload import ModelOffloaded, cast, move, offload_sequentially
 from sanakit.pipeline.parts import assemble
@@ -145,8 +145,10 @@ class SanaPipeline(PipelineFace, LoraMethods):
         *,
         variant: str | None = None,
         max_shard_size: int | str = MAX_SHARD_BYTES,
+        safe_serialization: bool = True,
     ) -> None:
         """Write all parts in the published layout, as safetensors, which diffusers reads too."""
+        refuse_pickles(safe_serialization)
         size = bytes_of(max_shard_size)
         folder = Path(save_directory)
         parts = self.core.components
