@@ -296,10 +296,10 @@ def test_the_published_arguments_are_honoured_or_refused(
 
 def test_own_timesteps_equal_the_sigmas_that_the_shift_moves_there(pipe: SanaPipeline) -> None:
     settings = {"height": 64, "width": 64, "output_type": "latent"}
-    by_time = pipe("a tree", timesteps=[750, 500, 100], generator=generator(0), **settings)
-    by_sigma = pipe("a tree", sigmas=[0.5, 0.25, 1 / 28], generator=generator(0), **settings)
+    by_time = pipe("a tree", timesteps=[750, 500], generator=generator(0), **settings)
+    by_sigma = pipe("a tree", sigmas=[0.5, 0.25], generator=generator(0), **settings)
     assert torch.equal(by_time.images, by_sigma.images)
-    closed = pipe("a tree", sigmas=[0.5, 0.25, 1 / 28, 0.0], generator=generator(0), **settings)
+    closed = pipe("a tree", sigmas=[0.5, 0.25, 0.0], generator=generator(0), **settings)
     assert torch.equal(closed.images, by_sigma.images)
 
 
