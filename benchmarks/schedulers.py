@@ -31,7 +31,9 @@ REFERENCE = "flow-dpm-solver"
 STEPS = (4, 6, 8, 10, 14, 20, 28, 50)
 SHOWN_STEPS = (4, 8, 14, 20)
 SHOWN_SOLVERS = ("flow-dpm-solver", "flow-unipc", "flow-heun", "flow-euler")
-SHOWN_PROMPTS = (1, 5)
+SHOWN_PROMPTS = ("a cat face", "a blue car")
+TICKS = (4, 6, 8, 10, 14, 20, 28, 39, 55, 99)
+DISTANCES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
 Curve = list[dict[str, float]]
 
 
@@ -100,27 +102,50 @@ def plot(curves: Mapping[str, Curve], path: Path) -> None:
             places = [point["evaluations"] for point in curve]
             panel.plot(places, [point[key] for point in curve], marker="o", ms=3.5, label=solver)
         panel.set_xscale("log")
-        panel.set_xticks([4, 6, 8, 10, 14, 20, 28, 50, 99], [4, 6, 8, 10, 14, 20, 28, 50, 99])
-        panel.minorticks_off()
+        most = max(point["evaluations"] for curve in curves.values() for point in curve)
+        ticks = [tick for tick in TICKS if tick <= most]
+        panel.set_xticks(ticks, [str(tick) for tick in ticks])
         panel.set_xlabel("evaluations of the network a picture")
+        panel.minorticks_off()
         panel.set_title(title, fontsize=10)
         panel.grid(alpha=0.3)
     panels[1].set_yscale("log")
+    panels[1].set_yticks(DISTANCES, [f"{distance:g}" for distance in DISTANCES])
+    panels[1].minorticks_off()
     panels[0].legend(fontsize=8)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
 
-def sheet(rows: Mapping[str, Sequence[np.ndarray]], columns: Sequence[str], path: Path) -> None:
+def gallery(pipe: SanaPipeline, reference_steps: int, path: Path) -> None:
+    """Two prompts by four solvers at four numbers of steps, and by the reference."""
+    asked = list(SHOWN_PROMPTS)
+    goal = pictures(pipe, draw(pipe, REFERENCE, reference_steps, asked))
+    rows: list[tuple[str, list[np.ndarray]]] = []
+    drawn = {
+        (solver, steps): pictures(pipe, draw(pipe, solver, steps, asked))
+        for solver in SHOWN_SOLVERS
+        for steps in SHOWN_STEPS
+    }
+    for which in range(len(asked)):
+        for solver in SHOWN_SOLVERS:
+            row = [drawn[solver, steps][which] for steps in SHOWN_STEPS]
+            rows.append((solver, [*row, goal[which]]))
+    sheet(rows, [f"{steps} steps" for steps in SHOWN_STEPS] + ["reference"], path)
+
+
+def sheet(
+    rows: Sequence[tuple[str, Sequence[np.ndarray]]], columns: Sequence[str], path: Path
+) -> None:
     """Rows of pictures, each with its solver's name, under the names of the columns."""
-    side, left, top, gap = next(iter(rows.values()))[0].shape[0], 118, 20, 4
+    side, left, top, gap = rows[0][1][0].shape[0], 118, 20, 4
     size = (left + len(columns) * (side + gap), top + len(rows) * (side + gap))
     page = Image.new("RGB", size, "white")
     pen, font = ImageDraw.Draw(page), ImageFont.load_default(12)
     for column, name in enumerate(columns):
         pen.text((left + column * (side + gap) + 4, 3), name, "black", font)
-    for row, (name, shown) in enumerate(rows.items()):
-        pen.text((4, top + row * (side + gap) + side // 2), name.strip(), "black", font)
+    for row, (name, shown) in enumerate(rows):
+        pen.text((4, top + row * (side + gap) + side // 2), name, "black", font)
         for column, picture in enumerate(shown):
             place = (left + column * (side + gap), top + row * (side + gap))
             page.paste(Image.fromarray(picture), place)
@@ -146,7 +171,6 @@ def main() -> None:
     best = draw(pipe, REFERENCE, settings.reference_steps, asked)
     goal = pictures(pipe, best)
     curves: dict[str, Curve] = {}
-    shown: dict[str, list[np.ndarray]] = {}
     for solver in NAMED:
         curves[solver] = []
         for steps in settings.steps:
@@ -154,10 +178,6 @@ def main() -> None:
             pixels = pictures(pipe, latents)
             point = {"steps": steps, "evaluations": evaluations(solver, steps)}
             curves[solver].append(point | quality(latents, pixels, best, goal))
-            for which in SHOWN_PROMPTS:
-                if solver in SHOWN_SOLVERS and steps in SHOWN_STEPS:
-                    row = shown.setdefault(solver + " " * SHOWN_PROMPTS.index(which), [])
-                    row.append(pixels[which])
         cells = (f"{point['steps']}: {point['psnr']:.1f} dB" for point in curves[solver])
         print(f"{solver:<18}", *cells, sep="  ", flush=True)
     ratios = seconds(pipe, 20, settings.repeats)
@@ -179,13 +199,7 @@ def main() -> None:
         file.write(json.dumps(record) + "\n")
     if settings.figures:
         plot(curves, settings.figures / "schedulers.png")
-        for row, pictured in shown.items():
-            which = SHOWN_PROMPTS[len(row) - len(row.strip())]
-            pictured.append(goal[which])
-        order = sorted(shown, key=lambda name: len(name) - len(name.strip()))
-        columns = [f"{steps} steps" for steps in SHOWN_STEPS] + ["reference"]
-        path = settings.figures / "schedulers-pictures.png"
-        sheet({name: shown[name] for name in order}, columns, path)
+        gallery(pipe, settings.reference_steps, settings.figures / "schedulers-pictures.png")
 
 
 if __name__ == "__main__":

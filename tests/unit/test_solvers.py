@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sanakit.errors import ConfigError, Interrupted
+from sanakit.flow.exponential import node_weights
 from sanakit.flow.grids import (
     Leg,
     NoiseLevel,
@@ -267,8 +268,25 @@ def test_levels_that_do_not_fall_are_refused(levels: list[float]) -> None:
 
 
 @pytest.mark.parametrize("name", STEPS)
-@pytest.mark.parametrize("levels", [[1.0, 0.6, 0.2], [0.7], [1.0], [0.99, 0.98, 0.02, 0.01]])
+@pytest.mark.parametrize(
+    "levels", [[1.0, 0.8, 0.6, 0.4, 0.2], [0.7], [1.0], [0.99, 0.98, 0.02, 0.01]]
+)
 def test_every_solver_stays_finite_on_any_grid(name: str, levels: list[float]) -> None:
     for whole in (True, False):
         grid = sigmas_given(levels, 1.0, whole_timesteps=whole)
         assert integrate(STEPS[name], exact_velocity, torch.ones(1, 1, 2, 2), grid).isfinite().all()
+
+
+def test_no_polynomial_of_the_corrector_goes_through_an_estimate_made_at_pure_noise() -> None:
+    """It is infinitely far off in lambda, where a linear solve may still give wrong numbers."""
+    finished: list[Stepped] = []
+    grid = sigmas_given([1.0, 0.8, 0.6, 0.4], 1.0, whole_timesteps=False)
+    x = torch.ones(1, 1, 2, 2, dtype=torch.float64)
+    integrate(
+        STEPS["unipc 3"], exact_velocity, x, grid, on_step=lambda _, step: finished.append(step)
+    )
+    before, after = finished[1:3]
+    first, second = node_weights(after.lam - before.lam, [0.0, 1.0])
+    ratio, alpha = float(after.level.sigma / before.level.sigma), 1 - float(after.level.sigma)
+    expected = ratio * before.start + alpha * (first * before.denoised + second * after.denoised)
+    torch.testing.assert_close(after.start, expected, rtol=0, atol=1e-6)
