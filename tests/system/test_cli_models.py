@@ -114,6 +114,15 @@ def test_pull_offline_names_what_is_missing_with_exit_code_3(hub: StandInHub) ->
     sanakit("pull", "sana-0.6b", "--variant", "bf16", code=3)
 
 
+def test_a_picture_offline_asks_nobody_and_names_what_is_missing(hub: StandInHub) -> None:
+    call = ["generate", "a tree", "--model", "sana-0.6b", "--offline"]
+    result = CliRunner().invoke(app, call)
+    assert result.exit_code == 3
+    assert "nothing of its revision main" in result.stderr
+    assert not hub.requests
+    assert not list(Path().glob("*.png"))
+
+
 def test_show_tells_licences_dtype_rule_and_files(hub: StandInHub) -> None:
     out, _ = sanakit("show", "sana-0.6b")
     assert "NSCL v2-custom" in out

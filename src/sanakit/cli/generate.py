@@ -50,6 +50,9 @@ def generate(
         int, typer.Option("--count", "-n", help="Pictures, at seeds SEED, SEED+1, ...")
     ] = 1,
     solver: Annotated[str | None, typer.Option(help=SOLVER_HELP)] = None,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Fail rather than download a model.")
+    ] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
 ) -> None:
@@ -69,7 +72,7 @@ def generate(
             guidance_scale=guidance,
             solver=solver,
         )
-        report = run(request, model=model, paths=paths, bar=not (json_ or quiet))
+        report = run(request, model=model, paths=paths, bar=not (json_ or quiet), offline=offline)
         if json_:
             # A picture on standard output leaves standard error for the report.
             print(json.dumps(report), file=sys.stderr if out == STANDARD_OUTPUT else sys.stdout)
@@ -105,7 +108,12 @@ def output_paths(out: str, count: int, seed: int) -> list[Path | None]:
 
 
 def run(
-    request: GenerateRequest, *, model: str, paths: list[Path | None], bar: bool
+    request: GenerateRequest,
+    *,
+    model: str,
+    paths: list[Path | None],
+    bar: bool,
+    offline: bool = False,
 ) -> dict[str, Any]:
     """Load the model, draw, write; give what there is to report."""
     started = time.perf_counter()
@@ -115,7 +123,7 @@ def run(
         from sanakit.pipeline.png_settings import encode_png
         from sanakit.weights.atomic import write_atomically
 
-        pipeline = Pipeline.load(model)
+        pipeline = Pipeline.load(model, offline=offline)
         loaded = time.perf_counter()
         result = _draw(pipeline, request, stop, bar=bar)
         files = []

@@ -85,9 +85,11 @@ class Pipeline:
         *,
         dtype: torch.dtype | None = None,
         device: str | torch.device = "cpu",
+        offline: bool = False,
     ) -> Pipeline:
         """Load a model; arguments and errors are those of `load_components`."""
-        return cls(load_components(name_or_folder, dtype=dtype, device=device))
+        parts = load_components(name_or_folder, dtype=dtype, device=device, offline=offline)
+        return cls(parts)
 
     @property
     def spatial_factor(self) -> int:
