@@ -356,7 +356,13 @@ print(pixels.shape, "; ".join(tried))
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not enforce the limit")
 def test_under_a_real_limit_of_the_process_it_steps_down_and_succeeds() -> None:
     # Freed maps go back to the system, as those of large pictures always do: from 32 MB on.
-    given = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "200000"}
+    # One thread and one arena: each more would reserve 64 MB of addresses and hold nothing in them.
+    given = {
+        **os.environ,
+        "MALLOC_MMAP_THRESHOLD_": "200000",
+        "MALLOC_ARENA_MAX": "1",
+        "OMP_NUM_THREADS": "1",
+    }
     done = subprocess.run(
         [sys.executable, "-c", CAPPED, "70"],
         capture_output=True,
