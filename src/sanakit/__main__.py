@@ -1,5 +1,21 @@
-"""`python -m sanakit` is the `sanakit` command."""
+"""`python -m sanakit`, and the start of the `sanakit` command."""
 
-from sanakit.cli.main import main
+from __future__ import annotations
 
-main()
+import sys
+
+
+def run() -> None:
+    """Run the command line; Ctrl-C while it is still being imported ends as quietly as later."""
+    try:
+        # Here, because it takes long enough for Ctrl-C to fall into it.
+        from sanakit.cli.main import main  # noqa: PLC0415
+
+        main()
+    except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    run()

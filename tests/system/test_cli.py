@@ -10,15 +10,20 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from sanakit import __main__ as entry
 from sanakit.cli.generate import StopFlag
 from sanakit.cli.main import app
 from sanakit.errors import Interrupted
 from tiny import write_tiny
+
+AT_WORK = 40 << 20
+"""Bytes that a command holds soon after its own first line ran, and before torch is there."""
 
 
 @pytest.fixture(scope="module")
@@ -174,9 +179,11 @@ def test_a_picture_can_go_to_standard_output(model: str) -> None:
 def test_ctrl_c_stops_after_the_step_and_leaves_nothing(model: str) -> None:
     command = [sys.executable, "-m", "sanakit", "generate", "a tree", "--model", model]
     process = subprocess.Popen([*command, "--steps", "1000", "-n", "1000"], stderr=subprocess.PIPE)
-    time.sleep(0.5)
-    # Early signals meet an interpreter that is still importing; both ways must end with 130.
     deadline = time.monotonic() + 60
+    # Before that much is in memory it is Python's own start that a signal would meet.
+    memory = psutil.Process(process.pid).memory_info
+    while memory().rss < AT_WORK and time.monotonic() < deadline:
+        time.sleep(0.01)
     while process.poll() is None and time.monotonic() < deadline:
         process.send_signal(signal.SIGINT)
         time.sleep(1.0)
@@ -184,6 +191,19 @@ def test_ctrl_c_stops_after_the_step_and_leaves_nothing(model: str) -> None:
     assert process.returncode == 130, err
     assert b"Traceback" not in err
     assert os.listdir() == []
+
+
+def test_ctrl_c_while_the_command_is_imported_is_as_quiet(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sanakit.cli.main.main", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        entry.run()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "stopped; nothing was written\n"
 
 
 def test_the_stop_flag_ends_the_run_at_the_next_step() -> None:
