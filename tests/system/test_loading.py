@@ -366,3 +366,12 @@ def test_the_published_names_are_public() -> None:
     for name in ("SanaTransformer2DModel", "AutoencoderDC", "BitsAndBytesConfig", "TorchAoConfig"):
         assert name in sanakit.__all__
         assert getattr(sanakit, name).__name__ == name
+
+
+def test_a_dtype_is_refused_before_anything_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetched(*_: object, **__: object) -> Path:
+        raise AssertionError("asked for the files")
+
+    monkeypatch.setattr("sanakit.pipeline.components.loading.resolve_model", fetched)
+    with pytest.raises(ConfigError, match="overflows in float16"):
+        SanaPipeline.from_pretrained("sana-1.6b-4k", torch_dtype=torch.float16)

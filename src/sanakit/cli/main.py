@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import typer
 
 from sanakit.cli import convert, data, decode, generate, info, models, train
@@ -27,6 +29,10 @@ app.add_typer(models.app, name="models")
 
 def main() -> None:
     """Entry point of the console script."""
+    # What torchao says of itself when transformers finds it: builds that it lacks, and nothing here
+    # uses. The package, unlike the command, leaves logging alone.
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     app()
 
 

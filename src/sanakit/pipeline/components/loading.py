@@ -83,8 +83,10 @@ def load_components(
     given = {part: value for part, value in components.items() if value is not None}
     _check_names("components", given, PARTS)
     recipes = _by_component(quantization, given)
-    folder = resolve_model(name_or_folder, variant=variant, revision=revision, offline=offline)
     checkpoint = find_checkpoint(str(name_or_folder))
+    # Before gigabytes are fetched for a request that will be refused.
+    resolve_dtypes(checkpoint, dtype, allow_unsafe=allow_unsafe_dtype)
+    folder = resolve_model(name_or_folder, variant=variant, revision=revision, offline=offline)
     index = read_json(folder / INDEX)
     habits = _habits(folder, index, given.get("scheduler"))
     adopted: TextEncoder | None = None
