@@ -282,6 +282,16 @@ def test_a_picture_of_one_colour_is_said_to_be_one(
     assert f"the colour ({colour}, {colour}, {colour})" in said[0]
 
 
+def test_the_command_lines_core_says_it_too() -> None:
+    made = tiny_checkpoint("sana-1.6b")
+    last = made.autoencoder.decoder.conv_out.conv
+    torch.nn.init.zeros_(last.weight)
+    torch.nn.init.constant_(last.bias, 9.0)
+    request = GenerateRequest(prompt="a red apple", num_steps=1, height=64, width=64)
+    _, said = heard(lambda: torch.from_numpy(Pipeline(made).generate(request).pictures[0].pixels))
+    assert "the colour (255, 255, 255)" in said[0]
+
+
 @pytest.mark.parametrize("part", ["transformer", "text_encoder", "vae"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
 def test_weights_that_are_no_numbers_are_an_error_in_every_dtype(part: str, value: float) -> None:
