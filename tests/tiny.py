@@ -28,6 +28,20 @@ AUTOENCODER = AutoencoderConfig(
     decoder_qkv_multiscales=((),) * 5 + ((5,),),
     scaling_factor=0.5,
 )
+DEEP_AUTOENCODER = AutoencoderConfig(
+    attention_head_dim=8,
+    encoder_block_types=("ResBlock", "ResBlock", "EfficientViTBlock"),
+    decoder_block_types=("ResBlock", "ResBlock", "EfficientViTBlock"),
+    latent_channels=8,
+    encoder_block_out_channels=(8, 16, 32),
+    decoder_block_out_channels=(8, 16, 32),
+    encoder_layers_per_block=(0, 1, 2),
+    decoder_layers_per_block=(0, 2, 1),
+    encoder_qkv_multiscales=((), (), (5,)),
+    decoder_qkv_multiscales=((), (), (3, 5)),
+    decoder_norm_types=("batch_norm", "batch_norm", "rms_norm"),
+    decoder_act_fns=("relu", "relu", "silu"),
+)
 TRANSFORMER = TransformerConfig(
     in_channels=4,
     out_channels=4,

@@ -11,33 +11,23 @@ from diffusers import AutoencoderDC
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.config import AUTOENCODERS, AutoencoderConfig, config_to_dict
 from sanakit.nn.multiscale_attention import linear_form, quadratic_form
+from tiny import DEEP_AUTOENCODER
 
-DEEP = AutoencoderConfig(
-    attention_head_dim=8,
-    encoder_block_types=("ResBlock", "ResBlock", "EfficientViTBlock"),
-    decoder_block_types=("ResBlock", "ResBlock", "EfficientViTBlock"),
-    latent_channels=8,
-    encoder_block_out_channels=(8, 16, 32),
-    decoder_block_out_channels=(8, 16, 32),
-    encoder_layers_per_block=(0, 1, 2),
-    decoder_layers_per_block=(0, 2, 1),
-    encoder_qkv_multiscales=((), (), (5,)),
-    decoder_qkv_multiscales=((), (), (3, 5)),
-    decoder_norm_types=("batch_norm", "batch_norm", "rms_norm"),
-    decoder_act_fns=("relu", "relu", "silu"),
-)
 CONFIGS = {
     "tiny": AUTOENCODERS["tiny"],
-    "first stage empty, shuffles, batch norm": DEEP,
+    "first stage empty, shuffles, batch norm": DEEP_AUTOENCODER,
     "strided conv, interpolate": replace(
-        DEEP,
+        DEEP_AUTOENCODER,
         encoder_layers_per_block=(1, 1, 1),
         decoder_layers_per_block=(1, 1, 1),
         downsample_block_type="conv",
         upsample_block_type="interpolate",
     ),
     "no shortcuts, silu": replace(
-        DEEP, encoder_out_shortcut=False, decoder_in_shortcut=False, decoder_conv_act_fn="silu"
+        DEEP_AUTOENCODER,
+        encoder_out_shortcut=False,
+        decoder_in_shortcut=False,
+        decoder_conv_act_fn="silu",
     ),
 }
 

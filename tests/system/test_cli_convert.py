@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoModel
 from typer.testing import CliRunner
 
+from command_line import sanakit
 from native_files import native_autoencoder, native_transformer
 from sanakit.cli.main import app
 from sanakit.models.config import TRANSFORMERS, config_to_dict
@@ -33,13 +34,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-
-def sanakit(*arguments: object, code: int = 0) -> tuple[str, str]:
-    result = CliRunner().invoke(app, [str(each) for each in arguments])
-    assert result.exit_code == code, (result.output, result.exception)
-    assert "Traceback" not in result.output
-    return result.stdout, result.stderr
 
 
 def write_native_file(name: str, *, branch: int = 0, **changes: object) -> dict[str, Tensor]:

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from typer.testing import CliRunner
 
-from sanakit.cli.main import app
+from command_line import sanakit
 from sanakit.pipeline import decoding
 from sanakit.pipeline.generate import Pipeline
 from sanakit.pipeline.latents_file import Origin, read_latents, write_latents
@@ -29,13 +28,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(autouse=True)
 def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-
-def sanakit(*arguments: str, code: int = 0) -> tuple[str, str]:
-    result = CliRunner().invoke(app, list(arguments))
-    assert result.exit_code == code, (result.output, result.exception)
-    assert "Traceback" not in result.output
-    return result.stdout, result.stderr
 
 
 def test_a_run_without_memory_is_finished_by_the_command_its_error_names(

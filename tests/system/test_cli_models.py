@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+import command_line
 from sanakit.cli.main import app
 from sanakit.weights.pins import repository_folder
 from stand_in_hub import StandInHub, pipeline_files, serving
@@ -29,11 +30,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandInHub]
         yield server
 
 
-def sanakit(*arguments: str, code: int = 0) -> tuple[str, str]:
-    result = CliRunner().invoke(app, ["models", *arguments])
-    assert result.exit_code == code, (result.output, result.exception)
-    assert "Traceback" not in result.output
-    return result.stdout, result.stderr
+def sanakit(*arguments: object, code: int = 0) -> tuple[str, str]:
+    return command_line.sanakit("models", *arguments, code=code)
 
 
 def listed(*arguments: str) -> dict[str, dict[str, object]]:

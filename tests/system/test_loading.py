@@ -375,3 +375,40 @@ def test_a_dtype_is_refused_before_anything_is_fetched(monkeypatch: pytest.Monke
     monkeypatch.setattr("sanakit.pipeline.components.loading.resolve_model", fetched)
     with pytest.raises(ConfigError, match="overflows in float16"):
         SanaPipeline.from_pretrained("sana-1.6b-4k", torch_dtype=torch.float16)
+
+
+def test_a_pipeline_is_cast_as_it_would_be_loaded(folder: Path) -> None:
+    pipe = SanaPipeline.from_pretrained(folder)
+    assert pipe.to(torch.float16) is pipe
+    found = [next(part.parameters()).dtype for part in (pipe.transformer, pipe.text_encoder)]
+    assert found == [torch.float16, torch.bfloat16]
+    assert pipe.vae.dtype == torch.bfloat16
+    pipe.to("cpu", dtype=torch.float32)
+    assert pipe.transformer.dtype == pipe.vae.dtype == torch.float32
+    assert pipe.transformer.device == torch.device("cpu")
+    quantised = SanaPipeline.from_pretrained(folder, quantization_config="int8")
+    with pytest.raises(ConfigError, match="is quantised, its dtype cannot be changed"):
+        quantised.to(torch.bfloat16)
+
+
+def test_what_published_code_writes_is_taken_and_its_opposite_refused(
+    tmp_path: Path, folder: Path
+) -> None:
+    pipe = SanaPipeline.from_pretrained(folder, low_cpu_mem_usage=True)
+    pipe.save_pretrained(tmp_path / "m", safe_serialization=True)
+    for save in (pipe.save_pretrained, pipe.vae.save_pretrained):
+        with pytest.raises(ConfigError, match="safe_serialization=False would write pickles"):
+            save(tmp_path / "n", safe_serialization=False)
+    assert not (tmp_path / "n").exists()
+    for load in (SanaPipeline.from_pretrained, SanaTransformer2DModel.from_pretrained):
+        with pytest.raises(ConfigError, match="low_cpu_mem_usage=False"):
+            load(folder, low_cpu_mem_usage=False)
+    output = pipe("a tree", height=64, width=64, num_inference_steps=1, output_type="latent")
+    assert output[0] is output["images"] is output.images
+    assert pipe._callback_tensor_inputs == ["latents", "prompt_embeds", "negative_prompt_embeds"]
+    assert not pipe.vae.use_tiling
+    assert not pipe.vae.use_slicing
+    pipe.vae.enable_tiling()
+    pipe.vae.enable_slicing()
+    assert pipe.vae.use_tiling
+    assert pipe.vae.use_slicing

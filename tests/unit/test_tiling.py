@@ -17,20 +17,15 @@ from sanakit.models.config import AUTOENCODERS, AutoencoderConfig
 from sanakit.models.tiling import WHOLE, Attend, Tiling, blended, segments
 from sanakit.pipeline.generate import Pipeline
 from sanakit.pipeline.request import GenerateRequest
+from tiny import DEEP_AUTOENCODER
 
-DEEP = AutoencoderConfig(
+THIN = (4, 8, 8)
+DEEP = replace(
+    DEEP_AUTOENCODER,
     attention_head_dim=4,
-    encoder_block_types=("ResBlock", "ResBlock", "EfficientViTBlock"),
-    decoder_block_types=("ResBlock", "ResBlock", "EfficientViTBlock"),
     latent_channels=4,
-    encoder_block_out_channels=(4, 8, 8),
-    decoder_block_out_channels=(4, 8, 8),
-    encoder_layers_per_block=(0, 1, 2),
-    decoder_layers_per_block=(0, 2, 1),
-    encoder_qkv_multiscales=((), (), (5,)),
-    decoder_qkv_multiscales=((), (), (3, 5)),
-    decoder_norm_types=("batch_norm", "batch_norm", "rms_norm"),
-    decoder_act_fns=("relu", "relu", "silu"),
+    encoder_block_out_channels=THIN,
+    decoder_block_out_channels=THIN,
 )
 CONFIGS = {
     "first stage empty, shuffles, batch norm": DEEP,

@@ -313,37 +313,12 @@ class SanaPipeline(PipelineFace, LoraMethods):
             ConfigError: for a size, count or combination of arguments that cannot be drawn.
             NumericsError: for a number that is not finite, naming component and step.
         """
-        return self._draw(
-            Call(
-                prompt=prompt,
-                negative_prompt=negative_prompt,
-                num_inference_steps=num_inference_steps,
-                timesteps=timesteps,
-                sigmas=sigmas,
-                guidance_scale=guidance_scale,
-                num_images_per_prompt=num_images_per_prompt,
-                height=height,
-                width=width,
-                eta=eta,
-                generator=generator,
-                latents=latents,
-                prompt_embeds=prompt_embeds,
-                prompt_attention_mask=prompt_attention_mask,
-                negative_prompt_embeds=negative_prompt_embeds,
-                negative_prompt_attention_mask=negative_prompt_attention_mask,
-                output_type=output_type,
-                return_dict=return_dict,
-                clean_caption=clean_caption,
-                use_resolution_binning=use_resolution_binning,
-                attention_kwargs=attention_kwargs,
-                callback_on_step_end=callback_on_step_end,
-                callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
-                max_sequence_length=max_sequence_length,
-                complex_human_instruction=complex_human_instruction,
-                compat=compat or self.compat,
-            )
-        )
+        return self._draw(locals())
 
-    def _draw(self, call: Call) -> SanaPipelineOutput | tuple[Any]:
+    def _draw(self, arguments: dict[str, Any], **more: Any) -> SanaPipelineOutput | tuple[Any]:
+        """Draw from all that a ``__call__`` was given: its names are those of `Call`."""
+        arguments = {name: value for name, value in arguments.items() if name != "self"}
+        arguments["compat"] = arguments["compat"] or self.compat
+        call = Call(**arguments, **more)
         images = draw(self, call)
         return SanaPipelineOutput(images=images) if call.return_dict else (images,)

@@ -250,10 +250,21 @@ class UniPCMultistepScheduler(Scheduler):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlowMatchEulerDiscreteScheduler(Scheduler):
-    """Euler's method: first order, one evaluation a step."""
+class _FlowMatch(Scheduler):
+    """Schedulers that publish the flow shift as ``shift``."""
 
     shift: float = 1.0
+
+    @property
+    def flow_shift(self) -> float:
+        """The same as ``shift``."""
+        return self.shift
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowMatchEulerDiscreteScheduler(_FlowMatch):
+    """Euler's method: first order, one evaluation a step."""
+
     use_dynamic_shifting: bool = False
     invert_sigmas: bool = False
     shift_terminal: float | None = None
@@ -267,27 +278,15 @@ class FlowMatchEulerDiscreteScheduler(Scheduler):
         """Euler's step. (S5)."""
         return Solver(euler_step, flow_euler_sigmas, False)
 
-    @property
-    def flow_shift(self) -> float:
-        """The same as ``shift``."""
-        return self.shift
-
 
 @dataclass(frozen=True, kw_only=True)
-class FlowMatchHeunDiscreteScheduler(Scheduler):
+class FlowMatchHeunDiscreteScheduler(_FlowMatch):
     """Heun's method: second order, two evaluations a step."""
-
-    shift: float = 1.0
 
     @property
     def solver(self) -> Solver:
         """Heun's step. (S6)."""
         return Solver(heun_step, flow_euler_sigmas, False)
-
-    @property
-    def flow_shift(self) -> float:
-        """The same as ``shift``."""
-        return self.shift
 
 
 CLASSES: Mapping[str, type[Scheduler]] = MappingProxyType(
