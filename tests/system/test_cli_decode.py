@@ -66,6 +66,17 @@ def test_tiles_give_the_same_picture_and_json_says_what_was_done(model: str) -> 
     assert abs(difference).max() <= 1
 
 
+def test_the_dtype_that_is_asked_for_decodes(model: str) -> None:
+    write_latents(Path("x.safetensors"), torch.randn(1, 4, 4, 4), Origin(model=model))
+    pixels = {}
+    for dtype in ("float32", "bfloat16"):
+        sanakit("decode", "x.safetensors", "--dtype", dtype, "-q")
+        with Image.open("out.png") as image:
+            pixels[dtype] = np.asarray(image).astype(int)
+    difference = np.abs(pixels["float32"] - pixels["bfloat16"])
+    assert 0 < difference.max() <= 8  # three bits of eight are lost on the way
+
+
 def test_several_latents_give_numbered_files(model: str) -> None:
     write_latents(Path("x.safetensors"), torch.randn(2, 4, 2, 2), Origin(model=model))
     assert sanakit("decode", "x.safetensors")[0] == "out-0.png\nout-1.png\n"

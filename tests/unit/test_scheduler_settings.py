@@ -201,6 +201,14 @@ def test_a_model_may_bring_any_scheduler(tmp_path: Path) -> None:
     assert UniPCMultistepScheduler.from_pretrained("glyph").flow_shift == 1.0
 
 
+def test_a_scheduler_that_was_swapped_in_is_saved_with_the_model(
+    pipe: SanaPipeline, tmp_path: Path
+) -> None:
+    pipe.scheduler = UniPCMultistepScheduler(flow_shift=2.5)
+    pipe.save_pretrained(tmp_path / "m")
+    assert SanaPipeline.from_pretrained(tmp_path / "m").scheduler == pipe.scheduler
+
+
 @pytest.mark.parametrize("name", NAMED)
 def test_swapping_the_scheduler_swaps_what_draws(name: str, pipe: SanaPipeline) -> None:
     core = Pipeline(pipe.core.components)
