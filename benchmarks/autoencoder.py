@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from sanakit import Pipeline
-from sanakit.data.pictures import GlyphPictures, compose
+from sanakit.data.glyph.pictures import GlyphPictures, compose
 from sanakit.train.autoencoder import psnr
 
 

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 
 from benchmarks.sheet import draw
 from sanakit import Pipeline
-from sanakit.data.pictures import GlyphPictures, compose
+from sanakit.data.glyph.pictures import GlyphPictures, compose
 from sanakit.shapes import Image
 
 SILHOUETTE = "silhouette"

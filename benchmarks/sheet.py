@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from sanakit import GenerateRequest, Pipeline
-from sanakit.data.pictures import GlyphPictures
+from sanakit.data.glyph.pictures import GlyphPictures
 
 LABEL = 34
 MARGIN = 8

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sanakit.data.pictures import PICTURES, RECORDS, SUMMARY, GlyphPictures, Record
+from sanakit.data.glyph.pictures import PICTURES, RECORDS, SUMMARY, GlyphPictures, Record
 
 COLOURS = ("Red", "green", "blue", "yellow")
 

@@ -19,7 +19,7 @@ from torch.testing import assert_close
 from typer.testing import CliRunner
 
 from sanakit.cli.main import app
-from sanakit.data.pictures import GlyphPictures
+from sanakit.data.glyph.pictures import GlyphPictures
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.train import state
 from sanakit.train.autoencoder import AutoencoderRecipe

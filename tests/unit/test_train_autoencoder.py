@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from sanakit.data.backgrounds import BACKGROUNDS
-from sanakit.data.pictures import GlyphPictures, compose
+from sanakit.data.glyph.backgrounds import BACKGROUNDS
+from sanakit.data.glyph.pictures import GlyphPictures, compose
 from sanakit.errors import ConfigError
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.autoencoder_blocks import ResBlock

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from sanakit.data.backgrounds import BACKGROUNDS
-from sanakit.data.pictures import GlyphPictures, compose
-from sanakit.data.split import PROTECTED
+from sanakit.data.glyph.backgrounds import BACKGROUNDS
+from sanakit.data.glyph.pictures import GlyphPictures, compose
+from sanakit.data.glyph.split import PROTECTED
 from sanakit.flow.noise_levels import logit_normal_levels
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.shapes import Latent, PerSample, Text, TextMask

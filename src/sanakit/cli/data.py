@@ -34,7 +34,7 @@ def build(
     with friendly_errors():
         if recipe != "glyph":
             raise ConfigError(f"no recipe {recipe!r}", hint="recipes: glyph")
-        from sanakit.data.glyph import build_glyph
+        from sanakit.data.glyph.build import build_glyph
 
         summary = build_glyph(out, packages=packages, size=size, workers=workers, report=typer.echo)
         typer.echo(f"{out}: {summary.pictures} pictures")

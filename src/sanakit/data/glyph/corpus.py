@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from itertools import cycle
 from pathlib import Path
 
-from sanakit.data.backgrounds import BACKGROUNDS, captioned
-from sanakit.data.packages import WORDNET
+from sanakit.data.glyph.backgrounds import BACKGROUNDS, captioned
+from sanakit.data.glyph.packages import WORDNET
 from sanakit.errors import DataError
 
 # The WordNet 3.1 database under Princeton's own licence.

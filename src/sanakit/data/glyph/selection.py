@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from sanakit.data.emoji import Emoji, EmojiTable, plain_name, squash
-from sanakit.data.iconify import Collection
-from sanakit.data.silhouettes import NOUNS, SHADES
+from sanakit.data.glyph.emoji import Emoji, EmojiTable, plain_name, squash
+from sanakit.data.glyph.iconify import Collection
+from sanakit.data.glyph.silhouettes import NOUNS, SHADES
 
 FLUENT_3D_SOURCE = "fluent-emoji-3d"
 

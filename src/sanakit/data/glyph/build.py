@@ -16,17 +16,17 @@ from typing import Any
 
 import numpy as np
 
-from sanakit.data.attribution import (
+from sanakit.data.glyph.attribution import (
     EMOJIBASE_CREDIT,
     FLUENT_3D_CREDIT,
     Credit,
     attribution_text,
     credit_of,
 )
-from sanakit.data.drawing import Drawing, Drawn, Report, draw_all, replacing
-from sanakit.data.emoji import EmojiTable, read_emoji
-from sanakit.data.iconify import Collection, read_collections
-from sanakit.data.packages import (
+from sanakit.data.glyph.drawing import Drawing, Drawn, Report, draw_all
+from sanakit.data.glyph.emoji import EmojiTable, read_emoji
+from sanakit.data.glyph.iconify import Collection, read_collections
+from sanakit.data.glyph.packages import (
     EMOJIBASE,
     FLUENT_3D,
     ICONIFY,
@@ -34,11 +34,12 @@ from sanakit.data.packages import (
     read_members,
     verify,
 )
-from sanakit.data.pictures import PICTURES, RECORDS, SUMMARY
-from sanakit.data.records import describe
-from sanakit.data.selection import FLUENT_3D_SOURCE, STYLES, Entry, select
-from sanakit.data.silhouettes import SETS
+from sanakit.data.glyph.pictures import PICTURES, RECORDS, SUMMARY
+from sanakit.data.glyph.records import describe
+from sanakit.data.glyph.selection import FLUENT_3D_SOURCE, STYLES, Entry, select
+from sanakit.data.glyph.silhouettes import SETS
 from sanakit.errors import ConfigError
+from sanakit.weights.atomic import replacing
 
 PICTURES_VERSION = 1  # raise it when the same settings would draw other pictures
 RECORDS_VERSION = 1  # raise it when the same pictures would get other records

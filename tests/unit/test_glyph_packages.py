@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sanakit.data.packages import Package, fetch, read_members, verify
+from sanakit.data.glyph.packages import Package, fetch, read_members, verify
 from sanakit.errors import DataError
 
 

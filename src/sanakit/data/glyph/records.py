@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from sanakit.data.captions import STYLE_WORDS, captions, painted_captions
-from sanakit.data.colours import dominant_colour, is_pale
-from sanakit.data.pictures import Record
-from sanakit.data.selection import Entry
-from sanakit.data.split import split_of
+from sanakit.data.glyph.captions import STYLE_WORDS, captions, painted_captions
+from sanakit.data.glyph.colours import dominant_colour, is_pale
+from sanakit.data.glyph.pictures import Record
+from sanakit.data.glyph.selection import Entry
+from sanakit.data.glyph.split import split_of
 
 _FACES = ("smileys & emotion", "people & body")  # nearly all yellow: the word would say nothing
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from sanakit.data.iconify import Icon, svg_text
+from sanakit.data.glyph.iconify import Icon, svg_text
 from sanakit.errors import DataError
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]  # H W 4, straight alpha

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from sanakit.data.emoji import Emoji, EmojiTable, canonical, plain_name, squash
-from sanakit.data.iconify import Collection, Icon
-from sanakit.data.selection import (
+from sanakit.data.glyph.emoji import Emoji, EmojiTable, canonical, plain_name, squash
+from sanakit.data.glyph.iconify import Collection, Icon
+from sanakit.data.glyph.selection import (
     MEDIUM,
     STYLES,
     TONE_WEIGHT,
@@ -14,7 +14,7 @@ from sanakit.data.selection import (
     select,
     wanted,
 )
-from sanakit.data.silhouettes import NOUNS, SHADES
+from sanakit.data.glyph.silhouettes import NOUNS, SHADES
 
 
 def emoji(name: str = "red apple", code: str = "1f34e", **changes: object) -> Emoji:

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from sanakit.data.backgrounds import BACKGROUNDS, captioned
-from sanakit.data.captions import (
+from sanakit.data.glyph.backgrounds import BACKGROUNDS, captioned
+from sanakit.data.glyph.captions import (
     STYLE_WORDS,
     article,
     bare,
@@ -16,10 +16,10 @@ from sanakit.data.captions import (
     painted_captions,
     phrase,
 )
-from sanakit.data.names import ALIASES, PHRASES
-from sanakit.data.selection import SILHOUETTE, STYLES
-from sanakit.data.silhouettes import NOUNS, SHADES
-from sanakit.data.split import HELD_PART, PROTECTED, fraction, split_of
+from sanakit.data.glyph.names import ALIASES, PHRASES
+from sanakit.data.glyph.selection import SILHOUETTE, STYLES
+from sanakit.data.glyph.silhouettes import NOUNS, SHADES
+from sanakit.data.glyph.split import HELD_PART, PROTECTED, fraction, split_of
 
 
 @pytest.mark.parametrize(

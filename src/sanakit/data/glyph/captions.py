@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from sanakit.data.colours import WORDS
-from sanakit.data.names import ALIASES, PHRASES
-from sanakit.data.split import fraction
+from sanakit.data.glyph.colours import WORDS
+from sanakit.data.glyph.names import ALIASES, PHRASES
+from sanakit.data.glyph.split import fraction
 
 STYLE_WORDS: Mapping[str, tuple[str, str]] = {
     "3d": ("glossy 3d emoji", "shiny 3d render"),

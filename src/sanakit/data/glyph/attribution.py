@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from sanakit.data.iconify import Collection
-from sanakit.data.packages import EMOJIBASE, FLUENT_3D, Package
+from sanakit.data.glyph.iconify import Collection
+from sanakit.data.glyph.packages import EMOJIBASE, FLUENT_3D, Package
 
 
 @dataclass(frozen=True, kw_only=True)

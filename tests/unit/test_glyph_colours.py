@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sanakit.data.colours import (
+from sanakit.data.glyph.colours import (
     UNNAMED,
     WORDS,
     colour_shares,
@@ -13,7 +13,7 @@ from sanakit.data.colours import (
     is_pale,
     name_pixels,
 )
-from sanakit.data.silhouettes import SHADES
+from sanakit.data.glyph.silhouettes import SHADES
 
 
 def rgb(text: str) -> np.ndarray:

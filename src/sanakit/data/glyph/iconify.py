@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sanakit.data.packages import read_members
+from sanakit.data.glyph.packages import read_members
 from sanakit.errors import DataError
 
 

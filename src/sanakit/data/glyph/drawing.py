@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 
-from sanakit.data.iconify import Icon
-from sanakit.data.rasterize import Pixels, load_renderer, render_icon, resize_picture
+from sanakit.data.glyph.iconify import Icon
+from sanakit.data.glyph.rasterize import Pixels, load_renderer, render_icon, resize_picture
 from sanakit.errors import DataError
+from sanakit.weights.atomic import replacing
 
 Report: TypeAlias = Callable[[str], None]
 REPORT_EVERY = 1000
@@ -40,17 +39,6 @@ class Drawn:
     kept: list[int]
     blank: list[str]
     failed: dict[str, str]
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside ``path`` that takes its place only if the block ends well."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _draw(task: tuple[Drawing, int]) -> Pixels | str | None:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from sanakit.data import corpus
-from sanakit.data.corpus import entry_text, read_captions, read_wordnet
+from sanakit.data.glyph import corpus
+from sanakit.data.glyph.corpus import entry_text, read_captions, read_wordnet
 from sanakit.errors import DataError
 
 # Lines in the format of wndb(5WN), with invented words.

@@ -1,0 +1,1 @@
+"""The recipe `glyph`: packages of permissively licensed art become captioned pictures."""
