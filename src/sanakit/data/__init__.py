@@ -1,1 +1,1 @@
-"""Pictures and captions become training sets."""
+"""Pictures and captions become training sets: read, checked, captioned, sharded, served."""

@@ -1,0 +1,155 @@
+"""The folder of a training set: which file of which stage is where, and its samples merged.
+
+    set.json                    the source, its units, format version
+    scan/UNIT.jsonl             samples that passed; UNIT.refused.jsonl those that did not
+    captions/NAME/UNIT.jsonl    captions that a model wrote: {"id", "text"}
+    scores/NAME/UNIT.jsonl      agreement of each caption: {"id", "scores": {captioner: number}}
+    shards/                     tar shards by bucket, index.json
+    latents/KEY/, text/KEY/     states of frozen networks, one file a shard
+    report/                     index.html and its pictures
+
+Every stage folder holds a mark for each finished unit (`data/stages.py`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sanakit.data.samples import Caption, Refusal, Sample, refusal_from, sample_from
+from sanakit.data.stages import read_mark
+from sanakit.errors import DataError
+from sanakit.weights.atomic import write_atomically
+
+FORMAT = 1
+SET = "set.json"
+SCAN, CAPTIONS, SCORES, SHARDS = "scan", "captions", "scores", "shards"
+LATENTS, TEXT, REPORT = "latents", "text", "report"
+REFUSED = ".refused.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSet:
+    """A training set on disk. ``source`` is the path it was read from, as the user gave it."""
+
+    folder: Path
+    source: str
+    units: tuple[str, ...]
+    settings: dict[str, Any]
+
+    @classmethod
+    def open(cls, folder: Path) -> TrainingSet:
+        """Open the set in a folder.
+
+        Raises:
+            DataError: the folder holds none, or one of another format.
+        """
+        path = folder / SET
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+            if value["format"] != FORMAT:
+                raise DataError(f"{path} has format {value['format']}, and this is {FORMAT}")
+            return cls(
+                folder=folder,
+                source=str(value["source"]),
+                units=tuple(value["units"]),
+                settings=dict(value["settings"]),
+            )
+        except FileNotFoundError as error:
+            raise DataError(
+                f"{folder} holds no training set: {SET} is missing",
+                hint=f"make one: sanakit data scan PICTURES --out {folder}",
+            ) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{path} is damaged ({error})", hint="run `sanakit data scan` again"
+            ) from error
+
+    def save(self) -> None:
+        """Write `set.json`."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        value = {
+            "format": FORMAT,
+            "source": self.source,
+            "units": list(self.units),
+            "settings": self.settings,
+        }
+        write_atomically(self.folder / SET, f"{json.dumps(value, indent=2)}\n".encode())
+
+    def scanned(self, unit: str) -> list[Sample]:
+        """The samples of a unit as the scan left them, with the captions of the source alone.
+
+        Raises:
+            DataError: the unit was not scanned, or its file is damaged.
+        """
+        return [sample_from(value) for value in self._lines(SCAN, unit)]
+
+    def refused(self, unit: str) -> list[Refusal]:
+        """What the scan kept out of a unit, and why."""
+        path = self.folder / SCAN / f"{unit}{REFUSED}"
+        return [refusal_from(value) for value in _read_lines(path)]
+
+    def makers(self, stage: str) -> list[str]:
+        """The names of the models that wrote captions or scores, in order of their names."""
+        folder = self.folder / stage
+        return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+    def samples(self, unit: str) -> list[Sample]:
+        """The samples of a unit with all captions, of the source and of models, and their scores.
+
+        A caption gets the mean of its scores where several models gave one.
+        """
+        samples = self.scanned(unit)
+        added: dict[str, list[Caption]] = {}
+        for captioner in self.makers(CAPTIONS):
+            for value in self._lines(f"{CAPTIONS}/{captioner}", unit, optional=True):
+                caption = Caption(text=value["text"], captioner=captioner)
+                added.setdefault(value["id"], []).append(caption)
+        scores: dict[tuple[str, str], list[float]] = {}
+        for scorer in self.makers(SCORES):
+            for value in self._lines(f"{SCORES}/{scorer}", unit, optional=True):
+                for captioner, score in value["scores"].items():
+                    scores.setdefault((value["id"], captioner), []).append(float(score))
+        return [
+            replace(
+                sample,
+                captions=tuple(
+                    _scored(caption, scores.get((sample.id, caption.captioner)))
+                    for caption in (*sample.captions, *added.get(sample.id, ()))
+                ),
+            )
+            for sample in samples
+        ]
+
+    def all_samples(self) -> Iterator[Sample]:
+        """The samples of all units, in order."""
+        for unit in self.units:
+            yield from self.samples(unit)
+
+    def _lines(self, stage: str, unit: str, *, optional: bool = False) -> list[dict[str, Any]]:
+        folder = self.folder / stage
+        if read_mark(folder, unit) is None:
+            if optional:
+                return []
+            raise DataError(
+                f"{folder}: unit {unit} is not finished",
+                hint="run `sanakit data scan` again: it goes on where it stopped",
+            )
+        return _read_lines(folder / f"{unit}.jsonl")
+
+
+def _scored(caption: Caption, scores: list[float] | None) -> Caption:
+    return replace(caption, score=sum(scores) / len(scores)) if scores else caption
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    try:
+        # Not splitlines(): captions may hold other characters that it takes for line ends.
+        return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path} is missing or damaged ({error})", hint="run the stage that made it again"
+        ) from error
