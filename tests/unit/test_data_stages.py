@@ -59,7 +59,7 @@ def listing(folder: Path) -> dict[str, str]:
     return {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
 
 
-def test_every_unit_has_its_files_and_a_mark_that_names_them_with_their_hashes(
+def test_every_unit_has_a_mark_that_names_its_files_with_their_hashes(
     tmp_path: Path,
 ) -> None:
     marks = run(Doubling(tmp_path))
@@ -109,7 +109,7 @@ def test_a_unit_that_is_not_whole_is_made_again(tmp_path: Path, harm: str) -> No
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_unit_that_fails_leaves_nothing_and_spares_the_finished_ones(
+def test_a_unit_that_fails_leaves_nothing_and_spares_finished_ones(
     tmp_path: Path, workers: int
 ) -> None:
     with pytest.raises(DataError, match="unit 00002 is broken"):
@@ -122,7 +122,7 @@ def test_a_unit_that_fails_leaves_nothing_and_spares_the_finished_ones(
     )
 
 
-def test_a_full_disk_is_an_error_that_says_so_and_leaves_no_part_of_the_unit(
+def test_a_full_disk_is_named_and_leaves_no_part_of_the_unit(
     tmp_path: Path,
 ) -> None:
     with pytest.raises(DataError, match="No space left") as raised:

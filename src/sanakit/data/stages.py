@@ -190,6 +190,8 @@ def run_stage(
 def _clear(folder: Path) -> None:
     for left in folder.glob(f"{_STAGING}*"):
         shutil.rmtree(left, ignore_errors=True)
+    for left in folder.glob(".*.tmp"):  # a mark that was being written
+        left.unlink(missing_ok=True)
 
 
 _opened: Stage | None = None
