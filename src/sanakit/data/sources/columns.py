@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sanakit.data.sources.captions import CaptionPolicy, caption_keys
-from sanakit.data.sources.names import PICTURES, ending, listed, safe_name
+from sanakit.data.samples import Caption
+from sanakit.data.sources.captions import CaptionPolicy, caption_keys, from_keys
+from sanakit.data.sources.names import PICTURES, ending, listed, safe_name, shown
 from sanakit.data.sources.rows import Rows
 from sanakit.errors import DataError
 
@@ -109,6 +110,22 @@ def named_file(root: Path, folder: str, value: Any) -> str:
         return name
     found = (f"{name}{end}" for end in sorted(PICTURES) if os.path.isfile(f"{base}/{name}{end}"))
     return next(found, name)
+
+
+def told(
+    tables: Sequence[tuple[Rows, Columns]], rows: Iterable[tuple[int, int]]
+) -> tuple[list[Caption], str, str]:
+    """What ``rows`` (number of the table, of the row) say: captions, licence and origin."""
+    found: list[Caption] = []
+    licence = origin = ""
+    for number, row_number in rows:
+        table, columns = tables[number]
+        row = next(table.rows(row_number, row_number + 1, columns.texts), "")
+        if isinstance(row, dict):
+            found += from_keys(row, columns.captions)
+            licence = licence or text_at(row, columns.licence)
+            origin = origin or text_at(row, columns.origin)
+    return found, shown(licence), shown(origin)
 
 
 def _first(wanted: Sequence[str], names: Sequence[str]) -> str:

@@ -17,19 +17,19 @@ def listed(text: str) -> tuple[str, ...]:
 
 # What Pillow may read.
 PICTURES = frozenset(listed(".png .jpg .jpeg .jpe .jfif .webp .bmp .tif .tiff .gif .avif"))
-# Seen among pictures and refused by name, so that a folder of a phone does not shrink silently.
+# Seen among pictures and refused by name, so that a phone's folder does not shrink silently.
 FOREIGN = frozenset(
     listed(
-        ".heic .heif .jxl .jp2 .svg .psd .raw .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf .pdf .mp4 .mov"
-        " .avi .mkv .webm .zip .tar .tgz .gz .7z .rar"
+        ".heic .heif .jxl .jp2 .svg .psd .raw .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf .pdf .mp4"
+        " .mov .avi .mkv .webm .zip .tar .tgz .gz .7z .rar"
     )
 )
 _DRIVE = re.compile(r"[A-Za-z]:")
 # A name that starts so was given by a device or a program; the others say nothing by themselves.
 _DEVICES = frozenset(
     listed(
-        "img dsc dscn dscf dcim pxl vid mvimg screenshot untitled unnamed download whatsapp snapchat"
-        " signal fb received"
+        "img dsc dscn dscf dcim pxl vid mvimg screenshot untitled unnamed download whatsapp"
+        " snapchat signal fb received"
     )
 )
 _EMPTY = frozenset(
@@ -100,7 +100,8 @@ def path_inside(root: Path, name: str) -> Path:
     real = os.path.realpath(os.path.join(base, safe_name(name)))
     if os.path.commonpath([base, real]) != base or real == base:
         raise DataError(
-            f"unsafe name: {shown(name)} leads out of {root}", hint="copy the file into the folder"
+            f"unsafe name: {shown(name)} is a link that leads out of {root}",
+            hint=f"make a copy with the files themselves: cp -rL {root} COPY",
         )
     return Path(real)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from sanakit.data.samples import Place, Refusal, Sample
-from sanakit.data.sources.captions import CaptionPolicy, from_keys
-from sanakit.data.sources.columns import Columns, named_file, recognise, text_at
-from sanakit.data.sources.names import shown, without_ending
+from sanakit.data.sources.captions import CaptionPolicy
+from sanakit.data.sources.columns import Columns, named_file, recognise, told
+from sanakit.data.sources.names import path_inside, shown, without_ending
 from sanakit.data.sources.rows import Rows, open_rows
 from sanakit.data.sources.source import (
     DUPLICATE,
@@ -58,6 +58,7 @@ class TableSource:
         self._unit_size, self._licence = unit_size, licence
         self._tables: list[tuple[Rows, Columns]] = []
         for file in files:
+            path_inside(root, file)  # a list of files may be hostile
             rows = open_rows(root / file)
             if len(rows):
                 self._tables.append((rows, recognise(rows, captions)))
@@ -87,20 +88,12 @@ class TableSource:
             if isinstance(entry, Refusal):
                 yield entry
                 continue
-            found = []
-            licence = origin = ""
-            for number, row_number in entry.rows:
-                rows, columns = self._tables[number]
-                row = next(rows.rows(row_number, row_number + 1, columns.texts), {})
-                if isinstance(row, dict):
-                    found += from_keys(row, columns.captions)
-                    licence = licence or text_at(row, columns.licence)
-                    origin = origin or text_at(row, columns.origin)
+            found, licence, origin = told(self._tables, entry.rows)
             sample = Sample(
                 id=entry.id,
                 place=entry.place,
-                licence=shown(licence) or self._licence,
-                source=shown(origin) or self.root.name,
+                licence=licence or self._licence,
+                source=origin or self.root.name,
             )
             yield from self._captions.applied(sample, found)
 
