@@ -21,7 +21,16 @@ def captions_of(folder: Path, policy: CaptionPolicy | None = None) -> dict[str, 
 
 
 def test_a_folder_gives_its_pictures_in_order_of_their_paths(tmp_path: Path) -> None:
-    names = ["b.PNG", "a.jpeg", "deep/er/c.webp", "deep/d.GIF", "e.avif", "f.tiff", "g.bmp", "h.jpg"]
+    names = [
+        "b.PNG",
+        "a.jpeg",
+        "deep/er/c.webp",
+        "deep/d.GIF",
+        "e.avif",
+        "f.tiff",
+        "g.bmp",
+        "h.jpg",
+    ]
     fill(tmp_path, {name: png(number) for number, name in enumerate(names)})
     source = open_source(tmp_path, licence="CC0-1.0")
     found = samples(source)
@@ -94,7 +103,10 @@ def test_a_table_in_the_folder_gives_captions_by_file_name(
     fill(tmp_path, {"in/a.png": png(), "b.png": png(1), table[0]: table[1]})
     source = open_source(tmp_path)
     assert source.kind == "folder"
-    assert {id: texts(s) for id, s in samples(source).items()} == {"in/a": {"original": "A"}, "b": {}}
+    assert {id: texts(s) for id, s in samples(source).items()} == {
+        "in/a": {"original": "A"},
+        "b": {},
+    }
     assert refusals(source) == []
 
 
@@ -208,7 +220,9 @@ def test_units_cut_the_same_listing_and_know_when_it_changes(tmp_path: Path) -> 
     assert before == [again.made_from(unit) for unit in again.units()]
     os.utime(tmp_path / "3.txt", ns=(1, 1))
     changed = open_source(tmp_path, unit_size=3)
-    same = [changed.made_from(unit) == old for unit, old in zip(source.units(), before, strict=True)]
+    same = [
+        changed.made_from(unit) == old for unit, old in zip(source.units(), before, strict=True)
+    ]
     assert same == [True, False, True]
     other = open_source(tmp_path, unit_size=3, licence="MIT")
     assert other.made_from("00000") != before[0]
@@ -254,7 +268,9 @@ def test_links_and_names_that_lead_out_are_refused(tmp_path: Path) -> None:
 
 def test_what_cannot_be_opened_says_what_was_seen_and_what_would_work(tmp_path: Path) -> None:
     fill(tmp_path, {"videos/a.mp4": b"", "videos/b.mp4": b"", "videos/n.txt": "x"})
-    fill(tmp_path, {"set/set.json": "{}", "set/scan/x": "", "one.png": png(), "x.zip": b"", "y": b""})
+    fill(
+        tmp_path, {"set/set.json": "{}", "set/scan/x": "", "one.png": png(), "x.zip": b"", "y": b""}
+    )
     fill(tmp_path, {"rows/captions.csv": "url,text\nhttp://x,y\n", "list.csv": "a.png,a cat\n"})
     (tmp_path / "empty").mkdir()
     for name, message, hint in [

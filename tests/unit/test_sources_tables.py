@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ def test_columns_of_captions_are_recognised_and_can_be_chosen(tmp_path: Path) ->
     }
     assert captions_of(path, CaptionPolicy(columns=("notes",))) == {"a": {"notes": "no"}}
     assert samples(open_source(path))["a"].source == "http://x"
-    with pytest.raises(DataError, match="no column 'captoin_llava'.*\n.*mean 'caption_llava'"):
+    with pytest.raises(DataError, match=r"no column 'captoin_llava'.*\n.*mean 'caption_llava'"):
         captions_of(path, CaptionPolicy(columns=("captoin_llava",)))
 
 
@@ -218,7 +219,7 @@ def test_rows_without_a_picture_and_rows_that_point_outside_cannot_be_read(tmp_p
     places = [sample.place for sample in samples(source).values()]
     assert read_place(source.root, places[0]) == png(3)
     for place in places[1:]:
-        with pytest.raises(DataError, match="unsafe name|holds no picture"):
+        with pytest.raises(DataError, match=r"unsafe name|holds no picture"):
             read_place(source.root, place)
     with pytest.raises(DataError, match="no row 99"):
         read_place(source.root, Place(kind="row", file="t.parquet", start=99, column="image"))
@@ -273,7 +274,7 @@ def test_a_saved_dataset_that_names_files_elsewhere_is_refused(tmp_path: Path) -
 @pytest.mark.parametrize("name", ["t.parquet", "t.arrow", "t.json", "t.jsonl", "t.csv"])
 def test_a_damaged_table_is_one_error(tmp_path: Path, name: str) -> None:
     fill(tmp_path, {name: b"\x89nonsense\0" * 20})
-    with pytest.raises(DataError, match=str(tmp_path / name)):
+    with pytest.raises(DataError, match=re.escape(str(tmp_path / name))):
         open_source(tmp_path / name)
 
 

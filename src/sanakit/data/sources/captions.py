@@ -32,6 +32,7 @@ _FACTS = frozenset(
         " id uid sha256 md5 phash width height original_width original_height version status"
         " error_message exif licence license source source_url origin author credit format mode"
         " size hash date created time datetime make model captioner score weight"
+        " sanakit"
     )
 )
 

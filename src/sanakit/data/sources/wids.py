@@ -92,13 +92,14 @@ class WidsSource(TarSource):
         for name in self.files_about(shard):
             notes = _external(self.root, name, file_state(self.root / name))[0].get(key)
             for kind, note in notes.items() if isinstance(notes, Mapping) else ():
-                score = number_in(note)
+                score = _score(note)
                 if score is not None:
                     scores[kind] = score
                 elif isinstance(note, str) and self._wants(kind):
-                    unknown = ORIGINAL if kind == PROMPT else kind
-                    captioner = found[kind].captioner if kind in found else unknown
-                    found[kind] = Caption(text=note, captioner=captioner)
+                    unknown = Caption(text="", captioner=ORIGINAL if kind == PROMPT else kind)
+                    before = found.get(kind, unknown)
+                    if before.text != note:  # the score of another text says nothing of this one
+                        found[kind] = replace(before, text=note, score=None)
         return [
             replace(caption, score=scores.get(kind, caption.score))
             for kind, caption in found.items()
@@ -140,18 +141,21 @@ def captions_by_kind(value: Any, policy: CaptionPolicy) -> dict[str, Caption]:
     if not isinstance(value, Mapping):
         return {}
     own = value.get("sanakit")
-    found = captions_in(own.get("captions"), ORIGINAL) if isinstance(own, Mapping) else []
-    if not found:
+    if not isinstance(own, Mapping):
         found = from_keys(value, caption_keys(value, policy, all_texts=True))
-        own = None
+    else:
+        found = captions_in(own.get("captions"), ORIGINAL)
     kinds: dict[str, Caption] = {}
     for caption in found:
-        is_prompt = not kinds and (own is not None or caption.captioner == ORIGINAL)
+        is_prompt = not kinds and (isinstance(own, Mapping) or caption.captioner == ORIGINAL)
         kind, number = PROMPT if is_prompt else caption.captioner, 1
         while kind in kinds:
             number += 1
             kind = f"{caption.captioner}-{number}"
         kinds[kind] = caption
+    if isinstance(own, Mapping) and policy.columns:
+        chosen = set(policy.columns)
+        return {kind: c for kind, c in kinds.items() if chosen & {kind, c.captioner}}
     return kinds
 
 
@@ -201,6 +205,14 @@ def write_wids(
     name = shards.resolve().parent.name
     _write(shards / META, {"name": name, "__kind__": KIND, "wids_version": 1, "shardlist": listed})
     return [*written, shards / META]
+
+
+def _score(note: Any) -> float | None:
+    """The number of a score file, which may be written as text."""
+    try:
+        return number_in(float(note) if isinstance(note, str) else note)
+    except ValueError:
+        return None
 
 
 def _indexed(shards: Path) -> list[tuple[str, int, int]]:
