@@ -68,6 +68,12 @@ def test_hostile_names_are_refused(root: Path, name: str, kind: str) -> None:
         read_place(root, Place(kind=kind, file=name, length=2))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("name", ["pipe", "in"])
+def test_what_is_no_regular_file_is_not_opened_for_reading(root: Path, name: str) -> None:
+    with pytest.raises(DataError, match="is not a regular file"):
+        read_place(root, Place(kind="file", file=name))
+
+
 PARTS = st.sampled_from(
     ["..", ".", "", "/", "\\", "in", "a", "b", "out", "up", "folder", "secret", "fine", "\0", "C:"]
 )

@@ -172,7 +172,7 @@ def test_external_files_add_captions_and_scores_to_their_own_tar(tmp_path: Path)
         "a-1_VILA.json": {"k": {"VILA": "V", "Intern": "I2"}},
         "a-1_clip.json": {"k": {"prompt": 20, "VILA": "30.5", "Intern": 28.5, "gone": 1}},
         "a-10_clip.json": {"k": {"prompt": 7.5}},
-        "a-1.keys.json": {"k": {"prompt": 99}},
+        "a-1.keys.json": {"k": {"ours": "no caption"}},
     }
     fill(tmp_path, {name: json.dumps(note) for name, note in notes.items()})
     nvlabs(tmp_path, [{"url": f"{s}.tar", "nsamples": 1, "filesize": 1} for s in ("a-1", "a-10")])
