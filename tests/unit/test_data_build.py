@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from sanakit.data.buckets import bucket_table, fitted, nearest
-from sanakit.data.build import BuildShards, BuildSummary, build_shards
+from sanakit.data.build import BuildSummary, build_shards
+from sanakit.data.build_stage import BuildShards
 from sanakit.data.samples import Caption, Refusal
 from sanakit.data.shard_plan import BuildSettings, bucket_of
 from sanakit.data.shards import read_index, read_keys, read_span
@@ -55,7 +56,6 @@ def build(training_set: TrainingSet, workers: int = 1, **changes: Any) -> BuildS
     options = {key: changes.pop(key) for key in ("max_bad",) if key in changes}
     return build_shards(
         training_set,
-        Path(training_set.source),
         settings(**changes),
         engine=LocalEngine(workers=workers),
         report=lambda line: None,
