@@ -137,8 +137,8 @@ def last_settings(training_set: TrainingSet) -> BuildSettings | None:
 
 def _write_plan(folder: Path, plan: ShardPlan, settings: BuildSettings) -> None:
     (folder / PLAN).mkdir(parents=True, exist_ok=True)
-    clear_leftovers(folder / PLAN)
-    clear_leftovers(folder)
+    for at in (folder / PLAN, folder):
+        clear_leftovers(at)
     for unit, lines in plan.shards.items():
         _write_if_other(plan_path(folder, unit), b"".join(lines))
     text = json.dumps(asdict(settings), indent=1)

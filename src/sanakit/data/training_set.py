@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from sanakit.data.samples import Caption, Refusal, Sample, refusal_from, sample_from
-from sanakit.data.stages import read_mark
+from sanakit.data.stages import clear_leftovers, read_mark
 from sanakit.errors import DataError
 from sanakit.weights.atomic import write_atomically
 
@@ -72,8 +72,9 @@ class TrainingSet:
             ) from error
 
     def save(self) -> None:
-        """Write `set.json`."""
+        """Write `set.json`, and clear away what a killed process was writing beside it."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        clear_leftovers(self.folder)
         value = {
             "format": FORMAT,
             "source": self.source,
