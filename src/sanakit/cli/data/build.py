@@ -1,4 +1,4 @@
-"""`sanakit data`: build the training sets that recipes name."""
+"""`sanakit data build`: make the training sets that recipes name."""
 
 from __future__ import annotations
 
@@ -10,15 +10,7 @@ import typer
 from sanakit.cli.errors import friendly_errors
 from sanakit.errors import ConfigError
 
-app = typer.Typer(help="Build training sets.", no_args_is_help=True)
 
-
-@app.callback()
-def _group() -> None:
-    """Build training sets."""
-
-
-@app.command()
 def build(
     recipe: Annotated[str, typer.Argument(help="Recipe; there is one: glyph.")] = "glyph",
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to build in.")] = Path(
