@@ -107,12 +107,20 @@ def is_cut_short(data: bytes, kind: str) -> bool:
         return len(data) < 54 or int.from_bytes(data[2:6], "little") > len(data)
     if kind == "avif":
         return _boxes_end(data) > len(data)
-    return len(data) < 26  # tiff: the decoder has to say
+    return kind == "tiff" and _tiff_end(data) > len(data)
 
 
 def jpeg_scans(data: bytes) -> int:
     """How many scans a JPEG has, or more: markers of scans inside metadata count too."""
     return data.count(b"\xff\xda")
+
+
+def jpeg_has_end(data: bytes) -> bool:
+    """Whether an end mark follows the first scan.
+
+    Decoders take the zeros that fill the rest of a broken download for pixels, and are content.
+    """
+    return data.find(b"\xff\xd9", max(0, data.find(b"\xff\xda"))) >= 0
 
 
 class PngError(Exception):
@@ -249,6 +257,34 @@ def _boxes_end(data: bytes) -> int:
             return len(data)  # 0: as far as the file goes; others: not for us to judge
         position += length
     return position
+
+
+def _tiff_end(data: bytes) -> int:
+    """Where the last thing ends that the first directory names: itself, its values, its strips."""
+    order = "<" if data[:2] == b"II" else ">"
+    sizes = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}
+    ends = [26]  # the shortest file with a directory of one entry
+    strips: dict[int, tuple[int, ...]] = {}
+    try:
+        (start,) = struct.unpack_from(f"{order}I", data, 4)
+        (entries,) = struct.unpack_from(f"{order}H", data, start)
+        for number in range(entries):
+            at = start + 2 + 12 * number
+            tag, kind, count, place = struct.unpack_from(f"{order}HHII", data, at)
+            length = sizes.get(kind, 1) * count
+            ends.append(place + length if length > 4 else at + 12)
+            if tag in (273, 279, 324, 325) and kind in (3, 4) and ends[-1] <= len(data):
+                letter = "H" if kind == 3 else "I"
+                values = struct.unpack_from(
+                    f"{order}{count}{letter}", data, place if length > 4 else at + 8
+                )
+                strips[tag] = values
+    except struct.error:
+        return len(data) + 1
+    for offsets, lengths in ((273, 279), (324, 325)):
+        pairs = zip(strips.get(offsets, ()), strips.get(lengths, ()), strict=False)
+        ends += [offset + length for offset, length in pairs]
+    return max(ends)
 
 
 def _container(brand: bytes) -> str:

@@ -145,8 +145,11 @@ def decoded_image(
         except headers.PngError as error:
             reason = "truncated" if error.cut_short else "damaged"
             raise BadPicture(reason, str(error)) from error
-    if kind == "jpeg" and (scans := headers.jpeg_scans(data)) > _MOST_SCANS:
-        raise BadPicture("damaged", f"{scans} scans in one JPEG")
+    if kind == "jpeg":
+        if (scans := headers.jpeg_scans(data)) > _MOST_SCANS:
+            raise BadPicture("damaged", f"{scans} scans in one JPEG")
+        if not headers.jpeg_has_end(data):
+            raise BadPicture("truncated", "no end mark (EOI)")
     try:
         with _pillow_keeps_quiet():
             image = _DECODERS[kind](io.BytesIO(data))
