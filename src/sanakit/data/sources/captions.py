@@ -32,6 +32,7 @@ _FACTS = frozenset(
         " id uid sha256 md5 phash width height original_width original_height version status"
         " error_message exif licence license source source_url origin author credit format mode"
         " size hash date created time datetime make model captioner score weight"
+        " sanakit"
     )
 )
 
@@ -211,17 +212,18 @@ def captions_in(value: Any, captioner: str) -> list[Caption]:
             if isinstance(text, str)
         ]
     author = value.get("captioner") or value.get("model")
-    weight = _number(value.get("weight"))
+    weight = number_in(value.get("weight"))
     return [
         Caption(
             text=text,
             captioner=author if isinstance(author, str) else captioner,
-            score=_number(value.get("score")),
+            score=number_in(value.get("score")),
             weight=1.0 if weight is None or weight < 0 else weight,
         )
     ]
 
 
-def _number(value: Any) -> float | None:
+def number_in(value: Any) -> float | None:
+    """A finite number of JSON, None for anything else."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return float(value) if is_number and math.isfinite(value) else None

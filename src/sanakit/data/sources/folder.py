@@ -34,6 +34,7 @@ from sanakit.data.stages import fingerprint
 from sanakit.errors import DataError
 
 LIST = "meta_data.json"
+LARGEST_LIST = 1 << 30
 _TEXTS = (".txt", ".caption", ".json")
 _TABLE_NAMES = frozenset(("metadata", "captions", "caption", "prompts", "labels", "meta_cap"))
 _REPEATS = re.compile(r"\d{1,3}_(.*\w.*)")  # kohya's folders: repeats, then words for what it holds
@@ -126,7 +127,6 @@ class FolderSource:
 
     def _pictures(self, listing: Listing, entries: list[Picture | Refusal]) -> dict[str, Picture]:
         pictures: dict[str, Picture] = {}
-        refused = {refusal.id for refusal in listing.refusals}
         for folder, names in listing.folders.items():
             texts: dict[str, list[str]] = {}
             for name in names:
@@ -134,7 +134,7 @@ class FolderSource:
                     texts.setdefault(without_ending(name), []).append(join(folder, name))
             for name in names:
                 file = join(folder, name)
-                if ending(name) not in PICTURES or file in refused:
+                if ending(name) not in PICTURES:
                     continue
                 stem = without_ending(name)
                 id = without_ending(file)
@@ -220,6 +220,3 @@ class FolderSource:
             words = " ".join(repeated[1].replace("_", " ").split())
             return [Caption(text=words, captioner=FOLDER_NAME)]
         return [Caption(text=words_of(picture.file), captioner=FILE_NAME)] if self._bare else []
-
-
-LARGEST_LIST = 1 << 30

@@ -98,9 +98,10 @@ def path_inside(root: Path, name: str) -> Path:
     """
     base = os.path.realpath(root)
     real = os.path.realpath(os.path.join(base, safe_name(name)))
-    if os.path.commonpath([base, real]) != base or real == base:
+    if os.path.commonpath([base, real]) != base:
         raise DataError(
-            f"unsafe name: {shown(name)} leads out of {root}", hint="copy the file into the folder"
+            f"unsafe name: {shown(name)} is a link that leads out of {root}",
+            hint=f"make a copy with the files themselves: cp -rL {root} COPY",
         )
     return Path(real)
 

@@ -60,13 +60,21 @@ class _Lines:
         self._file.seek(start)
         self.at = start
 
-    def __iter__(self) -> Iterator[str]:
-        with self._file:
-            for line in self._file:
-                text = line.decode("utf-8", "surrogateescape")
-                text = text.removeprefix("\ufeff") if self.at == 0 else text
-                self.at += len(line)
-                yield text
+    def __enter__(self) -> _Lines:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._file.close()
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._file)
+        text = line.decode("utf-8", "surrogateescape")
+        text = text.removeprefix("\ufeff") if self.at == 0 else text
+        self.at += len(line)
+        return text
 
 
 class CsvRows:
@@ -76,47 +84,46 @@ class CsvRows:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        lines = _Lines(path)
-        texts = iter(lines)
-        first = next(texts, "")
-        self._delimiter = max("\t;,", key=first.count)
         self._starts = array("Q")
-        # Rows are counted by the reader, as line ends inside quotes belong to a value.
-        header = next(self._reader(iter([first])), [])
-        self.columns = tuple(name.strip() for name in header if isinstance(name, str))
-        if any(ending(name) in PICTURES for name in self.columns):
-            raise DataError(
-                f"{path}: the first line names a picture, and should name the columns",
-                hint="put a line before it, like: file_name,text",
-            )
-        end = lines.at
-        for row in self._reader(texts):
-            if row:
-                self._starts.append(end)
+        with _Lines(path) as lines:
+            first = next(lines, "")
+            self._delimiter = max(",;\t", key=first.count)
+            header = next(self._reader(iter([first])), [])
+            self.columns = tuple(name.strip() for name in header if isinstance(name, str))
+            if any(ending(name) in PICTURES for name in self.columns):
+                raise DataError(
+                    f"{path}: the first line names a picture, and should name the columns",
+                    hint="put a line before it, like: file_name,text",
+                )
+            # Rows are counted by the reader, as line ends inside quotes belong to a value.
             end = lines.at
+            for row in self._reader(lines):
+                if row:
+                    self._starts.append(end)
+                end = lines.at
 
     def __len__(self) -> int:
         return len(self._starts)
 
     def rows(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[dict[str, Any] | str]:
         """As :class:`Rows`."""
-        stop = min(stop, len(self))
-        if start >= stop:
+        left = min(stop, len(self)) - start
+        if left <= 0:
             return
-        left = stop - start
-        for row in self._reader(iter(_Lines(self.path, self._starts[start]))):
-            if not row:
-                continue
-            if isinstance(row, str):
-                yield row
-            elif len(row) > len(self.columns):
-                yield f"{len(row)} values for {len(self.columns)} columns: is a quote missing?"
-            else:
-                pairs = zip(self.columns, row, strict=False)  # a short row lacks its last columns
-                yield {name: value for name, value in pairs if name in columns}
-            left -= 1
-            if not left:
-                return
+        with _Lines(self.path, self._starts[start]) as lines:
+            for row in self._reader(lines):
+                if not row:
+                    continue
+                if isinstance(row, str):
+                    yield row
+                elif len(row) > len(self.columns):
+                    yield f"{len(row)} values for {len(self.columns)} columns: is a quote missing?"
+                else:
+                    pairs = zip(self.columns, row, strict=False)  # a short row lacks its last ones
+                    yield {name: value for name, value in pairs if name in columns}
+                left -= 1
+                if not left:
+                    return
 
     def _reader(self, lines: Iterator[str]) -> Iterator[list[str] | str]:
         reader = csv.reader(lines, delimiter=self._delimiter)
@@ -137,16 +144,16 @@ class JsonlRows:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._starts = array("Q")
-        lines = _Lines(path)
         keys: dict[str, None] = {}
         start = 0
-        for line in lines:
-            if line.strip():
-                self._starts.append(start)
-                if len(self._starts) <= PROBED:
-                    row = _json_row(line)
-                    keys.update(dict.fromkeys(row if isinstance(row, dict) else ()))
-            start = lines.at
+        with _Lines(path) as lines:
+            for line in lines:
+                if line.strip():
+                    self._starts.append(start)
+                    if len(self._starts) <= PROBED:
+                        row = _json_row(line)
+                        keys.update(dict.fromkeys(row if isinstance(row, dict) else ()))
+                start = lines.at
         self.columns = tuple(keys)
 
     def __len__(self) -> int:
@@ -157,13 +164,14 @@ class JsonlRows:
         left = min(stop, len(self)) - start
         if left <= 0:
             return
-        for line in _Lines(self.path, self._starts[start]):
-            if line.strip():
-                row = _json_row(line)
-                yield row if isinstance(row, str) else _only(row, columns)
-                left -= 1
-            if not left:
-                return
+        with _Lines(self.path, self._starts[start]) as lines:
+            for line in lines:
+                if line.strip():
+                    row = _json_row(line)
+                    yield row if isinstance(row, str) else _only(row, columns)
+                    left -= 1
+                if not left:
+                    return
 
 
 class JsonRows:

@@ -10,7 +10,7 @@ from typing import Any
 from sanakit.data.samples import Place, Refusal, Sample
 from sanakit.data.sources.captions import CaptionPolicy
 from sanakit.data.sources.columns import Columns, named_file, recognise, told
-from sanakit.data.sources.names import shown, without_ending
+from sanakit.data.sources.names import path_inside, shown, without_ending
 from sanakit.data.sources.rows import Rows, open_rows
 from sanakit.data.sources.source import (
     DUPLICATE,
@@ -25,10 +25,10 @@ from sanakit.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One picture of a table: its id, where it is, the rows that speak of it."""
+    """One picture of a table: its id, the file it is or is in, the rows that speak of it."""
 
     id: str
-    place: Place
+    file: str
     rows: tuple[tuple[int, int], ...]  # number of the table, number of the row
 
 
@@ -54,13 +54,16 @@ class TableSource:
         licence: str,
     ) -> None:
         self.root, self.kind = root, kind
-        self._files, self._captions = list(files), captions
+        self._captions, self._several = captions, len(files) > 1
+        self._files: list[str] = []  # of the tables that have rows
         self._unit_size, self._licence = unit_size, licence
         self._tables: list[tuple[Rows, Columns]] = []
         for file in files:
+            path_inside(root, file)  # a list of files may be hostile
             rows = open_rows(root / file)
             if len(rows):
                 self._tables.append((rows, recognise(rows, captions)))
+                self._files.append(file)
         self._entries = list(self._found())
         if not self._entries:
             raise DataError(f"{root / files[0]} has no rows")
@@ -73,11 +76,13 @@ class TableSource:
     def made_from(self, unit: str) -> str:
         """Hash the tables' and the named pictures' sizes and times, and the settings."""
         if unit not in self._made_from:
-            places = {entry.place.file for entry in self._unit(unit) if isinstance(entry, Entry)}
-            files = sorted({*places, *self._files})
+            entries = [entry for entry in self._unit(unit) if isinstance(entry, Entry)]
+            tables = {number for entry in entries for number, _ in entry.rows}
+            files = {entry.file for entry in entries} | {self._files[number] for number in tables}
             self._made_from[unit] = fingerprint(
                 [self.kind, unit, self._unit_size, self._licence, asdict(self._captions)],
-                [(file, *file_state(self.root / file)) for file in files],
+                [(file, *file_state(self.root / file)) for file in sorted(files)],
+                [asdict(entry) for entry in self._unit(unit) if isinstance(entry, Refusal)],
             )
         return self._made_from[unit]
 
@@ -90,7 +95,7 @@ class TableSource:
             found, licence, origin = told(self._tables, entry.rows)
             sample = Sample(
                 id=entry.id,
-                place=entry.place,
+                place=self._place(entry),
                 licence=licence or self._licence,
                 source=origin or self.root.name,
             )
@@ -103,47 +108,48 @@ class TableSource:
     def _found(self) -> Iterator[Entry | Refusal]:
         """All entries, in order of their first rows; ids are looked at, captions are not."""
         seen: dict[str, Entry] = {}
-        entries: list[Entry | Refusal | str] = []
+        order: list[Refusal | str] = []
         for number, (rows, columns) in enumerate(self._tables):
-            file = rows.path.relative_to(self.root).as_posix()
+            table = self._files[number]
             wanted = (columns.id,) if columns.has_bytes else (columns.picture,)
             for row_number, row in enumerate(rows.rows(0, len(rows), wanted)):
-                name = f"{file} row {row_number}"
-                if isinstance(row, str):
-                    entries.append(Refusal(id=name, reason=UNREADABLE, detail=row))
+                try:
+                    entry = self._entry(number, row_number, row)
+                except DataError as error:
+                    reason = UNSAFE if error.message.startswith(UNSAFE) else UNREADABLE
+                    name = f"{table} row {row_number}"
+                    order.append(Refusal(id=name, reason=reason, detail=error.message))
                     continue
-                rows_of = ((number, row_number),)
-                if columns.has_bytes:
-                    place = Place(kind="row", file=file, start=row_number, column=columns.picture)
-                    entry = Entry(
-                        self._row_id(file, row_number, row.get(columns.id)), place, rows_of
-                    )
-                else:
-                    try:
-                        path = named_file(self.root, _folder_of(file), row.get(columns.picture))
-                    except DataError as error:
-                        reason = UNSAFE if error.message.startswith(UNSAFE) else UNREADABLE
-                        entries.append(Refusal(id=name, reason=reason, detail=error.message))
-                        continue
-                    entry = Entry(without_ending(path), Place(kind="file", file=path), rows_of)
                 first = seen.get(entry.id)
                 if first is None:
                     seen[entry.id] = entry
-                    entries.append(entry.id)
-                elif not columns.has_bytes and first.place == entry.place:
-                    seen[entry.id] = Entry(entry.id, entry.place, first.rows + rows_of)
+                    order.append(entry.id)
+                elif first.file == entry.file and not columns.has_bytes:
+                    seen[entry.id] = Entry(entry.id, entry.file, first.rows + entry.rows)
                 else:
-                    entries.append(
-                        Refusal(id=entry.id, reason=DUPLICATE, detail=f"{name}: the id was there")
-                    )
-        yield from (seen[entry] if isinstance(entry, str) else entry for entry in entries)
+                    detail = f"{table} row {row_number}: an earlier row has the same id"
+                    order.append(Refusal(id=entry.id, reason=DUPLICATE, detail=detail))
+        yield from (seen[entry] if isinstance(entry, str) else entry for entry in order)
+
+    def _entry(self, number: int, row_number: int, row: dict[str, Any] | str) -> Entry:
+        if isinstance(row, str):
+            raise DataError(row)
+        table, columns = self._files[number], self._tables[number][1]
+        rows = ((number, row_number),)
+        if columns.has_bytes:
+            return Entry(self._row_id(table, row_number, row.get(columns.id)), table, rows)
+        file = named_file(self.root, table.rpartition("/")[0], row.get(columns.picture))
+        return Entry(without_ending(file), file, rows)
+
+    def _place(self, entry: Entry) -> Place:
+        number, row_number = entry.rows[0]
+        columns = self._tables[number][1]
+        if columns.has_bytes:
+            return Place(kind="row", file=entry.file, start=row_number, column=columns.picture)
+        return Place(kind="file", file=entry.file)
 
     def _row_id(self, file: str, row_number: int, given: Any) -> str:
         if isinstance(given, (str, int)) and not isinstance(given, bool) and str(given).strip():
             return shown(str(given).strip())
-        prefix = f"{without_ending(file)}/" if len(self._files) > 1 else ""
+        prefix = f"{without_ending(file)}/" if self._several else ""
         return f"{prefix}{row_number:07d}"
-
-
-def _folder_of(file: str) -> str:
-    return file.rpartition("/")[0]
