@@ -164,6 +164,23 @@ def test_stats_writes_the_report_again_with_as_many_pictures_as_asked(here: Path
     assert "holds no training set" in sanakit("data", "stats", "my-pictures", code=2)[1]
 
 
+def test_ctrl_c_says_that_the_same_command_goes_on(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+
+        def interrupted(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr("sanakit.data.build_stage.BuildShards.process", interrupted)
+        _, err = build("my-pictures", "--out", "my-set", "--resolution", 64, code=130)
+    assert err == (
+        "error: stopped; what is finished stays\nhint: the same command goes on from there\n"
+    )
+    assert not list((here / "my-set" / "shards").glob(".*"))
+    assert "6 pictures" in build("my-pictures", "--out", "my-set")[0]
+
+
 def test_building_needs_no_torch_so_its_processes_start_at_once(here: Path) -> None:
     code = (
         "import sys\nfrom sanakit.cli.main import main\n"

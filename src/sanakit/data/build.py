@@ -19,6 +19,7 @@ from sanakit.data.pictures import DecodeLimits
 from sanakit.data.samples import Refusal, refusal_from, to_line
 from sanakit.data.shard_plan import BuildSettings, ShardPlan, bucket_of, plan_shards
 from sanakit.data.shards import INDEX, TAR, Index, ShardFile
+from sanakit.data.sources.wids import META, write_wids
 from sanakit.data.stages import (
     MARK,
     Engine,
@@ -35,7 +36,6 @@ from sanakit.weights.atomic import write_atomically
 
 SETTINGS = "settings.json"
 LEFT_OUT = "left-out.jsonl"
-WIDS = "wids-meta.json"
 _OF_UNIT = re.compile(r"(\d+x\d+-\d{5,})\D")
 
 
@@ -104,7 +104,8 @@ def build_shards(
         )
     _write_manifest(training_set, (*plan.left_out, *lost))
     index = _index(settings, marks)
-    _write_if_other(folder / INDEX, index.to_bytes())
+    if _write_if_other(folder / INDEX, index.to_bytes()) or not (folder / META).exists():
+        write_wids(folder)
     totals = Counter[str]()
     for mark in marks.values():
         totals.update({name: count for name, count in mark.stats.items() if name != "captioners"})
@@ -161,7 +162,7 @@ def _prepare(stage: BuildShards, plan: ShardPlan) -> None:
     stale = [path for path, match in found.items() if match and match[1] not in whole]
     if stale or len(whole) < len(plan.shards):
         (folder / INDEX).unlink(missing_ok=True)
-        (folder / WIDS).unlink(missing_ok=True)
+        (folder / META).unlink(missing_ok=True)
     # Marks before the files that they vouch for.
     for path in sorted(stale, key=lambda path: not path.name.endswith(MARK)):
         path.unlink()
@@ -201,6 +202,8 @@ def _refused(folder: Path, unit: str) -> list[Refusal]:
     return [refusal_from(value) for value in read_lines(path)] if path.exists() else []
 
 
-def _write_if_other(path: Path, data: bytes) -> None:
-    if not path.exists() or path.read_bytes() != data:
-        write_atomically(path, data)
+def _write_if_other(path: Path, data: bytes) -> bool:
+    if path.exists() and path.read_bytes() == data:
+        return False
+    write_atomically(path, data)
+    return True

@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import secrets
 import shutil
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -210,6 +211,8 @@ def _end_with_parent() -> None:
 
 def _open_here(stage: Stage) -> None:
     global _opened  # a pool's initializer has no other way to leave something for its process
+    # Ctrl-C reaches all processes of a terminal; the main one says so and stops the others.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     stage.open()
     _opened = stage

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sanakit.cli.errors import friendly_errors
-from sanakit.errors import ConfigError
+from sanakit.errors import ConfigError, Interrupted
 
 if TYPE_CHECKING:
     from sanakit.data.build import BuildSummary
@@ -146,7 +148,7 @@ def build(
         resolution=resolution, buckets=buckets, store=store, min_side=min_side,
         shard_samples=shard_samples, seed=seed, max_bad=max_bad, engine=engine,
     )  # fmt: skip
-    with friendly_errors():
+    with friendly_errors(), _going_on_later():
         if target == GLYPH:
             options = given.only(*_OF_GLYPH, what="the recipe glyph")
             _build_glyph(DEFAULT_FOLDER / GLYPH if out is None else out, workers, **options)
@@ -162,6 +164,16 @@ def build(
             options = given.only(*_OF_PICTURES, *_OF_SHARDS, "engine", what="pictures")
             source = Path(target)
             _build_pictures(source, out or DEFAULT_FOLDER / source.resolve().stem, options, workers)
+
+
+@contextmanager
+def _going_on_later() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(
+            "stopped; what is finished stays", hint="the same command goes on from there"
+        ) from None
 
 
 def _build_glyph(out: Path, workers: int, packages: Path | None = None, size: int = 128) -> None:
