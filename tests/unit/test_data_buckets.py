@@ -10,6 +10,7 @@ from sanakit.data.buckets import bucket_table, fit, fitted, nearest
 from sanakit.errors import ConfigError
 from sanakit.pipeline.aspect_ratios import TABLES
 
+TABLES_AT_1024 = [(height // 2, width // 2) for height, width in TABLES[64].values()]
 SIDES = st.integers(1, 5000)
 
 
@@ -56,6 +57,12 @@ def test_any_resolution_has_buckets_of_multiples_of_32_by_their_own_ratios(
         assert height % 32 == width % 32 == 0
         assert min(height, width) >= 32
         assert height / width == pytest.approx(key, abs=0.02)
+    if kind != "square":
+        scaled = [(h * resolution / 1024, w * resolution / 1024) for h, w in TABLES_AT_1024]
+        for size in table.values():
+            off = [max(abs(a - b) for a, b in zip(size, one, strict=True)) for one in scaled]
+            # Rounded to the nearest; below 32 there is nothing to round to.
+            assert min(off) <= 16 or min(size) == 32
 
 
 def test_square_has_one_bucket() -> None:
@@ -152,3 +159,12 @@ def test_it_is_the_whole_picture_scaled_and_then_cut(
 def test_a_strip_of_a_thousand_to_one_costs_no_more_than_its_bucket() -> None:
     strip = np.zeros((5, 5000, 3), np.uint8)
     assert fitted(strip, (2048, 512)).shape == (2048, 512, 3)
+
+
+@pytest.mark.parametrize(
+    ("side", "filter_"), [(96, Image.Resampling.LANCZOS), (20, Image.Resampling.BICUBIC)]
+)
+def test_shrinking_is_lanczos_and_enlarging_bicubic(side: int, filter_: Image.Resampling) -> None:
+    noise = np.random.default_rng(2).integers(0, 256, (side, side, 3), np.uint8)
+    expected = np.asarray(Image.fromarray(noise).resize((32, 32), filter_))
+    np.testing.assert_array_equal(fitted(noise, (32, 32)), expected)

@@ -39,8 +39,7 @@ table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.25rem .
 border-bottom:1px solid var(--line);vertical-align:top;overflow-wrap:anywhere}
 th{font-weight:500;color:var(--faint)}.n{text-align:right;white-space:nowrap}
 svg{width:100%;max-width:640px;height:auto;display:block}svg rect{fill:var(--fill)}
-svg text{font:11px system-ui,sans-serif;fill:var(--ink)}svg .name{text-anchor:end}
-svg .mid{text-anchor:middle}svg line{stroke:var(--line)}
+svg text{font:11px system-ui,sans-serif;fill:var(--ink)}svg line{stroke:var(--line)}
 .sheet{display:flex;flex-wrap:wrap;gap:1rem .8rem}
 figure{margin:0;width:150px}figure img{max-width:100%;display:block}
 figcaption{font-size:.8rem;overflow-wrap:anywhere;margin-top:.3rem}
@@ -212,7 +211,7 @@ def _left_out(facts: Facts) -> str:
     if facts.left_out:
         parts.append(bars([(one.reason, one.count) for one in facts.left_out], label="left out"))
         parts.append(_examples(facts.left_out))
-        parts.append("<p>All of them: shards/left-out.jsonl, scan/*.refused.jsonl</p>")
+        parts.append("<p>All of them: shards/left-out.jsonl; before a build, quarantine.jsonl</p>")
     else:
         parts.append("<p>Nothing.</p>")
     if facts.remarks:

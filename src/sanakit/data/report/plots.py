@@ -8,6 +8,7 @@ from html import escape
 
 WIDTH = 640
 _BAR, _GAP, _LABELS, _VALUES = 18, 6, 130, 70
+_FILL = "#4a6fa5"
 _TALL, _AXIS, _WIDEST = 150, 22, 56
 
 
@@ -20,7 +21,9 @@ def bars(rows: Sequence[tuple[str, int]], *, label: str) -> str:
         top = number * (_BAR + _GAP)
         length = (WIDTH - _LABELS - _VALUES) * count / most
         middle = top + _BAR * 0.72
-        parts.append(f'<text x="{_LABELS - 8}" y="{middle:.1f}" class="name">{escape(name)}</text>')
+        parts.append(
+            f'<text x="{_LABELS - 8}" y="{middle:.1f}" text-anchor="end">{escape(name)}</text>'
+        )
         parts.append(_bar(_LABELS, top, max(1.0, length), _BAR, f"{name}: {count:,}"))
         parts.append(f'<text x="{_LABELS + length + 6:.1f}" y="{middle:.1f}">{count:,}</text>')
     return "".join((*parts, "</svg>"))
@@ -41,12 +44,16 @@ def histogram(bins: Sequence[tuple[str, int]], *, label: str) -> str:
             parts.append(_bar(left + 1, top, width - 2, max(1.0, tall), title))
         centre = left + width / 2
         if count == most:
-            parts.append(f'<text x="{centre:.1f}" y="{top - 4:.1f}" class="mid">{count:,}</text>')
+            parts.append(
+                f'<text x="{centre:.1f}" y="{top - 4:.1f}" text-anchor="middle">{count:,}</text>'
+            )
         if number % every == 0:
             text = escape(name)
-            parts.append(f'<text x="{centre:.1f}" y="{_TALL + 30}" class="mid">{text}</text>')
+            parts.append(
+                f'<text x="{centre:.1f}" y="{_TALL + 30}" text-anchor="middle">{text}</text>'
+            )
     end = width * len(bins)
-    parts.append(f'<line x1="0" x2="{end:.1f}" y1="{14 + _TALL}" y2="{14 + _TALL}"/>')
+    parts.append(f'<line stroke="gray" x1="0" x2="{end:.1f}" y1="{14 + _TALL}" y2="{14 + _TALL}"/>')
     return "".join((*parts, "</svg>"))
 
 
@@ -81,12 +88,13 @@ def _round_step(step: float, *, whole: bool) -> float:
 def _open(height: int, label: str) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
-        f'role="img" aria-label="{escape(label)}">'
+        f'role="img" aria-label="{escape(label)}" font-size="11">'
     )
 
 
 def _bar(left: float, top: float, width: float, height: float, title: str) -> str:
     return (
-        f'<rect x="{left:.1f}" y="{top:.1f}" width="{width:.1f}" height="{height:.1f}" rx="1.5">'
+        f'<rect x="{left:.1f}" y="{top:.1f}" width="{width:.1f}" height="{height:.1f}" '
+        f'rx="1.5" fill="{_FILL}">'
         f"<title>{escape(title)}</title></rect>"
     )
