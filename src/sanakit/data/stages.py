@@ -169,7 +169,7 @@ def run_stage(
         DataError: the disk refuses, or what the stage itself raises.
     """
     stage.folder.mkdir(parents=True, exist_ok=True)
-    _clear(stage.folder)
+    clear_leftovers(stage.folder)
     marks: dict[str, Mark] = {}
     for unit in units:
         mark = read_mark(stage.folder, unit)
@@ -184,11 +184,12 @@ def run_stage(
             marks[mark.unit] = mark
             report(f"{stage.folder}: {len(marks)} of {len(units)} units")
     finally:
-        _clear(stage.folder)  # of processes that were stopped because another one failed
+        clear_leftovers(stage.folder)  # of processes that were stopped because another one failed
     return {unit: marks[unit] for unit in units}
 
 
-def _clear(folder: Path) -> None:
+def clear_leftovers(folder: Path) -> None:
+    """Remove what processes that were killed left half written in a folder."""
     for left in folder.glob(f"{_STAGING}*"):
         shutil.rmtree(left, ignore_errors=True)
     for left in folder.glob(".*.tmp"):  # a mark that was being written

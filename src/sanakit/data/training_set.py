@@ -90,7 +90,7 @@ class TrainingSet:
     def refused(self, unit: str) -> list[Refusal]:
         """What the scan kept out of a unit, and why."""
         path = self.folder / SCAN / f"{unit}{REFUSED}"
-        return [refusal_from(value) for value in _read_lines(path)]
+        return [refusal_from(value) for value in read_lines(path)]
 
     def makers(self, stage: str) -> list[str]:
         """The names of the models that wrote captions or scores, in order of their names."""
@@ -138,14 +138,19 @@ class TrainingSet:
                 f"{folder}: unit {unit} is not finished",
                 hint="run `sanakit data scan` again: it goes on where it stopped",
             )
-        return _read_lines(folder / f"{unit}.jsonl")
+        return read_lines(folder / f"{unit}.jsonl")
 
 
 def _scored(caption: Caption, scores: list[float] | None) -> Caption:
     return replace(caption, score=sum(scores) / len(scores)) if scores else caption
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON values of a file, one a line.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
     try:
         # Not splitlines(): captions may hold other characters that it takes for line ends.
         return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
