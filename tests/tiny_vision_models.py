@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoTokenizer,
     BlipConfig,
@@ -133,9 +134,12 @@ def write_blip(folder: Path) -> Path:
 
 
 def write_clip(folder: Path) -> Path:
-    """CLIP with texts of at most 16 tokens."""
+    """CLIP with texts of at most 16 tokens, of which the end says what they are."""
     torch.manual_seed(0)
     tokenizer = _tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<bos> $A <eos>", special_tokens=[("<bos>", 2), ("<eos>", 1)]
+    )
     config = CLIPConfig(
         text_config={**_text(tokenizer), "max_position_embeddings": 16, "projection_dim": 16},
         vision_config={"image_size": SIDE, "patch_size": PATCH, "projection_dim": 16, **LAYERS},

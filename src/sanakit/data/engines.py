@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from sanakit.data.ray_engine import RayEngine
+from sanakit.data.ray_engine import RayEngine, running_ray
 from sanakit.data.stages import Engine, LocalEngine
 from sanakit.errors import ConfigError
 
@@ -26,3 +28,18 @@ def engine_named(name: str, workers: int = 1) -> Engine:
     if workers < 1:
         raise ConfigError(f"--workers {workers} must be at least 1")
     return RayEngine(workers=workers) if name == "ray" else LocalEngine(workers=workers)
+
+
+@contextmanager
+def running_engine(name: str, workers: int = 1) -> Iterator[Engine]:
+    """The same for several stages in a row: Ray starts once.
+
+    Raises:
+        ConfigError: as there, or Ray is not installed.
+    """
+    engine = engine_named(name, workers)
+    if isinstance(engine, RayEngine):
+        with running_ray(workers):
+            yield engine
+    else:
+        yield engine

@@ -46,19 +46,22 @@ class RayEngine:
         """
         if not units:
             return
-        ray = _imported()
-        with _running(ray, self.workers):
-            rows = iter(self._rows(ray, stage, units))
-            while True:
+        with running_ray(self.workers) as ray, _quiet(ray):
+            done = iter(self._done(ray, stage, units))
+            try:
+                while True:
+                    with _silenced():
+                        batch = next(done, None)
+                    if batch is None:
+                        return
+                    if batch["error"][0]:
+                        raise pickle.loads(batch["error"][0])
+                    yield _checked(stage, Mark(**pickle.loads(batch["mark"][0])))
+            finally:
                 with _silenced():
-                    row = next(rows, None)
-                if row is None:
-                    return
-                if row["error"]:
-                    raise pickle.loads(row["error"])
-                yield _checked(stage, Mark(**pickle.loads(row["mark"])))
+                    done.close()  # or the other units go on after an error, and outlive Ray
 
-    def _rows(self, ray: Any, stage: Stage, units: Sequence[str]) -> Any:
+    def _done(self, ray: Any, stage: Stage, units: Sequence[str]) -> Any:
         gpus = int(str(getattr(stage, "device", "cpu")).startswith("cuda"))
         found = ray.cluster_resources()
         if gpus > found.get("GPU", 0):
@@ -77,7 +80,39 @@ class RayEngine:
                 num_cpus=1,
                 num_gpus=gpus,
                 fn_constructor_args=(pickle.dumps(stage),),
-            ).iter_rows()
+            ).iter_batches(batch_size=1, prefetch_batches=0)
+
+
+@contextmanager
+def running_ray(workers: int) -> Iterator[Any]:
+    """Give the module ``ray``, started if it was not, and then stopped at the end.
+
+    Raises:
+        ConfigError: Ray is not installed, or the cluster of ``RAY_ADDRESS`` does not answer.
+    """
+    ray = _imported()
+    started = not ray.is_initialized()
+    if started:
+        address = os.environ.get(ADDRESS)
+        local = {"num_cpus": max(workers, os.cpu_count() or 1), "include_dashboard": False}
+        try:
+            with _silenced(), _without_stderr():
+                ray.init(
+                    address=address or "local",
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    **({} if address else local),
+                )
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise ConfigError(
+                f"Ray does not start ({str(error).strip().splitlines()[0]})",
+                hint=f"{ADDRESS} is {address!r}" if address else "try --engine local",
+            ) from error
+    try:
+        yield ray
+    finally:
+        if started:
+            ray.shutdown()
 
 
 class _Worker:
@@ -126,28 +161,30 @@ def _imported() -> Any:
 
 
 @contextmanager
-def _running(ray: Any, workers: int) -> Iterator[None]:
-    started = not ray.is_initialized()
+def _quiet(ray: Any) -> Iterator[None]:
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with _silenced():
-        if started:
-            address = os.environ.get(ADDRESS)
-            local = {"num_cpus": max(workers, os.cpu_count() or 1), "include_dashboard": False}
-            ray.init(
-                address=address or "local",
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                **({} if address else local),
-            )
         context = ray.data.DataContext.get_current()
-        shown, context.enable_progress_bars = context.enable_progress_bars, False
+    shown, context.enable_progress_bars = context.enable_progress_bars, False
     try:
         yield
     finally:
         context.enable_progress_bars = shown
-        if started:
-            ray.shutdown()
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """What Ray's core says while it starts goes past Python; what is wrong it raises as well."""
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 @contextmanager

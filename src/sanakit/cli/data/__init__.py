@@ -1,0 +1,1 @@
+"""`sanakit data`: one file a verb, and the group that joins them."""
