@@ -95,13 +95,11 @@ def test_an_error_of_a_unit_comes_out_of_ray_as_it_was_and_finished_units_stay(
     ray_runs: Any, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match="unit 00002 is broken") as raised:
-        run_stage(
-            Doubling(at=tmp_path / "set", broken="00002"), UNITS, engine=ray_runs, report=len
-        )
+        run_stage(Doubling(at=tmp_path / "set", broken="00002"), UNITS, engine=ray_runs, report=len)
     assert raised.value.hint == "mend it"
     assert read_mark(tmp_path / "set", "00001") is not None
     assert read_mark(tmp_path / "set", "00002") is None
-    marks = run_stage(Doubling(at=tmp_path / "set"), UNITS, engine=ray_runs, report=len)
+    marks = run_stage(Doubling(at=tmp_path / "set"), UNITS, engine=LocalEngine(), report=len)
     assert marks["00002"].fresh
     assert not marks["00001"].fresh
 
@@ -119,9 +117,7 @@ def test_a_stage_for_a_gpu_says_so_where_ray_has_none(ray_runs: Any, tmp_path: P
     if ray.cluster_resources().get("GPU", 0):
         pytest.skip("this machine has a GPU")
     with pytest.raises(ConfigError, match="Ray has none"):
-        run_stage(
-            Doubling(at=tmp_path / "set", device="cuda"), UNITS, engine=ray_runs, report=len
-        )
+        run_stage(Doubling(at=tmp_path / "set", device="cuda"), UNITS, engine=ray_runs, report=len)
 
 
 def test_ray_that_is_not_installed_says_what_to_install(

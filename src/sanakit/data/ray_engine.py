@@ -94,7 +94,7 @@ def running_ray(workers: int) -> Iterator[Any]:
     started = not ray.is_initialized()
     if started:
         address = os.environ.get(ADDRESS)
-        local = {"num_cpus": max(workers, os.cpu_count() or 1), "include_dashboard": False}
+        local = {"num_cpus": workers, "include_dashboard": False}
         try:
             with _silenced(), _without_stderr():
                 ray.init(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -55,6 +56,9 @@ def caption(
         from sanakit.data.training_set import TrainingSet
         from sanakit.data.vision_models import find_vision_model, fingerprint_of_folder
 
+        writing = Writing(
+            max_new_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, side=side
+        )
         training_set = TrainingSet.open(folder)
         what, where = chosen(dtype, device, batch_size=batch_size, threads=threads)
         planned = captioner_names(model, prompt or [None], name or [])
@@ -66,14 +70,7 @@ def caption(
                     model=one,
                     model_hash=hashes[one],
                     name=called,
-                    writing=Writing(
-                        prompt=asked,
-                        max_new_tokens=max_tokens,
-                        temperature=temperature,
-                        top_p=top_p,
-                        seed=seed,
-                        side=side,
-                    ),
+                    writing=replace(writing, prompt=asked),
                     dtype=what,
                     device=where,
                     batch_size=batch_size,
