@@ -13,7 +13,7 @@ from PIL import Image
 
 from sanakit.data.samples import Caption, Place, Refusal, Sample, to_line
 from sanakit.data.stages import fingerprint, finish_unit
-from sanakit.data.training_set import REFUSED, TrainingSet
+from sanakit.data.training_set import DUPLICATES, QUARANTINE, REFUSED, TrainingSet
 
 
 def picture(
@@ -80,5 +80,7 @@ def scanned_set(
         lost = "".join(to_line(one) for one in refused) if number == 0 else ""
         finish_unit(_Scanned(folder / "scan", lines, lost), unit)
     training_set = TrainingSet(folder=folder, source=str(pictures), units=names, settings={})
+    (folder / "scan" / DUPLICATES).write_text("", encoding="utf-8")
+    (folder / QUARANTINE).write_text("".join(map(to_line, refused)), encoding="utf-8")
     training_set.save()
     return training_set

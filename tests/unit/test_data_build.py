@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from sanakit.data.buckets import bucket_table, fitted, nearest
-from sanakit.data.build import BuildShards, BuildSummary, build_shards
+from sanakit.data.build import BuildSummary, build_shards
+from sanakit.data.build_stage import BuildShards
 from sanakit.data.samples import Caption, Refusal
 from sanakit.data.shard_plan import BuildSettings, bucket_of
 from sanakit.data.shards import read_index, read_keys, read_span
@@ -55,7 +56,6 @@ def build(training_set: TrainingSet, workers: int = 1, **changes: Any) -> BuildS
     options = {key: changes.pop(key) for key in ("max_bad",) if key in changes}
     return build_shards(
         training_set,
-        Path(training_set.source),
         settings(**changes),
         engine=LocalEngine(workers=workers),
         report=lambda line: None,
@@ -180,12 +180,21 @@ def test_a_record_carries_all_captions_and_the_names_of_nvlabs(
     }
 
 
+def test_the_list_of_nvlabs_names_all_shards(tmp_path: Path, pictures: Path) -> None:
+    build(scanned_set(tmp_path / "set", pictures))
+    shards = tmp_path / "set" / "shards"
+    listed = json.loads((shards / "wids-meta.json").read_text())["shardlist"]
+    assert [(one["url"], one["nsamples"], one["filesize"]) for one in listed] == [
+        (shard.file, shard.samples, shard.bytes) for shard in read_index(shards).shards
+    ]
+
+
 def test_the_shards_do_not_depend_on_processes_or_on_how_the_scan_was_cut(
     tmp_path: Path, pictures: Path
 ) -> None:
-    build(scanned_set(tmp_path / "one", pictures))
-    build(scanned_set(tmp_path / "two", pictures, units=3), workers=2)
-    assert tree(tmp_path / "one" / "shards") == tree(tmp_path / "two" / "shards")
+    build(scanned_set(tmp_path / "one" / "set", pictures))
+    build(scanned_set(tmp_path / "two" / "set", pictures, units=3), workers=2)
+    assert tree(tmp_path / "one" / "set" / "shards") == tree(tmp_path / "two" / "set" / "shards")
 
 
 def test_building_again_touches_nothing(tmp_path: Path, pictures: Path) -> None:
@@ -213,8 +222,8 @@ def test_other_settings_leave_nothing_of_the_shards_before(
     build(scanned_set(tmp_path / "set", pictures))
     first = tree(tmp_path / "set" / "shards")
     build(scanned_set(tmp_path / "set", pictures), **changes)
-    build(scanned_set(tmp_path / "fresh", pictures), **changes)
-    assert tree(tmp_path / "set" / "shards") == tree(tmp_path / "fresh" / "shards") != first
+    build(scanned_set(tmp_path / "fresh" / "set", pictures), **changes)
+    assert tree(tmp_path / "set" / "shards") == tree(tmp_path / "fresh" / "set" / "shards") != first
 
 
 def test_a_new_caption_makes_only_its_own_shard_again(tmp_path: Path, pictures: Path) -> None:
@@ -276,7 +285,7 @@ def test_a_picture_that_was_lost_after_the_scan_is_left_out_and_taken_when_it_is
     tmp_path: Path, pictures: Path, kind: str, reason: str
 ) -> None:
     training_set = scanned_set(tmp_path / "set", pictures)
-    build(scanned_set(tmp_path / "whole", pictures))
+    build(scanned_set(tmp_path / "whole" / "set", pictures))
     path = pictures / "picture 00.png"
     data = path.read_bytes()
     harm(path, kind)
@@ -287,7 +296,7 @@ def test_a_picture_that_was_lost_after_the_scan_is_left_out_and_taken_when_it_is
     assert "picture 00" in (tmp_path / "set" / "shards" / "left-out.jsonl").read_text()
     path.write_bytes(data)
     assert build(training_set).samples == 24
-    assert tree(tmp_path / "set" / "shards") == tree(tmp_path / "whole" / "shards")
+    assert tree(tmp_path / "set" / "shards") == tree(tmp_path / "whole" / "set" / "shards")
 
 
 def test_too_many_lost_pictures_end_the_build_without_an_index(
@@ -384,7 +393,7 @@ def test_a_disk_that_fills_up_in_mid_shard_leaves_whole_shards_and_the_next_run_
     tmp_path: Path, pictures: Path, room: int
 ) -> None:
     training_set = scanned_set(tmp_path / "set", pictures)
-    build(scanned_set(tmp_path / "whole", pictures))
+    build(scanned_set(tmp_path / "whole" / "set", pictures))
     shards = tmp_path / "set" / "shards"
     with pytest.MonkeyPatch.context() as patch:
         Full(room).install(patch)
@@ -392,7 +401,7 @@ def test_a_disk_that_fills_up_in_mid_shard_leaves_whole_shards_and_the_next_run_
             build(training_set)
     assert read_index(shards) is None
     assert not list(shards.glob(".*"))
-    whole = tree(tmp_path / "whole" / "shards")
+    whole = tree(tmp_path / "whole" / "set" / "shards")
     for path in shards.glob("*.tar"):
         assert hashlib.sha256(path.read_bytes()).hexdigest() == whole[path.name]
     build(training_set)

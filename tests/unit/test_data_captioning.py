@@ -23,6 +23,7 @@ from sanakit.data.captioning import (
     Writing,
     captioner_names,
 )
+from sanakit.data.pictures import DEFAULT
 from sanakit.data.samples import Caption
 from sanakit.data.stages import LocalEngine, Mark, run_stage
 from sanakit.data.training_set import TrainingSet
@@ -191,7 +192,7 @@ def test_captions_of_a_set_are_read_back_with_its_samples(
     assert sum(mark.stats["captions"] for mark in marks.values()) == len(added) == 6
     root = Path(training_set.source)
     for sample in training_set.scanned("00000"):
-        picture = picture_of(root, sample, side=1024)
+        picture = picture_of(root, sample, side=1024, limits=DEFAULT)
         with torch.inference_mode():
             [(text, _)] = opened(models["llava"]).write([picture], [sample.id])
         assert added[sample.id] == [text]

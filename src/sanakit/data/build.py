@@ -6,24 +6,20 @@ result is the same however many processes made it, and however often they were s
 
 from __future__ import annotations
 
-import hashlib
-import io
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from PIL import Image
-
-from sanakit.data.buckets import Bucket, fit, fitted
-from sanakit.data.pictures import BadPicture, decode
-from sanakit.data.samples import Refusal, Sample, refusal_from, sample_from, to_line
-from sanakit.data.shard_plan import BuildSettings, ShardPlan, Store, bucket_of, plan_shards
-from sanakit.data.shards import INDEX, TAR, Index, ShardFile, ShardWriter, key_of
-from sanakit.data.sources import read_place
+from sanakit.data.buckets import Bucket
+from sanakit.data.build_stage import PLAN, VERSION, BuildShards, plan_path
+from sanakit.data.pictures import DecodeLimits
+from sanakit.data.samples import Refusal, refusal_from, to_line
+from sanakit.data.shard_plan import BuildSettings, ShardPlan, bucket_of, plan_shards
+from sanakit.data.shards import INDEX, TAR, Index, ShardFile
+from sanakit.data.sources.wids import META, write_wids
 from sanakit.data.stages import (
     MARK,
     Engine,
@@ -33,19 +29,14 @@ from sanakit.data.stages import (
     fingerprint,
     read_mark,
     run_stage,
-    sha256_of,
 )
 from sanakit.data.training_set import REFUSED, SHARDS, TrainingSet, read_lines
 from sanakit.errors import DataError
 from sanakit.weights.atomic import write_atomically
 
-VERSION = 1  # raise it when the same plan would give other shards
-PLAN = "plan"
+SETTINGS = "settings.json"
 LEFT_OUT = "left-out.jsonl"
-WIDS = "wids-meta.json"
-JPEG_QUALITY = 95
 _OF_UNIT = re.compile(r"(\d+x\d+-\d{5,})\D")
-_SIGNATURES = {b"\xff\xd8\xff": "jpg", b"\x89PNG\r\n\x1a\n": "png"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,133 +57,42 @@ class BuildSummary:
     left_out: dict[str, int]
 
 
-@dataclass(frozen=True, kw_only=True)
-class BuildShards:
-    """The stage: a unit is a shard, its input the lines of its plan. See `data/stages.py`."""
-
-    set_folder: Path
-    root: Path
-    store: Store
-
-    @property
-    def folder(self) -> Path:
-        """The folder of the shards."""
-        return self.set_folder / SHARDS
-
-    def made_from(self, unit: str) -> str:
-        """The plan of the shard, which holds the hash of each picture, and how they are stored."""
-        return fingerprint(VERSION, self.store, sha256_of(plan_path(self.folder, unit)))
-
-    def open(self) -> None:
-        """Nothing to load."""
-
-    def process(self, unit: str, staging: Path) -> dict[str, Any]:
-        """Write one shard; a picture that cannot be had any more is left out with a line."""
-        bucket = bucket_of(unit)
-        counts: Counter[str] = Counter(samples=0, captions=0, without_captions=0, enlarged=0)
-        captioners: Counter[str] = Counter()
-        left_out = []
-        writer = ShardWriter(folder=staging, unit=unit)
-        try:
-            for value in read_lines(plan_path(self.folder, unit)):
-                sample = sample_from(value)
-                stored = self._stored(sample, bucket)
-                if isinstance(stored, Refusal):
-                    left_out.append(stored)
-                    continue
-                image, ending = stored
-                writer.add(sample.id, image, ending, self._record(sample, bucket, ending))
-                counts["samples"] += 1
-                counts["captions"] += len(sample.captions)
-                counts["without_captions"] += not sample.captions
-                counts["enlarged"] += fit(sample.height, sample.width, bucket).scale > 1
-                captioners.update(caption.captioner for caption in sample.captions)
-            writer.close()
-        finally:
-            writer.abandon()
-        if left_out:
-            lines = "".join(to_line(refusal) for refusal in left_out)
-            (staging / f"{unit}{REFUSED}").write_bytes(lines.encode("utf-8", "surrogatepass"))
-        return {**counts, "captioners": dict(sorted(captioners.items())), "left_out": len(left_out)}
-
-    def _stored(self, sample: Sample, bucket: Bucket) -> tuple[bytes, str] | Refusal:
-        """The bytes that the shard holds and their ending, or why there are none."""
-        try:
-            data = read_place(self.root, sample.place)
-            if sample.sha256 and hashlib.sha256(data).hexdigest() != sample.sha256:
-                detail = "its bytes are not those of the scan; run `sanakit data scan` again"
-                return Refusal(id=sample.id, reason="changed since the scan", detail=detail)
-            ending = _ending_of(data)
-            if self.store == "original" and ending:
-                return data, ending
-            cover = bucket if self.store == "fitted" else None
-            pixels = decode(data, cover=cover).pixels
-        except BadPicture as error:
-            return Refusal(id=sample.id, reason=error.reason, detail=error.message)
-        except DataError as error:
-            return Refusal(id=sample.id, reason="unreadable", detail=error.message)
-        if self.store == "fitted":
-            pixels = fitted(pixels, bucket)
-        return _encoded(pixels, "jpg" if ending == "jpg" else "png")
-
-    def _record(self, sample: Sample, bucket: Bucket, ending: str) -> dict[str, Any]:
-        how = fit(sample.height, sample.width, bucket)
-        height, width = bucket if self.store == "fitted" else (sample.height, sample.width)
-        record: dict[str, Any] = {
-            "file_name": f"{key_of(sample.id)}.{ending}",
-            "prompt": sample.captions[0].text if sample.captions else "",
-            "width": width,
-            "height": height,
-        }
-        for caption in sample.captions[1:]:
-            name = caption.captioner
-            record[f"{name} caption" if name in (*record, "sanakit") else name] = caption.text
-        record["sanakit"] = {
-            "id": sample.id,
-            "captions": [asdict(caption) for caption in sample.captions],
-            "licence": sample.licence,
-            "source": sample.source,
-            "sha256": sample.sha256,
-            "original_size": [sample.height, sample.width],
-            "crop": [how.top, how.left, how.scale],
-        }
-        return record
-
-
 def build_shards(
     training_set: TrainingSet,
-    root: Path,
     settings: BuildSettings,
     *,
     engine: Engine,
     report: Report,
-    samples: Iterable[Sample] | None = None,
     max_bad: float = 0.05,
 ) -> BuildSummary:
     """Make all shards of a set that are not made, remove those of an older plan, write the index.
 
-    ``root`` is the folder that the places of the samples are in. ``samples`` are all that passed
-    the scan unless given. More than ``max_bad`` of them, as a share, that cannot be read any more
-    end the build: the source is not there, or was changed.
+    More than ``max_bad`` of the pictures, as a share, that cannot be read any more end the build:
+    the source is not there, or was changed.
 
     Raises:
         DataError: nothing to build, too much that cannot be read, or the disk refuses.
     """
     folder = training_set.folder / SHARDS
-    plan = plan_shards(training_set.all_samples() if samples is None else samples, settings)
+    plan = plan_shards(training_set.kept(), settings)
     planned = sum(map(len, plan.shards.values()))
     if not planned:
         raise DataError(
             f"{training_set.folder}: no picture is left to build shards of",
             hint=f"reasons: sanakit data stats {training_set.folder}",
         )
-    if not root.is_dir():
+    root = Path(training_set.source)
+    if not root.exists():
         raise DataError(
             f"{root}: the pictures of the set are gone",
             hint="bring them back, or make the set again: sanakit data build PICTURES --out SET",
         )
-    _write_plan(folder, plan)
-    stage = BuildShards(set_folder=training_set.folder, root=root, store=settings.store)
+    _write_plan(folder, plan, settings)
+    # Those of the scan: what it took, such as the first frame of an animation, is taken here too.
+    limits = DecodeLimits(**training_set.settings.get("limits", {}))
+    stage = BuildShards(
+        set_folder=training_set.folder, root=root, store=settings.store, limits=limits
+    )
     _prepare(stage, plan)
     marks = run_stage(stage, list(plan.shards), engine=engine, report=report)
     lost = [refusal for unit in marks for refusal in _refused(folder, unit)]
@@ -204,7 +104,8 @@ def build_shards(
         )
     _write_manifest(training_set, (*plan.left_out, *lost))
     index = _index(settings, marks)
-    _write_if_other(folder / INDEX, index.to_bytes())
+    if _write_if_other(folder / INDEX, index.to_bytes()) or not (folder / META).exists():
+        write_wids(folder)
     totals = Counter[str]()
     for mark in marks.values():
         totals.update({name: count for name, count in mark.stats.items() if name != "captioners"})
@@ -220,17 +121,29 @@ def build_shards(
     )
 
 
-def plan_path(folder: Path, unit: str) -> Path:
-    """The file with the plan of a shard: its samples, a line each, in order."""
-    return folder / PLAN / f"{unit}.jsonl"
+def last_settings(training_set: TrainingSet) -> BuildSettings | None:
+    """What the shards of a set were last built with, None where none were.
+
+    Raises:
+        DataError: the record of it is damaged.
+    """
+    path = training_set.folder / SHARDS / PLAN / SETTINGS
+    if not path.exists():
+        return None
+    try:
+        return BuildSettings(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{path} is damaged ({error})", hint=f"remove {path}") from error
 
 
-def _write_plan(folder: Path, plan: ShardPlan) -> None:
+def _write_plan(folder: Path, plan: ShardPlan, settings: BuildSettings) -> None:
     (folder / PLAN).mkdir(parents=True, exist_ok=True)
-    clear_leftovers(folder / PLAN)
-    clear_leftovers(folder)
+    for at in (folder / PLAN, folder):
+        clear_leftovers(at)
     for unit, lines in plan.shards.items():
         _write_if_other(plan_path(folder, unit), b"".join(lines))
+    text = json.dumps(asdict(settings), indent=1)
+    _write_if_other(folder / PLAN / SETTINGS, f"{text}\n".encode())
 
 
 def _prepare(stage: BuildShards, plan: ShardPlan) -> None:
@@ -249,7 +162,7 @@ def _prepare(stage: BuildShards, plan: ShardPlan) -> None:
     stale = [path for path, match in found.items() if match and match[1] not in whole]
     if stale or len(whole) < len(plan.shards):
         (folder / INDEX).unlink(missing_ok=True)
-        (folder / WIDS).unlink(missing_ok=True)
+        (folder / META).unlink(missing_ok=True)
     # Marks before the files that they vouch for.
     for path in sorted(stale, key=lambda path: not path.name.endswith(MARK)):
         path.unlink()
@@ -260,7 +173,7 @@ def _prepare(stage: BuildShards, plan: ShardPlan) -> None:
 
 def _write_manifest(training_set: TrainingSet, more: Iterable[Refusal]) -> None:
     """List all that is not in the shards: what the scan refused, then what the build left out."""
-    refused = [one for unit in training_set.units for one in training_set.refused(unit)]
+    refused = training_set.quarantined()
     lines = "".join(to_line(one) for one in (*refused, *more))
     path = training_set.folder / SHARDS / LEFT_OUT
     _write_if_other(path, lines.encode("utf-8", "surrogatepass"))
@@ -289,24 +202,8 @@ def _refused(folder: Path, unit: str) -> list[Refusal]:
     return [refusal_from(value) for value in read_lines(path)] if path.exists() else []
 
 
-def _write_if_other(path: Path, data: bytes) -> None:
-    if not path.exists() or path.read_bytes() != data:
-        write_atomically(path, data)
-
-
-def _ending_of(data: bytes) -> str:
-    """The ending of what other readers of shards know; "" for other formats."""
-    for signature, ending in _SIGNATURES.items():
-        if data.startswith(signature):
-            return ending
-    return "webp" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else ""
-
-
-def _encoded(pixels: np.ndarray, ending: str) -> tuple[bytes, str]:
-    buffer = io.BytesIO()
-    image = Image.fromarray(pixels)
-    if ending == "jpg":
-        image.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
-    else:
-        image.save(buffer, "PNG")
-    return buffer.getvalue(), ending
+def _write_if_other(path: Path, data: bytes) -> bool:
+    if path.exists() and path.read_bytes() == data:
+        return False
+    write_atomically(path, data)
+    return True

@@ -29,7 +29,6 @@ from sanakit.data.vision_models import (
     find_vision_model,
     fingerprint_of_folder,
     open_model,
-    root_of,
     safe_name,
     scan_hash,
 )
@@ -228,7 +227,7 @@ class Captioning:
         lines = []
         with computing(self.threads, batch_size=self.batch_size):
             for batch in batches(
-                root_of(self.training_set),
+                self.training_set,
                 samples,
                 size=self.batch_size,
                 side=self.writing.side,

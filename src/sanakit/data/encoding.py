@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 from transformers import AutoTokenizer
 
 from sanakit.data.buckets import Bucket, fitted
@@ -24,14 +24,14 @@ from sanakit.data.cached_states import (
 from sanakit.data.pictures import decode
 from sanakit.data.shards import TAR, Index, key_of, read_index, read_keys, read_span
 from sanakit.data.stages import fingerprint, read_mark, sha256_of
-from sanakit.data.training_set import LATENTS, SHARDS, TEXT
-from sanakit.data.vision_models import DTYPES, Opened, computing, fingerprint_of_folder
+from sanakit.data.training_set import LATENTS, SHARDS, TEXT, TrainingSet
+from sanakit.data.vision_models import DTYPES, Opened, computing, fingerprint_of_folder, limits_of
 from sanakit.errors import DataError, WeightsError
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.text_encoder import TextEncoder
 from sanakit.pipeline.components.language import build_llm, fill_llm
 from sanakit.pipeline.components.types import habits_of
-from sanakit.pipeline.images import from_pixels
+from sanakit.pipeline.images import Pixels, from_pixels
 from sanakit.pipeline.placement import device_named
 from sanakit.pipeline.prompt import PromptEncoder
 from sanakit.pipeline.prompt_cache import PromptCache
@@ -166,22 +166,24 @@ class LatentEncoding(Encoding):
             for identity, latent in zip(ids, latents, strict=True):
                 yield key_of(identity), stored(latent, self.storage)
 
-    def _batches(self, unit: str, unreadable: list[str]) -> Iterator[tuple[list[str], Any]]:
+    def _batches(self, unit: str, unreadable: list[str]) -> Iterator[tuple[list[str], Pixels]]:
         keys = read_keys(self.shards, unit)
         path, bucket = self.shards / f"{unit}{TAR}", _bucket(unit)
+        limits = limits_of(TrainingSet.open(self.set_folder))
         ids: list[str] = []
         pixels = []
         for identity, span in zip(keys.keys, keys.images, strict=True):
             try:
-                pixels.append(torch.tensor(fitted(decode(read_span(path, span)).pixels, bucket)))
+                picture = decode(read_span(path, span), limits=limits, cover=bucket)
+                pixels.append(fitted(picture.pixels, bucket))
                 ids.append(identity)
             except DataError:
                 unreadable.append(identity)
             if len(ids) == self.batch_size:
-                yield ids, torch.stack(pixels).numpy()
+                yield ids, np.stack(pixels)
                 ids, pixels = [], []
         if ids:
-            yield ids, torch.stack(pixels).numpy()
+            yield ids, np.stack(pixels)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,6 @@ from sanakit.data.vision_models import (
     file_hash,
     find_vision_model,
     open_model,
-    root_of,
     scan_hash,
 )
 from sanakit.errors import ConfigError, NumericsError
@@ -166,7 +165,7 @@ class Scoring:
             ]
             directions = torch.cat(chunks) if chunks else torch.empty(0, 0)
             for batch in batches(
-                root_of(self.training_set),
+                self.training_set,
                 samples,
                 size=self.batch_size,
                 side=SIDE,

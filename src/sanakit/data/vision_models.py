@@ -19,9 +19,9 @@ from PIL import Image
 from transformers import AutoProcessor
 from transformers.utils import logging as transformers_logging
 
-from sanakit.data.pictures import decode
+from sanakit.data.pictures import DecodeLimits, decode
 from sanakit.data.samples import Sample
-from sanakit.data.sources import read_place
+from sanakit.data.sources.places import read_place
 from sanakit.data.stages import read_mark
 from sanakit.data.training_set import SCAN, TrainingSet
 from sanakit.errors import ConfigError, DataError, MissingModelError, OutOfMemory, WeightsError
@@ -206,6 +206,11 @@ def root_of(training_set: TrainingSet) -> Path:
     return source if source.is_dir() else source.parent
 
 
+def limits_of(training_set: TrainingSet) -> DecodeLimits:
+    """What the scan took, such as the first frame of an animation, is taken later too."""
+    return DecodeLimits(**training_set.settings.get("limits", {}))
+
+
 def scan_hash(training_set: TrainingSet, unit: str) -> str:
     """Identify the samples of a unit: the hash of the file that the scan wrote.
 
@@ -227,13 +232,14 @@ def file_hash(training_set: TrainingSet, stage: str, unit: str) -> str | None:
     return None if mark is None else mark.files[f"{unit}.jsonl"][1]
 
 
-def picture_of(root: Path, sample: Sample, *, side: int) -> Image.Image:
+def picture_of(root: Path, sample: Sample, *, side: int, limits: DecodeLimits) -> Image.Image:
     """The picture of a sample, shrunk until its longer side is at most ``side`` pixels.
 
     Raises:
         DataError: it cannot be read or decoded.
     """
-    pixels = decode(read_place(root, sample.place), cover=(side, side)).pixels
+    data = read_place(root, sample.place)
+    pixels = decode(data, limits=limits, cover=(side, side)).pixels
     picture = Image.fromarray(pixels)
     if max(picture.size) > side:
         scale = side / max(picture.size)
@@ -243,17 +249,23 @@ def picture_of(root: Path, sample: Sample, *, side: int) -> Image.Image:
 
 
 def batches(
-    root: Path, samples: Sequence[Sample], *, size: int, side: int, unreadable: list[str]
+    training_set: TrainingSet,
+    samples: Sequence[Sample],
+    *,
+    size: int,
+    side: int,
+    unreadable: list[str],
 ) -> Iterator[list[tuple[Sample, Image.Image]]]:
     """Samples with their pictures, in order, ``size`` at a time; ids of bad ones are noted.
 
     Raises:
         DataError: no picture of the samples can be read: their folder is gone.
     """
+    root, limits = root_of(training_set), limits_of(training_set)
     batch = []
     for sample in samples:
         try:
-            batch.append((sample, picture_of(root, sample, side=side)))
+            batch.append((sample, picture_of(root, sample, side=side, limits=limits)))
         except DataError as error:
             unreadable.append(sample.id)
             if len(unreadable) == len(samples):

@@ -1,1 +1,1 @@
-"""`sanakit data`: one file a verb, and the group that joins them."""
+"""`sanakit data`: pictures become training sets; a file for each verb."""
