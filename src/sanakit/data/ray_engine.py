@@ -47,17 +47,21 @@ class RayEngine:
         if not units:
             return
         with running_ray(self.workers) as ray, _quiet(ray):
-            rows = iter(self._rows(ray, stage, units))
-            while True:
+            done = iter(self._done(ray, stage, units))
+            try:
+                while True:
+                    with _silenced():
+                        batch = next(done, None)
+                    if batch is None:
+                        return
+                    if batch["error"][0]:
+                        raise pickle.loads(batch["error"][0])
+                    yield _checked(stage, Mark(**pickle.loads(batch["mark"][0])))
+            finally:
                 with _silenced():
-                    row = next(rows, None)
-                if row is None:
-                    return
-                if row["error"]:
-                    raise pickle.loads(row["error"])
-                yield _checked(stage, Mark(**pickle.loads(row["mark"])))
+                    done.close()  # or the other units go on after an error, and outlive Ray
 
-    def _rows(self, ray: Any, stage: Stage, units: Sequence[str]) -> Any:
+    def _done(self, ray: Any, stage: Stage, units: Sequence[str]) -> Any:
         gpus = int(str(getattr(stage, "device", "cpu")).startswith("cuda"))
         found = ray.cluster_resources()
         if gpus > found.get("GPU", 0):
@@ -76,7 +80,7 @@ class RayEngine:
                 num_cpus=1,
                 num_gpus=gpus,
                 fn_constructor_args=(pickle.dumps(stage),),
-            ).iter_rows()
+            ).iter_batches(batch_size=1, prefetch_batches=0)
 
 
 @contextmanager
@@ -90,7 +94,7 @@ def running_ray(workers: int) -> Iterator[Any]:
     started = not ray.is_initialized()
     if started:
         address = os.environ.get(ADDRESS)
-        local = {"num_cpus": max(workers, os.cpu_count() or 1), "include_dashboard": False}
+        local = {"num_cpus": workers, "include_dashboard": False}
         try:
             with _silenced(), _without_stderr():
                 ray.init(

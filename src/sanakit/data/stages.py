@@ -182,7 +182,8 @@ def run_stage(
     if marks:
         report(f"{stage.folder}: {len(marks)} of {len(units)} units were finished before")
     try:
-        for mark in engine.run(stage, missing):
+        # Without work no engine starts, and no model is loaded.
+        for mark in engine.run(stage, missing) if missing else ():
             marks[mark.unit] = mark
             report(f"{stage.folder}: {len(marks)} of {len(units)} units")
     finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from sanakit.cli.data import build, scan, show, stats
+from sanakit.cli.data import build, caption, encode, scan, score, show, stats
 
 app = typer.Typer(
     help="Make training sets of pictures: from a folder to shards, with a report.",
@@ -12,6 +12,9 @@ app = typer.Typer(
 )
 app.command("build")(build.build)
 app.command("scan")(scan.scan)
+app.command("caption")(caption.caption)
+app.command("score")(score.score)
+app.command("encode")(encode.encode)
 app.command("stats")(stats.stats)
 app.command("show")(show.show)
 
