@@ -245,3 +245,17 @@ def test_a_profile_that_is_srgb_by_another_name_changes_no_pixel() -> None:
     expected = np.asarray(zoo.picture())
     for name in ("srgb.png", "no-profile.png", "bomb-profile.png"):
         np.testing.assert_array_equal(decode(ANIMALS[name].data).pixels, expected)
+
+
+def test_scans_and_ends_of_a_jpeg_are_its_own_and_not_those_of_a_thumbnail() -> None:
+    thumbnail = zoo.saved(zoo.picture(size=(16, 16)), "JPEG", progressive=True)
+    exif = b"Exif\0\0" + thumbnail
+    image = zoo.saved(zoo.picture(), "JPEG", quality=95)
+    data = image[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + image[2:]
+    assert headers.jpeg_scans(image) == headers.jpeg_scans(data) == 1
+    assert headers.claimed_size(data, "jpeg") == zoo.SIZE
+    assert headers.jpeg_has_end(data)
+    assert not headers.jpeg_has_end(data[:-2])
+    assert fate(data) == ""
+    assert fate(data[:-2] + bytes(50)) == "truncated"
+    assert headers.jpeg_scans(thumbnail) == thumbnail.count(b"\xff\xda") > 3

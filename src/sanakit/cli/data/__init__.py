@@ -1,0 +1,1 @@
+"""`sanakit data`: from pictures to training shards, one file a verb."""
