@@ -383,6 +383,10 @@ def _odd() -> Iterator[Animal]:
     yield Animal(name="check-sum-of-text.png", data=bytes(harmless))
     no_exif = jpeg[:2] + b"\xff\xe1\0\x10Exif\0\0garbage!" + jpeg[2:]
     yield Animal(name="broken-exif.jpg", data=no_exif)
+    tiff = saved(image, "TIFF")
+    once, twice = (struct.pack("<HHI", 277, 3, count) for count in (1, 2))
+    assert tiff.count(once) == 1
+    yield Animal(name="odd-tag.tif", data=tiff.replace(once, twice))  # Pillow warns of it
     scan = saved(image, "JPEG", progressive=True)
     at = scan.index(b"\xff\xda")
     busy = scan[:at] + b"\xff\xda\0\x08\1\1\0\0\0\0" * 600 + scan[at:]

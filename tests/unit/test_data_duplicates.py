@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
 from sanakit.data.duplicates import (
+    _COSINES,
     CELLS,
     Duplicate,
     DuplicateFinder,
@@ -158,13 +159,14 @@ def test_the_hash_is_the_sign_of_the_cosine_transform_by_its_definition() -> Non
     bits = np.array([int(bit) for bit in f"{look_at(image).phash:064b}"], dtype=bool)
     assert clear.sum() > 55
     np.testing.assert_array_equal(bits[clear], (values > threshold)[clear])
+    np.testing.assert_allclose(_COSINES @ _COSINES.T, np.eye(32), atol=1e-6)
 
 
 def test_one_gain_and_one_shift_of_light_are_forgiven_and_no_more() -> None:
     base = look_at(scene(0)).colours.astype(np.float64)
     others = [base * 0.9, base + 10, base * 1.1 - 10, base[::-1], base[..., ::-1], base + 60]
     tinted, spot = base + np.array([12, 0, -12]), base.copy()
-    spot[2, 3] += 60
+    spot[2, 3] += 18  # one cell: 2 levels as root mean square of all
     stack = np.clip(np.rint([*others, tinted, spot]), 0, 255).astype(np.uint8)
     expected = [True, True, True, False, False, False, False, False]
     assert same_colours(base.astype(np.uint8), stack).tolist() == expected

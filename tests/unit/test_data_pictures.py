@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 import zoo
-from sanakit.data import headers
+from sanakit.data import colours, headers
 from sanakit.data.pictures import FORMATS, REASONS, BadPicture, DecodeLimits, decode
 from sanakit.errors import ConfigError, DataError
 
@@ -73,6 +74,11 @@ def test_16_bit_grey_is_scaled_and_not_cut_off() -> None:
         np.testing.assert_array_equal(pixels[..., 0], np.rint(values / 257).astype(np.uint8))
 
 
+def test_a_value_that_is_no_number_is_damage_whatever_numpy_was_told() -> None:
+    with np.errstate(all="ignore"):
+        assert fate(ANIMALS["not-a-number.tif"].data) == "damaged"
+
+
 def test_half_transparent_is_half_white() -> None:
     image = Image.new("RGBA", (8, 8), (0, 100, 200, 128))
     pixels = decode(zoo.saved(image, "PNG")).pixels
@@ -103,7 +109,7 @@ def test_limits_are_limits_of_what_is_shown() -> None:
 
 
 @pytest.mark.parametrize("turn", [1, 6])
-@pytest.mark.parametrize("cover", [(40, 60), (100, 100), (63, 97), (7, 1000), (512, 768)])
+@pytest.mark.parametrize("cover", [(40, 60), (60, 96), (130, 30), (63, 97), (7, 1000), (512, 768)])
 def test_a_smaller_decode_covers_what_is_asked_for(cover: tuple[int, int], turn: int) -> None:
     image = zoo.picture(size=(768, 512) if turn == 6 else (512, 768))
     exif = Image.Exif()
@@ -217,14 +223,14 @@ def test_a_limit_that_others_set_in_pillow_is_named_as_a_limit(
 
 
 def test_warnings_of_pillow_are_neither_shown_nor_raised_in_any_thread() -> None:
-    odd = [a.data for a in ANIMALS.values() if len(a.data) < 20_000]
+    odd = [animal for animal in ANIMALS.values() if len(animal.data) < 20_000]
     before = list(warnings.filters)
     failed: list[BaseException] = []
 
     def work() -> None:
         try:
-            for data in odd:
-                fate(data)
+            for animal in odd:
+                assert fate(animal.data) == animal.reason
         except BaseException as error:
             failed.append(error)
 
@@ -245,6 +251,9 @@ def test_a_profile_that_is_srgb_by_another_name_changes_no_pixel() -> None:
     expected = np.asarray(zoo.picture())
     for name in ("srgb.png", "no-profile.png", "bomb-profile.png"):
         np.testing.assert_array_equal(decode(ANIMALS[name].data).pixels, expected)
+    srgb = Image.open(io.BytesIO(ANIMALS["srgb.png"].data)).info["icc_profile"]
+    assert colours._transform(srgb, "RGB") is None
+    assert colours._transform(zoo.crossed_profile(), "RGB") is not None
 
 
 def test_scans_and_ends_of_a_jpeg_are_its_own_and_not_those_of_a_thumbnail() -> None:
