@@ -72,9 +72,9 @@ def _managed(image: Image.Image, profile: object) -> Image.Image:
     mode = image.mode if image.mode in ("L", "RGB", "CMYK") else "RGB"
     image = image if image.mode == mode else image.convert(mode)
     transform = _transform(profile, mode) if isinstance(profile, bytes) and profile else None
-    if transform is None:
-        return image.convert("RGB")
-    return transform.apply(image)
+    if transform is not None:
+        return transform.apply(image)
+    return image if mode == "RGB" else image.convert("RGB")
 
 
 @lru_cache(maxsize=64)

@@ -44,6 +44,7 @@ _OTHERS = (
 _PNG_KEPT = {b"IHDR", b"PLTE", b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"iCCP", b"eXIf", b"IDAT"}
 _PNG_CHECKED = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
 PROFILE_LIMIT = 1 << 20  # bytes of an unpacked ICC profile
+_SCAN = 0xDA  # the marker of JPEG after which pixels begin
 
 
 def format_of(data: bytes) -> tuple[str, str]:
@@ -112,7 +113,14 @@ def is_cut_short(data: bytes, kind: str) -> bool:
 
 def jpeg_scans(data: bytes) -> int:
     """How many scans a JPEG has, or more: markers of scans inside metadata count too."""
-    return data.count(b"\xff\xda")
+    markers = dict(_jpeg_markers(data))
+    start = markers.get(_SCAN, len(data))
+    for frame in (0xC0, 0xC1):
+        at = markers.get(frame, len(data))
+        # A scan of all components of a frame that is not progressive is the only one.
+        if data[at + 9 : at + 10] == data[start + 4 : start + 5] != b"":
+            return 1
+    return data.count(b"\xff\xda", start)
 
 
 def jpeg_has_end(data: bytes) -> bool:
@@ -120,7 +128,7 @@ def jpeg_has_end(data: bytes) -> bool:
 
     Decoders take the zeros that fill the rest of a broken download for pixels, and are content.
     """
-    return data.find(b"\xff\xd9", max(0, data.find(b"\xff\xda"))) >= 0
+    return data.rfind(b"\xff\xd9") > dict(_jpeg_markers(data)).get(_SCAN, len(data))
 
 
 class PngError(Exception):
@@ -219,22 +227,27 @@ def _avif_size(data: bytes) -> Size | None:
 
 
 def _jpeg_size(data: bytes) -> Size | None:
-    position = 2
-    while position + 9 <= len(data):
-        if data[position] != 0xFF:
-            position += 1
-            continue
-        marker = data[position + 1]
-        if marker in (0xFF, 0x00, 0x01) or 0xD0 <= marker <= 0xD8:
-            position += 1 if marker == 0xFF else 2
-            continue
+    for marker, at in _jpeg_markers(data):
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = struct.unpack_from(">HH", data, position + 5)
+            height, width = struct.unpack_from(">HH", data, at + 5)
             return height, width
-        if marker in (0xD9, 0xDA):
-            return None
-        position += 2 + _big(data[position + 2 : position + 4])
     return None
+
+
+def _jpeg_markers(data: bytes) -> Iterator[tuple[int, int]]:
+    """Markers and where they are, up to the first scan: those of a thumbnail are not among them."""
+    at = 2
+    while at + 4 <= len(data):
+        marker = data[at + 1]
+        if data[at] != 0xFF or marker == 0xFF:
+            at += 1
+        elif marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD8:
+            at += 2
+        else:
+            yield marker, at
+            if marker in (_SCAN, 0xD9):
+                return
+            at += 2 + _big(data[at + 2 : at + 4])
 
 
 _SIZES = {

@@ -170,6 +170,8 @@ def decoded_image(
         raise
     except UnclearColours as error:
         raise BadPicture("unsupported format", str(error)) from error
+    except Image.DecompressionBombError as error:  # of a tile, or a limit that somebody set
+        raise BadPicture("too many pixels", str(error)) from error
     except MemoryError as error:
         raise BadPicture("too many pixels", "memory does not suffice") from error
     # A decoder's errors on hostile bytes are of any kind: the whole tree below is meant.

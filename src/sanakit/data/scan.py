@@ -155,6 +155,7 @@ class _Watch:
         for unit in self.units:
             if unit not in missing and (mark := read_mark(stage.folder, unit)) is not None:
                 self._count(mark)
+        self.judge()
         for mark in self.engine.run(stage, units):
             self._count(mark)
             self.judge()
