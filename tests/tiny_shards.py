@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import tarfile
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -67,7 +68,9 @@ def write_shards(
             for id in ids:
                 key = quote(id, safe="").replace(".", "%2E")
                 members.append((f"{key}.{ending}", picture(id, size)))
-                members.append((f"{key}.json", json.dumps(_record(id, size, captions(id))).encode()))
+                members.append(
+                    (f"{key}.json", json.dumps(_record(id, size, captions(id))).encode())
+                )
             _write_tar(folder / f"{unit}.tar", members)
             with tarfile.open(folder / f"{unit}.tar") as tar:
                 spans = [(member.offset_data, member.size) for member in tar]
@@ -107,14 +110,48 @@ def damage(folder: Path, id: str, *, part: str = "images", data: bytes = b"\0\0\
 
 def write_latents(folder: Path, shards: Path) -> Path:
     """Write a latent of bfloat16 bits, 4 x 1 x 1, for every sample: its colour, and 0."""
+
+    def entries(ids: list[str]) -> dict[str, np.ndarray]:
+        return {
+            quote(id, safe="").replace(".", "%2E"): _bits([*colour_of(id), 0]).reshape(4, 1, 1)
+            for id in ids
+        }
+
+    return _write_states(folder, shards, entries)
+
+
+def write_text(folder: Path, shards: Path) -> Path:
+    """Write text states ``l 2`` for every caption of :func:`three_captions`: l times its length."""
+
+    def entries(ids: list[str]) -> dict[str, np.ndarray]:
+        texts = [caption.text for id in ids for caption in three_captions(id)]
+        return {hashlib.sha256(text.encode()).hexdigest(): text_states(text) for text in texts}
+
+    _write_states(folder, shards, entries)
+    np.savez(folder / "null.npz", **{hashlib.sha256(b"").hexdigest(): text_states("")})
+    return folder
+
+
+def text_states(text: str) -> np.ndarray:
+    """Bits of ``l 2``: the number of characters, as often as the text has words, once for none."""
+    return np.tile(_bits([len(text), len(text)]), (max(1, len(text.split())), 1))
+
+
+def _bits(values: list[int]) -> np.ndarray:
+    numbers = np.array(values, dtype=np.float32)  # small whole numbers are exact in bfloat16
+    return (numbers.view(np.uint32) >> 16).astype(np.uint16)
+
+
+def _write_states(
+    folder: Path, shards: Path, entries: Callable[[list[str]], dict[str, np.ndarray]]
+) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for path in shards.glob("*.keys.json"):
-        entries = {}
-        for id in json.loads(path.read_text())["keys"]:
-            values = np.array([*colour_of(id), 0], dtype=np.float32)  # exact in bfloat16
-            bits = (values.view(np.uint32) >> 16).astype(np.uint16).reshape(4, 1, 1)
-            entries[quote(id, safe="").replace(".", "%2E")] = bits
-        np.savez_compressed(folder / path.name.replace(".keys.json", ".npz"), **entries)
+        unit = path.name.removesuffix(".keys.json")
+        np.savez_compressed(folder / f"{unit}.npz", **entries(json.loads(path.read_text())["keys"]))
+        digest = hashlib.sha256((shards / f"{unit}.tar").read_bytes()).hexdigest()
+        with zipfile.ZipFile(folder / f"{unit}.npz", "a") as file:
+            file.writestr("about.json", json.dumps({"format": 1, "shard_sha256": digest}))
     return folder
 
 

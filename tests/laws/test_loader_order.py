@@ -1,4 +1,4 @@
-"""Laws of the loader's order: what an epoch holds, and that nothing but seed and contents matters."""
+"""Laws of the loader's order: what an epoch holds, and what decides it."""
 
 from __future__ import annotations
 
@@ -57,9 +57,7 @@ def epoch_of(order: Order, epoch: int) -> list[list[tuple[int, int, int]]]:
     return [shown(order, number) for number in range(epoch * count, (epoch + 1) * count)]
 
 
-BUCKETS = st.lists(
-    st.lists(st.integers(1, 9), min_size=1, max_size=5), min_size=1, max_size=4
-)
+BUCKETS = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=5), min_size=1, max_size=4)
 SETTINGS = {
     "buckets": BUCKETS,
     "batch_size": st.integers(1, 8),

@@ -140,5 +140,5 @@ def test_options_that_cannot_be_are_refused(options: dict[str, float], said: str
 
 @pytest.mark.parametrize("weight", [-1.0, math.nan, math.inf])
 def test_a_weight_that_cannot_be_is_refused(weight: float) -> None:
-    with pytest.raises(DataError, match="weight .* must be"):
+    with pytest.raises(DataError, match=r"weight .* must be"):
         CaptionChoice().chances(captions(26.0, weights=(weight,)))

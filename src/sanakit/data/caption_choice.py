@@ -132,7 +132,9 @@ class CaptionChoice:
         """The logarithm of a score's share over that of the best score: 0 or less."""
         if self.rule == "softmax":
             return (score - best) / self.temperature
-        return (math.log(score) - math.log(best)) / self.temperature if self.rule == "power" else 0.0
+        if self.rule == "power":
+            return (math.log(score) - math.log(best)) / self.temperature
+        return 0.0
 
 
 NVLABS = CaptionChoice(rule="power", temperature=0.1, threshold=25.0)

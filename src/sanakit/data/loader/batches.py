@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from sanakit.data.caption_choice import CaptionChoice
-from sanakit.data.loader.contents import BucketShards
 from sanakit.data.loader.fitting import fit_into
 from sanakit.data.loader.folders import ShardFolder
 from sanakit.data.loader.order import Order, Plan
 from sanakit.data.loader.reading import DamagedSample, ShardReader, StoredSample
-from sanakit.data.loader.states import LatentReader
+from sanakit.data.loader.states import StateReader, padded, stacked
 from sanakit.data.pictures import BadPicture, decode
+from sanakit.data.samples import Caption
 from sanakit.data.shards import ShardFile
 from sanakit.errors import DataError, SanakitError
 
@@ -28,9 +28,10 @@ _LONGEST_SEARCH = 64  # damaged samples in a row; a longer run is a damaged disk
 class Batch:
     """One rank's share of a global batch; all samples have one size.
 
-    Either ``pixels``, uint8 ``b h w 3``, or ``latents``, ``b c h w`` scaled as they were stored.
-    The null prompt is the empty text by the captioner "". ``original_sizes`` are (height, width)
-    and ``crops`` (top, left, scale), as :class:`StoredSample` has them. ``replaced`` says of each
+    Either ``pixels``, uint8 ``b h w 3``, or ``latents``, scaled, ``b c h w``. ``text``, where it
+    was asked for, are the captions' states ``b l d``, and ``text_mask`` says which are real. The
+    null prompt is the empty text by the captioner "". ``original_sizes`` are (height, width) and
+    ``crops`` (top, left, scale), as :class:`StoredSample` has them. ``replaced`` says of each
     damaged sample why another one stands in its place.
     """
 
@@ -46,14 +47,18 @@ class Batch:
     crops: list[tuple[float, float, float]]
     pixels: Tensor | None = None
     latents: Tensor | None = None
+    text: Tensor | None = None
+    text_mask: Tensor | None = None
     replaced: dict[str, str] = field(default_factory=dict)
 
     def pin_memory(self) -> Batch:
         """The same batch in memory that a GPU copies from while other work goes on."""
         return replace(
             self,
-            pixels=None if self.pixels is None else self.pixels.pin_memory(),
-            latents=None if self.latents is None else self.latents.pin_memory(),
+            pixels=_pinned(self.pixels),
+            latents=_pinned(self.latents),
+            text=_pinned(self.text),
+            text_mask=_pinned(self.text_mask),
         )
 
 
@@ -82,10 +87,10 @@ class BatchReader:
     order: Order
     share: Share
     captions: CaptionChoice
-    latents: Path | None
+    latents: StateReader | None
+    text: StateReader | None
     doing: Tensor
     _shards: ShardReader | None = None
-    _latents: LatentReader | None = None
 
     def __getitem__(self, number: int) -> Batch | SanakitError:
         """Read a batch. Errors are values: raised here, a worker would bury them in its own."""
@@ -119,54 +124,43 @@ class BatchReader:
         bucket = self.order.contents.buckets[plan.bucket]
         slots = self._slots(plan)
         pixels = _shared(slots, bucket.height, bucket.width, 3) if self.latents is None else None
-        samples: list[StoredSample] = []
-        latents: list[Tensor] = []
+        found: list[_Found] = []
         replaced: dict[str, str] = {}
         for slot in range(slots):
             self._tell(plan, slot)
-            sample, latent = self._usable(
-                plan, slot, None if pixels is None else pixels[slot], replaced
-            )
-            samples.append(sample)
-            if latent is not None:
-                latents.append(latent)
+            target = None if pixels is None else pixels[slot]
+            found.append(self._usable(plan, slot, target, replaced))
         self._rest()
-        chosen = [
-            self.captions.choose(
-                sample.captions, seed=self.order.seed, epoch=plan.epoch, id=sample.id
-            )
-            for sample in samples
-        ]
+        latents = [one.latent for one in found if one.latent is not None]
+        texts = [one.text for one in found if one.text is not None]
+        text, mask = padded(texts) if texts else (None, None)
         return Batch(
             number=plan.number,
             epoch=plan.epoch,
             height=bucket.height,
             width=bucket.width,
-            ids=[sample.id for sample in samples],
-            captions=["" if caption is None else caption.text for caption in chosen],
-            captioners=["" if caption is None else caption.captioner for caption in chosen],
-            original_sizes=[sample.original_size for sample in samples],
-            crops=[sample.crop for sample in samples],
+            ids=[one.sample.id for one in found],
+            captions=["" if one.caption is None else one.caption.text for one in found],
+            captioners=["" if one.caption is None else one.caption.captioner for one in found],
+            original_sizes=[one.sample.original_size for one in found],
+            crops=[one.sample.crop for one in found],
             pixels=pixels,
-            latents=_stacked(latents, bucket) if self.latents is not None else None,
+            latents=stacked(latents) if latents else None,
+            text=text,
+            text_mask=mask,
             replaced=replaced,
         )
 
     def _usable(
         self, plan: Plan, slot: int, target: Tensor | None, replaced: dict[str, str]
-    ) -> tuple[StoredSample, Tensor | None]:
+    ) -> _Found:
         """The slot's sample, or the next of its stream that is whole: the same for all ranks."""
         if self._shards is None:
             self._shards = ShardReader(self.folder)
         for after in range(_LONGEST_SEARCH):
             shard, row = self.where(plan, slot, after=after)
             try:
-                sample = self._shards.read(shard, row, image=target is not None)
-                if target is None:
-                    return sample, self._latent(shard, sample.id)
-                size = (target.shape[0], target.shape[1])
-                fit_into(target, decode(sample.image, cover=size).pixels)
-                return sample, None
+                return self._sample(self._shards, shard, row, plan.epoch, target)
             except (DamagedSample, BadPicture) as error:
                 damaged = self._shards.id(shard, row)
                 replaced[damaged] = f"{shard.file}: {error.message}"
@@ -176,11 +170,29 @@ class BatchReader:
             hint="build again: sanakit data build",
         )
 
-    def _latent(self, shard: ShardFile, id: str) -> Tensor:
-        if self._latents is None:
-            assert self.latents is not None
-            self._latents = LatentReader(self.latents)
-        return self._latents.read(shard, id)
+    def _sample(
+        self, shards: ShardReader, shard: ShardFile, row: int, epoch: int, target: Tensor | None
+    ) -> _Found:
+        """Read one sample with its caption; its picture goes to ``target``.
+
+        Raises:
+            DamagedSample: its record or its states are damaged.
+            BadPicture: its picture is.
+        """
+        sample = shards.read(shard, row, image=target is not None)
+        caption = self.captions.choose(
+            sample.captions, seed=self.order.seed, epoch=epoch, id=sample.id
+        )
+        if target is not None:
+            size = (target.shape[0], target.shape[1])
+            fit_into(target, decode(sample.image, cover=size).pixels)
+        latent = text = None
+        if self.latents is not None:
+            latent = self.latents.latent(shard, sample.id)
+        if self.text is not None:
+            text = self.text.text(shard, "" if caption is None else caption.text)
+        # Without the bytes: they have been decoded, and a batch is held as a whole.
+        return _Found(replace(sample, image=b""), caption, latent, text)
 
     def _tell(self, plan: Plan, slot: int) -> None:
         worker = get_worker_info()
@@ -193,18 +205,20 @@ class BatchReader:
             self.doing[worker.id] = 0
 
 
+class _Found(NamedTuple):
+    """A sample of a batch, and all of it but its pixels."""
+
+    sample: StoredSample
+    caption: Caption | None
+    latent: Tensor | None
+    text: Tensor | None
+
+
+def _pinned(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.pin_memory()
+
+
 def _shared(*shape: int) -> Tensor:
     """An uninitialised uint8 tensor, in a worker where the main process sees it without a copy."""
     batch = torch.empty(shape, dtype=torch.uint8)
     return batch if get_worker_info() is None else batch.share_memory_()
-
-
-def _stacked(latents: list[Tensor], bucket: BucketShards) -> Tensor:
-    shapes = {(tuple(latent.shape), latent.dtype) for latent in latents}
-    if len(shapes) > 1:
-        raise DataError(
-            f"latents of the bucket {bucket.height}x{bucket.width} differ in shape or type: "
-            f"{', '.join(map(str, sorted(shapes, key=str)))}",
-            hint="they are of several encoders: sanakit data encode again",
-        )
-    return torch.stack(latents)

@@ -20,6 +20,7 @@ from sanakit.data.loader.batches import Batch, BatchReader, Share
 from sanakit.data.loader.contents import contents_of
 from sanakit.data.loader.folders import LocalFolder, RemoteFolder, ShardFolder
 from sanakit.data.loader.order import Order, Remainder
+from sanakit.data.loader.states import StateReader
 from sanakit.errors import ConfigError, DataError, SanakitError
 from sanakit.weights.cache_folder import cache_folder
 
@@ -51,14 +52,16 @@ class Loader:
         workers: Processes that decode; 0 decodes in this one, when a batch is asked for.
         prefetch: Batches that each worker has ready or in work; without workers none is.
         captions: How a caption is chosen, and how often none.
-        latents: A folder of `sanakit data encode`; batches hold latents then, and no pixels.
+        latents: A folder `SET/latents/KEY` of `sanakit data encode`; batches hold latents then, and
+            no pixels.
+        text: A folder `SET/text/KEY` of it; batches hold the states of their captions then, too.
         remainder: ``repeat`` fills a bucket's last batch with samples of the epoch before it,
             ``drop`` leaves it out; :attr:`repeated` and :attr:`dropped` count them.
         shuffle_shards: Shards of a bucket whose samples are mixed, and read, at a time.
         pin_memory: For quick copies to a GPU; None: if there is one.
         cache: Where shards of an address are kept; None: the user's cache folder.
-        cache_gb: What they may take there, in 10^9 bytes, 50 by default; less than is read at a time
-            (:attr:`bytes_at_a_time`) means that shards are fetched again and again.
+        cache_gb: What they may take there, in 10^9 bytes, 50 by default; where it is less than
+            :attr:`bytes_at_a_time`, shards are fetched again and again.
         max_bad: Share of an epoch's samples that may be damaged; others stand in for them.
             More is an error, though one is always allowed unless it is 0.
         verify: Compare the SHA-256 of local shards; those of an address always are.
@@ -80,6 +83,7 @@ class Loader:
         prefetch: int = 2,
         captions: CaptionChoice = _DEFAULT_CHOICE,
         latents: str | Path | None = None,
+        text: str | Path | None = None,
         remainder: Remainder = "repeat",
         shuffle_shards: int = 8,
         pin_memory: bool | None = None,
@@ -103,8 +107,6 @@ class Loader:
         if pin_memory and not torch.cuda.is_available():
             raise ConfigError("pin_memory=True needs a GPU that torch can use", hint="leave it out")
         folder = _folder(shards, cache=cache, cache_gb=cache_gb, verify=verify)
-        if latents is not None and not Path(latents).is_dir():
-            raise DataError(f"{latents} is no folder", hint="make it: sanakit data encode")
         self._order = Order(
             contents=contents_of(folder.index(), source=folder.name),
             seed=int(seed),
@@ -123,7 +125,8 @@ class Loader:
             order=self._order,
             share=Share(rank=rank, world=world),
             captions=captions,
-            latents=None if latents is None else Path(latents),
+            latents=_states(latents),
+            text=_states(text),
             doing=torch.zeros(workers, 3, dtype=torch.int64).share_memory_(),
         )
         self._workers = workers
@@ -340,6 +343,12 @@ def _lives(process: int) -> bool:
         return bool(psutil.Process(process).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
+
+
+def _states(folder: str | Path | None) -> StateReader | None:
+    if folder is not None and not Path(folder).is_dir():
+        raise DataError(f"{folder} is no folder", hint="make it: sanakit data encode")
+    return None if folder is None else StateReader(Path(folder))
 
 
 def _folder(

@@ -1,66 +1,101 @@
-"""What frozen networks made of a sample in advance: latents, one zip of arrays a shard.
-
-SHARD.npz       an entry a sample, named as in the tar; uint16 holds the bits of bfloat16
-"""
+"""What frozen networks made of samples in advance, read for the samples and captions of a batch."""
 
 from __future__ import annotations
 
-import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from sanakit.data.cached_states import CachedStates
 from sanakit.data.loader.reading import DamagedSample
-from sanakit.data.shards import ShardFile, key_of
+from sanakit.data.shards import ShardFile
 from sanakit.errors import DataError
 
-ENDING = ".npz"
-_ENCODE = "make them: sanakit data encode"
 
-
-class LatentReader:
-    """Reads latents from a folder that `sanakit data encode` made for one autoencoder."""
+class StateReader:
+    """Reads one folder that `sanakit data encode` made, and keeps the shards open used last."""
 
     def __init__(self, folder: Path, *, most_open: int = 64) -> None:
         self._folder = folder
         self._most_open = most_open
-        self._open: OrderedDict[str, zipfile.ZipFile] = OrderedDict()
+        self._open: OrderedDict[str, CachedStates] = OrderedDict()
 
-    def read(self, shard: ShardFile, id: str) -> Tensor:
+    def latent(self, shard: ShardFile, id: str) -> Tensor:
         """The latent of a sample, ``c h w``.
 
         Raises:
-            DataError: the shard was not encoded.
-            DamagedSample: the sample was not, or its entry is damaged.
+            DataError: the shard was not encoded since it was built.
+            DamagedSample: it was, without this sample.
         """
-        archive = self._opened(shard)
-        where = f"{self._folder / shard.unit}{ENDING}: {id!r}"
+        states = self._opened(shard)
         try:
-            with archive.open(f"{key_of(id)}.npy") as entry:
-                array = np.lib.format.read_array(entry, allow_pickle=False)
-        except KeyError as error:
-            raise DamagedSample(f"{where} is not encoded", hint=_ENCODE) from error
-        except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
-            raise DamagedSample(f"{where} is damaged ({error})", hint=_ENCODE) from error
-        if array.ndim != 3 or array.dtype not in (np.uint16, np.float16, np.float32):
-            raise DamagedSample(
-                f"{where} is {array.dtype} {array.shape}, not a latent", hint=_ENCODE
-            )
-        tensor = torch.from_numpy(array)
-        return tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor
+            return states.latent(id)
+        except DataError as error:
+            raise DamagedSample(error.message, hint=error.hint) from error
 
-    def _opened(self, shard: ShardFile) -> zipfile.ZipFile:
+    def text(self, shard: ShardFile, caption: str) -> Tensor:
+        """The states of a caption of the shard, or of the null prompt for "", ``l d``.
+
+        Raises:
+            DataError: the shard was not encoded since it was built.
+            DamagedSample: it was, without this caption.
+        """
+        states = self._opened(shard)
+        try:
+            return states.text(caption)
+        except DataError as error:
+            raise DamagedSample(error.message, hint=error.hint) from error
+
+    def _opened(self, shard: ShardFile) -> CachedStates:
         if shard.file not in self._open:
-            path = self._folder / f"{shard.unit}{ENDING}"
-            try:
-                archive = zipfile.ZipFile(path)
-            except (OSError, zipfile.BadZipFile) as error:
-                raise DataError(f"{path} cannot be read ({error})", hint=_ENCODE) from error
+            states = CachedStates(self._folder, shard.unit)
+            found = states.about.get("shard_sha256")
+            if found != shard.sha256:
+                raise DataError(
+                    f"{self._folder} has states of another {shard.file} (SHA-256 {found}, and the "
+                    f"shard has {shard.sha256})",
+                    hint="run `sanakit data encode` again",
+                )
             while len(self._open) >= self._most_open:
                 self._open.popitem(last=False)[1].close()
-            self._open[shard.file] = archive
+            self._open[shard.file] = states
         self._open.move_to_end(shard.file)
         return self._open[shard.file]
+
+
+def stacked(latents: list[Tensor]) -> Tensor:
+    """Latents of one batch as ``b c h w``.
+
+    Raises:
+        DataError: they differ in shape or type.
+    """
+    kinds = {(tuple(latent.shape), latent.dtype) for latent in latents}
+    if len(kinds) > 1:
+        raise DataError(
+            "latents of one bucket differ in shape or type: "
+            f"{', '.join(f'{shape} {dtype}' for shape, dtype in sorted(kinds, key=str))}",
+            hint="run `sanakit data encode` again",
+        )
+    return torch.stack(latents)
+
+
+def padded(texts: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Texts ``l d`` as one ``b l d`` with zeros at the ends, and which are real, ``b l``.
+
+    Raises:
+        DataError: they differ in width or type.
+    """
+    kinds = {(text.shape[1], text.dtype) for text in texts}
+    if len(kinds) > 1:
+        raise DataError(
+            "text states differ in width or type: "
+            f"{', '.join(f'{width} {dtype}' for width, dtype in sorted(kinds, key=str))}",
+            hint="run `sanakit data encode` again",
+        )
+    lengths = torch.tensor([text.shape[0] for text in texts])
+    batch = texts[0].new_zeros(len(texts), int(lengths.max()), texts[0].shape[1])
+    for row, text in zip(batch, texts, strict=True):
+        row[: text.shape[0]] = text
+    return batch, torch.arange(batch.shape[1])[None] < lengths[:, None]
