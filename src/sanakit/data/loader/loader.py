@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from sanakit.data.caption_choice import CaptionChoice
-from sanakit.data.loader.batches import Batch, BatchReader, Share
+from sanakit.data.loader.batches import Batch, BatchReader, Share, end_with_parent
 from sanakit.data.loader.contents import contents_of
 from sanakit.data.loader.folders import LocalFolder, RemoteFolder, ShardFolder
 from sanakit.data.loader.order import Order, Remainder
@@ -269,6 +269,7 @@ class Loader:
             multiprocessing_context=context,
             pin_memory=self._pin_memory,
             collate_fn=_as_it_is,
+            worker_init_fn=end_with_parent,
             generator=torch.Generator(),  # else it would draw a number from the user's
         )
 
