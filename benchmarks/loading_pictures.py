@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.generate import ROOT, commit, cores, summarise, versions
@@ -50,23 +50,24 @@ Batches = Iterator[tuple[torch.Tensor, list[str]]]
 def picture(number: int, sides: tuple[int, int]) -> Image.Image:
     """Clouds of several scales, sharp shapes and grain: about as hard to decode as a photograph."""
     rng = np.random.default_rng(number)
-    height, width = rng.integers(sides[0], sides[1] + 1, 2)
-    total = np.zeros((height, width, 3), dtype=np.float32)
-    for octave, strength in ((3, 70), (12, 30), (48, 14), (192, 7)):
-        cells = rng.integers(0, 256, (octave, octave, 3), dtype=np.uint8)
-        cloud = Image.fromarray(cells).resize((width, height), Image.Resampling.BICUBIC)
-        total += (np.asarray(cloud, dtype=np.float32) - 127) * (strength / 127)
-    down, across = np.mgrid[0:height, 0:width]
+    height, width = (int(side) for side in rng.integers(sides[0], sides[1] + 1, 2))
+    made = cloud(rng, 3, (width, height))
+    for cells, share in ((12, 0.35), (48, 0.2), (192, 0.12)):
+        made = Image.blend(made, cloud(rng, cells, (width, height)), share)
+    draw = ImageDraw.Draw(made)
     for _ in range(6):
-        y, x, radius = (
-            rng.integers(0, height),
-            rng.integers(0, width),
-            rng.integers(20, height // 3),
-        )
-        inside = (down - y) ** 2 + (across - x) ** 2 < radius**2
-        total[inside] = 0.4 * total[inside] + rng.normal(0, 60, 3)
-    total += 127 + rng.normal(0, 3, total.shape).astype(np.float32)
-    return Image.fromarray(total.clip(0, 255).astype(np.uint8))
+        x, y, radius = rng.integers(0, width), rng.integers(0, height), rng.integers(20, 200)
+        colour = tuple(int(value) for value in rng.integers(0, 256, 3))
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
+    grain = np.tile(rng.normal(0, 4, (128, 128, 1)), (height // 128 + 1, width // 128 + 1, 1))
+    noisy = np.asarray(made, dtype=np.float32) + grain[:height, :width].astype(np.float32)
+    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+
+
+def cloud(rng: np.random.Generator, cells: int, size: tuple[int, int]) -> Image.Image:
+    """Random colours on a grid, smoothly enlarged."""
+    colours = rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8)
+    return Image.fromarray(colours).resize(size, Image.Resampling.BICUBIC)
 
 
 def write(folder: Path, case: str, count: int) -> None:

@@ -140,6 +140,9 @@ def test_seeds_and_epochs_give_other_orders() -> None:
     first = order([[9, 9, 9], [9, 9]])
     assert epoch_of(first, 0) != epoch_of(first, 1)
     assert epoch_of(first, 0) != epoch_of(order([[9, 9, 9], [9, 9]], seed=1), 0)
+    alone = order([[9, 9, 9]])  # no turns of buckets that could differ
+    assert epoch_of(alone, 0) != epoch_of(alone, 1)
+    assert epoch_of(alone, 0) != epoch_of(order([[9, 9, 9]], seed=1), 0)
 
 
 def test_every_sample_is_as_likely_at_every_place() -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from itertools import islice
 from pathlib import Path
@@ -75,7 +76,6 @@ def test_a_worker_that_dies_is_an_error_that_names_its_shard(shards: Path, tmp_p
     with FileLock(cache / f".{shard.sha256}.lock"):  # so that it waits in the middle of a batch
         begun = time.monotonic()
         batches = iter(loader)
-        import threading
 
         def kill() -> None:
             while not workers_of(loader) and time.monotonic() < begun + SECONDS:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import threading
 from dataclasses import dataclass, field, replace
-from multiprocessing import parent_process
 from typing import NamedTuple
 
 import torch
@@ -205,21 +203,6 @@ class BatchReader:
         worker = get_worker_info()
         if worker is not None:
             self.doing[worker.id] = 0
-
-
-def end_with_parent(worker: int) -> None:
-    """Have a worker process end at once if the main process is killed.
-
-    Torch's own watch looks at the process that forked it, and a fork server lives on.
-    """
-
-    def watch() -> None:
-        parent = parent_process()
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True, name=f"parent of worker {worker}").start()
 
 
 class _Found(NamedTuple):

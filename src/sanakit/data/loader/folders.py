@@ -22,9 +22,12 @@ from filelock import FileLock
 
 from sanakit.data.shards import INDEX, KEYS, Index, ShardFile, read_index
 from sanakit.data.stages import sha256_of
-from sanakit.errors import DataError
+from sanakit.errors import ConfigError, DataError
+from sanakit.weights.cache_folder import cache_folder
 
 _BLOCK = 1 << 20
+_GB = 10**9
+_CACHE_GB = 50.0
 _TRIES = 3
 _ABANDONED = 24 * 3600.0  # seconds after which an unfinished download is nobody's any more
 _FOREIGN = "the shard is not the one of index.json: build again, or copy it again"
@@ -210,6 +213,34 @@ class RemoteFolder:
         doomed = self.cache / f".{secrets.token_hex(6)}.tmp"
         path.replace(doomed)  # at once, so that no half shard looks whole
         shutil.rmtree(doomed, ignore_errors=True)
+
+
+def open_folder(
+    shards: str | Path, *, cache: Path | None, cache_gb: float | None, verify: bool
+) -> ShardFolder:
+    """The folder at a path, or at an address with ``://``.
+
+    Raises:
+        ConfigError: there is no place for a cache, or a cache for a local folder.
+    """
+    address = str(shards)
+    if "://" not in address:
+        if cache is not None or cache_gb is not None:
+            given = f"cache_gb={cache_gb}" if cache is None else f"cache={cache}"
+            raise ConfigError(f"{given} has no use: {address} is a folder of this machine")
+        return LocalFolder(folder=Path(shards), verify=verify)
+    cache_gb = _CACHE_GB if cache_gb is None else cache_gb
+    if not cache_gb > 0:
+        raise ConfigError(f"cache_gb={cache_gb} must be above 0")
+    if cache is None:
+        ours = cache_folder()
+        if ours is None:
+            raise ConfigError(
+                f"no place to keep the shards of {address}: the cache folder is switched off",
+                hint="name one: cache=FOLDER",
+            )
+        cache = ours / "shards"
+    return RemoteFolder(url=address, cache=Path(cache), limit=int(cache_gb * _GB))
 
 
 def _copy(address: str, target: Path) -> str:

@@ -2,37 +2,25 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-import sys
 from collections.abc import Iterator
-from multiprocessing import get_context
 from pathlib import Path
 from types import TracebackType
 from typing import Any, get_args
 
-import psutil
 import torch
-from torch.utils.data import DataLoader
 
 from sanakit.data.caption_choice import CaptionChoice
-from sanakit.data.loader.batches import Batch, BatchReader, Share, end_with_parent
+from sanakit.data.loader.batches import Batch, BatchReader, Share
 from sanakit.data.loader.contents import contents_of
-from sanakit.data.loader.folders import LocalFolder, RemoteFolder, ShardFolder
+from sanakit.data.loader.folders import open_folder
 from sanakit.data.loader.order import Order, Remainder
-from sanakit.data.loader.states import StateReader
+from sanakit.data.loader.states import open_states
+from sanakit.data.loader.workers import received, started
 from sanakit.errors import ConfigError, DataError, SanakitError
-from sanakit.weights.cache_folder import cache_folder
 
 FORMAT = 1
-GB = 10**9
-_CACHE_GB = 50.0
 _DEFAULT_CHOICE = CaptionChoice()
-# Not fork: a copy of a process that has run threads (torch's, CUDA's, a progress bar's) may hang.
-# A fork server is a fresh process that imports what workers need once and then copies itself, so
-# that all workers but the first start in milliseconds; Windows has spawn alone.
-_START = "spawn" if sys.platform == "win32" else "forkserver"
-_PRELOADED = "sanakit.data.loader.batches"
 
 
 class Loader:
@@ -106,7 +94,7 @@ class Loader:
             raise ConfigError(f"max_bad={max_bad} must be a share, from 0 to 1")
         if pin_memory and not torch.cuda.is_available():
             raise ConfigError("pin_memory=True needs a GPU that torch can use", hint="leave it out")
-        folder = _folder(shards, cache=cache, cache_gb=cache_gb, verify=verify)
+        folder = open_folder(shards, cache=cache, cache_gb=cache_gb, verify=verify)
         self._order = Order(
             contents=contents_of(folder.index(), source=folder.name),
             seed=int(seed),
@@ -125,8 +113,8 @@ class Loader:
             order=self._order,
             share=Share(rank=rank, world=world),
             captions=captions,
-            latents=_states(latents),
-            text=_states(text),
+            latents=open_states(latents),
+            text=open_states(text),
             doing=torch.zeros(workers, 3, dtype=torch.int64).share_memory_(),
         )
         self._workers = workers
@@ -238,9 +226,15 @@ class Loader:
     def _batches(self, iteration: int) -> Iterator[Batch]:
         try:
             if self._iteration == iteration:
-                self._running = iter(self._engine())
+                self._running = started(
+                    self._reader,
+                    self._next,
+                    workers=self._workers,
+                    prefetch=self._prefetch,
+                    pin_memory=self._pin_memory,
+                )
             while self._iteration == iteration and self._running is not None:
-                batch = self._receive(self._running)
+                batch = received(self._running, self._reader, self._next)
                 self._count(batch)
                 self._next = batch.number + 1
                 yield batch
@@ -252,50 +246,6 @@ class Loader:
                 "this iteration is over: the loader was closed, restored or iterated anew",
                 hint="call iter(loader) again",
             )
-
-    def _engine(self) -> DataLoader[Any]:
-        """Torch's worker processes, fed with batch numbers."""
-        context = None
-        if self._workers:
-            context = get_context(_START)
-            if _START == "forkserver":
-                context.set_forkserver_preload([_PRELOADED])
-        return DataLoader(
-            self._reader,  # type: ignore[arg-type]  # it has no length, and numbers without end
-            batch_size=None,
-            sampler=_From(self._next),
-            num_workers=self._workers,
-            prefetch_factor=self._prefetch if self._workers else None,
-            multiprocessing_context=context,
-            pin_memory=self._pin_memory,
-            collate_fn=_as_it_is,
-            worker_init_fn=end_with_parent,
-            generator=torch.Generator(),  # else it would draw a number from the user's
-        )
-
-    def _receive(self, running: Iterator[Batch | SanakitError]) -> Batch:
-        try:
-            batch = next(running)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise DataError(
-                f"a worker process ended unexpectedly while it read {self._last_words()}",
-                hint="memory or /dev/shm may be too small: fewer workers or a lower prefetch need "
-                "less; workers=0 shows what else goes wrong",
-            ) from error
-        if isinstance(batch, SanakitError):
-            raise batch
-        return batch
-
-    def _last_words(self) -> str:
-        """The samples that dead workers were at."""
-        found = []
-        for process, number, slot in self._reader.doing.tolist():
-            if process and not _lives(process):
-                shard, row = self._reader.where(self._order.plan(number), slot)
-                found.append(f"sample {row} of {shard.file} (batch {number})")
-        return ", ".join(found) or f"batch {self._next} or a later one"
 
     def _count(self, batch: Batch) -> None:
         """Note damaged samples; an epoch may have some."""
@@ -320,59 +270,6 @@ class Loader:
             "shuffle_shards": self._order.shuffle_shards,
             "remainder": self._order.remainder,
         }
-
-
-class _From:
-    """All whole numbers from a first one."""
-
-    def __init__(self, first: int) -> None:
-        self._first = first
-
-    def __iter__(self) -> Iterator[int]:
-        return itertools.count(self._first)
-
-    def __len__(self) -> int:
-        return sys.maxsize
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
-
-
-def _lives(process: int) -> bool:
-    try:
-        return bool(psutil.Process(process).status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _states(folder: str | Path | None) -> StateReader | None:
-    if folder is not None and not Path(folder).is_dir():
-        raise DataError(f"{folder} is no folder", hint="make it: sanakit data encode")
-    return None if folder is None else StateReader(Path(folder))
-
-
-def _folder(
-    shards: str | Path, *, cache: Path | None, cache_gb: float | None, verify: bool
-) -> ShardFolder:
-    address = str(shards)
-    if "://" not in address:
-        if cache is not None or cache_gb is not None:
-            given = f"cache_gb={cache_gb}" if cache is None else f"cache={cache}"
-            raise ConfigError(f"{given} has no use: {address} is a folder of this machine")
-        return LocalFolder(folder=Path(shards), verify=verify)
-    cache_gb = _CACHE_GB if cache_gb is None else cache_gb
-    if not cache_gb > 0:
-        raise ConfigError(f"cache_gb={cache_gb} must be above 0")
-    if cache is None:
-        ours = cache_folder()
-        if ours is None:
-            raise ConfigError(
-                f"no place to keep the shards of {address}: the cache folder is switched off",
-                hint="name one: cache=FOLDER",
-            )
-        cache = ours / "shards"
-    return RemoteFolder(url=address, cache=Path(cache), limit=int(cache_gb * GB))
 
 
 def _check(**counts: int) -> None:

@@ -65,6 +65,17 @@ class StateReader:
         return self._open[shard.file]
 
 
+def open_states(folder: str | Path | None) -> StateReader | None:
+    """A reader of a folder's states; None for None.
+
+    Raises:
+        DataError: there is no such folder.
+    """
+    if folder is not None and not Path(folder).is_dir():
+        raise DataError(f"{folder} is no folder", hint="make it: sanakit data encode")
+    return None if folder is None else StateReader(Path(folder))
+
+
 def stacked(latents: list[Tensor]) -> Tensor:
     """Latents of one batch as ``b c h w``.
 
