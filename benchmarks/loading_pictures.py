@@ -38,7 +38,7 @@ from sanakit.data.loader.loader import Loader
 
 RESULTS = ROOT / "benchmarks" / "results" / "loading_pictures.jsonl"
 SIZE = 512
-SHARD = 250
+SHARDS = 8  # webdataset gives each worker shards of its own: as many to each
 CASES = {  # sides in pixels, quality of the JPEG, its chroma subsampling, share of the pictures
     "600 to 1200 px": ((600, 1200), 90, 2, 1.0),
     "1400 to 2400 px": ((1400, 2400), 90, 2, 0.4),
@@ -76,9 +76,10 @@ def write(folder: Path, case: str, count: int) -> None:
     count = int(count * share)
     (folder / "files").mkdir(parents=True)
     shards = []
-    for unit, first in enumerate(range(0, count, SHARD)):
+    size = -(-count // SHARDS)
+    for unit, first in enumerate(range(0, count, size)):
         name = f"{SIZE}x{SIZE}-{unit:05}"
-        numbers = range(first, min(first + SHARD, count))
+        numbers = range(first, min(first + size, count))
         spans = []
         with tarfile.open(folder / f"{name}.tar", "w") as tar:
             for number in numbers:
