@@ -44,8 +44,9 @@ def fit_into(slot: Tensor, pixels: np.ndarray) -> None:
 def _has_lanczos() -> bool:
     """Whether this version of torch resizes by Lanczos."""
     try:
+        # Not to a single pixel: torch 2.13 fails there, by an assertion of its own.
         F.interpolate(
-            torch.zeros(1, 3, 2, 2, dtype=torch.uint8), size=1, mode="lanczos", antialias=True
+            torch.zeros(1, 3, 8, 8, dtype=torch.uint8), size=4, mode="lanczos", antialias=True
         )
     except (NotImplementedError, ValueError, RuntimeError):
         return False

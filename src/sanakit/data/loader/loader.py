@@ -117,6 +117,7 @@ class Loader:
             text=open_states(text),
             doing=torch.zeros(workers, 3, dtype=torch.int64).share_memory_(),
         )
+        self._digest = self._order.contents.digest
         self._workers = workers
         self._prefetch = prefetch
         self._pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
@@ -264,7 +265,7 @@ class Loader:
     def _identity(self) -> dict[str, Any]:
         return {
             "format": FORMAT,
-            "index": self._order.contents.digest,
+            "index": self._digest,
             "seed": self._order.seed,
             "batch_size": self._order.batch_size,
             "shuffle_shards": self._order.shuffle_shards,
