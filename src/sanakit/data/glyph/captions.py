@@ -8,20 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from sanakit.data.glyph.colours import WORDS
 from sanakit.data.glyph.names import ALIASES, PHRASES
 from sanakit.data.glyph.split import fraction
+from sanakit.data.glyph.styles import STYLE_WORDS
 
-STYLE_WORDS: Mapping[str, tuple[str, str]] = {
-    "3d": ("glossy 3d emoji", "shiny 3d render"),
-    "flat": ("flat vector emoji", "colorful flat emoji"),
-    "gradient": ("smooth gradient emoji", "softly shaded emoji"),
-    "soft": ("clean cartoon emoji", "rounded vector emoji"),
-    "simple": ("minimal flat emoji", "simple flat emoji"),
-    "blob": ("retro cartoon emoji", "playful cartoon emoji"),
-    "bright": ("bright cartoon emoji", "bold vector emoji"),
-    "toy": ("paper cutout emoji", "plain flat emoji"),
-    "outline": ("dark outline emoji", "outlined cartoon emoji"),
-    "office": ("flat office icon", "flat business icon"),
-    "silhouette": ("flat silhouette icon", "solid one-color icon"),
-}
 MOST = 5
 
 # Words that take no article although they are not plural.
@@ -87,26 +75,34 @@ def choice(options: Sequence[str], key: str) -> str:
     return options[int(fraction(key) * len(options))]
 
 
-def _unique(captions: Iterable[str | None]) -> list[str]:
-    return list(dict.fromkeys(one for one in captions if one))[:MOST]
+def unique(captions: Iterable[str | None]) -> tuple[str, ...]:
+    """The different captions among them, in order, five at most."""
+    return tuple(dict.fromkeys(one for one in captions if one))[:MOST]
 
 
-def painted_captions(noun: str, colour: str, *, key: str) -> list[str]:
-    """Captions of a drawing painted in one colour.
+def _two_words(style: str, key: str) -> tuple[str, str]:
+    """Two of a style's phrases, in an order that depends on the key."""
+    words = choice(STYLE_WORDS[style], f"style:{key}")
+    return words, next(one for one in STYLE_WORDS[style] if one != words)
+
+
+def painted_captions(
+    noun: str, colour: str, style: str, *, key: str, short: str = ""
+) -> tuple[str, ...]:
+    """Captions of a drawing painted in one colour; ``short`` is another name of the noun.
 
     Each names the colour and says that it is an icon, so that "a blue car" alone keeps its place
     for pictures with shading and detail.
     """
-    words = choice(STYLE_WORDS["silhouette"], f"style:{key}")
-    other = next(one for one in STYLE_WORDS["silhouette"] if one != words)
+    words, other = _two_words(style, key)
     name = coloured(colour, noun) or article(noun)
-    short = short_names(noun, "")
-    return _unique(
+    last = STYLE_WORDS[style][0].rsplit(" ", 1)[1]
+    return unique(
         (
             f"{name}, {words}",
             f"{bare(name)}, {other}",
-            f"{article(f'{colour} icon')} of {article(noun)}",
-            f"{article(f'{colour} silhouette')} of {article(short[0] if short else noun)}",
+            f"{article(f'{colour} {last}')} of {article(noun)}",
+            f"{article(f'{colour} {words}')} of {article(short or noun)}",
             f"{article(noun)} in {colour}, {words}",
         )
     )
@@ -117,39 +113,30 @@ def captions(
     style: str,
     *,
     key: str,
-    group: str = "",
+    names: Sequence[str] = (),
     tags: Sequence[str] = (),
-    colour: str = "",
-    toned: bool = False,
-) -> list[str]:
+    tone: str = "",
+) -> tuple[str, ...]:
     """Three to five captions of a picture, the plainest first; ``key`` varies their wording.
 
-    ``tags`` are words that go with the concept; ``colour`` is the one word that names the colour
-    of the picture, or empty; ``toned`` says that people in it have a medium skin tone.
+    ``names`` are other everyday names of the concept, the best one first; ``tags`` are words that
+    go with it; ``tone`` is the skin tone of the people in it, in words.
     """
-    words = choice(STYLE_WORDS[style], f"style:{key}")
-    other = next(one for one in STYLE_WORDS[style] if one != words)
-    names = short_names(concept, group)
+    words, other = _two_words(style, key)
     name, short = phrase(concept), article(names[0]) if names else ""
     alias = article(choice(names, f"alias:{key}")) if names else ""
-    tint = ""
-    if colour and coloured(colour, concept):
-        # A name with a colour is believed. One that is no noun takes none: "a yellow locked".
-        noun = names[0] if names else concept if name == article(concept) else ""
-        tint = (noun and coloured(colour, noun)) or ""
     said = {*WORDS, *name.split()}  # a tag may name a colour the picture does not have
     extra = [tag for tag in tags if tag.isalpha() and len(tag) > 2 and tag not in said]
     start = int(fraction(f"tags:{key}") * max(len(extra) - 1, 1))
-    tail = ", medium skin tone" if toned else ""
+    tail = f", {tone}" if tone else ""
     with_style = choice((name, bare(name)), f"bare:{key}")
-    return _unique(
+    return unique(
         (
             name + tail,
             f"{with_style}{tail}, {words}",
-            f"{tint or alias}{tail}" if tint or alias else None,
-            f"{article(other)} of {tint or short or name}{tail}",
+            f"{article(other)} of {short or name}{tail}",
             alias + tail if alias else None,
             ", ".join([name + tail, *extra[start : start + 2]]) if extra else None,
-            f"an {'icon' if style == 'office' else 'emoji'} of {name}{tail}",
+            f"{words} of {name}{tail}",
         )
     )

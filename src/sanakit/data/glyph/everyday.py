@@ -1,0 +1,87 @@
+"""One everyday name for each thing, so that every set's picture of it has the same concept."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from sanakit.data.glyph.captions import bare, phrase
+from sanakit.data.glyph.emoji import Emoji, EmojiTable, plain_name
+from sanakit.data.glyph.names import ALIASES, PHRASES
+
+# Label of a character: what people call it, where the label is no name for the thing itself.
+_EVERYDAY = """
+automobile: car | sport utility vehicle: suv | honeybee: bee | lady beetle: ladybug
+doughnut: donut | wrapped gift: gift | gem stone: gem | soft ice cream: ice cream cone
+hot beverage: cup of coffee | high voltage: lightning bolt | locked: padlock
+unlocked: open padlock | locked with key: padlock with a key | american football: football
+tennis: tennis ball | articulated lorry: semi truck | kick scooter: scooter
+cup with straw: soda cup | cooked rice: bowl of rice | steaming bowl: bowl of noodles
+droplet: drop | curry rice: plate of curry | spaghetti: plate of pasta | cut of meat: steak
+ear of corn: corn | shaved ice: bowl of shaved ice | shortcake: slice of cake
+cheese wedge: cheese | running shoe: sneaker | high heeled shoe: high heel
+billed cap: baseball cap | headphone: headphones | video game: game controller | game die: dice
+french fries: fries | magnifying glass tilted left: magnifying glass
+magnifying glass tilted right: magnifying glass | globe showing americas: globe
+globe showing asia australia: globe | globe showing europe africa: globe | tram car: tram
+paw prints: paw print | roll of paper: toilet paper | artist palette: palette
+pot of food: pot of stew | poultry leg: chicken leg | meat on bone: meat on a bone
+closed book: book | old key: antique key | hourglass done: hourglass
+snowman without snow: snowman | flying saucer: ufo | rescue worker's helmet: rescue helmet
+hippopotamus: hippo | rhinoceros: rhino | musical note: music note | deciduous tree: tree
+evergreen tree: pine tree | leafless tree: bare tree | woman's clothes: blouse
+woman's hat: sun hat | woman's sandal: sandal | woman's boot: boot | man's shoe: leather shoe
+person in lotus position: meditating person | chart increasing: rising chart
+chart decreasing: falling chart | police car light: siren | speaker medium volume: speaker
+speaker low volume: speaker | speaker high volume: speaker | e mail: email
+bust in silhouette: person silhouette | busts in silhouette: two person silhouettes
+bread: loaf of bread | front facing baby chick: baby chick
+oncoming automobile: front view of a car | oncoming bus: front view of a bus
+oncoming taxi: front view of a taxi | oncoming police car: front view of a police car
+collision: explosion
+"""
+
+
+def _table(text: str) -> dict[str, str]:
+    """Pairs of "name: name", parted by bars and line ends."""
+    pairs = (pair.partition(": ") for pair in re.split(r"\s*[|\n]\s*", text.strip()))
+    return {name: other for name, _, other in pairs}
+
+
+EVERYDAY: Mapping[str, str] = _table(_EVERYDAY)
+
+_THINGS = {
+    "animals & nature", "food & drink", "travel & places", "activities", "objects",
+}  # fmt: skip
+# Names that are drawn as something else in sets of icons than the character draws.
+_OTHER_MEANING = re.compile(
+    r"(mouse|orange|pool|dash|date|pin|tv|email|hotel|bank|school|on|off|end|back|top|soon|new|free"
+    r"|up|cool|ok|id|beginner|vs|go|loop|mask|bolt|light|board|card|spades|clubs|iphone|metal|man"
+    r"|woman|construction|foggy|party|first|second|third|wave|run|time|clock\d*|home|house|shop"
+    r"|speaker|sound|bulb|link|sky|race|map|train|plane|wheel|globe|world)"
+)
+
+
+def concept_of(emoji: Emoji) -> str:
+    """The concept of a character: a noun phrase without article wherever it has one."""
+    if (name := EVERYDAY.get(emoji.name)) is not None:
+        return name
+    words = phrase(emoji.name)
+    named = emoji.name in PHRASES or words.startswith("a clock showing")
+    return bare(words) if named and words.startswith(("a ", "an ")) else emoji.name
+
+
+def other_names(emoji: Emoji) -> tuple[str, ...]:
+    """What else people call a character, the best name first."""
+    concept = concept_of(emoji)
+    names = [*ALIASES.get(emoji.name, ()), *ALIASES.get(concept, ())]
+    if emoji.group == "animals & nature" and emoji.name.endswith(" face"):
+        names.append(emoji.name.removesuffix(" face"))
+    return tuple(dict.fromkeys(name for name in names if name != concept))
+
+
+def common_concept(name: str, table: EmojiTable) -> str:
+    """The concept of an icon's name: that of the character of this name if it is a plain thing."""
+    plain = plain_name(name)
+    emoji = None if _OTHER_MEANING.fullmatch(plain) else table.find(plain)
+    return concept_of(emoji) if emoji is not None and emoji.group in _THINGS else plain

@@ -1,0 +1,11 @@
+"""The rows of the mixture, in the order of their pictures."""
+
+from __future__ import annotations
+
+from sanakit.data.glyph.rows.emoji import Emoji3DRow, EmojiRow
+from sanakit.data.glyph.rows.row import Row
+
+ROWS: tuple[Row, ...] = (
+    Emoji3DRow(),
+    EmojiRow(),
+)
