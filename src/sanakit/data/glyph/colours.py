@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -95,6 +97,16 @@ def dominant_colour(rgba: npt.NDArray[np.uint8]) -> str | None:
         if other != best and {WORDS[best], WORDS[other]} not in RELATED
     ]
     return None if max(rivals) >= RIVAL * shares[best] else WORDS[best]
+
+
+def hidden_share(rgba: npt.NDArray[np.uint8], background: Sequence[float], gap: float) -> float:
+    """The part of the opaque pixels of ``H W 4`` no more than ``gap`` away from a colour.
+
+    ``background`` is red, green, blue in [0, 1]; the farthest of the three counts.
+    """
+    drawn = rgba[..., :3][rgba[..., 3] >= OPAQUE].astype(np.float32) / 255
+    apart = np.abs(drawn - np.asarray(background, dtype=np.float32)).max(axis=-1)
+    return float((apart <= gap).sum() / max(len(drawn), 1))
 
 
 def is_pale(rgba: npt.NDArray[np.uint8]) -> bool:

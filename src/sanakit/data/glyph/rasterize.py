@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -57,10 +58,67 @@ def framing(box: Box, side: float) -> Box:
     return left + (width - view) / 2, top + (height - view) / 2, view, view
 
 
-def _render(renderer: Any, svg: str) -> Pixels:
-    png = renderer.svg_to_bytes(svg_string=svg, skip_system_fonts=True)
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """What a first look at a drawing tells: the square ``view`` to draw, in the drawing's units.
+
+    ``box`` is the visible part inside that view, as parts of its side; ``pixels`` are
+    the whole canvas, square, not framed.
+    """
+
+    view: Box
+    box: Box
+    pixels: Pixels
+
+
+def _probe(pixels: Pixels, corner: tuple[float, float], side: float) -> Probe | None:
+    """Frame what a picture of a canvas shows; ``corner`` and ``side`` are the canvas's."""
+    box = visible_box(pixels[..., 3])
+    if box is None:
+        return None
+    unit = side / len(pixels)
+    found = (corner[0] + box[0] * unit, corner[1] + box[1] * unit, box[2] * unit, box[3] * unit)
+    view = framing(found, side)
+    inside = (found[0] - view[0], found[1] - view[1], found[2], found[3])
+    left, top, width, height = (round(part / view[2], 4) for part in inside)
+    return Probe(view=view, box=(left, top, width, height), pixels=pixels)
+
+
+def _render(svg: str) -> Pixels:
+    renderer = load_renderer()
+    try:
+        png = renderer.svg_to_bytes(svg_string=svg, skip_system_fonts=True)
+    except BaseException as error:
+        # A renderer that panics raises what is no Exception, and only its name tells.
+        if type(error).__name__ == "PanicException":
+            raise ValueError(f"the renderer crashed: {error}") from error
+        raise
     with Image.open(io.BytesIO(png)) as image:
         return np.array(image.convert("RGBA"), dtype=np.uint8)
+
+
+def probe_icon(icon: Icon, *, colour: str | None = None) -> Probe | None:
+    """Find what to draw of an icon; None if nothing of it is visible.
+
+    Raises:
+        DataError: the renderer is not installed.
+        ValueError: the renderer refuses the drawing.
+    """
+    left, top, width, height = icon.canvas
+    side = max(width, height)
+    square = (left, top, side, side)
+    pixels = _render(svg_text(icon, square, size=PROBE, colour=colour))
+    return _probe(pixels, (left, top), side)
+
+
+def draw_icon(icon: Icon, view: Box, *, size: int, colour: str | None = None) -> Pixels:
+    """The ``view`` of an icon as ``size size 4`` uint8 RGBA.
+
+    Raises:
+        DataError: the renderer is not installed.
+        ValueError: the renderer refuses the drawing.
+    """
+    return _render(svg_text(icon, view, size=size, colour=colour))
 
 
 def render_icon(icon: Icon, *, size: int, colour: str | None = None) -> Pixels | None:
@@ -70,21 +128,30 @@ def render_icon(icon: Icon, *, size: int, colour: str | None = None) -> Pixels |
         DataError: the renderer is not installed.
         ValueError: the renderer refuses the drawing.
     """
-    renderer = load_renderer()
-    left, top, width, height = icon.canvas
-    side = max(width, height)
-    square = (left, top, side, side)
-    probe = _render(renderer, svg_text(icon, square, size=PROBE, colour=colour))
-    box = visible_box(probe[..., 3])
-    if box is None:
-        return None
-    unit = side / PROBE
-    found = (left + box[0] * unit, top + box[1] * unit, box[2] * unit, box[3] * unit)
-    return _render(renderer, svg_text(icon, framing(found, side), size=size, colour=colour))
+    probe = probe_icon(icon, colour=colour)
+    return None if probe is None else draw_icon(icon, probe.view, size=size, colour=colour)
 
 
-def resize_picture(data: bytes, *, size: int) -> Pixels | None:
-    """Decode a picture file with alpha and frame it as ``size size 4``; None if it is empty.
+def _decode(data: bytes) -> Pixels:
+    with Image.open(io.BytesIO(data)) as image:
+        return np.array(image.convert("RGBA"), dtype=np.uint8)
+
+
+def probe_picture(data: bytes) -> Probe | None:
+    """Find what to show of a picture file with alpha, in its pixels; None if it is empty.
+
+    Raises:
+        OSError: the file cannot be decoded.
+    """
+    rgba = _decode(data)
+    side = max(rgba.shape[:2])
+    square = np.zeros((side, side, 4), dtype=np.uint8)
+    square[: rgba.shape[0], : rgba.shape[1]] = rgba
+    return _probe(square, (0.0, 0.0), side)
+
+
+def draw_picture(data: bytes, view: Box, *, size: int) -> Pixels:
+    """The ``view`` of a picture file as ``size size 4``.
 
     Colours are averaged weighted by alpha, so that the invisible colour of empty pixels does not
     bleed into the edge.
@@ -92,12 +159,16 @@ def resize_picture(data: bytes, *, size: int) -> Pixels | None:
     Raises:
         OSError: the file cannot be decoded.
     """
-    with Image.open(io.BytesIO(data)) as image:
-        rgba = np.array(image.convert("RGBA"), dtype=np.uint8)
-    box = visible_box(rgba[..., 3])
-    if box is None:
-        return None
-    left, top, side, _ = framing(box, max(rgba.shape[:2]))
-    start = round(left), round(top)
-    crop = Image.fromarray(rgba).crop((*start, start[0] + round(side), start[1] + round(side)))
+    left, top, side = round(view[0]), round(view[1]), round(view[2])
+    crop = Image.fromarray(_decode(data)).crop((left, top, left + side, top + side))
     return np.array(crop.resize((size, size), Image.Resampling.LANCZOS), dtype=np.uint8)
+
+
+def resize_picture(data: bytes, *, size: int) -> Pixels | None:
+    """Decode a picture file with alpha and frame it as ``size size 4``; None if it is empty.
+
+    Raises:
+        OSError: the file cannot be decoded.
+    """
+    probe = probe_picture(data)
+    return None if probe is None else draw_picture(data, probe.view, size=size)
