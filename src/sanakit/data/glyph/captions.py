@@ -27,7 +27,7 @@ _PROPER = re.compile(
     r"capricorn|aquarius|pisces|ophiuchus)$"
 )
 _COUNTED = re.compile(r"(an?|the|two|three|half|\d\S*|men|women) ")
-_HEAD_ENDS = re.compile(
+HEAD_ENDS = re.compile(
     r" (with|of|in|on|and|behind|showing|wearing|over|for|at|without|facing|tilted|to) "
 )
 _VOWEL_SOUND = re.compile(r"(?!uni|use|eu|ewe|one|ufo|ukulele)[aeiou]|hour|honest|x-ray|mri|suv")
@@ -35,7 +35,7 @@ _VOWEL_SOUND = re.compile(r"(?!uni|use|eu|ewe|one|ufo|ukulele)[aeiou]|hour|hones
 
 def article(name: str) -> str:
     """The name with "a" or "an" before it, or bare if it is plural, a mass or a proper name."""
-    head = _HEAD_ENDS.split(name)[0].split()[-1]
+    head = HEAD_ENDS.split(name)[0].split()[-1]
     plural = head.endswith("s") and not head.endswith("'s") and not _SINGULAR_S.search(head)
     bare = plural or head in _MASS or _PROPER.match(name)
     if _COUNTED.match(name) or (bare and not _PEOPLE.match(name)):
