@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from sanakit.data.glyph.colours import WORDS
 from sanakit.data.glyph.names import ALIASES, PHRASES
@@ -28,8 +28,10 @@ _PROPER = re.compile(
 )
 _COUNTED = re.compile(r"(an?|the|two|three|half|\d\S*|men|women) ")
 _HEAD_ENDS = re.compile(
-    r" (with|of|in|on|and|behind|showing|wearing|over|for|at|without|facing|tilted|to) "
+    r" (with|of|in|on|and|behind|showing|wearing|over|for|at|without|facing|tilted|to|under|above"
+    r"|beside|below|from|holding|inside|between|carrying|against|within) "
 )
+_PLACED = re.compile(r" (under|above|beside|below|holding|inside|on|in|with|against|within) ")
 _VOWEL_SOUND = re.compile(r"(?!uni|use|eu|ewe|one|ufo|ukulele)[aeiou]|hour|honest|x-ray|mri|suv")
 
 
@@ -49,6 +51,14 @@ def phrase(concept: str) -> str:
     if clock:
         return f"a clock showing {concept if clock[2] != 'thirty' else f'half past {clock[1]}'}"
     return PHRASES.get(concept) or article(concept)
+
+
+def spoken(name: str) -> str:
+    """A name of key words with the articles of a sentence: "car under a toll gantry"."""
+    parts = _PLACED.split(name)
+    return " ".join(
+        [parts[0], *(article(one) if i % 2 else one for i, one in enumerate(parts[1:]))]
+    )
 
 
 def bare(words: str) -> str:

@@ -53,13 +53,29 @@ EVERYDAY: Mapping[str, str] = _table(_EVERYDAY)
 _THINGS = {
     "animals & nature", "food & drink", "travel & places", "activities", "objects",
 }  # fmt: skip
-# Names that are drawn as something else in sets of icons than the character draws.
+# Names of icons that mean something else than the character of that name draws.
 _OTHER_MEANING = re.compile(
-    r"(mouse|orange|pool|dash|date|pin|tv|email|hotel|bank|school|on|off|end|back|top|soon|new|free"
-    r"|up|cool|ok|id|beginner|vs|go|loop|mask|bolt|light|board|card|spades|clubs|iphone|metal|man"
-    r"|woman|construction|foggy|party|first|second|third|wave|run|time|clock\d*|home|house|shop"
-    r"|speaker|sound|bulb|link|sky|race|map|train|plane|wheel|globe|world)"
+    r"(orange|pool|dash|date|pin|mask|bolt|light|board|card|spades|clubs|man|woman|party|wave|run"
+    r"|time|clock\d*|shop|sound|sky|race|map|wheel|world|school|bank|hotel|vs|go|end|back|top|free"
+    r"|cool|soon|new|on|off|up|first|second|third|foggy|construction|beginner|id|ok|loop|post"
+    r"|horns|dancer|wind|tea|punch|point|guard|record|stop|pause|eject|shirt|chart|note|drum kit)"
 )
+# What sets of interface icons call things that have a better name.
+_MEANINGS = _table(
+    """
+mouse: computer mouse | home: house | phone: telephone | bulb: light bulb | lightbulb: light bulb
+lock: padlock | cog: gear | tv: television | mic: microphone | car: car | bike: bicycle
+magnify: magnifying glass | settings: gear | trash: trash can | delete: trash can
+email: envelope | mail: envelope | plane: airplane | gamepad: game controller
+icecream: ice cream | location: map pin | pin: map pin | shopping cart: shopping cart
+cart: shopping cart | glass: drinking glass | monitor: computer monitor | tree deciduous: tree
+"""
+)
+
+
+def icon_name(name: str, *, literal: bool = False) -> str:
+    """What an icon of a plain name shows, in words; in a ``literal`` set a mouse is an animal."""
+    return name if literal else _MEANINGS.get(name, name)
 
 
 def concept_of(emoji: Emoji) -> str:

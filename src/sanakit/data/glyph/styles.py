@@ -16,4 +16,9 @@ STYLE_WORDS: Mapping[str, tuple[str, str]] = {
     "outline": ("dark outline emoji", "outlined cartoon emoji"),
     "office": ("flat office icon", "flat business icon"),
     "silhouette": ("flat silhouette icon", "solid one-color icon"),
+    "contrast": ("high-contrast pictogram icon", "bold stencil icon"),
+    "line": ("thin line icon", "simple outline icon"),
+    "sketch": ("hand-drawn line icon", "sketched doodle icon"),
+    "duotone": ("duotone icon", "two-tone icon"),
+    "pixel": ("pixel art icon", "blocky 8-bit icon"),
 }

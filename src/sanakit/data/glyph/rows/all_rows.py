@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from sanakit.data.glyph.rows.emoji import Emoji3DRow, EmojiRow
+from sanakit.data.glyph.rows.recoloured import RecolouredRow
 from sanakit.data.glyph.rows.row import Row
 
 ROWS: tuple[Row, ...] = (
     Emoji3DRow(),
     EmojiRow(),
+    RecolouredRow(),
 )
