@@ -9,44 +9,46 @@ LICENCES = frozenset(
 )
 
 _BRANDS = """
-adobe aftereffects airbnb airdrop airpod airpods alipay amazon android angular apple\\ music
-apple\\ pay apple\\ podcast apple\\ tv apple\\ watch arduino atlassian audi authy aws azure baidu
-bandcamp behance bilibili bing bitbucket blackberry blender blizzard blogger bmw bootstrap burger\\ king
-cadillac canva chrome chromecast codepen coinbase converse css3? cydia dailymotion deezer
-deviantart dingtalk discord disney docker douban douyin dreamweaver dribbble drupal ebay edge\\ browser
-electron etsy evernote expedia facebook ferrari fedora figma firefox fitbit flickr flutter
-foursquare friendster gameboy git github gitlab gmail google gopro gravatar groupon hangouts harry\\ potter
-honda html5? huawei hulu ibm illustrator imac imdb indesign instagram instagramm intel
-internet\\ explorer ios ipad ipados iphone ipod itunes java javascript jenkins jira jquery jsfiddle
-kaspersky kickstarter kindle kinect lamborghini lastfm lego lexus line\\ app linkedin linux
-macbook magicmouse mario mastercard mastodon medium\\ logo mercedes messenger meta microsoft minecraft
-mitsubishi mozilla myspace nasa netflix nextjs nfc nike nintendo nodejs notion npm nvidia oculus
-ok\\ google onedrive openai opera osx outlook pac\\ man pacman pandora pantone patreon paypal pepsi
-periscope photoshop php picasa pikachu pinterest playstation pok[eé]\\ ?ball pokemon porsche powerpoint
-premiere\\ pro prezi producthunt python qq qzone quora raspberry\\ pi react reddit renault retina
-roku ruby\\ on\\ rails safari sass scratch sega shazam shopify signal\\ app sina siri sketch\\ app skype
-slack slackware slideshare snapchat soundcloud spaceinvaders spongebob spotify squarespace stackoverflow
-star\\ wars starbucks steam\\ logo steve\\ jobs sublime superman batman spiderman svelte tesla telegram tencent
-tesla threads\\ app tiktok tinder toyota trello tripadvisor tumblr twitch twitter twitter\\ bird
-typescript uber ubuntu unity unsplash uplay vespa viber vimeo vine visa visual\\ studio vk volkswagen
-vsco vue walkman wechat weibo weixin whatsapp wii wikipedia windows\\ logo winamp winrar wordpress word\\ press
-x\\ logo xbox xiaomi yahoo yelp youtube yuque zalo zhihu zelda zoom\\ logo darth\\ vader r2d2 chewbacca
-yoda stormtrooper hello\\ kitty mickey mcdonalds coca\\ cola boba\\ fett c3po
-einstein hitler jesus gandhi obama trump
+    adobe aftereffects airbnb airdrop airpod airpods alipay amazon android angular apple_music
+    apple_pay apple_podcast apple_tv apple_watch arduino atlassian audi authy aws azure baidu
+    bandcamp batman behance bilibili bing bitbucket blackberry blizzard blogger bmw
+    boba_fett bootstrap burger_king c3po cadillac canva chewbacca chrome chromecast coca_cola
+    codepen coinbase converse css3? cydia dailymotion darth_vader deezer deviantart dingtalk
+    discord disney docker douban douyin dreamweaver dribbble drupal ebay edge_browser einstein
+    electron etsy evernote expedia facebook fedora ferrari figma firefox fitbit flickr flutter
+    foursquare friendster gameboy gandhi git github gitlab gmail google gopro gravatar groupon
+    hangouts harry_potter hello_kitty hitler honda html5? huawei hulu ibm illustrator imac imdb
+    indesign instagram instagramm intel internet_explorer ios ipad ipados iphone ipod itunes java
+    javascript jenkins jesus jira jquery jsfiddle kaspersky kickstarter kindle kinect lamborghini
+    lastfm lego lexus line_app linkedin linux macbook magicmouse mario mastercard mastodon
+    mcdonalds medium_logo mercedes messenger meta mickey microsoft minecraft mitsubishi mozilla
+    myspace nasa netflix nextjs nfc nike nintendo nodejs notion npm nvidia obama oculus ok_google
+    onedrive openai opera osx outlook pac_man pacman pandora pantone patreon paypal pepsi
+    periscope photoshop php picasa pikachu pinterest playstation pok[eé]_?ball pokemon porsche
+    powerpoint premiere_pro prezi producthunt python qq quora qzone r2d2 raspberry_pi react reddit
+    renault retina roku ruby_on_rails safari sass sega shazam shopify signal_app sina siri
+    sketch_app skype slack slackware slideshare snapchat soundcloud spaceinvaders spiderman
+    spongebob spotify squarespace stackoverflow star_wars starbucks steam_logo steve_jobs
+    stormtrooper sublime superman svelte telegram tencent tesla threads_app tiktok tinder toyota
+    trello tripadvisor trump tumblr twitch twitter twitter_bird typescript uber ubuntu unity
+    unsplash uplay vespa viber vimeo visa visual_studio vk volkswagen vsco vue walkman wechat
+    weibo weixin whatsapp wii wikipedia winamp windows_logo winrar word_press wordpress x_logo
+    xbox xiaomi yahoo yelp yoda youtube yuque zalo zelda zhihu zoom_logo
 """
-_HARMFUL = """
-suicide hanged gallows gibbet guillotine decapitation severed beheaded impaled impalement corpse carnage
-nazi swastika confederate sexual sex sexy penis vagina vulva testicles? genital genitals condoms?
-breasts? naked nude nudity bra panties lingerie bikini underwear thong slavery slave
-execution torture lynch abortion rape wound disembowel\\w* dismember\\w* stabbed bloody cocaine heroin
-syringe\\ blood marijuana cannabis cigarette sperm intercourse lust brothel prostitut\\w*
+_HARMFUL = r"""
+    abortion beheaded bikini bloody bra breasts? brothel cannabis carnage cigarette cocaine
+    condoms? confederate corpse decapitation disembowel\w* dismember\w* execution gallows genital
+    genitals gibbet guillotine hanged heroin impaled impalement intercourse lingerie lust lynch
+    marijuana naked nazi nude nudity panties penis prostitut\w* rape severed sex sexual sexy slave
+    slavery sperm stabbed suicide swastika syringe_blood testicles? thong torture underwear vagina
+    vulva wound
 """
 
 
 def _words(table: str) -> re.Pattern[str]:
-    """A pattern for any of the words of a table, whole, with spaces written as \\ and a space."""
-    words = re.split(r"(?<!\\)\s+", table.strip())
-    return re.compile(rf"\b(?:{'|'.join(words)})\b")
+    """A pattern for any of the words of a table, whole; a line joins what is several words."""
+    words = "|".join(table.split()).replace("_", "[ ]")
+    return re.compile(rf"\b(?:{words})\b")
 
 
 _BRAND = _words(_BRANDS)

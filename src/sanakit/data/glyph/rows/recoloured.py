@@ -65,7 +65,7 @@ PREFIXES = tuple(dict.fromkeys(source.prefix for source in SOURCES))
 _ABSTRACT = re.compile(
     r"\d|\b(abstract|tarot|card|rune|perspective|slash|off|plus|minus|alert|check|question|arrow"
     r"|arrows|outline|filled|symbol|icon|letter|japan|map|tile|plain|alt|variant|multiple|number"
-    r"|exclamation|mars|venus|baht|euro|dollar|pound|yen|capital|level|user|interface|app|browser"
+    r"|exclamation|mars|venus|baht|euro|dollar|pound|yen|capital|level|small|large|default|user|interface|app|browser"
     r"|file|data|code|network|internet|programming|web|phones?|currency|money)\b"
 )
 MOST_WORDS = 5
@@ -181,6 +181,7 @@ class RecolouredRow:
             weight = (EVERYDAY_WEIGHT if thing.everyday else kind) / max(len(pictures), 1)
             emoji = table.find(concept)
             names = other_names(emoji) if emoji is not None else ()
+            countable = (thing.plain or thing.everyday) and article(concept) != concept
             short = thing.short or (names[0] if names else "")
             for prefix, icon, style, colour in pictures:
                 key = f"{prefix}/{icon}/{colour}"
@@ -196,7 +197,7 @@ class RecolouredRow:
                         icon=collections[prefix].icons[icon],
                         shade=shade(colour, key),
                         colour=colour,
-                        cutout=style in ("silhouette", "contrast") and article(concept) != concept,
+                        cutout=countable and style in ("silhouette", "contrast"),
                     )
                 )
         credits = [credit_of(collections[prefix], ICONIFY) for prefix in PREFIXES]
