@@ -18,6 +18,8 @@ _MASS_WORDS = """
     clothing coffee corn cutlery fire food garlic ginger honey ice judo lacrosse laughter lightning
     luggage meat milk money music noodles paper pasta people popcorn ramen rice saturn salad salt
     snow soap spaghetti stew sushi tea thread toast water wind wine yarn earth paella poop dna
+    rain hail fog smoke haze sleet drizzle dust mist sand wool jewelry jewellery furniture equipment
+    makeup mail software hardware electricity grass hay charcoal straw lava gold silver tofu jam
 """
 _MASS = frozenset(_MASS_WORDS.split())
 _SINGULAR_S = re.compile(r"(ss|us|is|gas|lens|christmas|dice|rhinoceros)$")
@@ -114,6 +116,27 @@ def painted_captions(
             f"{article(f'{colour} {last}')} of {article(noun)}",
             f"{article(f'{colour} {words}')} of {article(short or noun)}",
             f"{article(noun)} in {colour}, {words}",
+        )
+    )
+
+
+def icon_captions(
+    concept: str, style: str, *, key: str, thing: bool, other: str = ""
+) -> tuple[str, ...]:
+    """Captions of an interface icon, each of which says that it is one.
+
+    A ``thing`` takes an article, an action does not; ``other`` is another name of the concept.
+    """
+    words, second = _two_words(style, key)
+    name = phrase(concept) if thing else concept
+    again = (article(other) if thing else other) or name
+    return unique(
+        (
+            f"an icon of {name}" if thing else f"{article(concept + ' icon')}",
+            f"{bare(name)}, {words}",
+            f"{article(second)} {'of' if thing else 'for'} {name}",
+            f"{again}, {second}",
+            f"{bare(again)} icon, {words.removesuffix(' icon')} style",
         )
     )
 

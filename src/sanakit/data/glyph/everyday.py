@@ -96,6 +96,12 @@ def other_names(emoji: Emoji) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name in names if name != concept))
 
 
+def is_thing(name: str, table: EmojiTable) -> bool:
+    """Whether a plain name is that of a character that stands for a thing."""
+    emoji = None if _OTHER_MEANING.fullmatch(name) else table.find(name)
+    return emoji is not None and emoji.group in _THINGS
+
+
 def common_concept(name: str, table: EmojiTable) -> str:
     """The concept of an icon's name: that of the character of this name if it is a plain thing."""
     plain = plain_name(name)

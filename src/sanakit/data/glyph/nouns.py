@@ -25,7 +25,7 @@ _HEAD_ENDS = re.compile(
 )
 # Nouns whose first sense in WordNet is not what a picture of that name shows, or is no thing.
 _NO_THING_WORDS = """
-    access action add address alarm alert alt arrow article back background bar base block board
+    fahrenheit celsius access action add address alarm alert alt arrow article back background bar base block board
     body border bottom box brand break button call center change check circle close code column
     command console content control copy corner cross cut cycle dash data date default delete
     direction display dot down drive duplicate edge edit effect element empty end entry exit
