@@ -49,6 +49,8 @@ def article(name: str) -> str:
 
 def phrase(concept: str) -> str:
     """A concept as it stands in a sentence: "a red apple", "grapes", "a closed padlock"."""
+    if concept.startswith("flag of "):
+        return f"the {concept}"
     clock = re.fullmatch(r"(\w+) (o'clock|thirty)", concept)
     if clock:
         return f"a clock showing {concept if clock[2] != 'thirty' else f'half past {clock[1]}'}"
@@ -137,6 +139,22 @@ def icon_captions(
             f"{article(second)} {'of' if thing else 'for'} {name}",
             f"{again}, {second}",
             f"{bare(again)} icon, {words.removesuffix(' icon')} style",
+        )
+    )
+
+
+def flag_captions(concept: str, style: str, *, key: str) -> tuple[str, ...]:
+    """Captions of a flag: "the flag of japan", "japan flag"."""
+    words, other = _two_words(style, key)
+    name = phrase(concept)
+    country = re.sub("^flag of (the )?", "", concept)
+    return unique(
+        (
+            name,
+            f"{name}, {words}",
+            f"{country} flag" if country != concept else concept,
+            f"{article(other)} of {country}" if country != concept else f"{concept}, {other}",
+            f"{concept}, {other}",
         )
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping
 
 from sanakit.data.glyph.captions import bare, phrase
@@ -78,10 +79,32 @@ def icon_name(name: str, *, literal: bool = False) -> str:
     return name if literal else _MEANINGS.get(name, name)
 
 
+_THE = re.compile(
+    r"(united |netherlands|philippines|bahamas|maldives|gambia|seychelles|comoros|solomon islands"
+    r"|marshall islands|cook islands|faroe|falkland|cayman|canary|czech republic|dominican republic"
+    r"|central african|european union|vatican|isle of man|us |british |turks|northern mariana"
+    r"|azores|pitcairn|cocos|aland|soviet|arab league|east african|basque|northern territory|caribbean)"
+)
+_COUNTRIES = {
+    "hong kong sar china": "hong kong", "macao sar china": "macao", "myanmar burma": "myanmar",
+    "palestinian territories": "palestine", "congo kinshasa": "dr congo",
+    "congo brazzaville": "congo", "turkiye": "turkey", "timor leste": "east timor",
+}  # fmt: skip
+
+
+def flag_of(country: str) -> str:
+    """The concept of a country's or region's flag: "flag of the united states"."""
+    plain = unicodedata.normalize("NFKD", country).encode("ascii", "ignore").decode()
+    name = _COUNTRIES.get(plain, plain)
+    return f"flag of {'the ' if _THE.match(name) else ''}{name}"
+
+
 def concept_of(emoji: Emoji) -> str:
     """The concept of a character: a noun phrase without article wherever it has one."""
     if (name := EVERYDAY.get(emoji.name)) is not None:
         return name
+    if emoji.group == "flags" and emoji.name.startswith("flag of "):
+        return flag_of(emoji.name.removeprefix("flag of "))
     words = phrase(emoji.name)
     named = emoji.name in PHRASES or words.startswith("a clock showing")
     return bare(words) if named and words.startswith(("a ", "an ")) else emoji.name

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sanakit.data.glyph.packages import read_members
+from sanakit.data.glyph.archives import read_members
 from sanakit.errors import DataError
 
 

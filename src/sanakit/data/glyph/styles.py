@@ -42,4 +42,9 @@ STYLE_WORDS: Mapping[str, tuple[str, str]] = {
     "two-color-line": ("two-color line icon", "blue and gray line icon"),
     "weather-line": ("weather line icon", "outlined weather icon"),
     "weather": ("flat weather icon", "weather app icon"),
+    "flag": ("wide flag icon", "rectangular flag"),
+    "square-flag": ("square flag icon", "flat square flag"),
+    "round-flag": ("round flag icon", "circular flag"),
+    "wide-flag": ("bright flag icon", "flat wide flag"),
+    "plain-flag": ("plain flag icon", "plain rectangular flag"),
 }

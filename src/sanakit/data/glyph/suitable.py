@@ -9,9 +9,9 @@ LICENCES = frozenset(
 )
 
 _BRANDS = """
-    adobe aftereffects airbnb airdrop airpod airpods alipay amazon android angular apple_music
-    apple_pay apple_podcast apple_tv apple_watch app_store arduino atlassian audi authy aws azure baidu
-    bandcamp batman behance bilibili bing bitbucket blackberry blizzard blogger bmw
+    adobe aftereffects airbnb airdrop airpod airpods alipay amazon android angular app_store
+    apple_music apple_pay apple_podcast apple_tv apple_watch arduino atlassian audi authy aws
+    azure baidu bandcamp batman behance bilibili bing bitbucket blackberry blizzard blogger bmw
     boba_fett bootstrap burger_king c3po cadillac canva chewbacca chrome chromecast coca_cola
     codepen coinbase converse css3? cydia dailymotion darth_vader deezer deviantart dingtalk
     discord disney docker douban douyin dreamweaver dribbble drupal ebay edge_browser einstein

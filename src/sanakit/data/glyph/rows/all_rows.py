@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sanakit.data.glyph.rows.emoji import Emoji3DRow, EmojiRow
+from sanakit.data.glyph.rows.flags import FlagRow
 from sanakit.data.glyph.rows.interface import InterfaceRow
 from sanakit.data.glyph.rows.recoloured import RecolouredRow
 from sanakit.data.glyph.rows.row import Row
@@ -11,5 +12,6 @@ ROWS: tuple[Row, ...] = (
     Emoji3DRow(),
     EmojiRow(),
     InterfaceRow(),
+    FlagRow(),
     RecolouredRow(),
 )

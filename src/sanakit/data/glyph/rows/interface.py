@@ -66,7 +66,8 @@ PREFIXES = tuple(dict.fromkeys(part.prefix for part in PARTS))
 
 _LOGOS = {"Brand", "Logos"}
 _NAMELESS = re.compile(
-    r"(?:.|\d[\w ]*|[a-z]\d?|[a-z] \d|.*\b(?:beaufort|uv index|code (?:red|green|yellow|orange))\b.*"
+    r"(?:.|\d[\w ]*|[a-z]\d?|[a-z] \d"
+    r"|.*\b(?:beaufort|uv index|code (?:red|green|yellow|orange))\b.*"
     r"|smiley|emoji|layout|box layout|module|interface|line|pathfinder|filter)"
 )
 THING_WEIGHT, PHRASE_WEIGHT, ABSTRACT_WEIGHT, WEATHER_WEIGHT = 1.0, 0.4, 0.15, 0.4
@@ -80,8 +81,8 @@ _OFFICE = {
     "music": "musical note", "old time camera": "old camera", "picture": "framed picture",
     "puzzle": "puzzle piece", "reading": "person reading", "search": "magnifying glass",
     "full battery": "battery", "customer support": "person with headset",
-    "video projector": "film projector", "businessman": "businessman", "gallery": "picture gallery",
-    "cell phone": "mobile phone", "home": "house", "landscape": "landscape", "sports mode": "runner",
+    "video projector": "film projector", 
+    "gallery": "picture gallery", "cell phone": "mobile phone", "sports mode": "runner",
 }  # fmt: skip
 
 
@@ -90,9 +91,10 @@ def weather_name(name: str) -> str:
     name = name.removesuffix(" alt")
     if match := re.fullmatch(r"(overcast|extreme|partly cloudy) (day|night)(?: (.+))?", name):
         return f"{match[1]} {match[2]}" + (f" with {match[3]}" if match[3] else "")
-    if match := re.fullmatch(r"(overcast|extreme|thunderstorms|wind) (?!with)(\w+)", name):
-        if match[2] not in ("day", "night"):
-            return f"{match[1]}{' weather' * (match[1] in ('overcast', 'extreme'))} with {match[2]}"
+    if match := re.fullmatch(r"(overcast|extreme) (?!with|day$|night$)(\w+)", name):
+        return f"{match[1]} weather with {match[2]}"
+    if match := re.fullmatch(r"(thunderstorms|wind) (?!with|day$|night$)(\w+)", name):
+        return f"{match[1]} with {match[2]}"
     if match := re.fullmatch(r"(.+) (day|night)(?: (.+))?", name):
         when = "by day" if match[2] == "day" else "at night"
         return f"{match[1]} {when}" + (f" with {match[3]}" if match[3] else "")
