@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from sanakit.data.glyph.iconify import Collection
-from sanakit.data.glyph.packages import EMOJIBASE, FLUENT_3D, Package
+from sanakit.data.glyph.packages import EMOJIBASE, FLUENT_3D, WORDNET, Package
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,4 +81,13 @@ EMOJIBASE_CREDIT = Credit(
     licence="MIT",
     licence_url="",
     package=EMOJIBASE,
+)
+WORDNET_CREDIT = Credit(
+    source="wordnet",
+    title="WordNet 3.1: which names are nouns for things",
+    author="Princeton University",
+    author_url="https://wordnet.princeton.edu",
+    licence="WordNet License",
+    licence_url="https://wordnet.princeton.edu/license-and-commercial-use",
+    package=WORDNET,
 )

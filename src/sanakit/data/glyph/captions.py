@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from sanakit.data.glyph.colours import WORDS
 from sanakit.data.glyph.names import ALIASES, PHRASES
@@ -18,6 +18,8 @@ _MASS_WORDS = """
     clothing coffee corn cutlery fire food garlic ginger honey ice judo lacrosse laughter lightning
     luggage meat milk money music noodles paper pasta people popcorn ramen rice saturn salad salt
     snow soap spaghetti stew sushi tea thread toast water wind wine yarn earth paella poop dna
+    rain hail fog smoke haze sleet drizzle dust mist sand wool jewelry jewellery furniture equipment
+    makeup mail software hardware electricity grass hay charcoal straw lava gold silver tofu jam
 """
 _MASS = frozenset(_MASS_WORDS.split())
 _SINGULAR_S = re.compile(r"(ss|us|is|gas|lens|christmas|dice|rhinoceros)$")
@@ -27,15 +29,17 @@ _PROPER = re.compile(
     r"capricorn|aquarius|pisces|ophiuchus)$"
 )
 _COUNTED = re.compile(r"(an?|the|two|three|half|\d\S*|men|women) ")
-HEAD_ENDS = re.compile(
-    r" (with|of|in|on|and|behind|showing|wearing|over|for|at|without|facing|tilted|to) "
+_HEAD_ENDS = re.compile(
+    r" (with|of|in|on|and|behind|showing|wearing|over|for|at|without|facing|tilted|to|under|above"
+    r"|beside|below|from|holding|inside|between|carrying|against|within) "
 )
+_PLACED = re.compile(r" (under|above|beside|below|holding|inside|on|in|with|against|within) ")
 _VOWEL_SOUND = re.compile(r"(?!uni|use|eu|ewe|one|ufo|ukulele)[aeiou]|hour|honest|x-ray|mri|suv")
 
 
 def article(name: str) -> str:
     """The name with "a" or "an" before it, or bare if it is plural, a mass or a proper name."""
-    head = HEAD_ENDS.split(name)[0].split()[-1]
+    head = _HEAD_ENDS.split(name)[0].split()[-1]
     plural = head.endswith("s") and not head.endswith("'s") and not _SINGULAR_S.search(head)
     bare = plural or head in _MASS or _PROPER.match(name)
     if _COUNTED.match(name) or (bare and not _PEOPLE.match(name)):
@@ -45,10 +49,20 @@ def article(name: str) -> str:
 
 def phrase(concept: str) -> str:
     """A concept as it stands in a sentence: "a red apple", "grapes", "a closed padlock"."""
+    if concept.startswith("flag of "):
+        return f"the {concept}"
     clock = re.fullmatch(r"(\w+) (o'clock|thirty)", concept)
     if clock:
         return f"a clock showing {concept if clock[2] != 'thirty' else f'half past {clock[1]}'}"
     return PHRASES.get(concept) or article(concept)
+
+
+def spoken(name: str) -> str:
+    """A name of key words with the articles of a sentence: "car under a toll gantry"."""
+    parts = _PLACED.split(name)
+    return " ".join(
+        [parts[0], *(article(one) if i % 2 else one for i, one in enumerate(parts[1:]))]
+    )
 
 
 def bare(words: str) -> str:
@@ -104,6 +118,43 @@ def painted_captions(
             f"{article(f'{colour} {last}')} of {article(noun)}",
             f"{article(f'{colour} {words}')} of {article(short or noun)}",
             f"{article(noun)} in {colour}, {words}",
+        )
+    )
+
+
+def icon_captions(
+    concept: str, style: str, *, key: str, thing: bool, other: str = ""
+) -> tuple[str, ...]:
+    """Captions of an interface icon, each of which says that it is one.
+
+    A ``thing`` takes an article, an action does not; ``other`` is another name of the concept.
+    """
+    words, second = _two_words(style, key)
+    name = phrase(concept) if thing else concept
+    again = (article(other) if thing else other) or name
+    return unique(
+        (
+            f"an icon of {name}" if thing else f"{article(concept + ' icon')}",
+            f"{bare(name)}, {words}",
+            f"{article(second)} {'of' if thing else 'for'} {name}",
+            f"{again}, {second}",
+            f"{bare(again)} icon, {words.removesuffix(' icon')} style",
+        )
+    )
+
+
+def flag_captions(concept: str, style: str, *, key: str) -> tuple[str, ...]:
+    """Captions of a flag: "the flag of japan", "japan flag"."""
+    words, other = _two_words(style, key)
+    name = phrase(concept)
+    country = re.sub("^flag of (the )?", "", concept)
+    return unique(
+        (
+            name,
+            f"{name}, {words}",
+            f"{country} flag" if country != concept else concept,
+            f"{article(other)} of {country}" if country != concept else f"{concept}, {other}",
+            f"{concept}, {other}",
         )
     )
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sanakit.data.glyph.packages import read_members
+from sanakit.data.glyph.archives import read_members
 from sanakit.errors import DataError
 
 DATA = "package/en/data.json"

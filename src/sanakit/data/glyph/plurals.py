@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from sanakit.data.glyph.captions import HEAD_ENDS
-
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 _IRREGULAR: Mapping[str, str] = {
@@ -26,6 +24,10 @@ _UNCHANGED = re.compile(
     r"\w*craft|scissors|glasses|sunglasses|goggles|binoculars|pants|jeans|shorts|trousers|"
     r"headphones|tweezers|pliers|tongs)$"
 )
+_TAIL = re.compile(
+    r" (with|of|in|on|and|behind|showing|wearing|over|under|above|for|at|without|facing|from|to"
+    r"|holding|inside|between|tilted) "
+)
 _FIRST_WORD = re.compile(r"(man|woman|person|child|baby|boy|girl) (?=\w+ing\b)")
 
 
@@ -34,7 +36,7 @@ def plural(name: str) -> str:
 
     The head is what counts: of "slice of pizza" it is "slice", of "red key" it is "key".
     """
-    end = min((m.start() for m in (HEAD_ENDS.search(name), _ing(name)) if m), default=len(name))
+    end = min((m.start() for m in (_TAIL.search(name), _ing(name)) if m), default=len(name))
     head, tail = name[:end], name[end:]
     before, space, word = head.rpartition(" ")
     return f"{before}{space}{_plural_word(word)}{tail}"

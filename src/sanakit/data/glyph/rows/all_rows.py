@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from sanakit.data.glyph.rows.emoji import Emoji3DRow, EmojiRow
+from sanakit.data.glyph.rows.flags import FlagRow
+from sanakit.data.glyph.rows.interface import InterfaceRow
+from sanakit.data.glyph.rows.recoloured import RecolouredRow
 from sanakit.data.glyph.rows.row import Row
 
 ROWS: tuple[Row, ...] = (
     Emoji3DRow(),
     EmojiRow(),
+    InterfaceRow(),
+    FlagRow(),
+    RecolouredRow(),
 )

@@ -8,12 +8,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from sanakit.data.glyph.archives import read_members
 from sanakit.data.glyph.attribution import EMOJIBASE_CREDIT, FLUENT_3D_CREDIT, Credit, credit_of
 from sanakit.data.glyph.captions import article, captions
 from sanakit.data.glyph.emoji import Emoji, EmojiTable, plain_name, read_emoji
 from sanakit.data.glyph.everyday import concept_of, other_names
 from sanakit.data.glyph.iconify import Collection, Icon, read_collections
-from sanakit.data.glyph.packages import EMOJIBASE, FLUENT_3D, ICONIFY, Package, read_members
+from sanakit.data.glyph.packages import EMOJIBASE, FLUENT_3D, ICONIFY, Package
 from sanakit.data.glyph.rows.fxemoji import FXEMOJI
 from sanakit.data.glyph.rows.row import Art
 

@@ -1,113 +1,204 @@
-"""Single-colour drawings of plain things, repainted in ten colours so that colour words bind."""
+"""Single-colour drawings of things, painted in ten colours so that colour words bind."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 
-SETS = ("mdi", "ph", "game-icons")
-
-# Noun -> icons that draw it. White is left out: it would vanish on the usual background.
-_NOUNS = """
-star mdi:star ph:star-fill | heart mdi:heart ph:heart-fill | car mdi:car ph:car-fill
-house mdi:home game-icons:house | tree mdi:tree ph:tree-fill | pine tree mdi:pine-tree
-circle mdi:circle game-icons:circle | square mdi:square ph:square-fill game-icons:square
-triangle mdi:triangle ph:triangle-fill | hexagon mdi:hexagon | diamond mdi:diamond ph:diamond-fill
-cube mdi:cube game-icons:cube | crescent moon ph:moon-fill game-icons:moon
-cloud mdi:cloud ph:cloud-fill | sun ph:sun-fill game-icons:sun
-lightning bolt mdi:lightning-bolt ph:lightning-fill | snowflake mdi:snowflake
-drop mdi:water ph:drop-fill | flame mdi:fire ph:fire-fill | umbrella mdi:umbrella ph:umbrella-fill
-key mdi:key ph:key-fill | padlock mdi:lock ph:lock-fill | bell mdi:bell ph:bell-fill
-cup mdi:coffee ph:coffee-fill | teapot game-icons:teapot | wine glass game-icons:wine-glass
-leaf mdi:leaf ph:leaf-fill | clover mdi:clover ph:clover-fill | flower mdi:flower ph:flower-fill
-tulip mdi:flower-tulip ph:flower-tulip-fill | rose game-icons:rose | sunflower game-icons:sunflower
-cactus mdi:cactus ph:cactus-fill | mushroom mdi:mushroom game-icons:mushroom
-fish mdi:fish ph:fish-fill | shark mdi:shark | dolphin mdi:dolphin | octopus game-icons:octopus
-jellyfish mdi:jellyfish | bird mdi:bird ph:bird-fill | duck mdi:duck game-icons:duck
-rooster game-icons:rooster | owl mdi:owl game-icons:owl | penguin mdi:penguin game-icons:penguin
-cat mdi:cat ph:cat-fill game-icons:cat | dog mdi:dog ph:dog-fill | paw print mdi:paw
-rabbit game-icons:rabbit ph:rabbit-fill | horse mdi:horse ph:horse-fill
-cow mdi:cow ph:cow-fill | pig mdi:pig game-icons:pig | sheep mdi:sheep
-elephant mdi:elephant | turtle mdi:turtle game-icons:turtle | snail mdi:snail
-snake mdi:snake | frog game-icons:frog | butterfly mdi:butterfly ph:butterfly-fill
-bee mdi:bee | spider mdi:spider | ant game-icons:ant | dragon game-icons:dragon-head
-rocket mdi:rocket ph:rocket-fill | airplane mdi:airplane ph:airplane-fill
-helicopter mdi:helicopter | ship mdi:ferry | sailboat mdi:sail-boat game-icons:sailboat
-anchor mdi:anchor | bicycle mdi:bicycle ph:bicycle-fill
-motorcycle mdi:motorbike ph:motorcycle-fill
-bus mdi:bus game-icons:bus | truck mdi:truck game-icons:truck | tractor mdi:tractor ph:tractor-fill
-train mdi:train ph:train-fill | guitar mdi:guitar-acoustic ph:guitar-fill game-icons:guitar
-violin mdi:violin game-icons:violin | trumpet mdi:trumpet game-icons:trumpet | drum game-icons:drum
-music note mdi:music-note | camera mdi:camera ph:camera-fill | television ph:television-fill
-telephone mdi:phone ph:phone-fill | laptop mdi:laptop | lamp mdi:lamp ph:lamp-fill
-light bulb mdi:lightbulb ph:lightbulb-fill | candle mdi:candle | chair ph:chair-fill
-armchair ph:armchair-fill | sofa mdi:sofa game-icons:sofa | bed mdi:bed game-icons:bed
-bathtub mdi:bathtub | door ph:door-fill | table game-icons:table | book mdi:book ph:book-fill
-pencil mdi:pencil ph:pencil-fill | paintbrush mdi:brush | palette mdi:palette
-scissors ph:scissors-fill game-icons:scissors | hammer mdi:hammer | wrench mdi:wrench ph:wrench-fill
-axe mdi:axe | sword mdi:sword ph:sword-fill | shield mdi:shield game-icons:shield
-bow and arrow mdi:bow-arrow | crown mdi:crown ph:crown-fill | top hat game-icons:top-hat
-cowboy hat ph:cowboy-hat-fill | t-shirt ph:t-shirt-fill | dress ph:dress-fill
-pants ph:pants-fill | boot ph:boot-fill | high heel mdi:shoe-heel game-icons:high-heel
-sock ph:sock-fill | handbag ph:handbag-fill | backpack ph:backpack-fill | ring game-icons:ring
-banana game-icons:banana | cherries mdi:fruit-cherries game-icons:cherry | grapes game-icons:grapes
-pear game-icons:pear | strawberry game-icons:strawberry | pineapple game-icons:pineapple
-watermelon game-icons:watermelon | carrot mdi:carrot ph:carrot-fill | corn mdi:corn
-bread ph:bread-fill | cake mdi:cake ph:cake-fill | cookie ph:cookie-fill | cupcake mdi:cupcake
-candy mdi:candy | ice cream mdi:ice-cream ph:ice-cream-fill | pizza mdi:pizza ph:pizza-fill
-hamburger mdi:hamburger ph:hamburger-fill | egg mdi:egg | cheese mdi:cheese | castle mdi:castle
-church mdi:church ph:church-fill | bridge mdi:bridge game-icons:bridge | lighthouse mdi:lighthouse
-tent mdi:tent ph:tent-fill | barn mdi:barn ph:barn-fill | factory mdi:factory | flag ph:flag-fill
-kite mdi:kite | balloon mdi:balloon ph:balloon-fill | gift mdi:gift ph:gift-fill
-trophy mdi:trophy ph:trophy-fill | medal mdi:medal | puzzle piece ph:puzzle-piece-fill
-game controller ph:game-controller-fill | robot mdi:robot ph:robot-fill
-ghost mdi:ghost ph:ghost-fill
-skull mdi:skull ph:skull-fill | pumpkin mdi:pumpkin game-icons:pumpkin | alien mdi:alien
-snowman mdi:snowman game-icons:snowman | hand ph:hand-fill | eye mdi:eye | tooth mdi:tooth
-bone mdi:bone | footprints mdi:shoe-print | magnifying glass game-icons:magnifying-glass
-microscope mdi:microscope | telescope mdi:telescope | globe mdi:earth | compass mdi:compass
-clock mdi:clock ph:clock-fill | hourglass ph:hourglass-fill | alarm clock mdi:alarm
-volcano mdi:volcano | island mdi:island | rainbow ph:rainbow-fill | planet ph:planet-fill
-basketball mdi:basketball ph:basketball-fill | soccer ball mdi:soccer ph:soccer-ball-fill
-baseball mdi:baseball | mailbox mdi:mailbox | envelope mdi:email ph:envelope-fill
-bucket mdi:bucket
-broom mdi:broom | barrel game-icons:barrel | basket mdi:basket | spoon game-icons:spoon
-knife mdi:knife | cooking pot game-icons:cooking-pot | fan mdi:fan | gear mdi:cog ph:gear-fill
-flashlight mdi:flashlight | battery mdi:battery | magnet mdi:magnet | feather mdi:feather
-acorn game-icons:acorn | bat mdi:bat game-icons:bat | wolf game-icons:wolf-head | fox game-icons:fox
-deer game-icons:deer | monkey game-icons:monkey | gorilla game-icons:gorilla | lion game-icons:lion
-tiger game-icons:tiger | crab game-icons:crab | shrimp ph:shrimp-fill | seahorse game-icons:seahorse
-scorpion game-icons:scorpion | gecko game-icons:gecko | swan game-icons:swan
-flamingo game-icons:flamingo | mouse game-icons:mouse | squirrel game-icons:squirrel
-kangaroo game-icons:kangaroo | camel game-icons:camel | panda mdi:panda | koala mdi:koala
-unicorn mdi:unicorn-variant | mermaid game-icons:mermaid | pirate mdi:pirate
-ninja game-icons:ninja-head
-"""
-
-# Three shades of each colour word, as an icon set would choose them.
-SHADES: Mapping[str, tuple[str, ...]] = {
-    "red": ("#e0242d", "#c8161d", "#f03a3a"),
-    "orange": ("#f58a1f", "#ef7300", "#ff9a2e"),
-    "yellow": ("#f9cf1c", "#ffd93b", "#efc000"),
-    "green": ("#2f9e44", "#1f8a3a", "#43b050"),
-    "blue": ("#1f66d6", "#1750b5", "#3b82f0"),
-    "purple": ("#7d3cc9", "#6a2fb0", "#9254de"),
-    "pink": ("#f472a8", "#ff8fbf", "#ec5f9b"),
-    "brown": ("#7b4a25", "#8a5a33", "#663b1c"),
-    "black": ("#141414", "#1e1e1e", "#0a0a0a"),
-    "gray": ("#888c91", "#7a7d82", "#9a9ea3"),
-}
+from sanakit.data.glyph.attribution import EMOJIBASE_CREDIT, WORDNET_CREDIT, Credit, credit_of
+from sanakit.data.glyph.captions import article, painted_captions, spoken
+from sanakit.data.glyph.colours import WORDS
+from sanakit.data.glyph.emoji import EmojiTable, plain_name
+from sanakit.data.glyph.everyday import common_concept, icon_name, other_names
+from sanakit.data.glyph.iconify import Collection, read_collections
+from sanakit.data.glyph.nouns import COUNTABLE, NounTable, read_nouns
+from sanakit.data.glyph.packages import EMOJIBASE, ICONIFY, WORDNET, Package
+from sanakit.data.glyph.rows.emoji import STYLES, read_table
+from sanakit.data.glyph.rows.everyday_nouns import NOUNS
+from sanakit.data.glyph.rows.row import Art
+from sanakit.data.glyph.shades import mixed_colours, shade
+from sanakit.data.glyph.split import fraction
+from sanakit.data.glyph.suitable import is_suitable
 
 
-def _parse(table: str) -> dict[str, tuple[tuple[str, str], ...]]:
-    """Rows of "noun set:icon set:icon", parted by bars and line ends, as a dictionary."""
-    nouns: dict[str, tuple[tuple[str, str], ...]] = {}
-    for row in table.replace("\n", "|").split("|"):
-        words = row.split()
-        icons = [tuple(word.split(":", 1)) for word in words if ":" in word]
-        if icons:
-            noun = " ".join(word for word in words if ":" not in word)
-            nouns[noun] = tuple((prefix, name) for prefix, name in icons)
-    return nouns
+@dataclass(frozen=True, kw_only=True)
+class _Source:
+    """A set of single-colour icons: which of its names to take, and what a name means.
+
+    ``wanted`` is a pattern whose group is the name. Of a ``literal`` set names say what is drawn,
+    and their last word decides; of others only whole names that are nouns are taken.
+    """
+
+    prefix: str
+    style: str
+    wanted: str = r"(.+)"
+    literal: bool = False
 
 
-NOUNS: Mapping[str, tuple[tuple[str, str], ...]] = _parse(_NOUNS)
+_SOLID = r"(?!.*-(?:outline|line|light|thin|bold|duotone|rounded|sharp|24px|variant))(.+)"
+SOURCES = (
+    _Source(prefix="fluent-emoji-high-contrast", style="contrast"),
+    _Source(prefix="ph", style="silhouette", wanted=r"(.+)-fill"),
+    _Source(prefix="mdi", style="silhouette", wanted=_SOLID),
+    _Source(prefix="game-icons", style="silhouette", literal=True),
+    _Source(prefix="pinhead", style="silhouette", wanted=_SOLID, literal=True),
+    _Source(prefix="roentgen", style="silhouette", literal=True),
+    _Source(prefix="fa7-solid", style="silhouette"),
+    _Source(prefix="tabler", style="silhouette", wanted=r"(.+)-filled"),
+    _Source(prefix="material-symbols", style="silhouette", wanted=_SOLID),
+    _Source(prefix="healthicons", style="silhouette", wanted=_SOLID),
+    _Source(prefix="emojione-monotone", style="contrast"),
+    _Source(prefix="tabler", style="line", wanted=r"(?!.*-filled)(.+)"),
+    _Source(prefix="lucide", style="line"),
+    _Source(prefix="ph", style="line", wanted=r"(.+)-light"),
+    _Source(prefix="hugeicons", style="line", wanted=r"(.+?)(?:-0\d)?"),
+    _Source(prefix="streamline-freehand", style="sketch"),
+    _Source(prefix="ph", style="duotone", wanted=r"(.+)-duotone"),
+    _Source(prefix="solar", style="duotone", wanted=r"(.+)-bold-duotone"),
+    _Source(prefix="pixelarticons", style="pixel", wanted=r"(?!.*-(?:sharp|solid))(.+)"),
+    _Source(prefix="streamline-pixel", style="pixel", wanted=r"(?:.+-)?(.+)"),
+)
+PREFIXES = tuple(dict.fromkeys(source.prefix for source in SOURCES))
+
+_ABSTRACT = re.compile(
+    r"\d|\b(abstract|tarot|card|rune|perspective|slash|off|plus|minus|alert|check|question|arrow"
+    r"|arrows|outline|filled|symbol|icon|letter|japan|map|tile|plain|alt|variant|multiple|number"
+    r"|exclamation|mars|venus|baht|euro|dollar|pound|yen|capital|level|small|large|default|user|interface|app|browser"
+    r"|file|data|code|network|internet|programming|web|phones?|currency|money)\b"
+)
+MOST_WORDS = 5
+
+EVERYDAY_WEIGHT, NOUN_WEIGHT, LITERAL_WEIGHT = 4.0, 1.0, 0.6
+PICTURES_OF_NOUN = 5
+
+
+@dataclass(kw_only=True)
+class _Noun:
+    """A thing to be painted: its drawings as (set, icon, style), the best first."""
+
+    drawings: list[tuple[str, str, str]] = field(default_factory=list)
+    everyday: bool = False
+    plain: bool = False
+    short: str = ""
+
+
+def _name(source: _Source, icon: str, nouns: NounTable, table: EmojiTable) -> tuple[str, bool]:
+    """The name of the thing an icon draws, empty if it is none; and whether it is a plain noun."""
+    match = re.fullmatch(source.wanted, icon)
+    name = "" if match is None else icon_name(plain_name(match[1]), literal=source.literal)
+    if not name or _ABSTRACT.search(name) or not is_suitable(name) or set(name.split()) & _COLOURS:
+        return "", False
+    if source.prefix in ("fluent-emoji-high-contrast", "emojione-monotone"):
+        emoji = table.find(name)
+        known = emoji is not None and not emoji.tones and emoji.group in _EMOJI_GROUPS
+        return (name, True) if known else ("", False)
+    if nouns.is_plain(name) and nouns.kind(name) in COUNTABLE:
+        return name, True
+    literal = source.literal and nouns.head_kind(name) in COUNTABLE - {"person"}
+    short = len(name.split()) <= MOST_WORDS
+    return (spoken(name), False) if literal and short else ("", False)
+
+
+_COLOURS = frozenset({*WORDS, "grey"})
+_EMOJI_GROUPS = {"animals & nature", "food & drink", "travel & places", "activities", "objects"}
+
+
+def _gather(
+    collections: Mapping[str, Collection], nouns: NounTable, table: EmojiTable
+) -> dict[str, _Noun]:
+    """All things to paint, by concept; a style has three drawings of one thing at most."""
+    things: dict[str, _Noun] = {}
+    taken: set[tuple[str, str]] = set()
+    for name, icons in NOUNS.items():
+        concept = common_concept(name, table)
+        concept = name if set(concept.split()) & _COLOURS else concept
+        thing = things.setdefault(concept, _Noun(everyday=True, short=name))
+        thing.drawings += [
+            (prefix, icon, "silhouette")
+            for prefix, icon in icons
+            if prefix in collections and icon in collections[prefix].icons
+        ]
+        taken.update((prefix, icon) for prefix, icon, _ in thing.drawings)
+    for source in SOURCES:
+        if (collection := collections.get(source.prefix)) is None:
+            continue
+        for icon in sorted(collection.icons):
+            logo = "Brand / Logo" in collection.categories.get(icon, ())
+            if logo or (source.prefix, icon) in taken:
+                continue
+            name, plain = _name(source, icon, nouns, table)
+            if not name:
+                continue
+            concept = common_concept(name, table)
+            if set(concept.split()) & _COLOURS:  # "black bird" cannot be painted pink
+                concept = name
+            thing = things.setdefault(concept, _Noun())
+            thing.plain |= plain
+            styles = [style for _, _, style in thing.drawings]
+            if styles.count(source.style) < 3:
+                thing.drawings.append((source.prefix, icon, source.style))
+                taken.add((source.prefix, icon))
+    return things
+
+
+def _pictures(concept: str, thing: _Noun) -> Iterator[tuple[str, str, str, str]]:
+    """Which drawings of a thing are painted in which colours, as (set, icon, style, colour)."""
+    colours = mixed_colours(concept)
+    if thing.everyday:  # every colour in every style
+        for style in dict.fromkeys(style for _, _, style in thing.drawings):
+            drawings = [one for one in thing.drawings if one[2] == style]
+            for index, colour in enumerate(colours):
+                yield (*drawings[index % len(drawings)], colour)
+        return
+    drawings = sorted(thing.drawings, key=lambda one: fraction(f"drawing:{concept}:{one}"))
+    for index in range(max(PICTURES_OF_NOUN, min(len(drawings), len(colours)))):
+        yield (*drawings[index % len(drawings)], colours[index % len(colours)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecolouredRow:
+    """Thousands of nouns as solid, line, sketched, two-tone and pixel icons in ten colours."""
+
+    name: str = "recoloured"
+    share: float = 0.10
+    packages: tuple[Package, ...] = (ICONIFY, EMOJIBASE, WORDNET)
+
+    def read(self, archives: Mapping[Package, Path]) -> tuple[list[Art], list[Credit]]:
+        """All painted drawings, noun by noun.
+
+        Raises:
+            DataError: an archive is unreadable or lacks a set.
+        """
+        collections = read_collections(archives[ICONIFY], (*PREFIXES, *STYLES))
+        table = read_table(collections, archives[EMOJIBASE])
+        nouns = read_nouns(archives[WORDNET])
+        art: list[Art] = []
+        for concept, thing in _gather(collections, nouns, table).items():
+            pictures = list(_pictures(concept, thing))
+            kind = NOUN_WEIGHT if thing.plain else LITERAL_WEIGHT
+            weight = (EVERYDAY_WEIGHT if thing.everyday else kind) / max(len(pictures), 1)
+            emoji = table.find(concept)
+            names = other_names(emoji) if emoji is not None else ()
+            countable = (thing.plain or thing.everyday) and article(concept) != concept
+            short = thing.short or (names[0] if names else "")
+            for prefix, icon, style, colour in pictures:
+                key = f"{prefix}/{icon}/{colour}"
+                art.append(
+                    Art(
+                        id=key,
+                        source=prefix,
+                        style=style,
+                        concept=concept,
+                        captions=painted_captions(concept, colour, style, key=key, short=short),
+                        variant=f"{style}:{colour}",
+                        weight=round(weight, 4),
+                        icon=collections[prefix].icons[icon],
+                        shade=shade(colour, key),
+                        colour=colour,
+                        cutout=countable and style in ("silhouette", "contrast"),
+                    )
+                )
+        credits = [credit_of(collections[prefix], ICONIFY) for prefix in PREFIXES]
+        return art, [*credits, EMOJIBASE_CREDIT, WORDNET_CREDIT]
