@@ -25,7 +25,7 @@ _UNCHANGED = re.compile(
     r"headphones|tweezers|pliers|tongs)$"
 )
 _TAIL = re.compile(
-    r" (with|of|in|on|and|behind|showing|wearing|over|under|above|for|at|without|facing|from|to"
+    r" (with|of|in|on|behind|showing|wearing|over|under|above|for|at|without|facing|from|to"
     r"|holding|inside|between|tilted) "
 )
 _FIRST_WORD = re.compile(r"(man|woman|person|child|baby|boy|girl) (?=\w+ing\b)")
@@ -34,8 +34,11 @@ _FIRST_WORD = re.compile(r"(man|woman|person|child|baby|boy|girl) (?=\w+ing\b)")
 def plural(name: str) -> str:
     """The name of more than one, for the name of one without its article.
 
-    The head is what counts: of "slice of pizza" it is "slice", of "red key" it is "key".
+    The head is what counts: of "slice of pizza" it is "slice", of "red key" it is "key"; of two
+    things named as one, both: "bows and arrows".
     """
+    if len(both := name.split(" and ")) == 2 and not _TAIL.search(f"{both[0]} "):
+        return " and ".join(plural(one) for one in both)
     end = min((m.start() for m in (_TAIL.search(name), _ing(name)) if m), default=len(name))
     head, tail = name[:end], name[end:]
     before, space, word = head.rpartition(" ")

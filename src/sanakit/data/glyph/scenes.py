@@ -118,8 +118,9 @@ def _counts(scene: Scene) -> tuple[str, ...]:
     (thing,) = scene.things
     if thing.count == 1:
         return (f"one {thing.name}", f"a single {thing.name}", f"just one {thing.name}")
+    plain = (thing.counted, f"exactly {thing.counted}")
     words = {"across": "in a row", "down": "in a column", "scattered": ""}[scene.arrangement]
-    return (thing.counted, f"exactly {thing.counted}", f"{thing.counted} {words}".rstrip())
+    return (*plain, f"{thing.counted} {words}") if words else plain
 
 
 def _rows(names: list[str], arrangement: Arrangement) -> tuple[str, ...]:
