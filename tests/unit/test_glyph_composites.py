@@ -215,7 +215,7 @@ def test_every_caption_says_what_the_scene_is(scenes: list[Scene]) -> None:
             if direction:
                 assert things == true[::direction], text
             seen.add((arrangement, direction, len(things)))
-    assert len(seen) == 10
+    assert len(seen) == 11
 
 
 def test_a_caption_ends_in_its_style_and_its_background() -> None:
