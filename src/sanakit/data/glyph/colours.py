@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
 
@@ -99,14 +97,21 @@ def dominant_colour(rgba: npt.NDArray[np.uint8]) -> str | None:
     return None if max(rivals) >= RIVAL * shares[best] else WORDS[best]
 
 
-def hidden_share(rgba: npt.NDArray[np.uint8], background: Sequence[float], gap: float) -> float:
-    """The part of the opaque pixels of ``H W 4`` no more than ``gap`` away from a colour.
+# How much a difference in red, green and blue is seen: black hardly shows on dark blue.
+_SEEN = np.array([1.0, 1.0, 0.6], dtype=np.float32)
+CLOSE = 0.2  # a colour no farther than this from its background hardly shows
 
-    ``background`` is red, green, blue in [0, 1]; the farthest of the three counts.
-    """
+
+def distance(rgb: npt.ArrayLike, background: npt.ArrayLike) -> npt.NDArray[np.float32]:
+    """How far colours ``... 3`` are from another as the eye sees it; all in [0, 1]."""
+    apart = np.abs(np.asarray(rgb, dtype=np.float32) - np.asarray(background, dtype=np.float32))
+    return (apart * _SEEN).max(axis=-1)
+
+
+def hidden_share(rgba: npt.NDArray[np.uint8], background: npt.ArrayLike) -> float:
+    """The part of the opaque pixels of ``H W 4`` that hardly shows on a colour ``3`` in [0, 1]."""
     drawn = rgba[..., :3][rgba[..., 3] >= OPAQUE].astype(np.float32) / 255
-    apart = np.abs(drawn - np.asarray(background, dtype=np.float32)).max(axis=-1)
-    return float((apart <= gap).sum() / max(len(drawn), 1))
+    return float((distance(drawn, background) <= CLOSE).sum() / max(len(drawn), 1))
 
 
 def is_pale(rgba: npt.NDArray[np.uint8]) -> bool:

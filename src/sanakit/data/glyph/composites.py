@@ -12,6 +12,7 @@ from PIL import Image
 
 from sanakit.data.glyph.backgrounds import BACKGROUNDS
 from sanakit.data.glyph.captions import coloured
+from sanakit.data.glyph.colours import CLOSE, distance
 from sanakit.data.glyph.layout import Arrangement, cells, fill, largest, place, small_scale
 from sanakit.data.glyph.pictures import GlyphPictures, Record
 from sanakit.data.glyph.rasterize import Box, Pixels
@@ -33,7 +34,6 @@ PAINTED_SHARE = 0.4  # scenes of things whose colour is ours to choose
 SIZED_SHARE = 0.15  # pairs of which one is big and one small
 WHITE_SHARE = 0.4
 COLOUR_SAID = 0.4  # of things with one colour of their own
-CLOSE = 0.2  # a shade no farther than this from the background hardly shows
 TRIES = 1000
 
 
@@ -146,7 +146,7 @@ class SceneTable:
         if not thing.shade:
             return self.records[thing.number].hidden_on
         paint = np.array(_rgb(thing.shade)) / 255
-        return [name for name, rgb in BACKGROUNDS.items() if np.abs(paint - rgb).max() <= CLOSE]
+        return [name for name, rgb in BACKGROUNDS.items() if distance(paint, rgb) <= CLOSE]
 
     def _layout(
         self, things: Sequence[Thing], arrangement: Arrangement, rng: np.random.Generator

@@ -16,7 +16,6 @@ from sanakit.data.glyph.styles import STYLE_WORDS
 
 PALE_WEIGHT = 0.2  # they only show on the rarer, darker backgrounds
 SAMPLE = 3000  # pixels that are looked at: colour is a matter of areas
-GAP = 0.2  # a pixel closer than this to its background hardly shows
 HIDDEN = 0.7  # part of a thing's pixels that hardly show, from which it is hidden
 MOST_SVG = 2_000_000  # characters; nothing that large is an icon
 
@@ -72,7 +71,7 @@ def _record(art: Art, probe: Probe, licence: str) -> Record:
         painted=bool(art.shade),
         box=probe.box,
         hidden_on=tuple(
-            name for name, rgb in BACKGROUNDS.items() if hidden_share(sample, rgb, GAP) > HIDDEN
+            name for name, rgb in BACKGROUNDS.items() if hidden_share(sample, rgb) > HIDDEN
         ),
     )
 

@@ -126,7 +126,7 @@ def _counts(scene: Scene) -> tuple[str, ...]:
 def _rows(names: list[str], arrangement: Arrangement) -> tuple[str, ...]:
     listed = f"{', '.join(names[:-1])} and {names[-1]}"
     if arrangement == "across":
-        return (f"from left to right: {listed}", f"{listed} in a row", f"a row of {listed}")
+        return (f"from left to right: {listed}", f"{listed} in a row")
     return (f"from top to bottom: {listed}", f"{listed} in a column", f"{listed}, top to bottom")
 
 
