@@ -16,9 +16,10 @@ from sanakit.errors import DataError
 Pixels: TypeAlias = npt.NDArray[np.uint8]  # H W 4, straight alpha
 
 MARGIN = 0.06  # empty border, as a part of the side
-MAX_ZOOM = 1.5  # a dot stays smaller than a ball
+MAX_ZOOM = 1.5  # of a picture file; an icon has its own
 VISIBLE = 12  # alpha, of 255, from which a pixel counts as drawn
 PROBE = 96  # side of the first rendering, which only finds the visible part
+SHARP_PROBE = 32  # side of a visible part in it that is found exactly enough
 
 Box: TypeAlias = tuple[float, float, float, float]  # left, top, width, height
 
@@ -47,13 +48,13 @@ def visible_box(alpha: npt.NDArray[np.uint8]) -> Box | None:
     return left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top
 
 
-def framing(box: Box, side: float) -> Box:
-    """The square view that centres ``box`` with a margin and enlarges it ``MAX_ZOOM`` at most.
+def framing(box: Box, side: float, zoom: float = MAX_ZOOM) -> Box:
+    """The square view that centres ``box`` with a margin and enlarges it ``zoom`` at most.
 
     ``side`` is the side of the canvas the box was found in, in the box's units.
     """
     left, top, width, height = box
-    view = max(max(width, height) / (1 - 2 * MARGIN), side / MAX_ZOOM)
+    view = max(max(width, height) / (1 - 2 * MARGIN), side / zoom)
     return left + (width - view) / 2, top + (height - view) / 2, view, view
 
 
@@ -71,16 +72,19 @@ def render_icon(icon: Icon, *, size: int, colour: str | None = None) -> Pixels |
         ValueError: the renderer refuses the drawing.
     """
     renderer = load_renderer()
-    left, top, width, height = icon.canvas
-    side = max(width, height)
-    square = (left, top, side, side)
-    probe = _render(renderer, svg_text(icon, square, size=PROBE, colour=colour))
-    box = visible_box(probe[..., 3])
-    if box is None:
-        return None
-    unit = side / PROBE
-    found = (left + box[0] * unit, top + box[1] * unit, box[2] * unit, box[3] * unit)
-    return _render(renderer, svg_text(icon, framing(found, side), size=size, colour=colour))
+    side = max(icon.canvas[2:])
+    view = (*icon.canvas[:2], side, side)
+    for _ in range(2):
+        probe = _render(renderer, svg_text(icon, view, size=PROBE, colour=colour))
+        box = visible_box(probe[..., 3])
+        if box is None:
+            return None
+        unit = view[2] / PROBE
+        found = (view[0] + box[0] * unit, view[1] + box[1] * unit, box[2] * unit, box[3] * unit)
+        view = framing(found, side, icon.zoom)
+        if max(box[2:]) > SHARP_PROBE:
+            break  # a small thing on a large page is measured again, from nearer
+    return _render(renderer, svg_text(icon, view, size=size, colour=colour))
 
 
 def resize_picture(data: bytes, *, size: int) -> Pixels | None:

@@ -47,4 +47,6 @@ STYLE_WORDS: Mapping[str, tuple[str, str]] = {
     "round-flag": ("round flag icon", "circular flag"),
     "wide-flag": ("bright flag icon", "flat wide flag"),
     "plain-flag": ("plain flag icon", "plain rectangular flag"),
+    "clipart": ("colorful clip art", "classic clip art drawing"),
+    "ink": ("black and white clip art", "ink drawing clip art"),
 }

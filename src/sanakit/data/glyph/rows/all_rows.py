@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sanakit.data.glyph.rows.clipart import ClipartRow
 from sanakit.data.glyph.rows.emoji import Emoji3DRow, EmojiRow
 from sanakit.data.glyph.rows.flags import FlagRow
 from sanakit.data.glyph.rows.interface import InterfaceRow
@@ -13,5 +14,6 @@ ROWS: tuple[Row, ...] = (
     EmojiRow(),
     InterfaceRow(),
     FlagRow(),
+    ClipartRow(),
     RecolouredRow(),
 )
