@@ -43,7 +43,8 @@ _AUTHORS = re.compile(
     r"|mo|susan park.*|lumen.*|francesc.*|franc|rpswb|kurt.*|erich.*|joeseph.*|hash)\b"
 )
 _NOISE = re.compile(
-    r"\b(icons?|symbols?|hotel|hour room|card figures?|mm|simple|drawn with straight lines|contour|outlines?|silhouettes?|silhouet"
+    r"\b(icons?|symbols?|hotel|hour room|card figures?|mm|simple|drawn with straight lines"
+    r"|contour|outlines?|silhouettes?|silhouet"
     r"|clip ?art|drawing|sketch|stylized|stylised|illustration|cartoon|style|collection|various"
     r"|another|yet|sign of|version|vector|graphic|template|on transparent|b w|sample|example)\b"
 )
