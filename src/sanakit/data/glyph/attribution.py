@@ -11,7 +11,10 @@ from sanakit.data.glyph.packages import EMOJIBASE, FLUENT_3D, WORDNET, Package
 
 @dataclass(frozen=True, kw_only=True)
 class Credit:
-    """Whose work a source is and under which terms; links may be empty."""
+    """Whose work a source is and under which terms; links may be empty.
+
+    ``works`` are single works with their authors, where the authors of a source differ.
+    """
 
     source: str
     title: str
@@ -20,6 +23,7 @@ class Credit:
     licence: str
     licence_url: str
     package: Package
+    works: tuple[str, ...] = ()
 
 
 def credit_of(collection: Collection, package: Package) -> Credit:
@@ -44,6 +48,7 @@ def attribution_text(credits: Iterable[Credit], counts: Mapping[str, int]) -> st
 
     ``counts`` are pictures by source; a source with none has given only text.
     """
+    credits = list(credits)
     lines = [
         "# Attribution",
         "",
@@ -60,6 +65,9 @@ def attribution_text(credits: Iterable[Credit], counts: Mapping[str, int]) -> st
         f"| {one.package.name} {one.package.version} |"
         for one in credits
     ]
+    for one in credits:
+        if one.works:
+            lines += ["", f"## {one.title}", "", *(f"- {work}" for work in one.works)]
     return "\n".join(lines) + "\n"
 
 

@@ -83,7 +83,8 @@ _THE = re.compile(
     r"(united |netherlands|philippines|bahamas|maldives|gambia|seychelles|comoros|solomon islands"
     r"|marshall islands|cook islands|faroe|falkland|cayman|canary|czech republic|dominican republic"
     r"|central african|european union|vatican|isle of man|us |british |turks|northern mariana"
-    r"|azores|pitcairn|cocos|aland|soviet|arab league|east african|basque|northern territory|caribbean)"
+    r"|azores|pitcairn|cocos|aland|soviet|arab league|east african|basque|northern territory"
+    r"|caribbean)"
 )
 _COUNTRIES = {
     "hong kong sar china": "hong kong", "macao sar china": "macao", "myanmar burma": "myanmar",

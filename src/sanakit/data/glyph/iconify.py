@@ -14,11 +14,16 @@ from sanakit.errors import DataError
 
 @dataclass(frozen=True, kw_only=True)
 class Icon:
-    """One drawing: ``body`` is SVG content whose canvas is ``(left, top, width, height)``."""
+    """One drawing: ``body`` is SVG content whose canvas is ``(left, top, width, height)``.
+
+    ``zoom`` is how much larger than on its canvas it may be shown, so that a dot stays smaller
+    than a ball.
+    """
 
     name: str
     body: str
     canvas: tuple[float, float, float, float]
+    zoom: float = 1.5
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from sanakit.data.glyph.archives import read_members
 from sanakit.errors import DataError
 
 INDEX, DATA = "package/dict/index.noun", "package/dict/data.noun"
+OTHERS = ("package/dict/index.adj", "package/dict/index.adv", "package/dict/index.verb")
 
 # Lexicographer files of WordNet (lexnames(5WN)) whose nouns one can draw.
 THINGS: Mapping[int, str] = {
@@ -48,11 +49,16 @@ _NO_THING_WORDS = """
 _NO_THINGS = frozenset(_NO_THING_WORDS.split())
 
 
-class NounTable:
-    """The first sense of every noun of WordNet, as the kind of thing it is."""
+_SMALL = "a an the and or of on in with without at by for from to up down under over into no not"
+_FUNCTION_WORDS = frozenset(_SMALL.split())
 
-    def __init__(self, kinds: Mapping[str, str]) -> None:
+
+class NounTable:
+    """The first sense of every noun of WordNet, as the kind of thing it is; and all its words."""
+
+    def __init__(self, kinds: Mapping[str, str], words: Iterable[str] = ()) -> None:
         self.kinds = kinds
+        self.words = frozenset(words) | _FUNCTION_WORDS
 
     def kind(self, name: str) -> str:
         """The kind of thing that a name as a whole names, singular or plural; else empty."""
@@ -65,6 +71,10 @@ class NounTable:
         """The kind of a name's last word before any "with", "of" or the like; else empty."""
         head = _HEAD_ENDS.split(name)[0]
         return self.kind(head) or self.kind(head.split()[-1])
+
+    def is_english(self, name: str) -> bool:
+        """Whether every word of a name is in the dictionary, whatever it means."""
+        return all(not self.words.isdisjoint(_singulars(word)) for word in name.split())
 
     def is_plain(self, name: str) -> bool:
         """Whether a whole name is a noun for a thing and no word of interfaces."""
@@ -95,13 +105,18 @@ def read_nouns(archive: Path) -> NounTable:
     Raises:
         DataError: the archive is unreadable or lacks the nouns.
     """
-    members = read_members(archive, (INDEX, DATA).__contains__)
-    if missing := sorted({INDEX, DATA} - members.keys()):
+    members = read_members(archive, (INDEX, DATA, *OTHERS).__contains__)
+    if missing := sorted({INDEX, DATA, *OTHERS} - members.keys()):
         raise DataError(f"{archive} does not hold {', '.join(missing)}")
     files = {
         line[:8]: int(line[9:11])
         for line in members[DATA].decode("utf-8").splitlines()
         if not line.startswith("  ")
+    }
+    words = {
+        line.split(" ", 1)[0]
+        for name in (INDEX, *OTHERS)
+        for line in members[name].decode("utf-8").splitlines()
     }
     kinds: dict[str, str] = {}
     for line in members[INDEX].decode("utf-8").splitlines():
@@ -111,4 +126,4 @@ def read_nouns(archive: Path) -> NounTable:
         first = fields[4 + int(fields[3]) + 2]
         if (kind := THINGS.get(files[first])) is not None:
             kinds[fields[0].replace("_", " ")] = kind
-    return NounTable(kinds)
+    return NounTable(kinds, words)

@@ -17,9 +17,10 @@ from sanakit.errors import DataError
 Pixels: TypeAlias = npt.NDArray[np.uint8]  # H W 4, straight alpha
 
 MARGIN = 0.06  # empty border, as a part of the side
-MAX_ZOOM = 1.5  # a dot stays smaller than a ball
+MAX_ZOOM = 1.5  # of a picture file; an icon has its own
 VISIBLE = 12  # alpha, of 255, from which a pixel counts as drawn
 PROBE = 96  # side of the first rendering, which only finds the visible part
+SHARP_PROBE = 32  # side of a visible part in it that is found exactly enough
 
 Box: TypeAlias = tuple[float, float, float, float]  # left, top, width, height
 
@@ -48,13 +49,13 @@ def visible_box(alpha: npt.NDArray[np.uint8]) -> Box | None:
     return left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top
 
 
-def framing(box: Box, side: float) -> Box:
-    """The square view that centres ``box`` with a margin and enlarges it ``MAX_ZOOM`` at most.
+def framing(box: Box, side: float, zoom: float = MAX_ZOOM) -> Box:
+    """The square view that centres ``box`` with a margin and enlarges it ``zoom`` at most.
 
     ``side`` is the side of the canvas the box was found in, in the box's units.
     """
     left, top, width, height = box
-    view = max(max(width, height) / (1 - 2 * MARGIN), side / MAX_ZOOM)
+    view = max(max(width, height) / (1 - 2 * MARGIN), side / zoom)
     return left + (width - view) / 2, top + (height - view) / 2, view, view
 
 
@@ -71,17 +72,20 @@ class Probe:
     pixels: Pixels
 
 
-def _probe(pixels: Pixels, corner: tuple[float, float], side: float) -> Probe | None:
-    """Frame what a picture of a canvas shows; ``corner`` and ``side`` are the canvas's."""
+def _found(pixels: Pixels, view: Box) -> Box | None:
+    """The box of what a picture of a ``view`` shows, in the view's units."""
     box = visible_box(pixels[..., 3])
     if box is None:
         return None
-    unit = side / len(pixels)
-    found = (corner[0] + box[0] * unit, corner[1] + box[1] * unit, box[2] * unit, box[3] * unit)
-    view = framing(found, side)
-    inside = (found[0] - view[0], found[1] - view[1], found[2], found[3])
-    left, top, width, height = (round(part / view[2], 4) for part in inside)
-    return Probe(view=view, box=(left, top, width, height), pixels=pixels)
+    unit = view[2] / len(pixels)
+    return view[0] + box[0] * unit, view[1] + box[1] * unit, box[2] * unit, box[3] * unit
+
+
+def _inside(found: Box, view: Box) -> Box:
+    """A box in parts of a view's side."""
+    left, top = (found[0] - view[0]) / view[2], (found[1] - view[1]) / view[2]
+    width, height = found[2] / view[2], found[3] / view[2]
+    return round(left, 4), round(top, 4), round(width, 4), round(height, 4)
 
 
 def _render(svg: str) -> Pixels:
@@ -104,11 +108,18 @@ def probe_icon(icon: Icon, *, colour: str | None = None) -> Probe | None:
         DataError: the renderer is not installed.
         ValueError: the renderer refuses the drawing.
     """
-    left, top, width, height = icon.canvas
-    side = max(width, height)
-    square = (left, top, side, side)
-    pixels = _render(svg_text(icon, square, size=PROBE, colour=colour))
-    return _probe(pixels, (left, top), side)
+    side = max(icon.canvas[2:])
+    view: Box = (*icon.canvas[:2], side, side)
+    for _ in range(2):
+        pixels = _render(svg_text(icon, view, size=PROBE, colour=colour))
+        found = _found(pixels, view)
+        if found is None:
+            return None
+        sharp = max(found[2:]) > view[2] * SHARP_PROBE / PROBE
+        view = framing(found, side, icon.zoom)
+        if sharp:
+            break  # a small thing on a large page is measured again, from nearer
+    return Probe(view=view, box=_inside(found, view), pixels=pixels)
 
 
 def draw_icon(icon: Icon, view: Box, *, size: int, colour: str | None = None) -> Pixels:
@@ -147,7 +158,11 @@ def probe_picture(data: bytes) -> Probe | None:
     side = max(rgba.shape[:2])
     square = np.zeros((side, side, 4), dtype=np.uint8)
     square[: rgba.shape[0], : rgba.shape[1]] = rgba
-    return _probe(square, (0.0, 0.0), side)
+    found = _found(square, (0.0, 0.0, side, side))
+    if found is None:
+        return None
+    view = framing(found, side)
+    return Probe(view=view, box=_inside(found, view), pixels=square)
 
 
 def draw_picture(data: bytes, view: Box, *, size: int) -> Pixels:

@@ -47,4 +47,7 @@ STYLE_WORDS: Mapping[str, tuple[str, str]] = {
     "round-flag": ("round flag icon", "circular flag"),
     "wide-flag": ("bright flag icon", "flat wide flag"),
     "plain-flag": ("plain flag icon", "plain rectangular flag"),
+    "clipart": ("colorful clip art", "classic clip art drawing"),
+    "ink": ("black and white clip art", "ink drawing clip art"),
+    "render": ("realistic 3d render", "photorealistic 3d model"),
 }

@@ -23,7 +23,7 @@ _BRANDS = """
     lastfm lego lexus line_app linkedin linux macbook magicmouse mario mastercard mastodon
     mcdonalds medium_logo mercedes messenger meta mickey microsoft minecraft mitsubishi mozilla
     myspace nasa netflix nextjs nfc nike nintendo nodejs notion npm nvidia obama oculus ok_google
-    onedrive openai opera osx outlook pac_man pacman pandora pantone patreon paypal pepsi
+    onedrive openai opera osx outlook pac_man packman pacman pandora pantone patreon paypal pepsi
     periscope photoshop php picasa pikachu pinterest playstation pok[eé]_?ball pokemon porsche
     powerpoint premiere_pro prezi producthunt python qq quora qzone r2d2 raspberry_pi react reddit
     renault retina roku ruby_on_rails safari sass sega shazam shopify signal_app sina siri

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from sanakit.data.glyph.rows.clipart import ClipartRow
 from sanakit.data.glyph.rows.emoji import Emoji3DRow, EmojiRow
 from sanakit.data.glyph.rows.flags import FlagRow
+from sanakit.data.glyph.rows.furniture import FurnitureRow
 from sanakit.data.glyph.rows.interface import InterfaceRow
 from sanakit.data.glyph.rows.recoloured import RecolouredRow
 from sanakit.data.glyph.rows.row import Row
@@ -13,5 +15,7 @@ ROWS: tuple[Row, ...] = (
     EmojiRow(),
     InterfaceRow(),
     FlagRow(),
+    ClipartRow(),
+    FurnitureRow(),
     RecolouredRow(),
 )
