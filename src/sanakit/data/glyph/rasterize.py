@@ -110,16 +110,20 @@ def probe_icon(icon: Icon, *, colour: str | None = None) -> Probe | None:
     """
     side = max(icon.canvas[2:])
     view: Box = (*icon.canvas[:2], side, side)
-    for _ in range(2):
-        pixels = _render(svg_text(icon, view, size=PROBE, colour=colour))
-        found = _found(pixels, view)
-        if found is None:
-            return None
-        sharp = max(found[2:]) > view[2] * SHARP_PROBE / PROBE
-        view = framing(found, side, icon.zoom)
-        if sharp:
-            break  # a small thing on a large page is measured again, from nearer
-    return Probe(view=view, box=_inside(found, view), pixels=pixels)
+    probe = _look(icon, (*icon.canvas[:2], side, side), colour)
+    if probe is not None and max(probe.box[2:]) * probe.view[2] < side * SHARP_PROBE / PROBE:
+        return _look(icon, probe.view, colour)  # a small thing on a large page: from nearer
+    return probe
+
+
+def _look(icon: Icon, view: Box, colour: str | None) -> Probe | None:
+    """Draw a view of an icon small, and frame what it shows."""
+    pixels = _render(svg_text(icon, view, size=PROBE, colour=colour))
+    found = _found(pixels, view)
+    if found is None:
+        return None
+    framed = framing(found, max(icon.canvas[2:]), icon.zoom)
+    return Probe(view=framed, box=_inside(found, framed), pixels=pixels)
 
 
 def draw_icon(icon: Icon, view: Box, *, size: int, colour: str | None = None) -> Pixels:
