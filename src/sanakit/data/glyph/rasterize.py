@@ -109,7 +109,6 @@ def probe_icon(icon: Icon, *, colour: str | None = None) -> Probe | None:
         ValueError: the renderer refuses the drawing.
     """
     side = max(icon.canvas[2:])
-    view: Box = (*icon.canvas[:2], side, side)
     probe = _look(icon, (*icon.canvas[:2], side, side), colour)
     if probe is not None and max(probe.box[2:]) * probe.view[2] < side * SHARP_PROBE / PROBE:
         return _look(icon, probe.view, colour)  # a small thing on a large page: from nearer
