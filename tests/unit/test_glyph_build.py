@@ -185,6 +185,21 @@ def test_new_records_do_not_draw_the_pictures_again(
     assert after == before
 
 
+def test_new_records_that_break_halfway_do_not_look_finished(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> str:
+        raise KeyboardInterrupt
+
+    build(tmp_path)
+    monkeypatch.setattr(glyph, "RECORDS_VERSION", glyph.RECORDS_VERSION + 1)
+    monkeypatch.setattr(glyph, "attribution_text", fail)
+    with pytest.raises(KeyboardInterrupt):
+        build(tmp_path)
+    with pytest.raises(DataError, match=r"summary\.json is missing"):
+        GlyphPictures.open(tmp_path)
+
+
 def test_a_killed_build_does_not_look_finished_and_goes_on_where_it_stopped(
     build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -282,9 +297,11 @@ def test_a_limit_spreads_over_all_rows(build: Build, tmp_path: Path) -> None:
     summary = build(tmp_path, limit=6)
     assert summary.rows["painted"] == 3
     assert summary.rows["emoji"] + summary.blank + summary.failed == 3
-    colours = [r.colour for r in GlyphPictures.open(tmp_path).records if r.row == "painted"]
-    assert len(set(colours)) == 3  # not the first three, but from all over
-    assert build(tmp_path, limit=1).rows == {"painted": 1}
+    names = {r.name for r in GlyphPictures.open(tmp_path).records if r.row == "painted"}
+    assert names == set(PAINTED)  # not the first three, but from all over
+    least = build(tmp_path, limit=1)
+    assert least.rows == {"painted": 1}
+    assert list(least.shares) == ["painted"]
 
 
 @pytest.mark.parametrize("name", ["size", "workers", "limit"])
