@@ -20,7 +20,7 @@ GAP = 0.04  # room between two cells
 _BAND = {1: 0.9, 2: 0.66, 3: 0.46, 4: 0.36}  # how much of the other direction cells of a row take
 _LARGEST = 0.9  # of a picture that is mostly margin, enlarged no further than this
 _FILL = (0.78, 1.0)  # how much of its cell a thing takes
-_SMALL = (0.32, 0.46)  # a small thing's longer side, as a part of a big one's
+_SMALL = (0.36, 0.48)  # a small thing's longer side, as a part of a big one's
 
 
 def cells(count: int, arrangement: Arrangement, rng: np.random.Generator) -> list[Box]:

@@ -15,7 +15,7 @@ from sanakit.data.glyph.split import split_of
 from sanakit.data.glyph.styles import STYLE_WORDS
 
 PALE_WEIGHT = 0.2  # they only show on the rarer, darker backgrounds
-SAMPLE = 3000  # pixels that are looked at: colour is a matter of areas
+SAMPLE = 1500  # pixels that are looked at: colour is a matter of areas
 HIDDEN = 0.7  # part of a thing's pixels that hardly show, from which it is hidden
 MOST_SVG = 2_000_000  # characters; nothing that large is an icon
 
