@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sanakit.data.glyph.selection import FLUENT_3D_SOURCE, STYLES
+from sanakit.data.glyph.silhouettes import SETS, SHADES
 
 from sanakit.data.glyph import build as glyph
 from sanakit.data.glyph import drawing
 from sanakit.data.glyph.build import ATTRIBUTION, STAGE, build_glyph
 from sanakit.data.glyph.pictures import PICTURES, RECORDS, SUMMARY, GlyphPictures, compose
-from sanakit.data.glyph.selection import FLUENT_3D_SOURCE, STYLES
-from sanakit.data.glyph.silhouettes import SETS, SHADES
 from sanakit.data.stages import sha256_of
 from sanakit.errors import ConfigError, DataError
 

@@ -131,7 +131,7 @@ def icon_captions(
     """
     words, second = _two_words(style, key)
     name = phrase(concept) if thing else concept
-    again = (article(other) if thing else other) or name
+    again = article(other or concept) if thing else other or concept
     return unique(
         (
             f"an icon of {name}" if thing else f"{article(concept + ' icon')}",
