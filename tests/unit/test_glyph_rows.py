@@ -8,6 +8,7 @@ import shutil
 import zipfile
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,11 @@ from tests.tiny_art import (
     write_wordnet,
 )
 
-from sanakit.data.glyph.attribution import attribution_text
+from sanakit.data.glyph.attribution import attribution_text, credit_of
 from sanakit.data.glyph.captions import article
 from sanakit.data.glyph.colours import WORDS, dominant_colour
 from sanakit.data.glyph.emoji import plain_name
+from sanakit.data.glyph.iconify import read_collections
 from sanakit.data.glyph.nouns import read_nouns
 from sanakit.data.glyph.packages import (
     DICEBEAR,
@@ -102,6 +104,14 @@ def test_an_archive_without_the_nouns_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other.tgz").write_bytes(tar_bytes({"package/dict/index.noun": b""}))
     with pytest.raises(DataError, match=r"data\.noun"):
         read_nouns(tmp_path / "other.tgz")
+
+
+def test_a_set_under_a_licence_that_is_not_free_is_refused(tmp_path: Path) -> None:
+    path = write_iconify(tmp_path / "icons.tgz", {"some": {}})
+    some = read_collections(path, ["some"])["some"]
+    assert credit_of(some, ICONIFY).licence == "MIT"
+    with pytest.raises(DataError, match="is under CC-BY-NC-4.0"):
+        credit_of(replace(some, licence="CC-BY-NC-4.0"), ICONIFY)
 
 
 class TestInterface:
