@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import lzma
+import os
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -47,6 +48,8 @@ def _open_deb(file: BinaryIO) -> Iterator[tarfile.TarFile]:
         if not size.isdigit() or header[58:] != b"`\n":
             raise tarfile.ReadError("a header of the ar archive is damaged")
         if name.startswith("data.tar"):
+            if file.tell() + int(size) > os.fstat(file.fileno()).st_size:
+                raise tarfile.ReadError("it is cut short")
             packing = name.removeprefix("data.tar").removeprefix(".")
             if packing not in ("", "gz", "xz", "bz2"):
                 raise tarfile.ReadError(f"its data is packed as {packing}, not gz or xz")

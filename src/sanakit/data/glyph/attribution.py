@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from sanakit.data.glyph.iconify import Collection
 from sanakit.data.glyph.packages import EMOJIBASE, FLUENT_3D, WORDNET, Package
+from sanakit.data.glyph.suitable import LICENCES
+from sanakit.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +29,16 @@ class Credit:
 
 
 def credit_of(collection: Collection, package: Package) -> Credit:
-    """The credit for an icon set."""
+    """The credit for an icon set.
+
+    Raises:
+        DataError: its licence is not one of those that leave the pictures free to share.
+    """
+    if collection.licence not in LICENCES:
+        raise DataError(
+            f"icon set {collection.prefix!r} is under {collection.licence}",
+            hint=f"the set is made of works under {', '.join(sorted(LICENCES))}",
+        )
     return Credit(
         source=collection.prefix,
         title=collection.title,

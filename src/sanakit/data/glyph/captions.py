@@ -131,7 +131,7 @@ def icon_captions(
     """
     words, second = _two_words(style, key)
     name = phrase(concept) if thing else concept
-    again = (article(other) if thing else other) or name
+    again = article(other or concept) if thing else other or concept
     return unique(
         (
             f"an icon of {name}" if thing else f"{article(concept + ' icon')}",
@@ -177,7 +177,9 @@ def captions(
     name, short = phrase(concept), article(names[0]) if names else ""
     alias = article(choice(names, f"alias:{key}")) if names else ""
     said = {*WORDS, *name.split()}  # a tag may name a colour the picture does not have
-    extra = [tag for tag in tags if tag.isalpha() and len(tag) > 2 and tag not in said]
+    extra = [
+        tag for tag in tags if tag.isascii() and tag.isalpha() and len(tag) > 2 and tag not in said
+    ]
     start = int(fraction(f"tags:{key}") * max(len(extra) - 1, 1))
     tail = f", {tone}" if tone else ""
     with_style = choice((name, bare(name)), f"bare:{key}")

@@ -71,6 +71,36 @@ SWEET_HOME = Package(
     registry="debian",
 )
 
+# The drawing program of avatars, and the styles whose art is under CC0 or CC-BY.
+_DICEBEAR_VERSION = "9.4.3"
+_DICEBEAR_HASHES = {
+    "core": "6ca7dae651c74ad547e548fbe7c41f49aaa377cf4617259277518389bf6b1a3d",
+    "adventurer": "6edeac04f94ef6177c946918dce012e530200dfcc274b4f954239e33ecbe590c",
+    "big-ears": "02fc47ff824b783142e6c85c2ba182ff535a7b40f65bfddfafa2b4f8d86eef50",
+    "big-smile": "8dbd7b96c9ceaf9dd7c280cdae4f0bb3e43ab2798b7bedbe355fbb3ce30e87bb",
+    "croodles": "3fba515bd5c0ba8568340425989918845a2ab13c3422e25d87d52f0e49b0a655",
+    "dylan": "761ebf9e973b71753af489d03b3aa67818bd17068b7f3fec9963dac91272e176",
+    "fun-emoji": "85d0a5b3992c8f59fa45e3ca8a561f4f898a791d56d96ecece60a51c36e527c8",
+    "lorelei": "78cbba0a6c4d14e1af7c62ffa9a73bd98a8cda02e28690110e199348cd6a9c06",
+    "micah": "b948931f01e97147ce8cdcfc4dfdad5c029bcb1ad57420dc0b22bc0aeb1d3fa7",
+    "miniavs": "cebf19ca30a49e88a60824f994f5fa2d9f9f7e2cbc7eb3bcad5b5af166f78274",
+    "notionists": "edb28f4a346e50b9a810b754960cda924cfb2e05763cefddb4acb940dfb96445",
+    "open-peeps": "65b664ec00dc69c068051461f2b5bd97c8335af676e36c284e906a3017c23d4f",
+    "personas": "6f5b4765c4d54444ab0330c4a89da53636662de3b04118b827f005a31332d002",
+    "pixel-art": "1252d798c632c20f194e7d8b2fbc18b23ad76b2511e668668d0051084bfaa754",
+    "thumbs": "87b95a01503debb55e8e98a55e06cd0f19f3951864da08b89a682b4b009df766",
+    "toon-head": "b9cd3b5def9fb2c37a9acba2e4b9bd00268b6eaff705d596756e8d921a4580c8",
+}
+DICEBEAR = {
+    style: Package(
+        name=f"@dicebear/{style}",
+        version=_DICEBEAR_VERSION,
+        filename=f"dicebear-{style}-{_DICEBEAR_VERSION}.tgz",
+        sha256=sha256,
+    )
+    for style, sha256 in _DICEBEAR_HASHES.items()
+}
+
 # What to install where a registry's client is absent, and which rows can be done without it.
 _CLIENTS = {
     "npm": "install Node.js",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sanakit.data.glyph.rows.avatars import AvatarRow
 from sanakit.data.glyph.rows.clipart import ClipartRow
 from sanakit.data.glyph.rows.emoji import Emoji3DRow, EmojiRow
 from sanakit.data.glyph.rows.flags import FlagRow
@@ -17,5 +18,6 @@ ROWS: tuple[Row, ...] = (
     FlagRow(),
     ClipartRow(),
     FurnitureRow(),
+    AvatarRow(),
     RecolouredRow(),
 )

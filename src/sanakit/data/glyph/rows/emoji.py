@@ -246,11 +246,11 @@ class Emoji3DRow:
         )
         art: list[Art] = []
         seen: set[str] = set()
-        for member in sorted(members):
-            code = member[len(ASSETS) : -len(ENDING)]
+        rendered = {name[len(ASSETS) : -len(ENDING)]: data for name, data in members.items()}
+        for code in sorted(rendered):
             emoji = table.find("", code)
             if emoji is not None and wanted(emoji) and emoji.code not in seen:
                 seen.add(emoji.code)
                 drawing = EmojiDrawing(source=FLUENT_3D_SOURCE, name=code, emoji=emoji)
-                art.append(emoji_art(drawing, encoded=members[member]))
+                art.append(emoji_art(drawing, encoded=rendered[code]))
         return art, [FLUENT_3D_CREDIT, EMOJIBASE_CREDIT]
