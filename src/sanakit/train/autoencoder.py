@@ -78,7 +78,7 @@ class AutoencoderRecipe:
         """Pictures on random backgrounds, half of them mirrored."""
         picked = torch.multinomial(self.weights, size, replacement=True, generator=generator)
         rows = self.train_indices[picked].numpy()
-        image = compose(self.pictures.pictures[rows], draw_backgrounds(size, generator))
+        image = compose(self.pictures.rgba(rows), draw_backgrounds(size, generator))
         mirror = torch.rand(size, generator=generator) < 0.5
         image[mirror] = image[mirror].flip(-1)
         return image.contiguous(memory_format=torch.channels_last)
@@ -104,7 +104,7 @@ class AutoencoderRecipe:
         values, squares = [], []
         for rows in np.array_split(self.held, max(1, len(self.held) // 32)):
             white = np.ones((len(rows), 3), dtype=np.float32)
-            image = compose(self.pictures.pictures[rows], white)
+            image = compose(self.pictures.rgba(rows), white)
             latent = module.encode(image)
             values.append(psnr(module.decode(latent).clamp(-1, 1), image))
             squares.append(latent.square().mean())

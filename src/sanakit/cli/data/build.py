@@ -22,7 +22,7 @@ GLYPH = "glyph"
 DEFAULT_FOLDER = Path("data")
 _SET_FILE = "set.json"
 _FOR_GLYPH, _FOR_PICTURES, _FOR_SHARDS = "The recipe glyph", "Pictures", "Shards"
-_OF_GLYPH = ("packages", "size")
+_OF_GLYPH = ("packages", "drawings", "size", "limit", "without")
 _OF_SHARDS = ("resolution", "buckets", "store", "min_side", "shard_samples", "seed", "max_bad")
 _OF_PICTURES = ("caption", "captions", "licence")
 
@@ -32,7 +32,10 @@ class _Given:
     """Options that have a meaning for some targets only; None where not given."""
 
     packages: Path | None
-    size: int | None
+    drawings: Path | None
+    size: list[int] | None
+    limit: int | None
+    without: list[str] | None
     caption: str | None
     captions: str | None
     licence: str | None
@@ -55,7 +58,7 @@ class _Given:
         given = {name: value for name, value in given.items() if value is not None}
         for name in given:
             if name not in known:
-                option = f"--{name.replace('_', '-')}"
+                option = "--from" if name == "drawings" else f"--{name.replace('_', '-')}"
                 raise ConfigError(f"{option} has no meaning for {what}", hint=f"leave out {option}")
         return given
 
@@ -132,8 +135,34 @@ def build(
             help="Folder with the packages, if already downloaded.", rich_help_panel=_FOR_GLYPH
         ),
     ] = None,
+    drawings: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            help="Folder `drawings` of another build, or a .tar of it.",
+            rich_help_panel=_FOR_GLYPH,
+        ),
+    ] = None,
     size: Annotated[
-        int | None, typer.Option(help="Side of a picture, px; 128.", rich_help_panel=_FOR_GLYPH)
+        list[int] | None,
+        typer.Option(
+            metavar="PX",
+            help="Side of a picture; may be given again; 128.",
+            rich_help_panel=_FOR_GLYPH,
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            help="About this many pictures, the same number of each row.",
+            rich_help_panel=_FOR_GLYPH,
+        ),
+    ] = None,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ROW", help="Row to leave out; may be given again.", rich_help_panel=_FOR_GLYPH
+        ),
     ] = None,
     engine: Annotated[str | None, typer.Option(help="What runs the work: local or ray.")] = None,
     workers: Annotated[int, typer.Option(help="Processes that work at once.")] = 2,
@@ -144,7 +173,8 @@ def build(
     the shards that are not given stay as they were.
     """
     given = _Given(
-        packages=packages, size=size, caption=caption, captions=captions, licence=licence,
+        packages=packages, drawings=drawings, size=size or None, limit=limit,
+        without=without or None, caption=caption, captions=captions, licence=licence,
         resolution=resolution, buckets=buckets, store=store, min_side=min_side,
         shard_samples=shard_samples, seed=seed, max_bad=max_bad, engine=engine,
     )  # fmt: skip
@@ -176,10 +206,10 @@ def _going_on_later() -> Iterator[None]:
         ) from None
 
 
-def _build_glyph(out: Path, workers: int, packages: Path | None = None, size: int = 128) -> None:
+def _build_glyph(out: Path, workers: int, **options: Any) -> None:
     from sanakit.data.glyph.build import build_glyph
 
-    summary = build_glyph(out, packages=packages, size=size, workers=workers, report=typer.echo)
+    summary = build_glyph(out, workers=workers, report=typer.echo, **options)
     typer.echo(f"{out}: {summary.pictures} pictures")
 
 
