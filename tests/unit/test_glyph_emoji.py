@@ -75,7 +75,8 @@ def test_squashed_names_agree_across_sets() -> None:
         ("person walking: facing right", "person walking facing right"),
         ("T-Rex", "t rex"), ("“free” button", "free button"), ("one o\u2019clock", "one o'clock"),
         ("Japanese “reserved” button", "japanese reserved button"),
-        ("piñata", "pinata"), ("A button (blood type)", "a button blood type"), ("Mrs. Claus", "mrs claus"),
+        ("piñata", "pinata"),
+        ("A button (blood type)", "a button blood type"), ("Mrs. Claus", "mrs claus"),
     ],
 )  # fmt: skip
 def test_labels_become_plain_names(label: str, name: str) -> None:
