@@ -90,6 +90,12 @@ def test_a_character_is_found_by_code_points_first_then_by_name() -> None:
     assert TABLE.find("red-apple", "1f999") is APPLE
 
 
+def test_a_name_without_latin_letters_leads_nowhere() -> None:
+    table = EmojiTable([(APPLE, ["\u82f9\u679c"])])
+    assert table.find("") is None
+    assert table.find("\u68a8", "ffff") is None
+
+
 def test_a_set_teaches_new_names_and_changes_none() -> None:
     table = EmojiTable([(APPLE, ["red apple"]), (WAVE, ["waving hand"])])
     table.learn({"fruit-of-eden": "1F34E", "red-apple": "1F44B"}, {"eden": "fruit-of-eden"})
