@@ -75,7 +75,8 @@ def test_squashed_names_agree_across_sets() -> None:
         ("person walking: facing right", "person walking facing right"),
         ("T-Rex", "t rex"), ("“free” button", "free button"), ("one o\u2019clock", "one o'clock"),
         ("Japanese “reserved” button", "japanese reserved button"),
-        ("piñata", "pinata"), ("A button (blood type)", "a button blood type"), ("Mrs. Claus", "mrs claus"),
+        ("piñata", "pinata"),
+        ("A button (blood type)", "a button blood type"), ("Mrs. Claus", "mrs claus"),
     ],
 )  # fmt: skip
 def test_labels_become_plain_names(label: str, name: str) -> None:
@@ -87,6 +88,12 @@ def test_a_character_is_found_by_code_points_first_then_by_name() -> None:
     assert TABLE.find("redapple") is APPLE
     assert TABLE.find("green apple") is None
     assert TABLE.find("red-apple", "1f999") is APPLE
+
+
+def test_a_name_without_latin_letters_leads_nowhere() -> None:
+    table = EmojiTable([(APPLE, ["\u82f9\u679c"])])
+    assert table.find("") is None
+    assert table.find("\u68a8", "ffff") is None
 
 
 def test_a_set_teaches_new_names_and_changes_none() -> None:

@@ -110,7 +110,7 @@ def test_a_set_under_a_licence_that_is_not_free_is_refused(tmp_path: Path) -> No
     path = write_iconify(tmp_path / "icons.tgz", {"some": {}})
     some = read_collections(path, ["some"])["some"]
     assert credit_of(some, ICONIFY).licence == "MIT"
-    with pytest.raises(DataError, match="is under CC-BY-NC-4.0"):
+    with pytest.raises(DataError, match="is under CC-BY-NC"):
         credit_of(replace(some, licence="CC-BY-NC-4.0"), ICONIFY)
 
 
@@ -364,7 +364,7 @@ class TestAvatars:
             files = {
                 "package/lib/index.js": code.encode(),
                 "package/package.json": b'{"type": "module", "exports": "./lib/index.js"}',
-                "package/../../../evil.js": b"",
+                f"package/{'../' * 20}{str(folder)[1:]}/evil.js": b"",
             }
             found[package] = folder / package.filename
             found[package].write_bytes(tar_bytes(files))
@@ -383,7 +383,7 @@ class TestAvatars:
         assert first.icon is not None
         assert first.icon.canvas == (0, 0, 4, 4)
         assert "Ann" not in first.icon.body
-        assert not (tmp_path.parent / "evil.js").exists()
+        assert not (tmp_path / "evil.js").exists()
 
     def test_a_script_that_fails_is_reported_with_its_last_words(self, tmp_path: Path) -> None:
         if shutil.which("node") is None:

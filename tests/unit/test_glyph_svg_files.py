@@ -100,7 +100,8 @@ def test_links_and_paints_inside_the_file_are_kept() -> None:
     "data",
     [
         b"", b"<svg", b"<html/>", b"\x00\x01", b'<?xml version="1.0" encoding="none"?><svg/>',
-        b"<!DOCTYPE svg [<!ENTITY a 'aa'><!ENTITY b '&a;&a;'>]><svg>&b;</svg>",
+        b"<!DOCTYPE svg [<!ENTITY a 'M0 0'><!ENTITY b '&a;&a;'>]><svg width='9' height='9'>"
+        b"<path d='&b;'/></svg>",
         b"x" * (svg_files.MAX_FILE + 1),
         SVG.format("<g>" * 90 + "</g>" * 90).encode(),
         SVG.format("<g/>" * (svg_files.MAX_ELEMENTS + 1)).encode(),

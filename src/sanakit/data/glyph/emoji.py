@@ -86,7 +86,8 @@ class EmojiTable:
         """The character of an icon, by its code points if given, else by its name."""
         if code is not None and (one := self.by_code.get(canonical(code))) is not None:
             return one
-        return self.by_name.get(squash(name))
+        plain = squash(name)
+        return self.by_name.get(plain) if plain else None  # a name in another script has no letters
 
 
 def _entries(

@@ -22,6 +22,7 @@ _DROPPED_PARTS = {
 
 # The thing that a folder is full of.
 _FOLDERS = {
+    "amphibian": "frog",
     "birds": "bird", "bugs": "insect", "dinosaurs": "dinosaur", "horses": "horse", "dogs": "dog",
     "housecats": "cat", "bears": "bear", "penguin": "penguin", "flowers": "flower", "trees": "tree",
     "evergreen": "evergreen tree", "homes": "house", "hats": "hat", "books": "book",
