@@ -147,7 +147,7 @@ def fitted(data: bytes, *, draft: bool, torch_resize: bool) -> torch.Tensor:
     image = image.convert("RGB")
     if torch_resize:
         slot = torch.empty(SIZE, SIZE, 3, dtype=torch.uint8)
-        fit_into(slot, np.array(image))
+        fit_into(slot, image)
         return slot
     scale = max(SIZE / image.width, SIZE / image.height)
     size = (max(SIZE, round(image.width * scale)), max(SIZE, round(image.height * scale)))
@@ -246,7 +246,8 @@ def measure(batches: Batches, limit: int) -> dict[str, float]:
         assert pixels.shape[1:] == (SIZE, SIZE, 3)
         assert len(captions) == len(pixels)
         count += len(pixels)
-        ended, spent = time.perf_counter(), processor_seconds() - busy
+        ended = time.perf_counter()
+    spent = processor_seconds() - busy
     return {
         "pictures_a_second": count / (ended - first),
         "processor_seconds_of_1000": 1000 * spent / count,
