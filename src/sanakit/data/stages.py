@@ -154,6 +154,8 @@ class LocalEngine:
 
     def run(self, stage: Stage, units: Sequence[str]) -> Iterator[Mark]:
         """Finish the units; an error of one ends the run, and the finished ones stay."""
+        if not units:
+            return  # and no model is loaded
         if self.workers <= 1 or len(units) <= 1:
             stage.open()
             yield from (finish_unit(stage, unit) for unit in units)
@@ -182,8 +184,7 @@ def run_stage(
     if marks:
         report(f"{stage.folder}: {len(marks)} of {len(units)} units were finished before")
     try:
-        # Without work no engine starts, and no model is loaded.
-        for mark in engine.run(stage, missing) if missing else ():
+        for mark in engine.run(stage, missing):
             marks[mark.unit] = mark
             report(f"{stage.folder}: {len(marks)} of {len(units)} units")
     finally:
