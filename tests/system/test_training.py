@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
+from sanakit.train.checkpoint import checkpoints, read_manifest, read_tensors
 from torch.testing import assert_close
 from typer.testing import CliRunner
 
@@ -24,8 +25,8 @@ from sanakit.models.autoencoder import Autoencoder
 from sanakit.train import state
 from sanakit.train.autoencoder import AutoencoderRecipe
 from sanakit.train.diffusion import DiffusionRecipe, cache_latents
-from sanakit.train.loop import LoopConfig, train
-from sanakit.train.state import checkpoints, load_checkpoint
+from sanakit.train.loop import train
+from sanakit.train.settings import LoopConfig
 from tiny import AUTOENCODER, tiny_components
 from tiny_pictures import tiny_pictures, tiny_record, write_pictures
 from tiny_recipe import TinyRecipe
@@ -159,7 +160,8 @@ import os, signal, sys
 from pathlib import Path
 import torch
 from torch import nn
-from sanakit.train.loop import LoopConfig, train
+from sanakit.train.loop import train
+from sanakit.train.settings import LoopConfig
 
 class Halves:
     '''Rank r draws the r-th part of a batch that all ranks know.'''

@@ -19,7 +19,8 @@ from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.autoencoder_blocks import ResBlock
 from sanakit.nn.resample import Downsample, Upsample
 from sanakit.train.autoencoder import AutoencoderRecipe, Phase, draw_backgrounds, psnr
-from sanakit.train.loop import LoopConfig, train
+from sanakit.train.loop import train
+from sanakit.train.settings import LoopConfig
 from tiny import AUTOENCODER
 from tiny_pictures import tiny_pictures, tiny_record, write_pictures
 from tiny_recipe import weights

@@ -10,13 +10,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from sanakit.train.checkpoint import checkpoints, read_manifest, read_tensors
 from torch import Tensor, nn
 from torch.testing import assert_close
 
 from sanakit.errors import ConfigError, NumericsError
 from sanakit.train import loop
-from sanakit.train.loop import LoopConfig, learning_rate, train, with_overrides
-from sanakit.train.state import checkpoints, load_checkpoint
+from sanakit.train.loop import train
+from sanakit.train.schedules import learning_rate
+from sanakit.train.settings import LoopConfig, with_overrides
 from tiny_recipe import TinyRecipe, weights
 
 CONFIG = LoopConfig(

@@ -58,8 +58,9 @@ def lm(
     """Train the text encoder as a language model."""
     with friendly_errors():
         _known(recipe)
-        from sanakit.train.loop import train, with_overrides
+        from sanakit.train.loop import train
         from sanakit.train.recipes import glyph_language_model
+        from sanakit.train.settings import with_overrides
 
         run, config = glyph_language_model(data)
         train(run, with_overrides(config, settings or []), out, resume=resume, report=typer.echo)
@@ -82,8 +83,9 @@ def autoencoder(
     """Train the deep-compression autoencoder."""
     with friendly_errors():
         _known(recipe)
-        from sanakit.train.loop import train, with_overrides
+        from sanakit.train.loop import train
         from sanakit.train.recipes import glyph_autoencoder
+        from sanakit.train.settings import with_overrides
 
         if phase == "decoder" and start is None and not resume:
             raise ConfigError(
@@ -114,8 +116,9 @@ def diffusion(
     """Train the diffusion transformer and tune the text encoder along with it."""
     with friendly_errors():
         _known(recipe)
-        from sanakit.train.loop import train, with_overrides
+        from sanakit.train.loop import train
         from sanakit.train.recipes import glyph_diffusion
+        from sanakit.train.settings import with_overrides
 
         run, config = glyph_diffusion(
             data, autoencoder_run=autoencoder, lm_run=lm, out=out, tune_text=not freeze_text

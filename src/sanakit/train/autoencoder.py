@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from sanakit.data.glyph.backgrounds import BACKGROUNDS
@@ -16,7 +18,17 @@ from sanakit.errors import ConfigError
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.autoencoder_blocks import ResBlock
 from sanakit.nn.resample import Downsample, Upsample
-from sanakit.shapes import Image
+from sanakit.shapes import Image, Latent
+from sanakit.train.recipe import Recipe
+from sanakit.train.shares import (
+    Share,
+    chances,
+    drawn_by_weight,
+    generator_of,
+    normal_of,
+    uniform_of,
+)
+from sanakit.train.timers import Timers
 
 Phase = Literal["full", "decoder"]
 """`decoder` goes on with the encoder frozen, so that latents made before stay valid."""
@@ -29,18 +41,26 @@ def psnr(image: Image, reference: Image) -> Tensor:
     return 10 * torch.log10(4 / error.clamp_min(1e-10))
 
 
-def draw_backgrounds(size: int, generator: torch.Generator) -> np.ndarray:
-    """Half white, a quarter named colours, a quarter any colour; ``size 3`` in [0, 1]."""
+def backgrounds_of(uniform: Float[Tensor, "b 5"]) -> npt.NDArray[np.float32]:
+    """Half white, a quarter named colours, a quarter any colour; ``b 3`` in [0, 1]."""
     named = torch.tensor(list(BACKGROUNDS.values()), dtype=torch.float32)
-    chosen = named[torch.randint(len(named), (size,), generator=generator)]
-    anything = torch.rand(size, 3, generator=generator)
-    kind = torch.rand(size, 1, generator=generator)
+    chosen = named[(uniform[:, 0] * len(named)).long()]
+    anything, kind = uniform[:, 1:4], uniform[:, 4:]
     colour = torch.where(kind < 0.75, chosen, anything)
     return torch.where(kind < WHITE_SHARE, torch.ones_like(colour), colour).numpy()
 
 
-class AutoencoderRecipe:
+class AutoencoderBatch(NamedTuple):
+    """Pictures, and noise for their latents where the phase wants it."""
+
+    image: Image
+    noise: Latent | None
+
+
+class AutoencoderRecipe(Recipe[AutoencoderBatch]):
     """L1, L1 of the 4x-pooled picture (colour and shape first), and L2 (what PSNR measures)."""
+
+    module: Autoencoder
 
     def __init__(
         self,
@@ -70,32 +90,44 @@ class AutoencoderRecipe:
         self.train_indices = torch.from_numpy(pictures.indices("train"))
         weights = [pictures.records[i].weight for i in self.train_indices.tolist()]
         # The root evens out: rare weights still count for an autoencoder, which has no captions.
-        self.weights = torch.tensor(weights, dtype=torch.float64).sqrt()
+        self.chances = chances(torch.tensor(weights, dtype=torch.float64).sqrt())
         unseen = np.random.default_rng(0).permutation(pictures.indices("held_concept"))
         self.held = np.sort(unseen[:held])
 
-    def draw(self, size: int, generator: torch.Generator) -> Image:
+    def stream(self, share: Share) -> Iterator[AutoencoderBatch]:
         """Pictures on random backgrounds, half of them mirrored."""
-        picked = torch.multinomial(self.weights, size, replacement=True, generator=generator)
-        rows = self.train_indices[picked].numpy()
-        image = compose(self.pictures.pictures[rows], draw_backgrounds(size, generator))
-        mirror = torch.rand(size, generator=generator) < 0.5
-        image[mirror] = image[mirror].flip(-1)
-        return image.contiguous(memory_format=torch.channels_last)
+        for span in share.spans():
+            generators = [generator_of(share.seed, k) for k in span]
+            uniform = uniform_of(generators, 8)
+            rows = self.train_indices[drawn_by_weight(self.chances, uniform[:, 0])].numpy()
+            image = compose(self.pictures.pictures[rows], backgrounds_of(uniform[:, 1:6]))
+            mirror = uniform[:, 6] < 0.5
+            image[mirror] = image[mirror].flip(-1)
+            noise = None
+            if self.latent_noise:
+                shape = self.module.config.latent_channels, *self._grid(image)
+                share_of_noise = self.latent_noise * uniform[:, 7].view(-1, 1, 1, 1)
+                noise = share_of_noise * normal_of(generators, *shape)
+            yield AutoencoderBatch(image, noise)
 
-    def loss(self, batch: Image, generator: torch.Generator) -> dict[str, Tensor]:
-        """Reconstruction only; deterministic given the batch and the generator."""
-        with torch.set_grad_enabled(self.phase == "full"):
-            latent = self.module.encode(batch)
-        if self.latent_noise:
-            share = torch.rand(len(latent), 1, 1, 1, generator=generator)
-            noise = torch.randn(latent.shape, generator=generator)
-            rms = latent.float().square().mean().sqrt()
-            latent = latent + self.latent_noise * rms * share * noise
+    def prepare(
+        self, batch: AutoencoderBatch, device: torch.device, timers: Timers
+    ) -> AutoencoderBatch:
+        """Bring it to the device, laid out as convolutions like it."""
+        image = batch.image.to(device, memory_format=torch.channels_last)
+        return AutoencoderBatch(image, None if batch.noise is None else batch.noise.to(device))
+
+    def loss(self, batch: AutoencoderBatch) -> dict[str, Tensor]:
+        """Reconstruction only; deterministic given the batch."""
+        image = batch.image
+        with torch.set_grad_enabled(self.phase == "full" and torch.is_grad_enabled()):
+            latent = self.module.encode(image)
+        if batch.noise is not None:
+            latent = latent + latent.float().square().mean().sqrt() * batch.noise
         restored = self.module.decode(latent).float()
-        l1 = F.l1_loss(restored, batch)
-        pooled = F.l1_loss(F.avg_pool2d(restored, 4), F.avg_pool2d(batch, 4))
-        l2 = F.mse_loss(restored, batch)
+        l1 = F.l1_loss(restored, image)
+        pooled = F.l1_loss(F.avg_pool2d(restored, 4), F.avg_pool2d(image, 4))
+        l2 = F.mse_loss(restored, image)
         return {"loss": l1 + pooled + l2, "l1": l1.detach(), "l2": l2.detach()}
 
     def evaluate(self, module: nn.Module) -> dict[str, float]:
@@ -116,3 +148,7 @@ class AutoencoderRecipe:
         for module in self.module.modules():
             if isinstance(module, ResBlock | Upsample | Downsample):
                 yield module
+
+    def _grid(self, image: Image) -> tuple[int, int]:
+        factor = self.module.config.spatial_factor
+        return image.shape[-2] // factor, image.shape[-1] // factor

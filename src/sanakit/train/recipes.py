@@ -25,10 +25,12 @@ from sanakit.pipeline.components import Components, Habits, save_components
 from sanakit.pipeline.prompt import PromptEncoder
 from sanakit.pipeline.schedulers import DPMSolverMultistepScheduler
 from sanakit.train.autoencoder import AutoencoderRecipe, Phase
+from sanakit.train.checkpoint import newest_valid, read_tensors
 from sanakit.train.diffusion import CachedLatents, DiffusionRecipe, cache_latents
 from sanakit.train.language_model import LanguageModelRecipe, glyph_lm_config, prepare_rows
-from sanakit.train.loop import LoopConfig, Recipe
-from sanakit.train.state import checkpoints, load_checkpoint
+from sanakit.train.ranks import Ranks
+from sanakit.train.recipe import Recipe
+from sanakit.train.settings import LoopConfig
 from sanakit.train.tokenizer import train_tokenizer
 from sanakit.weights.atomic import replacing
 from sanakit.weights.load import load_strict
@@ -183,13 +185,13 @@ def _made(path: Path, *, by: str) -> Path:
 
 def _trained(module: M, run: Path) -> M:
     """Fill a module with the newest weights of a run, averaged ones where there are."""
-    found = checkpoints(run)
-    if not found:
+    folder = newest_valid(run, Ranks(), print)
+    if folder is None:
         raise MissingModelError(
             f"{run} holds no checkpoint", hint="train that stage first, or name its folder"
         )
-    _, tensors = load_checkpoint(found[-1])
-    load_strict(module, tensors.get("average", tensors["model"]), source=str(found[-1]))
+    tensors = read_tensors(folder, "average") or read_tensors(folder, "model")
+    load_strict(module, tensors, source=str(folder))
     return module
 
 

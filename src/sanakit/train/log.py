@@ -1,0 +1,74 @@
+"""Where the numbers of a run go: `log.jsonl`, TensorBoard and, where it is installed, W&B."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+from tensorboardX import SummaryWriter
+
+LOG = "log.jsonl"
+
+
+class RunLog:
+    """Writes lines of numbers; on every rank but the first it does nothing."""
+
+    def __init__(self, run: Path, *, first: bool, report: Callable[[str], object]) -> None:
+        self.run, self.first, self.report = run, first, report
+        self.board: Any = SummaryWriter(str(run / "tensorboard")) if first else None
+        self.wandb: Any = _wandb(run) if first else None
+
+    def line(self, images_seen: int, seconds: float, values: Mapping[str, float]) -> None:
+        """Log numbers; one that is not finite is written as null."""
+        if not self.first:
+            return
+        clean = {key: value if math.isfinite(value) else None for key, value in values.items()}
+        entry = {"images": images_seen, "seconds": round(seconds, 1), **clean}
+        with (self.run / LOG).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry, allow_nan=False) + "\n")
+        self.report("  ".join(f"{key} {value}" for key, value in entry.items()))
+        for key, value in clean.items():
+            if value is not None:
+                self.board.add_scalar(key, value, images_seen)
+        if self.wandb is not None:
+            self.wandb.log(clean, step=images_seen)
+
+    def picture(self, name: str, pixels: npt.NDArray[Any], images_seen: int) -> None:
+        """Log a picture ``H W 3`` uint8."""
+        if self.first:
+            self.board.add_image(name, pixels, images_seen, dataformats="HWC")
+
+    def close(self) -> None:
+        """Write what is left."""
+        if self.board is not None:
+            self.board.close()
+        if self.wandb is not None:
+            self.wandb.finish()
+
+
+def read_log(run: Path) -> list[dict[str, Any]]:
+    """All whole lines of a run's log; a last one that a kill cut short is left out."""
+    lines = []
+    for text in (run / LOG).read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            continue
+    return lines
+
+
+def _wandb(run: Path) -> Any:
+    """A W&B run if the package is there and its user has set it up; nothing is asked."""
+    if not os.environ.get("WANDB_API_KEY") and os.environ.get("WANDB_MODE") != "offline":
+        return None
+    try:
+        module = importlib.import_module("wandb")
+    except ImportError:
+        return None
+    return module.init(project="sanakit", dir=str(run), name=run.name, resume="allow")
