@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from sanakit.train.recipe import Recipe
+from sanakit.train.recipe import Batch, Recipe
 from sanakit.train.shares import Share, generator_of, normal_of
 from sanakit.train.timers import Timers
 
@@ -15,7 +15,7 @@ from sanakit.train.timers import Timers
 class TinyRecipe(Recipe[Tensor]):
     """Two convolutions laid out channels last and a norm learn to halve their input.
 
-    ``watch`` is called before each batch is drawn with the number of batches drawn so far: it is
+    ``watch`` is called before each batch is used with the number of batches used so far: it is
     where a test looks, stops or breaks things.
     """
 
@@ -34,11 +34,11 @@ class TinyRecipe(Recipe[Tensor]):
 
     def stream(self, share: Share) -> Iterator[Tensor]:
         for span in share.spans():
-            self.watch(self.count)
-            self.count += 1
             yield normal_of([generator_of(share.seed, k) for k in span], 2, 2, 4, 4)
 
     def prepare(self, batch: Tensor, device: torch.device, timers: Timers) -> Tensor:
+        self.watch(self.count)
+        self.count += 1
         return batch.to(device)
 
     def loss(self, batch: Tensor) -> dict[str, Tensor]:
@@ -54,6 +54,13 @@ class TinyRecipe(Recipe[Tensor]):
 
     def blocks(self) -> Iterator[nn.Module]:
         yield self.module[0]
+
+
+def drawn(recipe: Recipe[Batch], size: int, seed: int = 0) -> Batch:
+    """The first batch of a recipe, as the loss wants it."""
+    batch = next(iter(recipe.stream(Share(seed=seed, batch_size=size))))
+    device = torch.device("cpu")
+    return recipe.prepare(batch, device, Timers(device))
 
 
 def weights(module: nn.Module) -> dict[str, Tensor]:

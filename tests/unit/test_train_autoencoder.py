@@ -18,12 +18,12 @@ from sanakit.errors import ConfigError
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.autoencoder_blocks import ResBlock
 from sanakit.nn.resample import Downsample, Upsample
-from sanakit.train.autoencoder import AutoencoderRecipe, Phase, draw_backgrounds, psnr
+from sanakit.train.autoencoder import AutoencoderRecipe, Phase, backgrounds_of, psnr
 from sanakit.train.loop import train
 from sanakit.train.settings import LoopConfig
 from tiny import AUTOENCODER
 from tiny_pictures import tiny_pictures, tiny_record, write_pictures
-from tiny_recipe import weights
+from tiny_recipe import drawn, weights
 
 CONFIG = LoopConfig(batch_size=2, total_images=4, peak_lr=1e-2, compute_dtype="float32")
 
@@ -50,7 +50,7 @@ def test_psnr_is_its_closed_form() -> None:
 
 
 def test_a_background_is_white_or_a_named_one_or_any(rng: torch.Generator) -> None:
-    drawn = draw_backgrounds(4000, rng)
+    drawn = backgrounds_of(torch.rand(4000, 5, generator=rng))
     assert drawn.shape == (4000, 3)
     assert drawn.min() >= 0
     assert drawn.max() <= 1
@@ -66,7 +66,7 @@ def test_a_background_is_white_or_a_named_one_or_any(rng: torch.Generator) -> No
 def test_a_batch_is_pictures_of_the_training_split_half_of_them_mirrored(
     pictures: GlyphPictures, rng: torch.Generator
 ) -> None:
-    batch = recipe_of(pictures).draw(64, rng)
+    batch = drawn(recipe_of(pictures), 64).image
     assert batch.shape == (64, 3, 64, 64)
     assert batch.abs().max() <= 1
     assert batch.is_contiguous(memory_format=torch.channels_last)
@@ -90,11 +90,9 @@ def test_a_batch_is_pictures_of_the_training_split_half_of_them_mirrored(
     assert 20 <= sum(flip for _, flip in found) <= 44
 
 
-def test_a_draw_is_a_function_of_its_generator(pictures: GlyphPictures) -> None:
+def test_a_batch_is_a_function_of_the_seed(pictures: GlyphPictures) -> None:
     recipe = recipe_of(pictures)
-    first, second, other = (
-        recipe.draw(4, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
-    )
+    first, second, other = (drawn(recipe, 4, seed).image for seed in (1, 1, 2))
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
 
@@ -105,7 +103,7 @@ def test_a_picture_comes_by_the_root_of_its_weight(tmp_path: Path, rng: torch.Ge
     rgba = np.zeros((2, 4, 4, 4), dtype=np.uint8)
     rgba[0, ..., 3] = 255  # the first is black, the second only background, which is never black
     recipe.pictures = replace(recipe.pictures, pictures=rgba)
-    black = (recipe.draw(4000, rng) == -1).flatten(1).all(dim=1)
+    black = (drawn(recipe, 4000).image == -1).flatten(1).all(dim=1)
     assert float(black.double().mean()) == pytest.approx(1 / (1 + 3), abs=0.03)
 
 
@@ -113,10 +111,10 @@ def test_the_loss_is_absolute_pooled_and_squared_error(
     pictures: GlyphPictures, rng: torch.Generator
 ) -> None:
     recipe = recipe_of(pictures)
-    batch = recipe.draw(2, rng)
-    scalars = recipe.loss(batch, rng)
+    batch = drawn(recipe, 2)
+    scalars = recipe.loss(batch)
     with torch.no_grad():
-        error = recipe.module.decode(recipe.module.encode(batch)) - batch
+        error = recipe.module.decode(recipe.module.encode(batch.image)) - batch.image
     pooled = error.unflatten(3, (16, 4)).unflatten(2, (16, 4)).mean(dim=(3, 5)).abs().mean()
     assert_close(scalars["l1"], error.abs().mean())
     assert_close(scalars["l2"], error.square().mean())
@@ -150,9 +148,9 @@ def test_a_decoder_meets_latents_with_up_to_so_much_noise(
     met: list[Tensor] = []
     decode = recipe.module.decode
     monkeypatch.setattr(recipe.module, "decode", lambda z: (met.append(z), decode(z))[1])
-    batch = recipe.draw(64, rng)
-    recipe.loss(batch, rng)
-    clean = recipe.module.encode(batch)
+    batch = drawn(recipe, 64)
+    recipe.loss(batch)
+    clean = recipe.module.encode(batch.image)
     noise = (met[0] - clean).detach() / clean.square().mean().sqrt()
     shares = noise.square().mean(dim=(1, 2, 3)).sqrt()
     assert 0.5 < float(shares.max()) / 0.5 < 1.7  # 16 values each
