@@ -361,7 +361,8 @@ def train(
         WeightsError: if there is something to resume and none of it is whole, or it does not fit.
     """
     joined = ranks is None
-    ranks = ranks or join_ranks(config.device, timeout_minutes=config.hang_minutes)
+    # A collective waits longer than the watchdog, which knows more of what happened.
+    ranks = ranks or join_ranks(config.device, timeout_minutes=2 * config.hang_minutes + 1)
     try:
         run.mkdir(parents=True, exist_ok=True)
         if checkpoints(run) and not resume:

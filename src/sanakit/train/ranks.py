@@ -97,13 +97,14 @@ class Ranks:
         """Leave the cause of the end for all to see; True for the first one who does."""
         if self.store is None:
             return True
-        return self.store.compare_set(CAUSE, "", cause) == cause.encode()
+        signed = f"{self.rank} {cause}"  # two ranks may say the same words
+        return self.store.compare_set(CAUSE, "", signed) == signed.encode()
 
     def blamed(self) -> str | None:
         """The cause that some rank has left, if any."""
         if self.store is None or not self.store.check([CAUSE]):
             return None
-        return self.store.get(CAUSE).decode(errors="replace")
+        return self.store.get(CAUSE).decode(errors="replace").split(" ", 1)[1]
 
 
 def join_ranks(device: str = "auto", *, timeout_minutes: float = 20.0) -> Ranks:
