@@ -56,22 +56,23 @@ class ExactOptimizer(Optimizer):
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over groups and states, bit for bit.
+        """Take over groups and states, bit for bit; all of them or, where one does not fit, none.
 
         Raises:
             WeightsError: if a state is not one of this optimizer for a parameter of that shape.
         """
-        saved = state_dict["state"]
-        super().load_state_dict({**state_dict, "state": {}})
-        numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
-        owners = [(p, group) for group in self.param_groups for p in group["params"]]
-        for number, (parameter, group) in zip(numbers, owners, strict=True):
+        saved, states = state_dict["state"], {}
+        owners = [parameter for group in self.param_groups for parameter in group["params"]]
+        numbers = [(n, group) for group in state_dict["param_groups"] for n in group["params"]]
+        for parameter, (number, group) in zip(owners, numbers, strict=True):
             if saved.get(number):
                 fresh = self.new_state(parameter, group)
                 self._check(number, parameter, fresh, saved[number])
-                self.state[parameter] = {
+                states[parameter] = {
                     name: slot.copy_(saved[number][name]) for name, slot in fresh.items()
                 }
+        super().load_state_dict({**state_dict, "state": {}})
+        self.state.update(states)
 
     def _check(self, number: int, parameter: Tensor, fresh: State, saved: State) -> None:
         wanted = {name: (tuple(slot.shape), slot.dtype) for name, slot in fresh.items()}

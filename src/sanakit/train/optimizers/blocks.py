@@ -110,7 +110,9 @@ def encode_positive(
     """
     for values, code, largest in _all(x, codes, scale, block):
         largest.copy_(values.amax(dim=-1, keepdim=True))
-        root = (values * (_inverse(largest) * UNSIGNED_LEVELS**4)).sqrt_().sqrt_()
+        # The largest must not miss its own code by fp32's rounding: a little more than 255.
+        gain = _inverse(largest) * (UNSIGNED_LEVELS**4 * (1 + 2**-19))
+        root = (values * gain).sqrt_().sqrt_()
         code.copy_(root.add_(threshold).clamp_(1, UNSIGNED_LEVELS))  # the cast drops the fraction
 
 
