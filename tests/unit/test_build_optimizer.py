@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from sanakit.train.state import optimizer_tensors, restore_optimizer
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.testing import assert_close
@@ -20,7 +21,6 @@ from sanakit.train.optimizers import blocks
 from sanakit.train.optimizers.adamw8bit import AdamW8bit
 from sanakit.train.optimizers.build import NAMES, build_optimizer, set_rate, state_bytes
 from sanakit.train.optimizers.came import CAME
-from sanakit.train.state import optimizer_tensors, restore_optimizer
 from tiny import TRANSFORMER
 
 

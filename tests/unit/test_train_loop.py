@@ -17,8 +17,7 @@ from sanakit.errors import ConfigError, NumericsError
 from sanakit.train import loop
 from sanakit.train.checkpoint import checkpoints, read_manifest, read_tensors
 from sanakit.train.loop import train
-from sanakit.train.schedules import learning_rate
-from sanakit.train.settings import LoopConfig, with_overrides
+from sanakit.train.settings import LoopConfig, learning_rate, with_overrides
 from sanakit.train.shares import Share
 from tiny_recipe import TinyRecipe, weights
 
@@ -253,7 +252,7 @@ def test_more_than_twenty_of_them_end_the_run(tmp_path: Path, bad: int, stops: b
     if not stops:
         assert train(recipe, config, tmp_path, resume=False, report=quiet)
         return
-    with pytest.raises(NumericsError, match=r"not finite in 21 steps, the last at 80 images"):
+    with pytest.raises(NumericsError, match=r"not finite in 21 steps in a row, the last at 80"):
         train(recipe, config, tmp_path, resume=False, report=quiet)
 
 

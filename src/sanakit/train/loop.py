@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from sanakit.errors import ConfigError, DataError
-from sanakit.train.average import Average
+from sanakit.train.average import WeightAverage
 from sanakit.train.checkpoint import (
     CheckpointWriter,
     checkpoints,
@@ -32,12 +32,11 @@ from sanakit.train.checkpoint import (
 )
 from sanakit.train.log import RunLog
 from sanakit.train.network import Network
-from sanakit.train.optimizers import build_optimizer, materialise
-from sanakit.train.precision import LossScale, SkipCounter
+from sanakit.train.optimizers.build import build_optimizer, materialise, set_rate
+from sanakit.train.precision import LossScale, SkippedSteps
 from sanakit.train.ranks import Ranks, join_ranks, leave_ranks
 from sanakit.train.recipe import Batch, Recipe
-from sanakit.train.schedules import learning_rate
-from sanakit.train.settings import LoopConfig
+from sanakit.train.settings import LoopConfig, learning_rate
 from sanakit.train.shares import Prefetched, Share
 from sanakit.train.timers import Timers
 from sanakit.train.watchdog import Watchdog
@@ -84,7 +83,7 @@ class _Trainer(Generic[Batch]):
         self.parameters = {n: p for n, p in recipe.module.named_parameters() if p.requires_grad}
         self.optimizer = build_optimizer(
             config.optimizer,
-            self.parameters,
+            self.parameters.items(),
             lr=config.peak_lr,
             betas=config.betas,
             weight_decay=config.weight_decay,
@@ -92,10 +91,10 @@ class _Trainer(Generic[Batch]):
         self.average = (
             None
             if config.average_halflife is None
-            else Average(recipe.module, halflife=config.average_halflife)
+            else WeightAverage(recipe.module.state_dict(), halflife=config.average_halflife)
         )
-        self.scale = LossScale(enabled=config.compute_dtype == "float16")
-        self.skips = SkipCounter(most=config.most_skipped)
+        self.scale = LossScale(config.compute_dtype)
+        self.skips = SkippedSteps(in_a_row=config.most_skipped, in_total=config.most_skipped)
         self.timers = Timers(ranks.device)
         self.writer = CheckpointWriter(run, ranks)
         self.log = RunLog(run, first=ranks.first, report=self.report)
@@ -121,6 +120,7 @@ class _Trainer(Generic[Batch]):
             "seconds": round(self.seconds, 1),
             "ranks": self.ranks.count,
             "loss_scale": self.scale.state_dict(),
+            "skipped": self.skips.state_dict(),
             "config": asdict(self.config),
         }
 
@@ -143,9 +143,11 @@ class _Trainer(Generic[Batch]):
             wanted = {k: v for k, v in wanted.items() if not k.startswith("average.")}
         load_into(folder, wanted, self.ranks)
         if fresh_average and self.average is not None:
-            self.average = Average(self.recipe.module, halflife=self.average.halflife)
+            now = self.recipe.module.state_dict()
+            self.average = WeightAverage(now, halflife=self.average.halflife)
         self.images_seen, self.seconds = int(notes["images_seen"]), float(notes["seconds"])
         self.scale.load_state_dict(notes["loss_scale"])
+        self.skips.load_state_dict(notes["skipped"])
         self.report(f"resumed at {self.images_seen} images from {folder.name}")
 
     def save(self, *, background: bool = False) -> None:
@@ -174,8 +176,7 @@ class _Trainer(Generic[Batch]):
     def step(self, stream: Iterator[Batch]) -> dict[str, Tensor]:
         config, parts = self.config, self.config.accumulation
         rate = learning_rate(config, self.images_seen)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group.get("lr_scale", 1.0)
+        set_rate(self.optimizer, rate)
         sums: dict[str, Tensor] = {}
         for part in range(parts):
             self.watchdog.doing = "drawing data"
@@ -188,7 +189,7 @@ class _Trainer(Generic[Batch]):
                 self.timers("model"),
                 self.network.losses(self.recipe.loss, batch, last=part == parts - 1) as losses,
             ):
-                self.scale.scale(losses["loss"] / parts).backward()
+                self.scale.scaled(losses["loss"] / parts).backward()
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + value.detach() / parts
         self.watchdog.doing = "stepping"
@@ -196,14 +197,17 @@ class _Trainer(Generic[Batch]):
             self.scale.unscale(self.parameters.values())
             norm = _whole(nn.utils.clip_grad_norm_(self.parameters.values(), config.grad_clip))
             finite = bool(torch.isfinite(norm))
-            if finite:
+            if self.skips.record(finite=finite, images_seen=self.images_seen, scale=self.scale):
                 self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
-            self.scale.update(finite)
-            self.skips.count(finite, self.images_seen)
+            self.scale.update(finite=finite)
             self.images_seen += config.batch_size
             if self.average is not None:
-                self.average.update(self.recipe.module, self.images_seen, config.batch_size)
+                self.average.update(
+                    self.recipe.module.state_dict(),
+                    images_seen=self.images_seen,
+                    batch_size=config.batch_size,
+                )
         return {**sums, "grad_norm": norm}
 
     def evaluate(self) -> None:
@@ -238,7 +242,7 @@ class _Trainer(Generic[Batch]):
                 if self.average is None:
                     yield
                 else:
-                    with self.average.swapped_into(module):
+                    with self.average.swapped_in(module):
                         yield
         finally:
             module.train()
@@ -300,15 +304,15 @@ class _Trainer(Generic[Batch]):
 
     def log_step(self, means: dict[str, float], per_second: float) -> None:
         """Log what training saw since the last line, over all ranks."""
-        means = self.ranks.means(means)
+        means = self.ranks.means(means) | self.recipe.log_extras()
         values = {key: round(value, 5) for key, value in means.items()}
         values |= {key: round(value, 3) for key, value in self.timers.shares().items()}
         values["lr"] = float(f"{learning_rate(self.config, self.images_seen):.3g}")
         values["per_second"] = round(per_second, 1)
         if self.scale.enabled:
-            values["loss_scale"] = self.scale.value
-        if self.skips.total:
-            values["skipped"] = self.skips.total
+            values["loss_scale"] = self.scale.scale
+        if skipped := self.skips.counts["in_total"]:
+            values["skipped"] = skipped
         self.log.line(self.images_seen, self.seconds, values)
 
     def agreed(self, stop: bool) -> bool:

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+from sanakit.train.precision import ComputeDtype
 from sanakit.train.ranks import Ranks
-from sanakit.train.settings import ComputeDtype, LoopConfig
+from sanakit.train.settings import LoopConfig
 
 Result = TypeVar("Result")
 DTYPES: dict[ComputeDtype, torch.dtype] = {

@@ -56,6 +56,10 @@ class Recipe(ABC, Generic[Batch]):
         """Recompute blocks in the backward pass instead of keeping what they computed."""
         raise NotImplementedError
 
+    def log_extras(self) -> dict[str, float]:
+        """Give further numbers for a line of the log, and forget them; all ranks do it together."""
+        return {}
+
     def validation_grid(self, module: nn.Module) -> npt.NDArray[Any] | None:
         """Draw the validation grid ``H W 3`` uint8: fixed prompts, fixed seeds."""
         return None

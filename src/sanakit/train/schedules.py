@@ -13,6 +13,7 @@ from typing import Literal, get_args
 from sanakit.errors import ConfigError
 
 BatchRule = Literal["sqrt", "linear", "none"]
+ScheduleName = Literal["constant", "linear-end", "cosine", "cosine-then-constant"]
 PUBLISHED_BATCH = 256
 """The batch that published rates are meant for."""
 

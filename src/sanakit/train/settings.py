@@ -8,11 +8,11 @@ from inspect import formatannotation
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from sanakit.errors import ConfigError
+from sanakit.train.optimizers.build import OptimizerName
+from sanakit.train.precision import ComputeDtype
+from sanakit.train.schedules import SCHEDULES, BatchRule, ScheduleName, batch_factor
 
 Strategy = Literal["ddp", "fsdp", "hsdp"]
-OptimizerName = Literal["adamw", "came", "came8bit", "adamw8bit"]
-ScheduleName = Literal["constant", "cosine", "cosine_then_constant", "linear_end"]
-ComputeDtype = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,12 +25,12 @@ class LoopConfig:
     """Samples to see in all; may be changed when a run is resumed."""
     peak_lr: float
     """Learning rate at the batch size that ``lr_rule`` refers to."""
-    lr_rule: Literal["none", "sqrt", "linear"] = "none"
+    lr_rule: BatchRule = "none"
     """Scale the rate with (batch_size / 256): by its root, by itself, or not."""
-    schedule: ScheduleName = "linear_end"
+    schedule: ScheduleName = "linear-end"
     warmup_images: int = 0
     decay_share: float = 0.3
-    """linear_end: last share of the run over which the rate falls linearly to 2 % of its peak."""
+    """linear-end: last share of the run over which the rate falls linearly to 2 % of its peak."""
     optimizer: OptimizerName = "adamw"
     weight_decay: float = 0.01
     betas: tuple[float, ...] = (0.9, 0.99)
@@ -83,6 +83,19 @@ class LoopConfig:
                 if wanted == 3
                 else "adamw: --set betas=[0.9,0.99]",
             )
+
+
+def learning_rate(config: LoopConfig, images_seen: int) -> float:
+    """The rate of the step that begins at ``images_seen``."""
+    given = {
+        "warmup_images": config.warmup_images,
+        "total_images": config.total_images,
+        "decay_share": config.decay_share,
+    }
+    wanted = {"constant": 1, "cosine": 2}.get(config.schedule, 3)
+    settings = dict(list(given.items())[:wanted])
+    share = SCHEDULES[config.schedule](images_seen, batch_size=config.batch_size, **settings)
+    return config.peak_lr * batch_factor(config.lr_rule, config.batch_size) * share
 
 
 C = TypeVar("C")

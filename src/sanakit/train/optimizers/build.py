@@ -73,6 +73,19 @@ def set_rate(optimizer: Optimizer, lr: float) -> None:
         group["lr"] = lr * group.get("lr_scale", 1.0)
 
 
+def materialise(optimizer: Optimizer) -> None:
+    """Make every state that training makes, without moving a weight: places to load into."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+
+
 def state_bytes(optimizer: Optimizer) -> int:
     """Bytes that the states take on this rank."""
     slots = [slot for state in optimizer.state.values() for slot in state.values()]
