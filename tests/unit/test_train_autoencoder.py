@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from sanakit.data.glyph.backgrounds import BACKGROUNDS
-from sanakit.data.glyph.pictures import GlyphPictures, compose
+from sanakit.data.glyph.pictures import GlyphPictures, compose, store_folder
+from sanakit.data.glyph.store import write_index, write_pack
 from sanakit.errors import ConfigError
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.autoencoder_blocks import ResBlock
@@ -75,7 +75,7 @@ def test_a_batch_is_pictures_of_the_training_split_half_of_them_mirrored(
     for image in batch:
         for corner in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
             behind = ((image[:, corner[0], corner[1]] + 1) / 2).numpy()[None]
-            composed = [compose(pictures.pictures[[i]], behind)[0] for i in range(10)]
+            composed = [compose(pictures.rgba([i]), behind)[0] for i in range(10)]
             both = [(i, flip) for flip in (False, True) for i in range(10)]
             near = [
                 (i, flip)
@@ -102,7 +102,10 @@ def test_a_picture_comes_by_the_root_of_its_weight(tmp_path: Path, rng: torch.Ge
     recipe = recipe_of(GlyphPictures.open(write_pictures(tmp_path / "data", records, size=4)))
     rgba = np.zeros((2, 4, 4, 4), dtype=np.uint8)
     rgba[0, ..., 3] = 255  # the first is black, the second only background, which is never black
-    recipe.pictures = replace(recipe.pictures, pictures=rgba)
+    store = store_folder(tmp_path / "data", 4)
+    write_pack(store, "both", rgba)
+    write_index(store, 4, [("both", 2)])
+    recipe.pictures = GlyphPictures.open(tmp_path / "data")
     black = (drawn(recipe, 4000).image == -1).flatten(1).all(dim=1)
     assert float(black.double().mean()) == pytest.approx(1 / (1 + 3), abs=0.03)
 
@@ -164,7 +167,7 @@ def test_evaluation_measures_unseen_concepts_on_white(pictures: GlyphPictures) -
     recipe.module.eval()
     with torch.no_grad():
         found = recipe.evaluate(recipe.module)
-        image = compose(pictures.pictures[[6, 7]], np.ones((2, 3)))  # the two of held_concept
+        image = compose(pictures.rgba([6, 7]), np.ones((2, 3)))  # the two of held_concept
         latent = recipe.module.encode(image)
         restored = recipe.module.decode(latent).clamp(-1, 1)
     assert found["psnr"] == pytest.approx(float(psnr(restored, image).mean()), rel=1e-5)

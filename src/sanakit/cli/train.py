@@ -21,6 +21,7 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last chec
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="Override a setting: --set batch_size=16.")
 ]
+Size = Annotated[int | None, typer.Option(help="Which size, if the data set has several, px.")]
 DATA = Path("data/glyph")
 Phase = Literal["full", "decoder"]
 Storage = Literal["as-is", "int8-rows"]
@@ -77,6 +78,7 @@ def autoencoder(
     start: Annotated[
         Path | None, typer.Option("--from", help="Run whose weights to begin with.")
     ] = None,
+    size: Size = None,
     resume: Resume = False,
     settings: Settings = None,
 ) -> None:
@@ -92,7 +94,7 @@ def autoencoder(
                 "--phase decoder would keep an encoder that was never trained",
                 hint="name the run to begin with: --from runs/glyph-autoencoder",
             )
-        run, config = glyph_autoencoder(data, phase=phase, start=start)
+        run, config = glyph_autoencoder(data, phase=phase, start=start, size=size)
         train(run, with_overrides(config, settings or []), out, resume=resume, report=typer.echo)
 
 
@@ -110,6 +112,7 @@ def diffusion(
     freeze_text: Annotated[
         bool, typer.Option("--freeze-text", help="Leave the text encoder as it is.")
     ] = False,
+    size: Size = None,
     resume: Resume = False,
     settings: Settings = None,
 ) -> None:
@@ -121,7 +124,12 @@ def diffusion(
         from sanakit.train.settings import with_overrides
 
         run, config = glyph_diffusion(
-            data, autoencoder_run=autoencoder, lm_run=lm, out=out, tune_text=not freeze_text
+            data,
+            autoencoder_run=autoencoder,
+            lm_run=lm,
+            out=out,
+            tune_text=not freeze_text,
+            size=size,
         )
         train(run, with_overrides(config, settings or []), out, resume=resume, report=typer.echo)
 

@@ -12,7 +12,10 @@ import hashlib
 import json
 import multiprocessing
 import os
+import secrets
 import shutil
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -114,10 +117,10 @@ def finish_unit(stage: Stage, unit: str) -> Mark:
         DataError: the disk refuses; nothing of the unit counts then.
     """
     folder = stage.folder
-    staging = folder / f"{_STAGING}{unit}"
+    # Never the folder of another process, which may be one that outlived the run that began it.
+    staging = folder / f"{_STAGING}{unit}-{secrets.token_hex(4)}"
     try:
         (folder / f"{unit}{MARK}").unlink(missing_ok=True)
-        shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
         stats = stage.process(unit, staging)
         files = {}
@@ -169,7 +172,7 @@ def run_stage(
         DataError: the disk refuses, or what the stage itself raises.
     """
     stage.folder.mkdir(parents=True, exist_ok=True)
-    _clear(stage.folder)
+    clear_leftovers(stage.folder)
     marks: dict[str, Mark] = {}
     for unit in units:
         mark = read_mark(stage.folder, unit)
@@ -179,15 +182,17 @@ def run_stage(
     if marks:
         report(f"{stage.folder}: {len(marks)} of {len(units)} units were finished before")
     try:
-        for mark in engine.run(stage, missing):
+        # Without work no engine starts, and no model is loaded.
+        for mark in engine.run(stage, missing) if missing else ():
             marks[mark.unit] = mark
             report(f"{stage.folder}: {len(marks)} of {len(units)} units")
     finally:
-        _clear(stage.folder)  # of processes that were stopped because another one failed
+        clear_leftovers(stage.folder)  # of processes that were stopped because another one failed
     return {unit: marks[unit] for unit in units}
 
 
-def _clear(folder: Path) -> None:
+def clear_leftovers(folder: Path) -> None:
+    """Remove what processes that were killed left half written in a folder."""
     for left in folder.glob(f"{_STAGING}*"):
         shutil.rmtree(left, ignore_errors=True)
     for left in folder.glob(".*.tmp"):  # a mark that was being written
@@ -197,8 +202,19 @@ def _clear(folder: Path) -> None:
 _opened: Stage | None = None
 
 
+def _end_with_parent() -> None:
+    """Leave when the main process is gone: killed, it cannot tell its workers to stop."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
 def _open_here(stage: Stage) -> None:
     global _opened  # a pool's initializer has no other way to leave something for its process
+    # Ctrl-C reaches all processes of a terminal; the main one says so and stops the others.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     stage.open()
     _opened = stage
 

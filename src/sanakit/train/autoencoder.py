@@ -100,7 +100,7 @@ class AutoencoderRecipe(Recipe[AutoencoderBatch]):
             generators = [generator_of(share.seed, k) for k in span]
             uniform = uniform_of(generators, 8)
             rows = self.train_indices[drawn_by_weight(self.chances, uniform[:, 0])].numpy()
-            image = compose(self.pictures.pictures[rows], backgrounds_of(uniform[:, 1:6]))
+            image = compose(self.pictures.rgba(rows), backgrounds_of(uniform[:, 1:6]))
             mirror = uniform[:, 6] < 0.5
             image[mirror] = image[mirror].flip(-1)
             noise = None
@@ -136,7 +136,7 @@ class AutoencoderRecipe(Recipe[AutoencoderBatch]):
         values, squares = [], []
         for rows in np.array_split(self.held, max(1, len(self.held) // 32)):
             white = np.ones((len(rows), 3), dtype=np.float32)
-            image = compose(self.pictures.pictures[rows], white)
+            image = compose(self.pictures.rgba(rows), white)
             latent = module.encode(image)
             values.append(psnr(module.decode(latent).clamp(-1, 1), image))
             squares.append(latent.square().mean())

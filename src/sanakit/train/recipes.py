@@ -49,12 +49,15 @@ M = TypeVar("M", bound=nn.Module)
 Run = tuple[Recipe[Any], LoopConfig]
 
 
-def glyph_autoencoder(data: Path, *, phase: Phase = "full", start: Path | None = None) -> Run:
+def glyph_autoencoder(
+    data: Path, *, phase: Phase = "full", start: Path | None = None, size: int | None = None
+) -> Run:
     """The embedded model's DC-AE: 128 px to 4 x 4 x 32, 17.5 M parameters.
 
     ``start`` is the run whose weights to begin with; phase "decoder" refines the decoder alone.
+    ``size`` says which of the data set's sizes to train on, where there are several.
     """
-    pictures = GlyphPictures.open(data)
+    pictures = GlyphPictures.open(data, size)
     torch.manual_seed(0)
     module = _channels_last(Autoencoder(AUTOENCODERS["glyph"]))
     if start is not None:
@@ -113,14 +116,20 @@ def glyph_language_model(data: Path) -> Run:
 
 
 def glyph_diffusion(
-    data: Path, *, autoencoder_run: Path, lm_run: Path, out: Path, tune_text: bool = True
+    data: Path,
+    *,
+    autoencoder_run: Path,
+    lm_run: Path,
+    out: Path,
+    tune_text: bool = True,
+    size: int | None = None,
 ) -> Run:
     """The embedded model's transformer, 15 M parameters, with its text encoder tuned along.
 
-    Latents are computed once and kept in ``out``. ``tune_text`` may change when a run is resumed:
-    weights without a gradient are left as they are.
+    Latents are computed once, of the pictures of one ``size``, and kept in ``out``. ``tune_text``
+    may change when a run is resumed: weights without a gradient are left as they are.
     """
-    pictures = GlyphPictures.open(data)
+    pictures = GlyphPictures.open(data, size)
     autoencoder = _trained(Autoencoder(AUTOENCODERS["glyph"]), autoencoder_run)
     latents = _latents(autoencoder, pictures, out)
     transformer = LinearDiT(TRANSFORMERS["glyph"])
