@@ -38,6 +38,7 @@ from sanakit.data.loader.loader import Loader
 
 RESULTS = ROOT / "benchmarks" / "results" / "loading_pictures.jsonl"
 SIZE = 512
+EPOCHS = 100  # more than are measured: none of the others starts anew in between
 SHARDS = 8  # webdataset gives each worker shards of its own: as many to each
 CASES = {  # sides in pixels, quality of the JPEG, its chroma subsampling, share of the pictures
     "600 to 1200 px": ((600, 1200), 90, 2, 1.0),
@@ -147,7 +148,7 @@ def fitted(data: bytes, *, draft: bool, torch_resize: bool) -> torch.Tensor:
     image = image.convert("RGB")
     if torch_resize:
         slot = torch.empty(SIZE, SIZE, 3, dtype=torch.uint8)
-        fit_into(slot, np.array(image))
+        fit_into(slot, image)
         return slot
     scale = max(SIZE / image.width, SIZE / image.height)
     size = (max(SIZE, round(image.width * scale)), max(SIZE, round(image.height * scale)))
@@ -163,7 +164,7 @@ class Files(Dataset[tuple[torch.Tensor, str]]):
     """The plain way: one file a picture."""
 
     def __init__(self, folder: Path, transform: Callable[[bytes], torch.Tensor]) -> None:
-        self.paths = sorted((folder / "files").glob("*.jpg"))
+        self.paths = sorted((folder / "files").glob("*.jpg")) * EPOCHS
         self.transform = transform
 
     def __len__(self) -> int:
@@ -196,6 +197,7 @@ def web(folder: Path, options: argparse.Namespace, **tricks: bool) -> Batches:
         .to_tuple("jpg", "json")
         .map_tuple(transform, lambda record: json.loads(record)["prompt"])
         .batched(options.batch_size, partial=False)
+        .repeat(EPOCHS)
     )
     for pixels, captions in wds.WebLoader(dataset, batch_size=None, num_workers=options.workers):
         yield pixels, list(captions)
@@ -203,7 +205,7 @@ def web(folder: Path, options: argparse.Namespace, **tricks: bool) -> Batches:
 
 def ours(folder: Path, options: argparse.Namespace) -> Batches:
     loader = Loader(folder, batch_size=options.batch_size, workers=options.workers)
-    for batch in itertools.islice(loader, loader.batches_per_epoch):
+    for batch in loader:
         assert batch.pixels is not None
         yield batch.pixels, batch.captions
 
@@ -232,23 +234,24 @@ def processor_seconds() -> float:
     return total
 
 
-def measure(batches: Batches, limit: int) -> dict[str, float]:
-    """Pictures a second, and processor time of 1000, from the first batch to the last of an epoch.
+def measure(batches: Batches, options: argparse.Namespace) -> dict[str, float]:
+    """Pictures a second, and processor time of 1000, once all workers are at work.
 
-    The start of the workers is told apart: it is the same for an epoch of a million pictures.
+    Their start is told apart: it is the same before an epoch of a million pictures.
     """
     begun = time.perf_counter()
     next(batches)
-    first, busy = time.perf_counter(), processor_seconds()
-    count = 0
-    ended = first
-    for pixels, captions in itertools.islice(batches, limit):
-        assert pixels.shape[1:] == (SIZE, SIZE, 3)
-        assert len(captions) == len(pixels)
-        count += len(pixels)
-        ended, spent = time.perf_counter(), processor_seconds() - busy
+    first = time.perf_counter()
+    for _ in range(3 * options.workers):
+        next(batches)
+    warm, busy = time.perf_counter(), processor_seconds()
+    for pixels, captions in itertools.islice(batches, options.batches):
+        assert pixels.shape == (options.batch_size, SIZE, SIZE, 3)
+        assert len(captions) == options.batch_size
+    ended, spent = time.perf_counter(), processor_seconds() - busy
+    count = options.batches * options.batch_size
     return {
-        "pictures_a_second": count / (ended - first),
+        "pictures_a_second": count / (ended - warm),
         "processor_seconds_of_1000": 1000 * spent / count,
         "seconds_to_first_batch": first - begun,
     }
@@ -256,14 +259,11 @@ def measure(batches: Batches, limit: int) -> dict[str, float]:
 
 def compare(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Figures of every contestant and, round by round, ours over each of the others."""
-    count = json.loads((folder / "index.json").read_text())["samples"]
-    # Fewer batches than the epoch has: near its end workers run dry, one after the other.
-    limit = count // options.batch_size - 1 - 2 * options.workers
     names = list(CONTESTANTS)
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for turn in range(options.rounds + 1):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            found = measure(CONTESTANTS[name](folder, options), limit)
+            found = measure(CONTESTANTS[name](folder, options), options)
             if turn:  # the first round reads files from the disk and fills the fork server
                 runs[name].append(found)
     others = [name for name in names if name != "ours"]
@@ -302,9 +302,10 @@ def _middle(values: Iterable[float]) -> dict[str, float]:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.loading_pictures")
-    parser.add_argument("--pictures", type=int, default=2000)
+    parser.add_argument("--pictures", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--batches", type=int, default=40, help="measured in a round")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--folder", type=Path, help="keep the pictures here for the next run")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))

@@ -236,6 +236,11 @@ def test_a_histogram_counts_everything_once_and_in_order(values: dict[Any, int])
             assert count <= inside
 
 
+def test_tenths_are_counted_as_tenths_though_binary_has_none() -> None:
+    bins = binned({number / 10: 1 for number in range(12)}, most=14)
+    assert [count for _, count in bins] == [1] * 12
+
+
 def rectangles(svg: str) -> Iterator[dict[str, str]]:
     for element in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}rect"):
         yield dict(element.attrib)
@@ -251,7 +256,7 @@ def test_bars_are_as_long_as_what_they_stand_for() -> None:
 
 
 def test_a_picture_of_a_page_is_a_picture(training_set: TrainingSet) -> None:
-    build(training_set)
+    build(training_set, resolution=512)
 
     page = Page(write_report(training_set))
     codes = [value.split(",")[1] for _, name, value in page.attributes if name == "src"]

@@ -19,10 +19,12 @@ from sanakit.data.stages import Mark, Stage, finish_unit, read_mark
 from sanakit.errors import ConfigError, DataError, SanakitError
 
 ADDRESS = "RAY_ADDRESS"
-# Before Ray is imported: no statistics are sent, and its core says fatal things only.
-_QUIET = {
+# Before Ray is imported: no statistics are sent, its core says fatal things only, and workers have
+# the priority of their command: at Ray's own, another busy process leaves them next to nothing.
+_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "RAY_worker_niceness": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
@@ -146,7 +148,7 @@ def _checked(stage: Stage, mark: Mark) -> Mark:
 
 
 def _imported() -> Any:
-    for name, value in _QUIET.items():
+    for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     try:
         with _silenced():

@@ -16,7 +16,7 @@ from sanakit.data.loader.folders import ShardFolder
 from sanakit.data.loader.order import Order, Plan
 from sanakit.data.loader.reading import DamagedSample, ShardReader, StoredSample
 from sanakit.data.loader.states import StateReader, padded, stacked
-from sanakit.data.pictures import BadPicture, decode
+from sanakit.data.pictures import BadPicture, decoded_image
 from sanakit.data.samples import Caption
 from sanakit.data.shards import ShardFile
 from sanakit.errors import DataError, SanakitError
@@ -185,7 +185,7 @@ class BatchReader:
         )
         if target is not None:
             size = (target.shape[0], target.shape[1])
-            fit_into(target, decode(sample.image, cover=size).pixels)
+            fit_into(target, decoded_image(sample.image, cover=size)[0])
         latent = text = None
         if self.latents is not None:
             latent = self.latents.latent(shard, sample.id)

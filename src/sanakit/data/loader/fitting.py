@@ -6,31 +6,32 @@ from functools import cache
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from sanakit.data.buckets import fit, fitted
 
 
-def fit_into(slot: Tensor, pixels: np.ndarray) -> None:
-    """Write a picture, uint8 ``H W 3``, into its slot of a batch, uint8 ``h w 3``.
+def fit_into(slot: Tensor, image: Image.Image) -> None:
+    """Write an RGB picture into its slot of a batch, uint8 ``h w 3``.
 
     A picture of the slot's size is copied. Others are as :func:`sanakit.data.buckets.fitted` makes
     them, to within half a pixel of place and a few levels: torch's resize of uint8 takes a quarter
     of Pillow's time, but starts at whole pixels.
     """
     height, width = slot.shape[:2]
-    if pixels.shape[:2] == (height, width):
-        slot.numpy()[...] = pixels
+    if image.size == (width, height):
+        slot.numpy()[...] = np.asarray(image)
         return
-    how = fit(pixels.shape[0], pixels.shape[1], (height, width))
+    how = fit(image.height, image.width, (height, width))
     if not _has_lanczos():
-        slot.numpy()[...] = fitted(pixels, (height, width))
+        slot.numpy()[...] = fitted(np.asarray(image), (height, width))
         return
     top, left = round(how.top), round(how.left)
-    kept = pixels[top : pixels.shape[0] - top, left : pixels.shape[1] - left]
-    if not kept.flags.writeable:
-        kept = kept.copy()  # torch warns of arrays that it could write to but must not
+    # Cut before it becomes an array: what is thrown away need not be copied. And not asarray, as
+    # torch warns of arrays that it could write to but must not.
+    kept = np.array(image.crop((left, top, image.width - left, image.height - top)))
     resized = F.interpolate(
         torch.from_numpy(kept).permute(2, 0, 1)[None],
         size=(height, width),
