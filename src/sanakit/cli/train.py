@@ -22,7 +22,7 @@ Settings = Annotated[
     list[str] | None, typer.Option("--set", help="Override a setting: --set batch_size=16.")
 ]
 DATA = Path("data/glyph")
-Phase = Literal["full", "decoder"]
+Phase = Literal["full", "latent", "decoder", "refine"]
 Storage = Literal["as-is", "int8-rows"]
 
 
@@ -72,10 +72,15 @@ def autoencoder(
     data: Data = DATA,
     out: Out = Path("runs/glyph-autoencoder"),
     phase: Annotated[
-        Phase, typer.Option(help="full, or decoder: the encoder stays as it is.")
+        Phase,
+        typer.Option(
+            help="full; latent: what is next to the latents, at high resolution; decoder; "
+            "refine: the decoder's head, against a discriminator."
+        ),
     ] = "full",
     start: Annotated[
-        Path | None, typer.Option("--from", help="Run whose weights to begin with.")
+        str | None,
+        typer.Option("--from", help="Weights to begin with: a run, glyph, a model or its folder."),
     ] = None,
     resume: Resume = False,
     settings: Settings = None,
@@ -83,17 +88,18 @@ def autoencoder(
     """Train the deep-compression autoencoder."""
     with friendly_errors():
         _known(recipe)
+        from sanakit.train.autoencoder_files import finish_autoencoder
+        from sanakit.train.autoencoder_recipes import glyph_autoencoder
         from sanakit.train.loop import train
-        from sanakit.train.recipes import glyph_autoencoder
-        from sanakit.train.settings import with_overrides
 
-        if phase == "decoder" and start is None and not resume:
+        if phase != "full" and start is None and not resume:
             raise ConfigError(
-                "--phase decoder would keep an encoder that was never trained",
-                hint="name the run to begin with: --from runs/glyph-autoencoder",
+                f"--phase {phase} would keep weights that were never trained",
+                hint="name what to begin with: --from glyph, or --from runs/glyph-autoencoder",
             )
-        run, config = glyph_autoencoder(data, phase=phase, start=start)
-        train(run, with_overrides(config, settings or []), out, resume=resume, report=typer.echo)
+        run, config = glyph_autoencoder(data, phase=phase, start=start, settings=settings or [])
+        if train(run, config, out, resume=resume, report=typer.echo):
+            finish_autoencoder(run, out, report=typer.echo)
 
 
 @app.command()
