@@ -194,7 +194,7 @@ def test_weights_come_from_a_file_of_safetensors_too(
     assert_close(again.state_dict(), whole.state_dict(), rtol=0, atol=0)
     del state["net.slice3.14.weight"]
     save_file(state, tmp_path / "cut.safetensors")
-    with pytest.raises(WeightsError, match="missing +stages.2.1.weight"):
+    with pytest.raises(WeightsError, match=r"missing +stages\.2\.1\.weight"):
         load_perceptual(tmp_path / "cut.safetensors")
 
 
@@ -204,5 +204,5 @@ def test_an_absent_package_or_file_is_said_with_what_to_install(
     with pytest.raises(MissingModelError, match="no such file"):
         load_perceptual(tmp_path / "vgg.pth")
     monkeypatch.setattr("sanakit.weights.perceptual.find_spec", lambda name: None)
-    with pytest.raises(MissingModelError, match="pip install stlpips-pytorch==0.0.2"):
+    with pytest.raises(MissingModelError, match=r"pip install stlpips-pytorch==0\.0\.2"):
         load_perceptual()

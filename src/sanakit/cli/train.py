@@ -69,7 +69,9 @@ def lm(
 @app.command()
 def autoencoder(
     recipe: Recipe = "glyph",
-    data: Data = DATA,
+    data: Annotated[
+        str, typer.Option(help="What `sanakit data build` made: the glyph set, or SET/shards.")
+    ] = str(DATA),
     out: Out = Path("runs/glyph-autoencoder"),
     phase: Annotated[
         Phase,
@@ -82,14 +84,25 @@ def autoencoder(
         str | None,
         typer.Option("--from", help="Weights to begin with: a run, glyph, a model or its folder."),
     ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Of shards, without --from: the shape to begin with.")
+    ] = None,
+    held: Annotated[
+        str | None, typer.Option(help="Of shards: other shards, to measure on.")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Of shards: processes that decode.")] = 0,
     resume: Resume = False,
     settings: Settings = None,
 ) -> None:
-    """Train the deep-compression autoencoder."""
+    """Train the deep-compression autoencoder; at the end OUT/vae holds it, with its scale."""
     with friendly_errors():
         _known(recipe)
         from sanakit.train.autoencoder_files import finish_autoencoder
-        from sanakit.train.autoencoder_recipes import glyph_autoencoder
+        from sanakit.train.autoencoder_recipes import (
+            glyph_autoencoder,
+            is_shards,
+            shards_autoencoder,
+        )
         from sanakit.train.loop import train
 
         if phase != "full" and start is None and not resume:
@@ -97,7 +110,26 @@ def autoencoder(
                 f"--phase {phase} would keep weights that were never trained",
                 hint="name what to begin with: --from glyph, or --from runs/glyph-autoencoder",
             )
-        run, config = glyph_autoencoder(data, phase=phase, start=start, settings=settings or [])
+        if preset is not None and start is not None:
+            raise ConfigError("--preset with --from", hint="weights come with their own shape")
+        pairs = settings or []
+        if is_shards(data):
+            run, config = shards_autoencoder(
+                data,
+                phase=phase,
+                preset=preset or "glyph",
+                start=start,
+                held=held,
+                workers=workers,
+                settings=pairs,
+            )
+        elif preset or held or workers:
+            raise ConfigError(
+                f"{data} holds no shards, which --preset, --held and --workers are for",
+                hint="name the folder of shards: --data SET/shards",
+            )
+        else:
+            run, config = glyph_autoencoder(Path(data), phase=phase, start=start, settings=pairs)
         if train(run, config, out, resume=resume, report=typer.echo):
             finish_autoencoder(run, out, report=typer.echo)
 

@@ -37,6 +37,11 @@ GLYPH_PHASES: Mapping[Phase, tuple[AutoencoderSettings, Mapping[str, Any]]] = {
 """Losses, and what of the loop differs from phase to phase."""
 
 
+def is_shards(data: str) -> bool:
+    """Whether it is a folder of shards, or an address, which can be nothing else."""
+    return "://" in data or (Path(data) / "index.json").is_file()
+
+
 def glyph_autoencoder(
     data: Path,
     *,

@@ -126,8 +126,8 @@ def glyph_export(
     data: Path, *, autoencoder_run: Path, diffusion_run: Path, out: Path, storage: Storage
 ) -> None:
     """Write the averaged weights of a diffusion run and its autoencoder as one model folder."""
-    saved = np.load(_made(diffusion_run / LATENTS, by="diffusion"))
-    config = replace(AUTOENCODERS["glyph"], scaling_factor=float(saved["scaling_factor"]))
+    with np.load(_made(diffusion_run / LATENTS, by="diffusion")) as saved:
+        config = replace(AUTOENCODERS["glyph"], scaling_factor=float(saved["scaling_factor"]))
     autoencoder = run_autoencoder(autoencoder_run, config)
     transformer = LinearDiT(TRANSFORMERS["glyph"])
     llm = Gemma2Model._from_config(glyph_lm_config(), attn_implementation="eager")
