@@ -20,6 +20,7 @@ from sanakit.models.autoencoder_blocks import ResBlock
 from sanakit.models.discriminator import PatchDiscriminator
 from sanakit.models.perceptual import PerceptualNetwork
 from sanakit.nn.resample import Downsample, Upsample
+from sanakit.train import autoencoder
 from sanakit.train.adversarial import hinge_of_discriminator, hinge_of_judged
 from sanakit.train.autoencoder import AutoencoderBatch, AutoencoderRecipe, psnr, squares
 from sanakit.train.autoencoder_phases import PUBLISHED, AutoencoderSettings, Phase
@@ -110,6 +111,9 @@ def test_a_batch_is_a_function_of_seed_and_numbers_whatever_the_parts(source: Gl
     whole, again = drawn(recipe, 8), drawn(recipe, 8)
     assert_close(tuple(whole), tuple(again), rtol=0, atol=0)
     assert not torch.equal(whole.image, drawn(recipe, 8, seed=1).image)
+    assert len(whole.place.unique()) == 16
+    assert 0 <= whole.place.min() < 0.4
+    assert 0.6 < whole.place.max() < 1
     parts = []
     for rank in range(2):
         stream = recipe.stream(Share(seed=0, batch_size=8, ranks=2, rank=rank, parts=2))
@@ -340,6 +344,28 @@ def test_frozen_parts_before_the_trained_ones_keep_no_activations(
     assert set(kept.values()) == {0}
 
 
+def test_recomputed_blocks_keep_less_and_have_the_same_gradients(source: GlyphSource) -> None:
+    kept: list[int] = []
+    found = []
+    for recompute in (False, True):
+        recipe = recipe_of(source, AutoencoderSettings(phase="latent"), deep=True)
+        if recompute:
+            recipe.checkpoint_gradients()
+        kept.append(0)
+
+        def pack(tensor: Tensor) -> Tensor:
+            kept[-1] += tensor.numel()
+            return tensor
+
+        with saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = recipe.loss(drawn(recipe, 2))["loss"]
+        loss.backward()
+        named = recipe.module.named_parameters()
+        found.append({name: p.grad for name, p in named if p.grad is not None})
+    assert kept[1] < 0.7 * kept[0]
+    assert_close(found[1], found[0])
+
+
 @pytest.mark.parametrize("phase", ["full", "refine"])
 def test_reconstruction_gets_better_in_20_steps(
     source: GlyphSource, tmp_path: Path, phase: Phase
@@ -358,7 +384,10 @@ def test_reconstruction_gets_better_in_20_steps(
 # What is measured.
 
 
-def test_evaluation_measures_held_pictures(source: GlyphSource) -> None:
+def test_evaluation_measures_held_pictures(
+    source: GlyphSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(autoencoder, "PERCEIVED", 1)
     recipe = recipe_of(source, ALL_LOSSES)
     recipe.module.eval()
     assert recipe.perceptual is not None
@@ -367,7 +396,7 @@ def test_evaluation_measures_held_pictures(source: GlyphSource) -> None:
         image = torch.cat(list(source.held(2)))
         latent = recipe.autoencoder.encode(image)
         restored = recipe.autoencoder.decode(latent).clamp(-1, 1)
-        distance = recipe.perceptual(restored, image).mean()
+        distance = recipe.perceptual(restored[:1], image[:1])
     assert found == {
         "psnr": pytest.approx(float(psnr(restored, image).mean()), rel=1e-5),
         "perceptual": pytest.approx(float(distance), rel=1e-5),
