@@ -98,7 +98,7 @@ def test_larger_pictures_are_cut_at_a_place_of_their_own(source: GlyphSource) ->
         same = (windows == one[:, None, None]).all(dim=-1).all(dim=-1).all(dim=0).nonzero()
         assert len(same)
         places.add(tuple(same[0].tolist()))
-    assert len(places) > 8
+    assert all(len(set(along)) > 5 for along in zip(*places, strict=True))
     ramp = torch.arange(25.0).view(1, 1, 5, 5)
     assert squares(ramp, torch.tensor([[0.99, 0.0]]), 2)[0, 0, 0].tolist() == [15.0, 16.0]
     with pytest.raises(ConfigError, match="side=65, and a picture has 64 x 64 px"):

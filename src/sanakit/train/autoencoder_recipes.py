@@ -115,7 +115,7 @@ def _put_together(
     perceptual = load_perceptual() if losses.perceptual else None
     module = Autoencoder(config) if start is None else start_autoencoder(start, config=config)
     recipe = AutoencoderRecipe(
-        channels_last(module).requires_grad_(True),
+        channels_last(module),
         source,
         losses,
         perceptual=perceptual,
