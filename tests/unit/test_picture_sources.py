@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from sanakit.data.glyph.backgrounds import BACKGROUNDS
-from sanakit.data.glyph.pictures import GlyphPictures, compose
+from sanakit.data.glyph.pictures import GlyphPictures, compose, store_folder
+from sanakit.data.glyph.store import write_index, write_pack
 from sanakit.errors import DataError
 from sanakit.train.picture_sources import (
     GlyphSource,
@@ -56,7 +57,7 @@ def test_glyphs_are_those_of_the_training_split_on_backgrounds(pictures: GlyphPi
         # Far from the square a picture is its background.
         for corner in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
             behind = ((image[:, corner[0], corner[1]] + 1) / 2).numpy()[None]
-            composed = [compose(pictures.pictures[[i]], behind)[0] for i in range(10)]
+            composed = [compose(pictures.rgba([i]), behind)[0] for i in range(10)]
             near = [i for i in range(10) if torch.allclose(composed[i], image, atol=1e-5)]
             if near:
                 found.add(near[0])
@@ -71,7 +72,10 @@ def test_a_glyph_comes_by_the_root_of_its_weight(tmp_path: Path) -> None:
     source = GlyphSource(GlyphPictures.open(write_pictures(tmp_path / "data", records, size=4)))
     rgba = np.zeros((2, 4, 4, 4), dtype=np.uint8)
     rgba[0, ..., 3] = 255  # the first is black, the second only background, which is never black
-    source.pictures = replace(source.pictures, pictures=rgba)
+    store = store_folder(tmp_path / "data", 4)
+    write_pack(store, "both", rgba)
+    write_index(store, 4, [("both", 2)])
+    source.pictures = GlyphPictures.open(tmp_path / "data")
     black = (first(source, 4000) == -1).flatten(1).all(dim=1)
     assert float(black.double().mean()) == pytest.approx(1 / (1 + 3), abs=0.03)
 
@@ -85,7 +89,7 @@ def test_held_glyphs_are_a_fixed_sample_of_unseen_concepts_on_white(
     assert len(source.held_rows(1)) == 1
     assert source.held_rows(1).tolist() == source.held_rows(1).tolist()
     held = torch.cat(list(source.held(99)))
-    assert_close(held, compose(pictures.pictures[[6, 7]], np.ones((2, 3))))
+    assert_close(held, compose(pictures.rgba([6, 7]), np.ones((2, 3))))
 
 
 @dataclass
