@@ -123,7 +123,7 @@ def test_glyph_is_the_recipe_and_a_folder_of_that_name_is_dot_slash_glyph(
     monkeypatch.setattr("sanakit.data.glyph.build.build_glyph", build_glyph)
     (here / "my-pictures").rename(here / "glyph")
     assert "data/glyph: 3 pictures" in build("glyph", "--size", 64)[0]
-    assert asked == [(Path("data/glyph"), 64, 1)]
+    assert asked == [(Path("data/glyph"), [64], 1)]
     build("./glyph", "--out", "my-set", "--resolution", 64)
     assert len(asked) == 1
     assert read_index(here / "my-set" / "shards").samples == 6

@@ -13,12 +13,17 @@ import pytest
 import scanned_set
 import tiny
 import tiny_vision_models
+from sanakit.data.build import build_shards
 from sanakit.data.cached_states import NULL
 from sanakit.data.captioning import Captioning, Writing
 from sanakit.data.encoding import LatentEncoding, TextEncoding, autoencoder_hash, text_encoder_hash
 from sanakit.data.engines import engine_named, running_engine
+from sanakit.data.scan import scan_source
 from sanakit.data.scoring import Scoring
+from sanakit.data.shard_plan import BuildSettings
+from sanakit.data.sources.opening import open_source
 from sanakit.data.stages import LocalEngine, Stage, read_mark, run_stage
+from sanakit.data.training_set import TrainingSet
 from sanakit.data.vision_models import fingerprint_of_folder
 from sanakit.errors import ConfigError, DataError
 from tiny_stages import Doubling, Joined
@@ -89,6 +94,25 @@ def test_ray_and_this_process_write_the_same_bytes(ray_runs: Any, tmp_path: Path
         found.append(scanned_set.hashes(stage.folder))
     assert found[0] == found[1]
     assert len(found[0]) == 2 * (2 + 2 + 2 + 3 + 3)
+
+
+def test_ray_scans_and_builds_the_same_files(ray_runs: Any, tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number in range(8):
+        height = 40 + 24 * (number % 3)
+        (pictures / f"a {number}.png").write_bytes(scanned_set.png(number, height=height, width=64))
+    (pictures / "broken.png").write_bytes(scanned_set.png(9)[:99])
+    found = []
+    for name, engine in (("here", LocalEngine()), ("ray", ray_runs)):
+        folder = tmp_path / name / "set"  # whose name is in a file of NVlabs
+        scan_source(open_source(pictures, unit_size=3), folder, engine, given=pictures, report=len)
+        settings = BuildSettings(resolution=64, shard_samples=2)
+        summary = build_shards(TrainingSet.open(folder), settings, engine=engine, report=len)
+        assert (summary.samples, summary.shards) == (8, 5)
+        found.append(scanned_set.hashes(folder))
+    assert found[0] == found[1]
+    assert len(found[0]) > 20
 
 
 def test_an_error_of_a_unit_comes_out_of_ray_as_it_was_and_finished_units_stay(

@@ -87,7 +87,7 @@ def test_no_score_and_no_temperature_overflows() -> None:
 
 def test_captions_below_the_threshold_are_set_aside_and_the_best_is_taken_if_all_are() -> None:
     choice = CaptionChoice(threshold=25.0)
-    assert choice.chances(captions(24.9, 25.0))[0] == 0.0
+    assert choice.chances(captions(24.9, 25.0, 25.0)) == [0.0, 0.5, 0.5]
     assert choice.chances(captions(20.0, 24.9, 23.0)) == [0.0, 1.0, 0.0]
     assert CaptionChoice(rule="power").chances(captions(-3.0, -1.0)) == [0.0, 1.0]
     assert CaptionChoice(rule="power").chances(captions(-3.0, 1.0)) == [0.0, 1.0]

@@ -6,9 +6,9 @@ whoever computes them, and only their marks come back. Ray is not a dependency o
 
 from __future__ import annotations
 
+import json
 import logging
 import os
-import pickle
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +16,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from sanakit.data.stages import Mark, Stage, finish_unit, read_mark
-from sanakit.errors import ConfigError, DataError, SanakitError
+from sanakit.errors import (
+    ConfigError,
+    DataError,
+    MissingModelError,
+    SanakitError,
+    WeightsError,
+)
 
 ADDRESS = "RAY_ADDRESS"
 # Before Ray is imported: no statistics are sent, its core says fatal things only, and workers have
@@ -57,8 +63,8 @@ class RayEngine:
                     if batch is None:
                         return
                     if batch["error"][0]:
-                        raise pickle.loads(batch["error"][0])
-                    yield _checked(stage, Mark(**pickle.loads(batch["mark"][0])))
+                        raise _error_from(json.loads(batch["error"][0]))
+                    yield _checked(stage, Mark(**json.loads(batch["mark"][0])))
             finally:
                 with _silenced():
                     done.close()  # or the other units go on after an error, and outlive Ray
@@ -81,7 +87,7 @@ class RayEngine:
                 ),
                 num_cpus=1,
                 num_gpus=gpus,
-                fn_constructor_args=(pickle.dumps(stage),),
+                fn_constructor_args=(ray.put(stage),),
             ).iter_batches(batch_size=1, prefetch_batches=0)
 
 
@@ -120,20 +126,27 @@ def running_ray(workers: int) -> Iterator[Any]:
 class _Worker:
     """An actor: opens the stage once, then finishes units; errors come back as values."""
 
-    def __init__(self, stage: bytes) -> None:
-        self._pickled = stage
+    def __init__(self, stage: Any) -> None:
+        self._reference = stage  # Ray looks actors up by their arguments: a reference has a hash
         self._stage: Stage | None = None
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
         try:
             if self._stage is None:
-                stage: Stage = pickle.loads(self._pickled)
+                stage: Stage = _imported().get(self._reference)
                 stage.open()
                 self._stage = stage
             mark = finish_unit(self._stage, str(batch["item"][0]))
         except SanakitError as error:  # any other is a bug, and Ray shows it with its traceback
-            return {"mark": [b""], "error": [pickle.dumps(error)]}
-        return {"mark": [pickle.dumps(asdict(mark))], "error": [b""]}
+            said = {"kind": type(error).__name__, "message": error.message, "hint": error.hint}
+            return {"mark": [""], "error": [json.dumps(said)]}
+        return {"mark": [json.dumps(asdict(mark))], "error": [""]}
+
+
+def _error_from(said: dict[str, Any]) -> SanakitError:
+    """The error that a worker met, of the same kind."""
+    kinds = {one.__name__: one for one in (ConfigError, DataError, MissingModelError, WeightsError)}
+    return kinds.get(said["kind"], SanakitError)(said["message"], hint=said["hint"])
 
 
 def _checked(stage: Stage, mark: Mark) -> Mark:
@@ -144,7 +157,7 @@ def _checked(stage: Stage, mark: Mark) -> Mark:
             f"{stage.folder}: unit {mark.unit} was finished by a worker, and is not there",
             hint="on a cluster the set must be on storage that all machines share under one path",
         )
-    return replace(mark, fresh=True)
+    return replace(here, fresh=True)
 
 
 def _imported() -> Any:
