@@ -89,7 +89,7 @@ class Frozen:
 
     def _encoded(self, pixels: Tensor) -> Latent:
         weight = next(self.autoencoder.parameters())
-        image = (pixels.permute(0, 3, 1, 2).float() / 127.5 - 1).to(weight.dtype)
+        image = pixels.permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
         with torch.autocast(pixels.device.type, enabled=False):
-            raw = self.autoencoder.encode(image)
+            raw = self.autoencoder.encode(image.to(weight.dtype))
         return raw.float() * self.autoencoder.config.scaling_factor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from sanakit.nn.lora import LoraLinear
 from sanakit.weights.lora import LoraPair
 
 NAME = "lora"
+_IN_BLOCK = re.compile(r"^transformer_blocks\.\d+\.")
 USUAL_TARGETS = ("to_q", "to_k", "to_v")
 """What the published trainers adapt: queries, keys and values of both attentions."""
 
@@ -46,7 +48,7 @@ def add_adapters(
     for target in targets:
         found = [name for name in linear if name == target or name.endswith(f".{target}")]
         if not found:
-            ends = sorted({name.partition("transformer_blocks.")[2][2:] or name for name in linear})
+            ends = sorted({_IN_BLOCK.sub("", name) for name in linear})
             raise ConfigError(
                 f"lora_targets: no linear layer is called {target!r}",
                 hint=f"layers: {', '.join(ends)}; a convolution cannot be adapted",
