@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 
 from sanakit.errors import ConfigError, DataError
-from sanakit.train.run_file import RUN, RunFile, is_run, newest_run, read_run, write_run
+from sanakit.train.run_file import (
+    RUN,
+    RunFile,
+    as_settings,
+    is_run,
+    newest_run,
+    read_run,
+    write_run,
+)
+from sanakit.train.sana_settings import SanaSettings, sana_settings, split_settings
+from sanakit.train.settings import LoopConfig, with_overrides
 
 FILE = RunFile(
     verb="diffusion",
@@ -27,6 +37,7 @@ def test_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_going_on_needs_nothing_and_may_change_how_but_not_what() -> None:
     assert FILE.resumed_with({"data": None, "lora": None}, []) == FILE
     assert FILE.resumed_with({"data": "my-set", "lora": 16}, ["batch_size=8"]) == FILE
+    assert FILE.resumed_with({}, ["batch_size=8.0"]).arguments == FILE.arguments
     later = FILE.resumed_with({"workers": 2}, ["peak_lr=0.2", "total_images=99"])
     assert later.arguments == {**FILE.arguments, "workers": 2}
     assert later.settings == ["batch_size=8", "peak_lr=0.2", "total_images=99"]
@@ -79,3 +90,13 @@ def test_the_newest_run_of_a_verb_is_found(tmp_path: Path) -> None:
     assert newest_run(tmp_path, "diffusion").name == "new"
     with pytest.raises(DataError, match="holds no run of `sanakit train lm`"):
         newest_run(tmp_path, "lm")
+
+
+def test_settings_are_kept_with_all_defaults_and_read_back_as_they_were() -> None:
+    config = LoopConfig(batch_size=4, total_images=8, peak_lr=0.1, average_halflife=None)
+    settings = SanaSettings(lora_rank=2, lora_targets=("to_q",), interpolation_scale="keep")
+    pairs = as_settings(settings, config)
+    mine, loop = split_settings(pairs)
+    assert sana_settings(mine) == settings
+    other = LoopConfig(batch_size=1, total_images=1, peak_lr=1.0, average_halflife=9)
+    assert with_overrides(other, loop) == config

@@ -38,10 +38,10 @@ def trained(model: LinearDiT) -> LinearDiT:
     return model
 
 
-def test_the_usual_targets_are_queries_keys_and_values_of_both_attentions() -> None:
+def test_the_usual_targets_are_all_linear_layers_of_both_attentions() -> None:
     model = transformer()
     names = add_adapters(model, rank=2)
-    assert len(names) == 2 * 2 * 3
+    assert len(names) == 2 * 2 * 4
     assert "transformer_blocks.1.attn2.to_k" in names
     learning = {name for name, p in model.named_parameters() if p.requires_grad}
     assert learning == {f"{name}.lora:{kind}" for name in names for kind in ("down", "up")}

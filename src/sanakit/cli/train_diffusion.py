@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from sanakit.cli.errors import friendly_errors
 from sanakit.errors import ConfigError
-
-if TYPE_CHECKING:
-    from sanakit.train.run_file import RunFile
 
 VERB = "diffusion"
 RUNS = Path("runs")
@@ -174,20 +171,20 @@ def _is_own(given: set[str], data: str | None, out: Path | None, resume: bool) -
         return False
     if out is None:
         # Only runs on own pictures leave their arguments behind.
-        return any(RUNS.glob("*/run.json"))
+        return any(RUNS.glob("*/run.json")) or not (RUNS / "glyph-diffusion").exists()
     return (out / "run.json").is_file()
 
 
 def _own(arguments: dict[str, Any], settings: list[str], out: Path | None, *, resume: bool) -> None:
     from sanakit.train.loop import train
-    from sanakit.train.run_file import RunFile, newest_run, read_run, write_run
+    from sanakit.train.run_file import RunFile, as_settings, newest_run, read_run, write_run
     from sanakit.train.sana_runs import sana_run
     from sanakit.train.sana_start import SanaArguments
 
     arguments = {key: _lasting(key, value) for key, value in arguments.items() if value is not None}
     if resume:
         out = out or newest_run(RUNS, VERB)
-        file: RunFile = read_run(out).resumed_with(arguments, settings)
+        file = read_run(out).resumed_with(arguments, settings)
     else:
         if "data" not in arguments:
             raise ConfigError(
@@ -199,7 +196,8 @@ def _own(arguments: dict[str, Any], settings: list[str], out: Path | None, *, re
         SanaArguments(**file.arguments), file.settings, report=_speaking()
     )
     if _first():
-        write_run(out, replace(file, arguments=asdict(found)), resume=resume)
+        settled = as_settings(run.settings, config)
+        write_run(out, RunFile(verb=VERB, arguments=asdict(found), settings=settled), resume=resume)
     # A plan of the run, for --dry-run, would be printed here, before the first file.
     finished = train(run, config, out, resume=resume, report=typer.echo)
     if not _first():

@@ -15,8 +15,8 @@ from sanakit.weights.lora import LoraPair
 
 NAME = "lora"
 _IN_BLOCK = re.compile(r"^transformer_blocks\.\d+\.")
-USUAL_TARGETS = ("to_q", "to_k", "to_v")
-"""What the published trainers adapt: queries, keys and values of both attentions."""
+USUAL_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+"""All linear layers of both attentions; the published trainers leave ``to_out.0`` out."""
 
 
 def add_adapters(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +47,24 @@ class RunFile:
         before = dict(pair.partition("=")[::2] for pair in self.settings)
         now = dict(pair.partition("=")[::2] for pair in settings)
         for key, text in now.items():
-            if key not in MAY_CHANGE and text != before.get(key):
+            if key not in MAY_CHANGE and _value(text) != _value(before.get(key)):
                 _refuse(key, "--set ", before.get(key, "its default"), text)
         merged = [f"{key}={text}" for key, text in {**before, **now}.items()]
         return RunFile(verb=self.verb, arguments={**self.arguments, **given}, settings=merged)
+
+
+def as_settings(*configs: Any) -> list[str]:
+    """All fields of dataclasses as ``key=value``: a default that changes later changes no run."""
+    return [
+        f"{key}={json.dumps(value)}" for config in configs for key, value in asdict(config).items()
+    ]
+
+
+def _value(text: str | None) -> Any:
+    try:
+        return json.loads(text or "null")
+    except ValueError:
+        return text
 
 
 def _refuse(name: str, sign: str, before: Any, now: Any) -> None:
