@@ -217,6 +217,11 @@ def test_what_was_computed_in_advance_is_taken_where_it_is_of_this_model(
     assert torch.equal(found.mask, wanted.mask)
     assert mine.recipe().pictures.text == cached.pictures.text is not None
     assert mine.recipe(states="live").pictures.text is None
+    config = mine.model / "vae" / "config.json"
+    config.write_text(config.read_text(encoding="utf-8").replace("0.5", "0.25"), encoding="utf-8")
+    other = mine.recipe().pictures
+    assert other.latents is None
+    assert other.text == cached.pictures.text
 
 
 def _mark(tar: Path) -> None:
