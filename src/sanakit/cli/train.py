@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from sanakit.cli.errors import friendly_errors
+from sanakit.cli.train_diffusion import diffusion, export
 from sanakit.errors import ConfigError
 
 app = typer.Typer(
@@ -24,7 +25,6 @@ Settings = Annotated[
 Size = Annotated[int | None, typer.Option(help="Which size, if the data set has several, px.")]
 DATA = Path("data/glyph")
 Phase = Literal["full", "latent", "decoder", "refine"]
-Storage = Literal["as-is", "int8-rows"]
 
 
 def _known(recipe: str) -> None:
@@ -140,65 +140,5 @@ def autoencoder(
             finish_autoencoder(run, out, report=typer.echo)
 
 
-@app.command()
-def diffusion(
-    recipe: Recipe = "glyph",
-    data: Data = DATA,
-    out: Out = Path("runs/glyph-diffusion"),
-    autoencoder: Annotated[
-        Path, typer.Option(help="Run of the autoencoder to encode with.")
-    ] = Path("runs/glyph-autoencoder"),
-    lm: Annotated[Path, typer.Option(help="Run of the language model to start from.")] = Path(
-        "runs/glyph-lm"
-    ),
-    freeze_text: Annotated[
-        bool, typer.Option("--freeze-text", help="Leave the text encoder as it is.")
-    ] = False,
-    size: Size = None,
-    resume: Resume = False,
-    settings: Settings = None,
-) -> None:
-    """Train the diffusion transformer and tune the text encoder along with it."""
-    with friendly_errors():
-        _known(recipe)
-        from sanakit.train.loop import train
-        from sanakit.train.recipes import glyph_diffusion
-        from sanakit.train.settings import with_overrides
-
-        run, config = glyph_diffusion(
-            data,
-            autoencoder_run=autoencoder,
-            lm_run=lm,
-            out=out,
-            tune_text=not freeze_text,
-            size=size,
-        )
-        train(run, with_overrides(config, settings or []), out, resume=resume, report=typer.echo)
-
-
-@app.command()
-def export(
-    recipe: Recipe = "glyph",
-    data: Data = DATA,
-    autoencoder: Annotated[Path, typer.Option(help="Run of the autoencoder.")] = Path(
-        "runs/glyph-autoencoder"
-    ),
-    diffusion: Annotated[Path, typer.Option(help="Run of the diffusion transformer.")] = Path(
-        "runs/glyph-diffusion"
-    ),
-    out: Annotated[Path, typer.Option("--out", "-o", help="Model folder to write.")] = Path(
-        "models/glyph"
-    ),
-    storage: Annotated[
-        Storage, typer.Option(help="as-is (fp32, every library reads it) or int8-rows (a quarter).")
-    ] = "as-is",
-) -> None:
-    """Put the trained parts together as a model folder in the published layout."""
-    with friendly_errors():
-        _known(recipe)
-        from sanakit.train.recipes import glyph_export
-
-        glyph_export(
-            data, autoencoder_run=autoencoder, diffusion_run=diffusion, out=out, storage=storage
-        )
-        typer.echo(f"{out}: draw with `sanakit generate PROMPT --model {out}`")
+app.command()(diffusion)
+app.command()(export)
