@@ -97,7 +97,8 @@ def weights_of(case: Case) -> dict[str, Tensor]:
         shapes = {name: p.shape for name, p in LinearDiT(case.config).named_parameters()}
     rng = torch.Generator().manual_seed(0)
     return {
-        name: torch.randn(shape, generator=rng) * (shape[1:].numel() if len(shape) > 1 else 9) ** -0.5
+        name: torch.randn(shape, generator=rng)
+        * (shape[1:].numel() if len(shape) > 1 else 9) ** -0.5
         for name, shape in shapes.items()
     }
 
@@ -265,10 +266,8 @@ def speeds(case: Case, repeats: int) -> dict[str, Any]:
 
 def memory(case: Case, name: str) -> dict[str, float]:
     """Peak memory in MB of three steps in this process, and before the model was there."""
-    import diffusers  # noqa: F401, PLC0415 - both processes hold the same libraries
+    from diffusers import SanaTransformer2DModel  # noqa: F401, PLC0415 - in both, not to count it
 
-    if name == "plain":
-        from diffusers import SanaTransformer2DModel  # noqa: F401
     gc.collect()
     before = _resident_mb()
     step = LOOPS[name](case)
@@ -308,9 +307,7 @@ def main() -> None:
         if isinstance(field.default, bool):
             parser.add_argument(f"--{field.name}", action="store_true")
         else:
-            parser.add_argument(
-                f"--{field.name}", type=type(field.default), default=field.default
-            )
+            parser.add_argument(f"--{field.name}", type=type(field.default), default=field.default)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--memory-of", choices=LOOPS)
     parser.add_argument("--only", choices=["speed", "memory"])
@@ -337,7 +334,9 @@ def main() -> None:
                 f" s, {case.batch / line['seconds'][name]:6.2f} samples/s, loss {line['losses'][name]:.5f}"
             )
         low, high = line["faster_from_to"]
-        print(f"samples/s x{line['faster']:.2f} ({low:.2f} to {high:.2f}; CPU time x{line['faster_cpu']:.2f})")
+        print(
+            f"samples/s x{line['faster']:.2f} ({low:.2f} to {high:.2f}; CPU time x{line['faster_cpu']:.2f})"
+        )
     print(json.dumps(line))
 
 

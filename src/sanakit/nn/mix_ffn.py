@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from sanakit.nn.recompute import recomputed
 from sanakit.shapes import Map
@@ -19,7 +20,7 @@ class PointConv(nn.Conv2d):
     def __init__(self, inputs: int, outputs: int, *, bias: bool = True) -> None:
         super().__init__(inputs, outputs, 1, bias=bias)
 
-    def forward(self, x: Map) -> Map:
+    def forward(self, x: Map) -> Float[Tensor, "b outputs h w"]:
         """Mix the channels of each position."""
         y = F.linear(x.movedim(1, -1), self.weight.flatten(1), self.bias)
         return y.movedim(-1, 1)
@@ -43,7 +44,7 @@ class MixFFN(nn.Module):
         # The widest activations of a model, five of them: one is kept, the rest costs no product.
         return recomputed(self.narrow, self.conv_inverted(x))
 
-    def narrow(self, hidden: Map) -> Map:
+    def narrow(self, hidden: Float[Tensor, "b wide h w"]) -> Map:
         """What comes after widening."""
         value, gate = self.conv_depth(F.silu(hidden)).chunk(2, dim=1)
         return self.conv_point(value * F.silu(gate))
