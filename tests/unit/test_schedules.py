@@ -9,7 +9,6 @@ from itertools import pairwise
 import pytest
 
 from sanakit.errors import ConfigError
-from sanakit.train.loop import LoopConfig, learning_rate
 from sanakit.train.schedules import (
     SCHEDULES,
     batch_factor,
@@ -18,6 +17,7 @@ from sanakit.train.schedules import (
     cosine_then_constant,
     linear_end,
 )
+from sanakit.train.settings import LoopConfig, learning_rate
 
 TOTAL, BATCH = 10_000, 10
 Rate = Callable[[int], float]
