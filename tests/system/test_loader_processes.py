@@ -92,10 +92,12 @@ def test_a_worker_that_dies_is_an_error_that_names_its_shard(shards: Path, tmp_p
 
 
 SCRIPT = """
-import sys
+import signal, sys
 from sanakit.data.loader.loader import Loader
 
 if __name__ == "__main__":
+    # A shell's background job inherits that Ctrl-C is ignored; this program is in the foreground.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for batch in Loader(sys.argv[1], batch_size=4, workers=2):
         print(batch.number, flush=True)
 """
