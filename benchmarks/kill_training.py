@@ -1,4 +1,4 @@
-"""Kills a training that saves after every step: `python -m benchmarks.kill_training [--points 200]`.
+"""Kills a training that saves at every step: `python -m benchmarks.kill_training [--points 200]`.
 
 Half of the points lie before a change of the disk, evenly spread over all changes that a run makes
 (files opened for writing, renamed, removed, synced; folders made and removed); the other half at
@@ -51,16 +51,20 @@ class Halving(Recipe[Tensor]):
         self.module = nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 4))
 
     def stream(self, share: Share) -> Iterator[Tensor]:
+        """Give noise."""
         for span in share.spans():
             yield normal_of([generator_of(share.seed, number) for number in span], 4)
 
     def prepare(self, batch: Tensor, device: torch.device, timers: Timers) -> Tensor:
+        """Leave it as it is."""
         return batch.to(device)
 
     def loss(self, batch: Tensor) -> dict[str, Tensor]:
+        """Give the squared error."""
         return {"loss": (self.module(batch).float() - batch / 2).square().mean()}
 
     def evaluate(self, module: nn.Module) -> dict[str, float]:
+        """Measure nothing."""
         return {}
 
 
@@ -129,7 +133,7 @@ def live(
             )
             tell("changes", len(changes))
             code = 0 if done else 2
-        except BaseException as error:  # noqa: BLE001
+        except BaseException as error:
             tell("told", f"{type(error).__name__}: {error}")
         finally:
             os._exit(code)

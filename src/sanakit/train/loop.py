@@ -233,9 +233,12 @@ class _Trainer(Generic[Batch]):
             grid = self.network.call(self.recipe.validation_grid, self.recipe.module)
         if grid is not None and self.ranks.first:
             folder = self.run / PICTURES
-            folder.mkdir(exist_ok=True)
-            Image.fromarray(grid).save(folder / f"{self.images_seen:010d}.png")
-            self.log.picture(PICTURES, grid, self.images_seen)
+            try:
+                folder.mkdir(exist_ok=True)
+                Image.fromarray(grid).save(folder / f"{self.images_seen:010d}.png")
+                self.log.picture(PICTURES, grid, self.images_seen)
+            except OSError as error:
+                self.report(f"could not write the validation grid: {error}")
 
     @contextmanager
     def showing(self) -> Iterator[None]:
