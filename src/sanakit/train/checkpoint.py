@@ -109,6 +109,12 @@ def newest_valid(run: Path, ranks: Ranks, report: Callable[[str], object]) -> Pa
     return None
 
 
+def clear_unfinished(run: Path) -> None:
+    """Remove what killed processes left of checkpoints that they wrote or removed."""
+    for folder in run.glob(".checkpoint-*.tmp"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def write_checkpoint(
     run: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, Any], ranks: Ranks
 ) -> Path | None:
@@ -150,8 +156,7 @@ class CheckpointWriter:
         self.notes, self.fault = dict(notes), ""
         try:
             if self.ranks.first:
-                for unfinished in self.run.glob(".checkpoint-*.tmp"):
-                    shutil.rmtree(unfinished, ignore_errors=True)
+                clear_unfinished(self.run)
                 self.temporary.mkdir(parents=True)
         except OSError as error:
             self.fault = str(error)
@@ -231,15 +236,25 @@ class CheckpointWriter:
             path.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
             _sync(path)
             _sync(self.temporary)
-            shutil.rmtree(self.final, ignore_errors=True)
+            if self.final.exists():
+                # Damaged: the loop goes on from a whole one and never writes it a second time.
+                _discard(self.final)
             self.temporary.rename(self.final)
             _sync(self.run)
             # Newer ones are damaged, or this would not be written: they do not count.
             older = [path for path in checkpoints(self.run) if path.name < self.final.name]
             for old in older[: -(KEEP - 1)]:
-                shutil.rmtree(old, ignore_errors=True)
+                _discard(old)
         except OSError as error:
             self.fault = str(error)
+
+
+def _discard(folder: Path) -> None:
+    """Remove a checkpoint; a kill in the midst of it leaves no half under its name."""
+    doomed = folder.with_name(f".{folder.name}.old.tmp")
+    shutil.rmtree(doomed, ignore_errors=True)
+    folder.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def load_into(folder: Path, tensors: Mapping[str, Tensor], ranks: Ranks) -> None:

@@ -25,6 +25,7 @@ from sanakit.train.average import WeightAverage
 from sanakit.train.checkpoint import (
     CheckpointWriter,
     checkpoints,
+    clear_unfinished,
     contents,
     load_into,
     newest_valid,
@@ -125,6 +126,8 @@ class _Trainer(Generic[Batch]):
         }
 
     def resume(self) -> None:
+        if self.ranks.first:
+            clear_unfinished(self.run)
         folder = newest_valid(self.run, self.ranks, self.report)
         if folder is None:
             return
@@ -153,6 +156,8 @@ class _Trainer(Generic[Batch]):
     def save(self, *, background: bool = False) -> None:
         """Write a checkpoint; a disk that refuses is reported, and the one before stays."""
         self.settle()
+        if self.saved_at == self.images_seen:
+            return  # to write it anew, the one in place would have to go first
         self.watchdog.beat("saving")
         self.writer.start(self.tensors(), self.notes(), background=background)
         if not background:
@@ -167,9 +172,9 @@ class _Trainer(Generic[Batch]):
             self.failed_save = fault or "another rank could not write"
             self.report(f"could not save at {self.images_seen} images: {self.failed_save}")
         else:
-            self.failed_save = ""
+            self.failed_save, self.saved_at = "", int(self.writer.notes["images_seen"])
 
-    failed_save = ""
+    failed_save, saved_at = "", -1
 
     # One step.
 
@@ -228,9 +233,12 @@ class _Trainer(Generic[Batch]):
             grid = self.network.call(self.recipe.validation_grid, self.recipe.module)
         if grid is not None and self.ranks.first:
             folder = self.run / PICTURES
-            folder.mkdir(exist_ok=True)
-            Image.fromarray(grid).save(folder / f"{self.images_seen:010d}.png")
-            self.log.picture(PICTURES, grid, self.images_seen)
+            try:
+                folder.mkdir(exist_ok=True)
+                Image.fromarray(grid).save(folder / f"{self.images_seen:010d}.png")
+                self.log.picture(PICTURES, grid, self.images_seen)
+            except OSError as error:
+                self.report(f"could not write the validation grid: {error}")
 
     @contextmanager
     def showing(self) -> Iterator[None]:
