@@ -9,6 +9,7 @@ import typer
 
 from sanakit.cli.errors import friendly_errors
 from sanakit.cli.train_diffusion import diffusion, export
+from sanakit.cli.train_show import plot, show
 from sanakit.errors import ConfigError
 
 app = typer.Typer(
@@ -142,3 +143,5 @@ def autoencoder(
 
 app.command()(diffusion)
 app.command()(export)
+app.command()(show)
+app.command()(plot)
