@@ -110,12 +110,16 @@ def draw_panel(panel: Panel, *, log_x: bool) -> str:
     for tick in up.ticks():
         y = float(place(across.low, tick).split(",")[1])
         parts.append(f'<line stroke="#ddd" x1="{_LEFT}" x2="{right}" y1="{y}" y2="{y}"/>')
-        parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{short(tick)}</text>')
+        spot = f'x="{_LEFT - 6}" y="{y + 4:.1f}"'
+        parts.append(f'<text {spot} text-anchor="end">{short(tick)}</text>')
     for tick in across.ticks():
         x = float(place(tick, up.low).split(",")[0])
         parts.append(f'<line stroke="#999" x1="{x}" x2="{x}" y1="{floor}" y2="{floor + 4}"/>')
         parts.append(f'<text x="{x}" y="{floor + 16}" text-anchor="middle">{short(tick)}</text>')
     parts.append(f'<line stroke="#999" x1="{_LEFT}" x2="{right}" y1="{floor}" y2="{floor}"/>')
+    parts.append(
+        f'<text x="{right}" y="{floor + 30}" text-anchor="end" fill="#777">images seen</text>'
+    )
     colours = _ramp(len(panel.series)) if panel.ordered else panel.colours
     pale = 0.1 if panel.ordered else 0.3
     legend = float(_LEFT)
