@@ -9,6 +9,8 @@ import typer
 
 from sanakit.cli.errors import friendly_errors
 from sanakit.cli.train_diffusion import diffusion, export
+from sanakit.cli.train_plan import DryRun, Measure, check_dry, print_plan
+from sanakit.cli.train_show import plot, show
 from sanakit.errors import ConfigError
 
 app = typer.Typer(
@@ -94,6 +96,8 @@ def autoencoder(
     ] = None,
     workers: Annotated[int, typer.Option(help="Of shards: processes that decode.")] = 0,
     resume: Resume = False,
+    dry_run: DryRun = False,
+    measure: Measure = True,
     settings: Settings = None,
 ) -> None:
     """Train the deep-compression autoencoder; at the end OUT/vae holds it, with its scale."""
@@ -107,6 +111,7 @@ def autoencoder(
         )
         from sanakit.train.loop import train
 
+        check_dry(dry_run, measure)
         if phase != "full" and start is None and not resume:
             raise ConfigError(
                 f"--phase {phase} would keep weights that were never trained",
@@ -136,9 +141,14 @@ def autoencoder(
             run, config = glyph_autoencoder(
                 Path(data), phase=phase, start=start, size=size, settings=pairs
             )
+        if dry_run:
+            print_plan(run, config, shards=data if is_shards(data) else None, measure=measure)
+            return
         if train(run, config, out, resume=resume, report=typer.echo):
             finish_autoencoder(run, out, report=typer.echo)
 
 
 app.command()(diffusion)
 app.command()(export)
+app.command()(show)
+app.command()(plot)

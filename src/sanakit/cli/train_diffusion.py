@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from sanakit.cli.errors import friendly_errors
+from sanakit.cli.train_plan import DryRun, Measure, check_dry, print_plan
 from sanakit.errors import ConfigError
 
 VERB = "diffusion"
@@ -68,10 +69,13 @@ def diffusion(
         bool, typer.Option("--freeze-text", help="glyph: leave the text encoder as it is.")
     ] = False,
     size: Annotated[int | None, typer.Option(help="glyph: which size of the data set, px.")] = None,
+    dry_run: DryRun = False,
+    measure: Measure = True,
     settings: Settings = None,
 ) -> None:
     """Train or fine-tune a diffusion transformer, whole or as a LoRA."""
     with friendly_errors():
+        check_dry(dry_run, measure)
         arguments = {
             "data": data,
             "start": start,
@@ -91,7 +95,8 @@ def diffusion(
                 raise ConfigError(
                     f"{named[0]} is of the glyph recipe", hint="leave it out, or name the recipe"
                 )
-            _own(arguments, settings or [], out, resume=resume)
+            pairs = settings or []
+            _own(arguments, pairs, out, resume=resume, dry=dry_run, measure=measure)
             return
         if recipe not in (None, "glyph"):
             raise ConfigError(f"no recipe {recipe!r}", hint="recipes: glyph; or --data and --from")
@@ -99,6 +104,11 @@ def diffusion(
             raise ConfigError(
                 f"--{odd[0].replace('_', '-')} has no meaning for the recipe glyph",
                 hint="leave the recipe's name out to train on your own data",
+            )
+        if dry_run:
+            raise ConfigError(
+                "--dry-run of the recipe glyph would write its latents first",
+                hint="plan a run on your own data: --data SET --from MODEL --dry-run",
             )
         from sanakit.train.loop import train
         from sanakit.train.recipes import glyph_diffusion
@@ -175,7 +185,15 @@ def _is_own(given: set[str], data: str | None, out: Path | None, resume: bool) -
     return (out / "run.json").is_file()
 
 
-def _own(arguments: dict[str, Any], settings: list[str], out: Path | None, *, resume: bool) -> None:
+def _own(
+    arguments: dict[str, Any],
+    settings: list[str],
+    out: Path | None,
+    *,
+    resume: bool,
+    dry: bool,
+    measure: bool,
+) -> None:
     from sanakit.train.loop import train
     from sanakit.train.run_file import RunFile, as_settings, newest_run, read_run, write_run
     from sanakit.train.sana_runs import sana_run
@@ -195,10 +213,14 @@ def _own(arguments: dict[str, Any], settings: list[str], out: Path | None, *, re
     run, config, found = sana_run(
         SanaArguments(**file.arguments), file.settings, report=_speaking()
     )
+    if dry:
+        beside = run.frozen.autoencoder, run.frozen.prompts.text_encoder
+        shards = run.pictures.shards
+        print_plan(run, config, frozen=beside, shards=shards, measure=measure)
+        return
     if _first():
         settled = as_settings(run.settings, config)
         write_run(out, RunFile(verb=VERB, arguments=asdict(found), settings=settled), resume=resume)
-    # A plan of the run, for --dry-run, would be printed here, before the first file.
     finished = train(run, config, out, resume=resume, report=typer.echo)
     if not _first():
         return

@@ -22,6 +22,7 @@ from sanakit.nn.resample import Downsample, Upsample
 from sanakit.shapes import Image, Latent, PerSample
 from sanakit.train.adversarial import balance, hinge_of_discriminator, hinge_of_judged, judged
 from sanakit.train.autoencoder_phases import AutoencoderSettings, freeze_but, trained_parts
+from sanakit.train.flops import SeenShapes, Shapes, counted
 from sanakit.train.picture_sources import PictureSource, Pixels, as_image
 from sanakit.train.recipe import Recipe
 from sanakit.train.shares import Share, generator_of, normal_of, uniform_of
@@ -91,6 +92,7 @@ class AutoencoderRecipe(Recipe[AutoencoderBatch]):
             )
         self.trained = trained_parts(autoencoder.config, settings)
         self.fixed_norms = freeze_but(autoencoder, self.trained)
+        self._seen = SeenShapes(self._operations)
 
     def stream(self, share: Share) -> Iterator[AutoencoderBatch]:
         """Pictures of the source, cut and mirrored as the settings say."""
@@ -127,6 +129,7 @@ class AutoencoderRecipe(Recipe[AutoencoderBatch]):
         for norm in self.fixed_norms:
             norm.eval()
         settings, image = self.settings, batch.image
+        self._seen.add(len(image), image.shape[1:])
         latent = self.autoencoder.encode(image)
         noisy = latent
         if batch.noise is not None:
@@ -204,6 +207,14 @@ class AutoencoderRecipe(Recipe[AutoencoderBatch]):
                 module.forward = partial(
                     checkpoint, module.forward, use_reentrant=False, preserve_rng_state=False
                 )
+
+    def flops(self) -> float:
+        """Of encoding and decoding, without judges, at the sizes that :meth:`loss` has seen."""
+        return self._seen.mean()
+
+    def _operations(self, shapes: Shapes) -> float:
+        config = self.autoencoder.config
+        return counted(lambda: Autoencoder(config)(torch.zeros(1, *shapes[0])))
 
     def _held(self) -> Iterator[Pixels]:
         side = self.settings.side

@@ -34,6 +34,7 @@ from sanakit.train.checkpoint import (
 from sanakit.train.log import RunLog
 from sanakit.train.network import Network
 from sanakit.train.optimizers.build import build_optimizer, materialise, set_rate
+from sanakit.train.peak import model_share
 from sanakit.train.precision import LossScale, SkippedSteps
 from sanakit.train.ranks import Ranks, join_ranks, leave_ranks
 from sanakit.train.recipe import Batch, Recipe
@@ -317,6 +318,9 @@ class _Trainer(Generic[Batch]):
         values |= {key: round(value, 3) for key, value in self.timers.shares().items()}
         values["lr"] = float(f"{learning_rate(self.config, self.images_seen):.3g}")
         values["per_second"] = round(per_second, 1)
+        share = per_second / self.ranks.count, self.ranks.device, self.config.compute_dtype
+        if (used := model_share(self.recipe, *share)) is not None:
+            values["mfu"] = used
         if self.scale.enabled:
             values["loss_scale"] = self.scale.scale
         if skipped := self.skips.counts["in_total"]:

@@ -30,6 +30,7 @@ from sanakit.pipeline.decoding import decode_pixels
 from sanakit.pipeline.generate import seeded_noise
 from sanakit.pipeline.images import Pixels
 from sanakit.shapes import Latent, PerSample, Text, TextMask
+from sanakit.train.flops import SeenShapes, Shapes, counted
 from sanakit.train.frozen import Frozen
 from sanakit.train.loss_bins import LossBins
 from sanakit.train.own_pictures import OwnPictures
@@ -90,6 +91,7 @@ class SanaRecipe(Recipe[SanaBatch]):
         self.flow_shift = habits.scheduler.flow_shift if shift is None else shift
         self.bins = LossBins()
         self._measured: list[SanaBatch] = []
+        self._seen = SeenShapes(self._operations)
 
     def stream(self, share: Share) -> Iterator[SanaBatch]:
         """A rank's part of each batch of the loader, in parts, with noise by sample number."""
@@ -122,6 +124,9 @@ class SanaRecipe(Recipe[SanaBatch]):
 
     def loss(self, batch: SanaBatch) -> dict[str, Tensor]:
         """Mean squared velocity error; by noise level too, see :meth:`log_extras`."""
+        assert batch.x0 is not None
+        assert batch.text is not None
+        self._seen.add(len(batch.x0), batch.x0.shape[1:], batch.text.shape[1:])
         errors = self._errors(self.module, batch)
         self.bins.add(errors.detach(), batch.level.sigma)
         return {"loss": errors.mean()}
@@ -157,6 +162,19 @@ class SanaRecipe(Recipe[SanaBatch]):
         rows = [self._drawn_of(module, prompt) for prompt in self.prompts]
         whole = [np.concatenate(row, axis=1) for row in rows if row is not None]
         return np.concatenate(whole, axis=0) if len(whole) == len(rows) else None
+
+    def flops(self) -> float:
+        """Of the transformer without adapters, at the shapes that :meth:`loss` has seen."""
+        return self._seen.mean()
+
+    def _operations(self, shapes: Shapes) -> float:
+        def forward() -> Tensor:
+            x, text = (torch.zeros(1, *shape) for shape in shapes)
+            mask = torch.ones(text.shape[:2], dtype=torch.bool)
+            velocity: Tensor = LinearDiT(self.module.config)(x, torch.zeros(1), text, mask)
+            return velocity
+
+        return counted(forward)
 
     def _drawn_of(self, module: nn.Module, prompt: str) -> Pixels | None:
         """A picture ``H W 3`` uint8 for each seed; None if a number is not finite."""
