@@ -22,15 +22,16 @@ def main() -> None:
     """Measure and print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("data/glyph"))
+    parser.add_argument("--size", type=int)
     parser.add_argument("--model", default="glyph")
     parser.add_argument("--split", default="held_concept")
     arguments = parser.parse_args()
-    data = GlyphPictures.open(arguments.data)
+    data = GlyphPictures.open(arguments.data, arguments.size)
     autoencoder = Pipeline.load(arguments.model).components.autoencoder
     values = []
     rows = data.indices(arguments.split)
     for part in np.array_split(rows, max(1, len(rows) // 32)):
-        image = compose(data.pictures[part], np.ones((len(part), 3)))
+        image = compose(data.rgba(part), np.ones((len(part), 3)))
         values.append(psnr(autoencoder(image).clamp(-1, 1), image))
     found = torch.cat(values)
     mean = float(found.mean())

@@ -68,9 +68,9 @@ ANSWERS: dict[str, Callable[[str], bool]] = {
 class Judge:
     """The real pictures' names and vectors."""
 
-    def __init__(self, features: Path, data: Path) -> None:
+    def __init__(self, features: Path, data: Path, size: int | None = None) -> None:
         self.network = load_network(features)
-        self.data = GlyphPictures.open(data)
+        self.data = GlyphPictures.open(data, size)
         records = self.data.records
         self.rows = np.array(
             [i for i in self.data.indices("train") if records[i].style != SILHOUETTE]
@@ -86,7 +86,7 @@ class Judge:
 
     def real(self, rows: np.ndarray) -> Image:
         """The pictures themselves, on white."""
-        return compose(self.data.pictures[rows], np.ones((len(rows), 3)))
+        return compose(self.data.rgba(rows), np.ones((len(rows), 3)))
 
     @torch.inference_mode()
     def features(self, image: Image) -> torch.Tensor:
@@ -155,13 +155,14 @@ def main() -> None:
     """Measure and print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("data/glyph"))
+    parser.add_argument("--size", type=int)
     parser.add_argument("--features", type=Path, required=True)
     parser.add_argument("--model", default="glyph")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--guidance", type=float)
     parser.add_argument("--ceiling", action="store_true")
     arguments = parser.parse_args()
-    judge = Judge(arguments.features, arguments.data)
+    judge = Judge(arguments.features, arguments.data, arguments.size)
     pipeline = Pipeline.load(arguments.model)
     if arguments.ceiling:
         report = ceiling(judge, pipeline)

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from sanakit import GenerateRequest, Pipeline
-from sanakit.data.glyph.pictures import GlyphPictures
+from sanakit.data.glyph.pictures import read_all_records
 
 LABEL = 34
 MARGIN = 8
@@ -61,7 +61,7 @@ def wrapped(text: str, pen: ImageDraw.ImageDraw, width: int) -> str:
 
 def seen(prompts: list[str], data: Path) -> list[str]:
     """Give the prompts that are captions of the training split, word for word."""
-    records = GlyphPictures.open(data).records
+    records = read_all_records(data)
     captions = {c.lower() for r in records if r.split == "train" for c in r.captions}
     return [prompt for prompt in prompts if prompt.lower() in captions]
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sanakit.data.glyph.pictures import PICTURES, RECORDS, SUMMARY, GlyphPictures, Record
+from sanakit.data.glyph.pictures import RECORDS, SUMMARY, GlyphPictures, Record, store_folder
+from sanakit.data.glyph.store import write_index, write_pack
 
 COLOURS = ("Red", "green", "blue", "yellow")
 
@@ -41,8 +42,13 @@ def write_pictures(folder: Path, records: list[Record], *, size: int = 64) -> Pa
         square[..., :3] = rng.integers(0, 256, 3)
         square[..., 3] = 255
         square[: size // 4, :, 3] = 128
-    folder.mkdir(parents=True, exist_ok=True)
-    np.save(folder / PICTURES, pictures)
+    store = store_folder(folder, size)
+    store.mkdir(parents=True, exist_ok=True)
+    half = len(records) // 2
+    parts = {"first": pictures[:half], "second": pictures[half:]}
+    write_index(
+        store, size, [(name, write_pack(store, name, part)) for name, part in parts.items()]
+    )
     lines = [json.dumps(asdict(record)) for record in records]
     (folder / RECORDS).write_text("\n".join(lines) + "\n", encoding="utf-8")
     (folder / SUMMARY).write_text("{}\n", encoding="utf-8")

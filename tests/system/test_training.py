@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,11 +17,15 @@ from typer.testing import CliRunner
 from sanakit.cli.main import app
 from sanakit.data.glyph.pictures import GlyphPictures
 from sanakit.models.autoencoder import Autoencoder
+from sanakit.models.discriminator import PatchDiscriminator
 from sanakit.train import checkpoint
 from sanakit.train.autoencoder import AutoencoderRecipe
+from sanakit.train.autoencoder_files import start_autoencoder
+from sanakit.train.autoencoder_phases import AutoencoderSettings
 from sanakit.train.checkpoint import checkpoints, read_tensors
 from sanakit.train.diffusion import DiffusionRecipe, cache_latents
 from sanakit.train.loop import train
+from sanakit.train.picture_sources import GlyphSource
 from sanakit.train.settings import LoopConfig
 from sanakit.train.shares import Share
 from tiny import AUTOENCODER, tiny_components
@@ -36,6 +41,8 @@ CONFIG = LoopConfig(
     average_halflife=20,
     compute_dtype="float32",
 )
+
+SPLITS = ("train", "train", "held_concept")
 
 
 def quiet(line: str) -> None:
@@ -105,7 +112,7 @@ def fixed_loss(recipe: AutoencoderRecipe | DiffusionRecipe) -> float:
 
 def test_an_autoencoder_learns_a_few_pictures(tmp_path: Path, pictures: GlyphPictures) -> None:
     torch.manual_seed(0)
-    recipe = AutoencoderRecipe(Autoencoder(AUTOENCODER), pictures)
+    recipe = AutoencoderRecipe(Autoencoder(AUTOENCODER), GlyphSource(pictures))
     before = fixed_loss(recipe)
     config = replace(CONFIG, total_images=160, peak_lr=5e-3, average_halflife=None)
     train(recipe, config, tmp_path, resume=False, report=quiet)
@@ -206,4 +213,80 @@ def test_refining_a_decoder_needs_an_encoder_that_was_trained(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     said = sanakit("autoencoder", "--phase", "decoder", code=2)
-    assert "hint: name the run to begin with: --from" in said
+    assert "hint: name what to begin with: --from glyph" in said
+
+
+def test_options_of_shards_are_refused_for_other_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for option in (["--workers", "1"], ["--held", "x"], ["--preset", "glyph"]):
+        assert "data/glyph holds no shards" in sanakit("autoencoder", *option, code=2)
+    said = sanakit("autoencoder", "--preset", "glyph", "--from", "glyph", code=2)
+    assert "hint: weights come with their own shape" in said
+
+
+@pytest.mark.skipif(find_spec("sanakit.data.loader") is None, reason="this branch has no loader")
+def test_shards_of_own_pictures_train_an_autoencoder_by_one_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tiny_shards import write_shards  # type: ignore[import-not-found]
+
+    monkeypatch.chdir(tmp_path)
+    write_shards(tmp_path / "set" / "shards", {(64, 64): [4, 2], (64, 96): [2]})
+    options = ["batch_size=2", "total_images=4", "perceptual=0", "side=64", "held=3"]
+    pairs = [part for option in options for part in ("--set", option)]
+    arguments = ["autoencoder", "--data", "set/shards", "--out", "run", *pairs]
+    result = CliRunner().invoke(app, ["train", *arguments])
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert "held_seen_psnr" in result.output
+    assert start_autoencoder(tmp_path / "run").config.scaling_factor != 1
+
+
+def refinement(pictures: GlyphPictures) -> AutoencoderRecipe:
+    torch.manual_seed(0)
+    settings = AutoencoderSettings(
+        phase="refine", adversarial=0.1, adversarial_delay=10, latent_noise=0.1, side=32
+    )
+    source, judge = GlyphSource(pictures), PatchDiscriminator(4, 1)
+    return AutoencoderRecipe(Autoencoder(AUTOENCODER), source, settings, discriminator=judge)
+
+
+def test_a_run_with_a_discriminator_resumes_bit_equal(
+    tmp_path: Path, pictures: GlyphPictures
+) -> None:
+    config = replace(CONFIG, total_images=16, betas=(0.5, 0.9), compute_dtype="bfloat16")
+    train(refinement(pictures), config, tmp_path / "whole", resume=False, report=quiet)
+    halting = refinement(pictures)
+    honest = halting.prepare
+    count = iter(range(10))
+
+    def prepare(*arguments: Any) -> Any:
+        if next(count) == 1:
+            signal.raise_signal(signal.SIGINT)
+        return honest(*arguments)
+
+    halting.prepare = prepare  # type: ignore[method-assign]
+    assert not train(halting, config, tmp_path / "parts", resume=False, report=quiet)
+    assert train(refinement(pictures), config, tmp_path / "parts", resume=True, report=quiet)
+    same_checkpoints(tmp_path / "whole", tmp_path / "parts")
+    names = read_tensors(checkpoints(tmp_path / "parts")[-1], "optimizer").keys()
+    assert any(name.startswith("discriminator.last.weight") for name in names)
+    assert not any(name.startswith("autoencoder.encoder") for name in names)
+
+
+def test_the_embedded_autoencoder_is_tuned_by_one_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pictures: GlyphPictures
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_pictures(tmp_path / "data", [tiny_record(i, split=s) for i, s in enumerate(SPLITS)])
+    options = ["batch_size=2", "total_images=2", "compile_blocks=false"]
+    pairs = [part for option in options for part in ("--set", option)]
+    arguments = ["autoencoder", "--phase", "decoder", "--from", "glyph", "--data", "data"]
+    result = CliRunner().invoke(app, ["train", *arguments, "--out", "run", *pairs])
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert "scaling factor 0.021152" in result.output
+    kept = start_autoencoder(tmp_path / "run")
+    given = start_autoencoder("glyph")
+    assert_close(kept.encoder.state_dict(), given.encoder.state_dict(), rtol=0, atol=0)
+    assert not torch.equal(kept.decoder.conv_in.weight, given.decoder.conv_in.weight)

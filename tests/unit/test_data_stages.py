@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,17 +30,22 @@ class Doubling:
     version: int = 1
     broken: str = ""
     full: str = ""
+    killed: str = ""
+    closed: bool = False
 
     def made_from(self, unit: str) -> str:
         return fingerprint(self.version, unit)
 
     def open(self) -> None:
-        pass
+        if self.closed:
+            raise DataError("the model is missing")
 
     def process(self, unit: str, staging: Path) -> dict[str, Any]:
         (staging / f"{unit}.txt").write_text(str(2 * int(unit) * self.version))
         if unit == self.full:
             raise OSError(errno.ENOSPC, "No space left on device")
+        if unit == self.killed:
+            os.kill(os.getpid(), signal.SIGKILL)
         if unit == self.broken:
             raise DataError(f"unit {unit} is broken")
         (staging / f"{unit}.extra").write_bytes(b"")
@@ -164,3 +171,17 @@ def test_a_fingerprint_tells_values_apart_and_knows_no_order_of_keys() -> None:
     assert fingerprint({"a": 1, "b": 2}) == fingerprint(json.loads('{"b": 2, "a": 1}'))
     assert fingerprint("a", "bc") != fingerprint("ab", "c")
     assert fingerprint("\ud800") != fingerprint("?")
+
+
+def test_a_worker_that_is_killed_ends_the_run_and_the_next_one_goes_on(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"was killed\n.*fewer --workers"):
+        run(Doubling(tmp_path, killed="00002"), workers=2)
+    marks = run(Doubling(tmp_path), workers=2)
+    assert list(marks) == UNITS
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_a_stage_cannot_open_is_said_in_its_own_words(tmp_path: Path, workers: int) -> None:
+    with pytest.raises(DataError, match="the model is missing"):
+        run(Doubling(tmp_path, closed=True), workers)

@@ -13,7 +13,7 @@ from sanakit.data.glyph.colours import (
     is_pale,
     name_pixels,
 )
-from sanakit.data.glyph.silhouettes import SHADES
+from sanakit.data.glyph.shades import SHADES
 
 
 def rgb(text: str) -> np.ndarray:

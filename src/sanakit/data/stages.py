@@ -12,9 +12,15 @@ import hashlib
 import json
 import multiprocessing
 import os
+import secrets
 import shutil
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -114,10 +120,10 @@ def finish_unit(stage: Stage, unit: str) -> Mark:
         DataError: the disk refuses; nothing of the unit counts then.
     """
     folder = stage.folder
-    staging = folder / f"{_STAGING}{unit}"
+    # Never the folder of another process, which may be one that outlived the run that began it.
+    staging = folder / f"{_STAGING}{unit}-{secrets.token_hex(4)}"
     try:
         (folder / f"{unit}{MARK}").unlink(missing_ok=True)
-        shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
         stats = stage.process(unit, staging)
         files = {}
@@ -151,13 +157,38 @@ class LocalEngine:
 
     def run(self, stage: Stage, units: Sequence[str]) -> Iterator[Mark]:
         """Finish the units; an error of one ends the run, and the finished ones stay."""
+        if not units:
+            return  # and no model is loaded
         if self.workers <= 1 or len(units) <= 1:
             stage.open()
             yield from (finish_unit(stage, unit) for unit in units)
             return
+        yield from self._spread(stage, units)
+
+    def _spread(self, stage: Stage, units: Sequence[str]) -> Iterator[Mark]:
+        """Finish the units in processes; whatever ends this ends them at once.
+
+        Not a `multiprocessing.Pool`: that one waits for ever for a worker that was killed.
+        """
         context = multiprocessing.get_context("spawn")
-        with context.Pool(min(self.workers, len(units)), _open_here, (stage,)) as pool:
-            yield from pool.imap_unordered(_finish_here, units)
+        stop = context.Event()
+        pool = ProcessPoolExecutor(
+            min(self.workers, len(units)), context, initializer=_begin_here, initargs=(stage, stop)
+        )
+        try:
+            tasks = [pool.submit(_finish_here, unit) for unit in units]
+            for task in as_completed(tasks):
+                yield task.result()
+        except BrokenProcessPool as error:
+            raise DataError(
+                f"{stage.folder}: a process that worked on it was killed",
+                hint="if memory ran out, use fewer --workers; the same command goes on",
+            ) from error
+        except BaseException:
+            stop.set()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def run_stage(
@@ -169,7 +200,7 @@ def run_stage(
         DataError: the disk refuses, or what the stage itself raises.
     """
     stage.folder.mkdir(parents=True, exist_ok=True)
-    _clear(stage.folder)
+    clear_leftovers(stage.folder)
     marks: dict[str, Mark] = {}
     for unit in units:
         mark = read_mark(stage.folder, unit)
@@ -183,26 +214,43 @@ def run_stage(
             marks[mark.unit] = mark
             report(f"{stage.folder}: {len(marks)} of {len(units)} units")
     finally:
-        _clear(stage.folder)  # of processes that were stopped because another one failed
+        clear_leftovers(stage.folder)  # of processes that were stopped because another one failed
     return {unit: marks[unit] for unit in units}
 
 
-def _clear(folder: Path) -> None:
+def clear_leftovers(folder: Path) -> None:
+    """Remove what processes that were killed left half written in a folder."""
     for left in folder.glob(f"{_STAGING}*"):
         shutil.rmtree(left, ignore_errors=True)
     for left in folder.glob(".*.tmp"):  # a mark that was being written
         left.unlink(missing_ok=True)
 
 
-_opened: Stage | None = None
+_begun: Stage | None = None
+_opened = False
 
 
-def _open_here(stage: Stage) -> None:
-    global _opened  # a pool's initializer has no other way to leave something for its process
-    stage.open()
-    _opened = stage
+def _end_with(stop: Event) -> None:
+    """Leave when told to, or when the main process is gone: killed, it cannot tell anybody."""
+    parent = multiprocessing.parent_process()
+    while not stop.wait(0.2):
+        if parent is not None and not parent.is_alive():
+            break
+    os._exit(1)
+
+
+def _begin_here(stage: Stage, stop: Event) -> None:
+    global _begun  # a pool's initializer has no other way to leave something for its process
+    # Ctrl-C reaches all processes of a terminal; the main one says so and stops the others.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(stop,), daemon=True).start()
+    _begun = stage
 
 
 def _finish_here(unit: str) -> Mark:
-    assert _opened is not None
-    return finish_unit(_opened, unit)
+    global _opened
+    assert _begun is not None
+    if not _opened:  # not when the process begins: an error would not find its way back
+        _begun.open()
+        _opened = True
+    return finish_unit(_begun, unit)

@@ -2,6 +2,8 @@
 
     set.json                    the source, its units, format version
     scan/UNIT.jsonl             samples that passed; UNIT.refused.jsonl those that did not
+    scan/duplicates.jsonl       those that show what an earlier one shows: {"id", "of", "distance"}
+    quarantine.jsonl            all that stays out, of all units: {"id", "reason", "detail"}
     captions/NAME/UNIT.jsonl    captions that a model wrote: {"id", "text"}
     scores/NAME/UNIT.jsonl      agreement of each caption: {"id", "scores": {captioner: number}}
     shards/                     tar shards by bucket, index.json
@@ -20,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from sanakit.data.samples import Caption, Refusal, Sample, refusal_from, sample_from
-from sanakit.data.stages import read_mark
+from sanakit.data.stages import clear_leftovers, read_mark
 from sanakit.errors import DataError
 from sanakit.weights.atomic import write_atomically
 
@@ -29,6 +31,7 @@ SET = "set.json"
 SCAN, CAPTIONS, SCORES, SHARDS = "scan", "captions", "scores", "shards"
 LATENTS, TEXT, REPORT = "latents", "text", "report"
 REFUSED = ".refused.jsonl"
+DUPLICATES, QUARANTINE = "duplicates.jsonl", "quarantine.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +72,9 @@ class TrainingSet:
             ) from error
 
     def save(self) -> None:
-        """Write `set.json`."""
+        """Write `set.json`, and clear away what a killed process was writing beside it."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        clear_leftovers(self.folder)
         value = {
             "format": FORMAT,
             "source": self.source,
@@ -90,7 +94,7 @@ class TrainingSet:
     def refused(self, unit: str) -> list[Refusal]:
         """What the scan kept out of a unit, and why."""
         path = self.folder / SCAN / f"{unit}{REFUSED}"
-        return [refusal_from(value) for value in _read_lines(path)]
+        return [refusal_from(value) for value in read_lines(path)]
 
     def makers(self, stage: str) -> list[str]:
         """The names of the models that wrote captions or scores, in order of their names."""
@@ -129,6 +133,37 @@ class TrainingSet:
         for unit in self.units:
             yield from self.samples(unit)
 
+    def duplicates(self) -> dict[str, str]:
+        """The id of each duplicate, and of the sample that stays in its place.
+
+        Raises:
+            DataError: the scan is not finished.
+        """
+        path = self.folder / SCAN / DUPLICATES
+        if not path.exists():
+            raise DataError(
+                f"{self.folder}: the scan is not finished",
+                hint="run `sanakit data scan` again: it goes on where it stopped",
+            )
+        return {value["id"]: value["of"] for value in read_lines(path)}
+
+    def kept(self) -> Iterator[Sample]:
+        """The samples of all units that are in the set: those that are no duplicates, in order.
+
+        Raises:
+            DataError: the scan is not finished.
+        """
+        duplicates = self.duplicates()
+        return (sample for sample in self.all_samples() if sample.id not in duplicates)
+
+    def quarantined(self) -> list[Refusal]:
+        """All that the scan kept out, duplicates and captions included.
+
+        Raises:
+            DataError: the scan is not finished.
+        """
+        return [refusal_from(value) for value in read_lines(self.folder / QUARANTINE)]
+
     def _lines(self, stage: str, unit: str, *, optional: bool = False) -> list[dict[str, Any]]:
         folder = self.folder / stage
         if read_mark(folder, unit) is None:
@@ -138,14 +173,19 @@ class TrainingSet:
                 f"{folder}: unit {unit} is not finished",
                 hint="run `sanakit data scan` again: it goes on where it stopped",
             )
-        return _read_lines(folder / f"{unit}.jsonl")
+        return read_lines(folder / f"{unit}.jsonl")
 
 
 def _scored(caption: Caption, scores: list[float] | None) -> Caption:
     return replace(caption, score=sum(scores) / len(scores)) if scores else caption
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON values of a file, one a line.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
     try:
         # Not splitlines(): captions may hold other characters that it takes for line ends.
         return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]

@@ -1,6 +1,6 @@
-"""Sizes that published models were trained at: draw at the nearest, then cut to what was asked.
+"""Draw at the nearest size that a model was trained at, then cut to what was asked.
 
-Source: reference 3.12; the tables are those of the published pipelines.
+Source: reference 3.12.
 """
 
 from __future__ import annotations
@@ -8,52 +8,6 @@ from __future__ import annotations
 import torch.nn.functional as F
 
 from sanakit.shapes import Image
-
-# (height, width) at 1024 px; the 512 table is exactly half of it.
-_AT_1024 = (
-    (512, 2048), (512, 1856), (576, 1792), (576, 1728), (576, 1664), (640, 1600), (640, 1536),
-    (704, 1472), (704, 1408), (704, 1344), (768, 1344), (768, 1280), (832, 1216), (832, 1152),
-    (896, 1152), (896, 1088), (960, 1088), (960, 1024), (1024, 1024), (1024, 960), (1088, 960),
-    (1088, 896), (1152, 896), (1152, 832), (1216, 832), (1280, 768), (1344, 768), (1408, 704),
-    (1472, 704), (1536, 640), (1600, 640), (1728, 576), (2048, 512),
-)  # fmt: skip
-# Keys as published: rounded to two digits, so not always the nearest hundredth of the quotient.
-_KEYS = (
-    0.25, 0.28, 0.32, 0.33, 0.35, 0.4, 0.42, 0.48, 0.5, 0.52, 0.57, 0.6, 0.68, 0.72, 0.78, 0.82,
-    0.88, 0.94, 1.0, 1.07, 1.13, 1.21, 1.29, 1.38, 1.46, 1.67, 1.75, 2.0, 2.09, 2.4, 2.5, 3.0, 4.0,
-)  # fmt: skip
-# Only the 2048 and 4096 tables have these; in 2048 px.
-_EXTRA = {
-    0.26: (1024, 3968), 0.27: (1024, 3840), 2.89: (3328, 1152), 3.11: (3584, 1152),
-    3.62: (3712, 1024), 3.75: (3840, 1024), 3.88: (3968, 1024),
-}  # fmt: skip
-
-Table = dict[float, tuple[int, int]]
-
-
-def _table(scale: float, *, extra: bool) -> Table:
-    sizes = {
-        key: (int(height * scale), int(width * scale))
-        for key, (height, width) in zip(_KEYS, _AT_1024, strict=True)
-    }
-    if extra:
-        sizes |= {k: (int(h * scale / 2), int(w * scale / 2)) for k, (h, w) in _EXTRA.items()}
-    return dict(sorted(sizes.items()))
-
-
-TABLES: dict[int, Table] = {
-    16: _table(0.5, extra=False),
-    32: _table(1, extra=False),
-    64: _table(2, extra=True),
-    128: _table(4, extra=True),
-}
-"""By the ``sample_size`` of the transformer's config; models of other sizes are not binned."""
-
-
-def nearest_bin(height: int, width: int, table: Table) -> tuple[int, int]:
-    """Give the trained size whose ratio is nearest to ``height / width``."""
-    ratio = height / width
-    return table[min(table, key=lambda key: abs(key - ratio))]
 
 
 def cut_to(image: Image, height: int, width: int) -> Image:

@@ -17,7 +17,8 @@ from sanakit.pipeline.arguments import (
     draw_noise,
     rows_of,
 )
-from sanakit.pipeline.binning import TABLES, cut_to, nearest_bin
+from sanakit.pipeline.aspect_ratios import TABLES, nearest_bin
+from sanakit.pipeline.binning import cut_to
 from sanakit.pipeline.callbacks import StepHook, effective_scale
 from sanakit.pipeline.compat import check_compat, instruction_as, scheduler_as
 from sanakit.pipeline.face import PipelineFace

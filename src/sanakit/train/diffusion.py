@@ -63,7 +63,7 @@ def cache_latents(
     for numbers in (np.zeros(count, dtype=np.int64), backgrounds):
         parts = []
         for rows in np.array_split(np.arange(count), max(1, count // ENCODE_BATCH)):
-            image = compose(pictures.pictures[rows], colours[numbers[rows]])
+            image = compose(pictures.rgba(rows), colours[numbers[rows]])
             image = image.contiguous(memory_format=torch.channels_last)
             with torch.autocast("cpu", torch.bfloat16):
                 latent = autoencoder.encode(image)

@@ -6,12 +6,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from sanakit.data.glyph.iconify import Collection
-from sanakit.data.glyph.packages import EMOJIBASE, FLUENT_3D, Package
+from sanakit.data.glyph.packages import EMOJIBASE, FLUENT_3D, WORDNET, Package
+from sanakit.data.glyph.suitable import LICENCES
+from sanakit.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Credit:
-    """Whose work a source is and under which terms; links may be empty."""
+    """Whose work a source is and under which terms; links may be empty.
+
+    ``works`` are single works with their authors, where the authors of a source differ.
+    """
 
     source: str
     title: str
@@ -20,10 +25,20 @@ class Credit:
     licence: str
     licence_url: str
     package: Package
+    works: tuple[str, ...] = ()
 
 
 def credit_of(collection: Collection, package: Package) -> Credit:
-    """The credit for an icon set."""
+    """The credit for an icon set.
+
+    Raises:
+        DataError: its licence is not one of those that leave the pictures free to share.
+    """
+    if collection.licence not in LICENCES:
+        raise DataError(
+            f"icon set {collection.prefix!r} is under {collection.licence}",
+            hint=f"the set is made of works under {', '.join(sorted(LICENCES))}",
+        )
     return Credit(
         source=collection.prefix,
         title=collection.title,
@@ -44,6 +59,7 @@ def attribution_text(credits: Iterable[Credit], counts: Mapping[str, int]) -> st
 
     ``counts`` are pictures by source; a source with none has given only text.
     """
+    credits = list(credits)
     lines = [
         "# Attribution",
         "",
@@ -60,6 +76,9 @@ def attribution_text(credits: Iterable[Credit], counts: Mapping[str, int]) -> st
         f"| {one.package.name} {one.package.version} |"
         for one in credits
     ]
+    for one in credits:
+        if one.works:
+            lines += ["", f"## {one.title}", "", *(f"- {work}" for work in one.works)]
     return "\n".join(lines) + "\n"
 
 
@@ -81,4 +100,13 @@ EMOJIBASE_CREDIT = Credit(
     licence="MIT",
     licence_url="",
     package=EMOJIBASE,
+)
+WORDNET_CREDIT = Credit(
+    source="wordnet",
+    title="WordNet 3.1: which names are nouns for things",
+    author="Princeton University",
+    author_url="https://wordnet.princeton.edu",
+    licence="WordNet License",
+    licence_url="https://wordnet.princeton.edu/license-and-commercial-use",
+    package=WORDNET,
 )

@@ -1,103 +1,254 @@
-"""The recipe `glyph`: packages of icons become a memory map of pictures and a list of records.
+"""The recipe `glyph`: packages of art become drawings, and those pictures of any size.
 
-A build has two stages, each ended by a rename: the pictures, which are the slow part, and the
-records that describe them. `summary.json` is written last and marks a finished build.
+`drawings/` holds everything in a portable form; `pictures-SIZE/`, `records.jsonl` and
+`ATTRIBUTION.md` are made from it alone. `summary.json` is written last and marks a finished build.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from sanakit.data.glyph.attribution import (
-    EMOJIBASE_CREDIT,
-    FLUENT_3D_CREDIT,
-    Credit,
-    attribution_text,
-    credit_of,
+from sanakit.data.glyph.attribution import attribution_text
+from sanakit.data.glyph.drawing import read_records
+from sanakit.data.glyph.packages import Package, fetch, verify
+from sanakit.data.glyph.pictures import RECORDS, SUMMARY, Record, sizes, store_folder
+from sanakit.data.glyph.rows.all_rows import ROWS
+from sanakit.data.glyph.rows.row import Row
+from sanakit.data.glyph.stages import (
+    PICTURES_VERSION,
+    DrawingStage,
+    Pack,
+    PictureStage,
+    credits_of,
+    packs_of,
+    read_marks,
+    unpack_drawings,
 )
-from sanakit.data.glyph.drawing import Drawing, Drawn, Report, draw_all
-from sanakit.data.glyph.emoji import EmojiTable, read_emoji
-from sanakit.data.glyph.iconify import Collection, read_collections
-from sanakit.data.glyph.packages import (
-    EMOJIBASE,
-    FLUENT_3D,
-    ICONIFY,
-    fetch,
-    read_members,
-    verify,
-)
-from sanakit.data.glyph.pictures import PICTURES, RECORDS, SUMMARY
-from sanakit.data.glyph.records import describe
-from sanakit.data.glyph.selection import FLUENT_3D_SOURCE, STYLES, Entry, select
-from sanakit.data.glyph.silhouettes import SETS
+from sanakit.data.glyph.store import INDEX, write_index
+from sanakit.data.stages import LocalEngine, Mark, Report, fingerprint, read_mark, run_stage
 from sanakit.errors import ConfigError
-from sanakit.weights.atomic import replacing
+from sanakit.weights.atomic import write_atomically
 
-PICTURES_VERSION = 1  # raise it when the same settings would draw other pictures
-RECORDS_VERSION = 1  # raise it when the same pictures would get other records
-
-PACKAGES = (ICONIFY, FLUENT_3D, EMOJIBASE)
+RECORDS_VERSION = 1  # raise it when the same drawings would get other records
 ATTRIBUTION = "ATTRIBUTION.md"
-STAGE = "pictures.json"
-ASSETS, ENDING = "package/assets/", ".webp"
+DRAWINGS = "drawings"
 
 
 @dataclass(frozen=True, kw_only=True)
 class GlyphSummary:
     """What a build holds, and what was left out because it was blank or could not be drawn.
 
-    ``settings`` identifies all that the result depends on; ``built`` is False for a build that
-    was found finished.
+    ``shares`` are the parts of training draws by row; ``settings`` identifies all that the result
+    depends on; ``built`` is False for a build that was found finished.
     """
 
     pictures: int
     blank: int
     failed: int
+    failures: dict[str, str]
     concepts: int
+    rows: dict[str, int]
+    shares: dict[str, float]
     styles: dict[str, int]
     splits: dict[str, int]
+    sizes: list[int]
+    drawings_bytes: int
     settings: str
     built: bool = True
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Sources:
-    """Everything read from the packages."""
-
-    collections: Mapping[str, Collection]
-    rendered: Mapping[str, bytes]
-    table: EmojiTable
-
-    def drawing(self, entry: Entry) -> Drawing:
-        if entry.source == FLUENT_3D_SOURCE:
-            return Drawing(id=entry.id, encoded=self.rendered[entry.icon])
-        icon = self.collections[entry.source].icons[entry.icon]
-        return Drawing(id=entry.id, icon=icon, colour=entry.shade)
-
-    def credits(self) -> list[Credit]:
-        sets = [credit_of(one, ICONIFY) for one in self.collections.values()]
-        return [FLUENT_3D_CREDIT, *sets, EMOJIBASE_CREDIT]
 
 
 def _silent(_: str) -> None:
     """Report nothing."""
 
 
-def _hash(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+def build_glyph(
+    out: Path,
+    *,
+    packages: Path | None = None,
+    drawings: Path | None = None,
+    size: int | Sequence[int] = 128,
+    workers: int = 2,
+    limit: int | None = None,
+    without: Sequence[str] = (),
+    rows: Sequence[Row] = ROWS,
+    report: Report = _silent,
+) -> GlyphSummary:
+    """Build the data set in ``out``, or recognise that it is built already.
+
+    ``packages`` is a folder that holds the archives; without it they are fetched into
+    ``out/packages``. ``drawings`` is the folder of the same name that another build left, or a
+    .tar of it: then no package is read. ``size`` may be several; other sizes that were built
+    before stay. ``limit`` keeps about that many pictures, the same number of each row; ``without``
+    are rows to leave out. A build that is killed leaves no `summary.json` and goes on from its
+    last finished unit.
+
+    Raises:
+        ConfigError: a number is less than 1, or there is no such row.
+        DataError: a package is absent, damaged or not the pinned one, the renderer is missing, or
+            the disk refuses.
+    """
+    wanted = sorted({size} if isinstance(size, int) else set(size))
+    numbers = [("size", one) for one in wanted] + [("workers", workers), ("limit", limit)]
+    for name, value in numbers:
+        if value is not None and value < 1:
+            raise ConfigError(f"{name}={value} is less than 1", hint=f"give {name}=1 or more")
+    chosen = _without(rows, without)
+    out.mkdir(parents=True, exist_ok=True)
+    engine = LocalEngine(workers=workers)
+    if drawings is None:
+        folder = out / DRAWINGS
+        marks = _draw_rows(
+            folder, chosen, packages, out / "packages", limit=limit, engine=engine, report=report
+        )
+    else:
+        folder = drawings
+        if drawings.is_file():
+            folder = out / DRAWINGS
+            unpack_drawings(drawings, folder)
+        marks = read_marks(folder, [row.name for row in chosen])
+    packs = packs_of(list(marks.values()))
+    _forget(out, packs, report=report)
+    for side in wanted:
+        _draw_pictures(out, folder, side, packs, engine=engine, report=report)
+    return _describe(out, folder, marks, packs, report=report)
 
 
-def _write(path: Path, text: str) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+def _without(rows: Sequence[Row], without: Sequence[str]) -> tuple[Row, ...]:
+    names = [row.name for row in rows]
+    if unknown := sorted(set(without) - set(names)):
+        raise ConfigError(f"no row {unknown[0]!r}", hint=f"rows: {', '.join(names)}")
+    if not (chosen := tuple(row for row in rows if row.name not in without)):
+        raise ConfigError("no row is left", hint=f"rows: {', '.join(names)}")
+    return chosen
+
+
+def _draw_rows(
+    folder: Path,
+    rows: tuple[Row, ...],
+    packages: Path | None,
+    cache: Path,
+    *,
+    limit: int | None,
+    engine: LocalEngine,
+    report: Report,
+) -> dict[str, Mark]:
+    """The drawings of the rows; packages are looked for only if a row is not finished."""
+    limits = {}
+    if limit is not None:
+        limits = {row.name: (limit + i) // len(rows) for i, row in enumerate(rows)}
+        rows = tuple(row for row in rows if limits[row.name])
+    stage = DrawingStage(folder, rows, {}, limits)
+    needed: dict[Package, None] = {}
+    for row in rows:
+        mark = read_mark(folder, row.name)
+        if mark is None or mark.made_from != stage.made_from(row.name):
+            needed.update(dict.fromkeys(row.packages))
+    archives = {
+        package: fetch(package, cache) if packages is None else verify(package, packages)
+        for package in needed
+    }
+    stage = replace(stage, archives=archives)
+    return run_stage(stage, [row.name for row in rows], engine=engine, report=report)
+
+
+def _made_from(packs: Sequence[Pack]) -> str:
+    """What the pictures of any size are made from."""
+    return fingerprint(PICTURES_VERSION, [[pack.name, pack.sha256] for pack in packs])
+
+
+def _forget(out: Path, packs: Sequence[Pack], *, report: Report) -> None:
+    """Take away the index of pictures that were made from other drawings."""
+    for size in sizes(out):
+        index = store_folder(out, size) / INDEX
+        if _read_object(index).get("made_from") != _made_from(packs):
+            (out / SUMMARY).unlink(missing_ok=True)
+            index.unlink()
+            report(f"the pictures of {size} px were made from other drawings: they do not count")
+
+
+def _draw_pictures(
+    out: Path,
+    drawings: Path,
+    size: int,
+    packs: Sequence[Pack],
+    *,
+    engine: LocalEngine,
+    report: Report,
+) -> None:
+    folder = store_folder(out, size)
+    inputs = {pack.name: pack.sha256 for pack in packs}
+    run_stage(
+        PictureStage(folder, drawings, size, inputs), list(inputs), engine=engine, report=report
+    )
+    if not (folder / INDEX).is_file():
+        counts = [(pack.name, pack.count) for pack in packs]
+        write_index(folder, size, counts, made_from=_made_from(packs))
+
+
+def _describe(
+    out: Path, drawings: Path, marks: Mapping[str, Mark], packs: Sequence[Pack], *, report: Report
+) -> GlyphSummary:
+    """Write what is known of all pictures, unless that was done."""
+    settings = fingerprint(RECORDS_VERSION, _made_from(packs), sizes(out))
+    found = _read_object(out / SUMMARY)
+    if found.get("settings") == settings and (out / RECORDS).is_file():
+        report(f"found a finished build in {out}")
+        return GlyphSummary(**{**found, "built": False})
+    report("describing the pictures")
+    (out / SUMMARY).unlink(missing_ok=True)
+    shares = {row: float(mark.stats["share"]) for row, mark in marks.items()}
+    records = weighted(
+        [replace(one, row=pack.row) for pack in packs for one in read_records(drawings, pack.name)],
+        shares,
+    )
+    lines = (json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in records)
+    write_atomically(out / RECORDS, "".join(lines).encode("utf-8", "surrogatepass"))
+    counts = Counter(record.source for record in records)
+    text = attribution_text(credits_of(list(marks.values())), counts)
+    write_atomically(out / ATTRIBUTION, text.encode())
+    stats = [mark.stats for mark in marks.values()]
+    whole = sum(shares.values())
+    summary = GlyphSummary(
+        pictures=len(records),
+        blank=sum(one["blank"] for one in stats),
+        failed=sum(one["failed"] for one in stats),
+        failures={key: reason for one in stats for key, reason in one["failures"].items()},
+        concepts=len({record.name for record in records}),
+        rows=dict(Counter(record.row for record in records)),
+        shares={row: round(share / whole, 4) for row, share in shares.items()},
+        styles=dict(Counter(record.style for record in records)),
+        splits=dict(Counter(record.split for record in records)),
+        sizes=sizes(out),
+        drawings_bytes=sum(size for mark in marks.values() for size, _ in mark.files.values()),
+        settings=settings,
+    )
+    write_atomically(out / SUMMARY, f"{json.dumps(asdict(summary), indent=2)}\n".encode())
+    report(f"built {summary.pictures} pictures of {summary.concepts} concepts in {out}")
+    return summary
+
+
+def weighted(records: Sequence[Record], shares: Mapping[str, float]) -> list[Record]:
+    """The records, their weights scaled so that each row gets its share of training draws.
+
+    The mean weight of the training split becomes 1, whichever rows there are.
+    """
+    train = [record for record in records if record.split == "train"]
+    totals: dict[str, float] = {}
+    for record in train:
+        totals[record.row] = totals.get(record.row, 0.0) + record.weight
+    whole = sum(shares[row] for row, total in totals.items() if total)
+    factors = {
+        row: len(train) * shares[row] / whole / total for row, total in totals.items() if total
+    }
+    return [
+        replace(one, weight=float(f"{one.weight * factors.get(one.row, 1.0):.6g}"))
+        for one in records
+    ]
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -107,109 +258,3 @@ def _read_object(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def _archives(packages: Path | None, out: Path) -> list[Path]:
-    if packages is not None:
-        return [verify(package, packages) for package in PACKAGES]
-    return [fetch(package, out / "packages") for package in PACKAGES]
-
-
-def _read_sources(iconify: Path, fluent: Path, emojibase: Path) -> _Sources:
-    prefixes = [prefix for prefix in STYLES if prefix != FLUENT_3D_SOURCE]
-    collections = read_collections(iconify, (*prefixes, *SETS))
-    members = read_members(fluent, lambda name: name.startswith(ASSETS) and name.endswith(ENDING))
-    table = read_emoji(emojibase)
-    for prefix in prefixes:
-        table.learn(collections[prefix].codepoints, collections[prefix].aliases)
-    return _Sources(
-        collections=collections,
-        rendered={name[len(ASSETS) : -len(ENDING)]: data for name, data in members.items()},
-        table=table,
-    )
-
-
-def _draw_stage(
-    out: Path,
-    entries: Sequence[Entry],
-    sources: _Sources,
-    *,
-    settings: str,
-    size: int,
-    workers: int,
-    report: Report,
-) -> Drawn:
-    """The pictures of the entries: found in ``out`` if the same were drawn before, else drawn."""
-    settings = _hash([settings, [(entry.id, entry.shade) for entry in entries]])
-    stage = _read_object(out / STAGE)
-    if stage.pop("settings", None) == settings and (out / PICTURES).is_file():
-        report("found the pictures")
-        return Drawn(**stage)
-    (out / STAGE).unlink(missing_ok=True)
-    (out / SUMMARY).unlink(missing_ok=True)
-    drawings = [sources.drawing(entry) for entry in entries]
-    drawn = draw_all(out / PICTURES, drawings, size=size, workers=workers, report=report)
-    _write(out / STAGE, json.dumps({**asdict(drawn), "settings": settings}))
-    return drawn
-
-
-def build_glyph(
-    out: Path,
-    *,
-    packages: Path | None = None,
-    size: int = 128,
-    workers: int = 2,
-    limit: int | None = None,
-    report: Report = _silent,
-) -> GlyphSummary:
-    """Build the data set in ``out``, or recognise that it is built already.
-
-    ``packages`` is a folder that holds the three archives; without it they are fetched with the
-    npm client into ``out/packages``. ``limit`` keeps that many pictures, spread evenly over all.
-    A build that is killed leaves no `summary.json` and goes on from the last finished stage.
-
-    Raises:
-        ConfigError: ``size``, ``workers`` or ``limit`` is less than 1.
-        DataError: an archive is absent, damaged or not the pinned one, or nothing could be drawn.
-    """
-    for name, value in (("size", size), ("workers", workers), ("limit", limit)):
-        if value is not None and value < 1:
-            raise ConfigError(f"{name}={value} is less than 1", hint=f"give {name}=1 or more")
-    drawing = _hash([PICTURES_VERSION, [package.sha256 for package in PACKAGES], size, limit])
-    settings = _hash([drawing, RECORDS_VERSION])
-    found = _read_object(out / SUMMARY)
-    if found.get("settings") == settings and (out / PICTURES).is_file():
-        report(f"found a finished build in {out}")
-        return GlyphSummary(**{**found, "built": False})
-
-    out.mkdir(parents=True, exist_ok=True)
-    report("reading the packages")
-    sources = _read_sources(*_archives(packages, out))
-    entries = select(sources.collections, sources.rendered, sources.table)
-    if limit is not None and limit < len(entries):
-        entries = [entries[index * len(entries) // limit] for index in range(limit)]
-    drawn = _draw_stage(
-        out, entries, sources, settings=drawing, size=size, workers=workers, report=report
-    )
-
-    report("describing the pictures")
-    kept = [entries[index] for index in drawn.kept]
-    credits = sources.credits()
-    licences = {credit.source: credit.licence for credit in credits}
-    records = describe(kept, np.load(out / PICTURES, mmap_mode="r"), licences)
-    (out / SUMMARY).unlink(missing_ok=True)
-    _write(out / RECORDS, "".join(json.dumps(asdict(record)) + "\n" for record in records))
-    counts = Counter(entry.source for entry in kept)
-    _write(out / ATTRIBUTION, attribution_text(credits, counts))
-    summary = GlyphSummary(
-        pictures=len(kept),
-        blank=len(drawn.blank),
-        failed=len(drawn.failed),
-        concepts=len({entry.concept for entry in kept}),
-        styles=dict(Counter(entry.style for entry in kept)),
-        splits=dict(Counter(record.split for record in records)),
-        settings=settings,
-    )
-    _write(out / SUMMARY, json.dumps(asdict(summary), indent=2) + "\n")
-    report(f"built {summary.pictures} pictures of {summary.concepts} concepts in {out}")
-    return summary

@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from sanakit.data.glyph.colours import WORDS
 from sanakit.data.glyph.names import ALIASES, PHRASES
 from sanakit.data.glyph.split import fraction
+from sanakit.data.glyph.styles import STYLE_WORDS
 
-STYLE_WORDS: Mapping[str, tuple[str, str]] = {
-    "3d": ("glossy 3d emoji", "shiny 3d render"),
-    "flat": ("flat vector emoji", "colorful flat emoji"),
-    "gradient": ("smooth gradient emoji", "softly shaded emoji"),
-    "soft": ("clean cartoon emoji", "rounded vector emoji"),
-    "simple": ("minimal flat emoji", "simple flat emoji"),
-    "blob": ("retro cartoon emoji", "playful cartoon emoji"),
-    "bright": ("bright cartoon emoji", "bold vector emoji"),
-    "toy": ("paper cutout emoji", "plain flat emoji"),
-    "outline": ("dark outline emoji", "outlined cartoon emoji"),
-    "office": ("flat office icon", "flat business icon"),
-    "silhouette": ("flat silhouette icon", "solid one-color icon"),
-}
 MOST = 5
 
 # Words that take no article although they are not plural.
@@ -30,6 +18,8 @@ _MASS_WORDS = """
     clothing coffee corn cutlery fire food garlic ginger honey ice judo lacrosse laughter lightning
     luggage meat milk money music noodles paper pasta people popcorn ramen rice saturn salad salt
     snow soap spaghetti stew sushi tea thread toast water wind wine yarn earth paella poop dna
+    rain hail fog smoke haze sleet drizzle dust mist sand wool jewelry jewellery furniture equipment
+    makeup mail software hardware electricity grass hay charcoal straw lava gold silver tofu jam
 """
 _MASS = frozenset(_MASS_WORDS.split())
 _SINGULAR_S = re.compile(r"(ss|us|is|gas|lens|christmas|dice|rhinoceros)$")
@@ -40,8 +30,10 @@ _PROPER = re.compile(
 )
 _COUNTED = re.compile(r"(an?|the|two|three|half|\d\S*|men|women) ")
 _HEAD_ENDS = re.compile(
-    r" (with|of|in|on|and|behind|showing|wearing|over|for|at|without|facing|tilted|to) "
+    r" (with|of|in|on|and|behind|showing|wearing|over|for|at|without|facing|tilted|to|under|above"
+    r"|beside|below|from|holding|inside|between|carrying|against|within) "
 )
+_PLACED = re.compile(r" (under|above|beside|below|holding|inside|on|in|with|against|within) ")
 _VOWEL_SOUND = re.compile(r"(?!uni|use|eu|ewe|one|ufo|ukulele)[aeiou]|hour|honest|x-ray|mri|suv")
 
 
@@ -57,10 +49,20 @@ def article(name: str) -> str:
 
 def phrase(concept: str) -> str:
     """A concept as it stands in a sentence: "a red apple", "grapes", "a closed padlock"."""
+    if concept.startswith("flag of "):
+        return f"the {concept}"
     clock = re.fullmatch(r"(\w+) (o'clock|thirty)", concept)
     if clock:
         return f"a clock showing {concept if clock[2] != 'thirty' else f'half past {clock[1]}'}"
     return PHRASES.get(concept) or article(concept)
+
+
+def spoken(name: str) -> str:
+    """A name of key words with the articles of a sentence: "car under a toll gantry"."""
+    parts = _PLACED.split(name)
+    return " ".join(
+        [parts[0], *(article(one) if i % 2 else one for i, one in enumerate(parts[1:]))]
+    )
 
 
 def bare(words: str) -> str:
@@ -87,27 +89,72 @@ def choice(options: Sequence[str], key: str) -> str:
     return options[int(fraction(key) * len(options))]
 
 
-def _unique(captions: Iterable[str | None]) -> list[str]:
-    return list(dict.fromkeys(one for one in captions if one))[:MOST]
+def unique(captions: Iterable[str | None]) -> tuple[str, ...]:
+    """The different captions among them, in order, five at most."""
+    return tuple(dict.fromkeys(one for one in captions if one))[:MOST]
 
 
-def painted_captions(noun: str, colour: str, *, key: str) -> list[str]:
-    """Captions of a drawing painted in one colour.
+def _two_words(style: str, key: str) -> tuple[str, str]:
+    """Two of a style's phrases, in an order that depends on the key."""
+    words = choice(STYLE_WORDS[style], f"style:{key}")
+    return words, next(one for one in STYLE_WORDS[style] if one != words)
+
+
+def painted_captions(
+    noun: str, colour: str, style: str, *, key: str, short: str = ""
+) -> tuple[str, ...]:
+    """Captions of a drawing painted in one colour; ``short`` is another name of the noun.
 
     Each names the colour and says that it is an icon, so that "a blue car" alone keeps its place
     for pictures with shading and detail.
     """
-    words = choice(STYLE_WORDS["silhouette"], f"style:{key}")
-    other = next(one for one in STYLE_WORDS["silhouette"] if one != words)
+    words, other = _two_words(style, key)
     name = coloured(colour, noun) or article(noun)
-    short = short_names(noun, "")
-    return _unique(
+    last = STYLE_WORDS[style][0].rsplit(" ", 1)[1]
+    return unique(
         (
             f"{name}, {words}",
             f"{bare(name)}, {other}",
-            f"{article(f'{colour} icon')} of {article(noun)}",
-            f"{article(f'{colour} silhouette')} of {article(short[0] if short else noun)}",
+            f"{article(f'{colour} {last}')} of {article(noun)}",
+            f"{article(f'{colour} {words}')} of {article(short or noun)}",
             f"{article(noun)} in {colour}, {words}",
+        )
+    )
+
+
+def icon_captions(
+    concept: str, style: str, *, key: str, thing: bool, other: str = ""
+) -> tuple[str, ...]:
+    """Captions of an interface icon, each of which says that it is one.
+
+    A ``thing`` takes an article, an action does not; ``other`` is another name of the concept.
+    """
+    words, second = _two_words(style, key)
+    name = phrase(concept) if thing else concept
+    again = article(other or concept) if thing else other or concept
+    return unique(
+        (
+            f"an icon of {name}" if thing else f"{article(concept + ' icon')}",
+            f"{bare(name)}, {words}",
+            f"{article(second)} {'of' if thing else 'for'} {name}",
+            f"{again}, {second}",
+            f"{bare(again)} icon, {words.removesuffix(' icon')} style",
+        )
+    )
+
+
+def flag_captions(concept: str, style: str, *, key: str) -> tuple[str, ...]:
+    """Captions of a flag: "the flag of japan", "japan flag"."""
+    words, other = _two_words(style, key)
+    name = phrase(concept)
+    country = re.sub("^flag of (the )?", "", concept)
+    return unique(
+        (
+            name,
+            f"{name}, {words}",
+            f"{country} flag" if country != concept else concept,
+            f"{article(other)} of {country}" if country != concept else f"{concept}, {other}",
+            f"{concept}, {other}",
         )
     )
 
@@ -117,39 +164,32 @@ def captions(
     style: str,
     *,
     key: str,
-    group: str = "",
+    names: Sequence[str] = (),
     tags: Sequence[str] = (),
-    colour: str = "",
-    toned: bool = False,
-) -> list[str]:
+    tone: str = "",
+) -> tuple[str, ...]:
     """Three to five captions of a picture, the plainest first; ``key`` varies their wording.
 
-    ``tags`` are words that go with the concept; ``colour`` is the one word that names the colour
-    of the picture, or empty; ``toned`` says that people in it have a medium skin tone.
+    ``names`` are other everyday names of the concept, the best one first; ``tags`` are words that
+    go with it; ``tone`` is the skin tone of the people in it, in words.
     """
-    words = choice(STYLE_WORDS[style], f"style:{key}")
-    other = next(one for one in STYLE_WORDS[style] if one != words)
-    names = short_names(concept, group)
+    words, other = _two_words(style, key)
     name, short = phrase(concept), article(names[0]) if names else ""
     alias = article(choice(names, f"alias:{key}")) if names else ""
-    tint = ""
-    if colour and coloured(colour, concept):
-        # A name with a colour is believed. One that is no noun takes none: "a yellow locked".
-        noun = names[0] if names else concept if name == article(concept) else ""
-        tint = (noun and coloured(colour, noun)) or ""
     said = {*WORDS, *name.split()}  # a tag may name a colour the picture does not have
-    extra = [tag for tag in tags if tag.isalpha() and len(tag) > 2 and tag not in said]
+    extra = [
+        tag for tag in tags if tag.isascii() and tag.isalpha() and len(tag) > 2 and tag not in said
+    ]
     start = int(fraction(f"tags:{key}") * max(len(extra) - 1, 1))
-    tail = ", medium skin tone" if toned else ""
+    tail = f", {tone}" if tone else ""
     with_style = choice((name, bare(name)), f"bare:{key}")
-    return _unique(
+    return unique(
         (
             name + tail,
             f"{with_style}{tail}, {words}",
-            f"{tint or alias}{tail}" if tint or alias else None,
-            f"{article(other)} of {tint or short or name}{tail}",
+            f"{article(other)} of {short or name}{tail}",
             alias + tail if alias else None,
             ", ".join([name + tail, *extra[start : start + 2]]) if extra else None,
-            f"an {'icon' if style == 'office' else 'emoji'} of {name}{tail}",
+            f"{words} of {name}{tail}",
         )
     )

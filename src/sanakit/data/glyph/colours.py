@@ -97,6 +97,23 @@ def dominant_colour(rgba: npt.NDArray[np.uint8]) -> str | None:
     return None if max(rivals) >= RIVAL * shares[best] else WORDS[best]
 
 
+# How much a difference in red, green and blue is seen: black hardly shows on dark blue.
+_SEEN = np.array([1.0, 1.0, 0.6], dtype=np.float32)
+CLOSE = 0.2  # a colour no farther than this from its background hardly shows
+
+
+def distance(rgb: npt.ArrayLike, background: npt.ArrayLike) -> npt.NDArray[np.float32]:
+    """How far colours ``... 3`` are from another as the eye sees it; all in [0, 1]."""
+    apart = np.abs(np.asarray(rgb, dtype=np.float32) - np.asarray(background, dtype=np.float32))
+    return (apart * _SEEN).max(axis=-1)
+
+
+def hidden_share(rgba: npt.NDArray[np.uint8], background: npt.ArrayLike) -> float:
+    """The part of the opaque pixels of ``H W 4`` that hardly shows on a colour ``3`` in [0, 1]."""
+    drawn = rgba[..., :3][rgba[..., 3] >= OPAQUE].astype(np.float32) / 255
+    return float((distance(drawn, background) <= CLOSE).sum() / max(len(drawn), 1))
+
+
 def is_pale(rgba: npt.NDArray[np.uint8]) -> bool:
     """Whether a picture would nearly vanish on white: almost all it shows is close to white."""
     alpha = rgba[..., 3].astype(np.float32) / 255

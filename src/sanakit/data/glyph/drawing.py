@@ -1,112 +1,128 @@
-"""Draws many pictures with several processes into one memory map that appears only when done."""
+"""Drawings in a portable form: vectors stay vectors, and any size can be drawn from them.
+
+A pack of drawings is two or three files: `NAME.records.xz`, what is known of each, one JSON object
+a line; `NAME.drawings.xz`, the drawings, likewise; `NAME.rasters`, the picture files among them.
+"""
 
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import io
+import json
+import lzma
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any
 
-import numpy as np
+from PIL import Image
 
 from sanakit.data.glyph.iconify import Icon
-from sanakit.data.glyph.rasterize import Pixels, load_renderer, render_icon, resize_picture
+from sanakit.data.glyph.pictures import Record, parse_record
+from sanakit.data.glyph.rasterize import Box, Pixels, draw_icon, draw_picture
 from sanakit.errors import DataError
-from sanakit.weights.atomic import replacing
 
-Report: TypeAlias = Callable[[str], None]
-REPORT_EVERY = 1000
+RECORDS_XZ, DRAWINGS_XZ, RASTERS = ".records.xz", ".drawings.xz", ".rasters"
+_PRESET = 6
+_RASTER_QUALITY = 90
 
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """What one picture is drawn from: an icon and the colour it is painted in, or a picture file.
+    """What one picture is drawn from: a ``view`` of an icon, or of a picture file with alpha.
 
-    An empty ``colour`` leaves the icon's own colours; ``encoded`` excludes ``icon``.
+    An empty ``shade`` leaves the icon's own colours; ``encoded`` excludes ``icon``.
     """
 
-    id: str
+    record: Record
+    view: Box
     icon: Icon | None = None
-    colour: str = ""
+    shade: str = ""
     encoded: bytes = b""
 
+    def draw(self, size: int) -> Pixels:
+        """The picture, ``size size 4``.
 
-@dataclass(frozen=True, kw_only=True)
-class Drawn:
-    """The numbers of the drawings that were kept, in order, and the ids of those that were not."""
+        Raises:
+            DataError: the renderer is not installed, or it refuses the drawing.
+        """
+        try:
+            if self.icon is None:
+                return draw_picture(self.encoded, self.view, size=size)
+            return draw_icon(self.icon, self.view, size=size, colour=self.shade or None)
+        except (ValueError, OSError) as error:
+            raise DataError(
+                f"{self.record.id} cannot be drawn at {size} px: {error}",
+                hint="leave its row out, or draw with the version of resvg-py it was made with",
+            ) from error
 
-    kept: list[int]
-    blank: list[str]
-    failed: dict[str, str]
+
+def compact(encoded: bytes) -> bytes:
+    """A picture file as it is if it is WebP already, else as a small WebP; alpha stays exact."""
+    with Image.open(io.BytesIO(encoded)) as image:
+        if image.format == "WEBP":
+            return encoded
+        buffer = io.BytesIO()
+        image.convert("RGBA").save(buffer, "WEBP", quality=_RASTER_QUALITY, method=4)
+    return buffer.getvalue()
 
 
-def _draw(task: tuple[Drawing, int]) -> Pixels | str | None:
-    """One picture: its pixels, None if it is blank, or what went wrong."""
-    drawing, size = task
-    try:
+def write_drawings(folder: Path, name: str, drawings: Sequence[Drawing]) -> None:
+    """Write one pack."""
+    lines: list[list[Any]] = []
+    rasters = b"".join(drawing.encoded for drawing in drawings)
+    start = 0
+    for drawing in drawings:
+        view = [float(f"{number:.6g}") for number in drawing.view]
         if drawing.icon is None:
-            return resize_picture(drawing.encoded, size=size)
-        return render_icon(drawing.icon, size=size, colour=drawing.colour or None)
-    except (ValueError, OSError) as error:
-        return f"{type(error).__name__}: {error}"
+            lines.append([view, start, len(drawing.encoded)])
+            start += len(drawing.encoded)
+        else:
+            lines.append([view, drawing.shade, list(drawing.icon.canvas), drawing.icon.body])
+    if rasters:
+        (folder / f"{name}{RASTERS}").write_bytes(rasters)
+    _write_lines(folder / f"{name}{DRAWINGS_XZ}", lines)
+    _write_lines(folder / f"{name}{RECORDS_XZ}", [asdict(one.record) for one in drawings])
 
 
-def _results(drawings: Sequence[Drawing], size: int, workers: int) -> Iterator[Pixels | str | None]:
-    tasks = ((drawing, size) for drawing in drawings)
-    if workers == 1:
-        yield from map(_draw, tasks)
-        return
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        yield from pool.imap(_draw, tasks, chunksize=32)
-
-
-def draw_all(
-    path: Path, drawings: Sequence[Drawing], *, size: int, workers: int, report: Report
-) -> Drawn:
-    """Write the pictures as ``N size size 4`` uint8 to the .npy file ``path``, in order.
-
-    Blank and failed drawings are left out, so N may be less than ``len(drawings)``. The result
-    does not depend on ``workers``; with more than one the calling script must be importable.
+def read_records(folder: Path, name: str) -> list[Record]:
+    """The records of a pack.
 
     Raises:
-        DataError: the renderer is not installed, or nothing could be drawn.
+        DataError: the file is absent or damaged.
     """
-    if any(drawing.icon for drawing in drawings):
-        load_renderer()
-    kept: list[int] = []
-    blank: list[str] = []
-    failed: dict[str, str] = {}
-    with replacing(path) as temporary:
-        shape = (len(drawings), size, size, 4)
-        canvas = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
-        for index, result in enumerate(_results(drawings, size, workers)):
-            if isinstance(result, np.ndarray):
-                canvas[len(kept)] = result
-                kept.append(index)
-            elif result is None:
-                blank.append(drawings[index].id)
-            else:
-                failed[drawings[index].id] = result
-            if (index + 1) % REPORT_EVERY == 0:
-                report(f"drew {index + 1} of {len(drawings)} pictures")
-        if not kept:
-            raise DataError(
-                f"none of {len(drawings)} pictures could be drawn",
-                hint=f"the first failures: {list(failed.items())[:3]}",
-            )
-        canvas.flush()
-        if len(kept) < len(drawings):
-            _shorten(temporary, len(kept))
-    return Drawn(kept=kept, blank=blank, failed=failed)
+    return [parse_record(line) for line in _read_lines(folder / f"{name}{RECORDS_XZ}")]
 
 
-def _shorten(path: Path, length: int) -> None:
-    """Keep the first ``length`` pictures of a .npy file."""
-    whole = np.load(path, mmap_mode="r")
-    with replacing(path) as shorter:
-        shape = (length, *whole.shape[1:])
-        part = np.lib.format.open_memmap(shorter, "w+", np.uint8, shape)
-        for start in range(0, length, 256):
-            part[start : start + 256] = whole[start : min(start + 256, length)]
-        part.flush()
+def read_drawings(folder: Path, name: str) -> Iterator[Drawing]:
+    """The drawings of a pack, in order.
+
+    Raises:
+        DataError: a file is absent or damaged.
+    """
+    path = folder / f"{name}{RASTERS}"
+    rasters = path.read_bytes() if path.is_file() else b""
+    lines = _read_lines(folder / f"{name}{DRAWINGS_XZ}")
+    for record, line in zip(read_records(folder, name), lines, strict=True):
+        view: Box = tuple(line[0])
+        if len(line) == 3:
+            encoded = rasters[line[1] : line[1] + line[2]]
+            yield Drawing(record=record, view=view, encoded=encoded)
+        else:
+            _, shade, canvas, body = line
+            icon = Icon(name=record.id, body=body, canvas=tuple(canvas))
+            yield Drawing(record=record, view=view, icon=icon, shade=shade)
+
+
+def _write_lines(path: Path, values: Sequence[Any]) -> None:
+    text = "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
+    path.write_bytes(lzma.compress(text.encode("utf-8", "surrogatepass"), preset=_PRESET))
+
+
+def _read_lines(path: Path) -> list[Any]:
+    try:
+        text = lzma.decompress(path.read_bytes()).decode("utf-8", "surrogatepass")
+        return [json.loads(line) for line in text.split("\n") if line]
+    except (OSError, lzma.LZMAError, ValueError) as error:
+        raise DataError(
+            f"{path} cannot be read: {error}", hint="delete the folder's marks and build again"
+        ) from error

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sanakit.data.glyph.packages import read_members
+from sanakit.data.glyph.archives import read_members
 from sanakit.errors import DataError
 
 DATA = "package/en/data.json"
@@ -48,8 +48,10 @@ def squash(name: str) -> str:
 
 
 def plain_name(label: str) -> str:
-    """A label as words in a sentence: "woman: red hair" gives "woman with red hair"."""
+    """A label as words in a sentence, without accents: "woman: red hair", "woman with red hair"."""
     name = label.lower().replace("\u2019", "'")
+    name = unicodedata.normalize("NFKD", name)
+    name = "".join(letter for letter in name if not unicodedata.combining(letter))
     name = re.sub(r"[\u201c\u201d\u229b\"!?().*#]", "", name)
     head, _, tail = name.partition(": ")
     if tail in ("bald", "facing right"):
@@ -84,7 +86,8 @@ class EmojiTable:
         """The character of an icon, by its code points if given, else by its name."""
         if code is not None and (one := self.by_code.get(canonical(code))) is not None:
             return one
-        return self.by_name.get(squash(name))
+        plain = squash(name)
+        return self.by_name.get(plain) if plain else None  # a name in another script has no letters
 
 
 def _entries(

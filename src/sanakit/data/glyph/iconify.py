@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sanakit.data.glyph.packages import read_members
+from sanakit.data.glyph.archives import read_members
 from sanakit.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Icon:
-    """One drawing: ``body`` is SVG content whose canvas is ``(left, top, width, height)``."""
+    """One drawing: ``body`` is SVG content whose canvas is ``(left, top, width, height)``.
+
+    ``zoom`` is how much larger than on its canvas it may be shown, so that a dot stays smaller
+    than a ball.
+    """
 
     name: str
     body: str
     canvas: tuple[float, float, float, float]
+    zoom: float = 1.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +31,8 @@ class Collection:
     """A set of icons by one author under one licence.
 
     ``aliases`` maps other names to icon names; ``codepoints`` maps icon names to the hexadecimal
-    code points of the character they draw, where the set says so.
+    code points of the character they draw and ``categories`` maps them to the set's own words for
+    the parts of the set they are in, where the set says so.
     """
 
     prefix: str
@@ -38,6 +44,16 @@ class Collection:
     icons: Mapping[str, Icon]
     aliases: Mapping[str, str]
     codepoints: Mapping[str, str]
+    categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+def _by_icon(categories: Mapping[str, Iterable[str]]) -> dict[str, tuple[str, ...]]:
+    """Categories with their icons, as icons with their categories."""
+    found: dict[str, tuple[str, ...]] = {}
+    for category, names in categories.items():
+        for name in names:
+            found[name] = (*found.get(name, ()), category)
+    return found
 
 
 def parse_collection(prefix: str, data: Mapping[str, Any], info: Mapping[str, Any]) -> Collection:
@@ -73,6 +89,7 @@ def parse_collection(prefix: str, data: Mapping[str, Any], info: Mapping[str, An
             icons=icons,
             aliases={name: alias["parent"] for name, alias in data.get("aliases", {}).items()},
             codepoints={name: code for code, name in data.get("chars", {}).items()},
+            categories=_by_icon(data.get("categories", {})),
         )
     except KeyError as error:
         raise DataError(f"icon set {prefix!r} has no field {error}") from error

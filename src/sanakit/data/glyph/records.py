@@ -1,68 +1,84 @@
-"""Records of pictures: captions, colour, split and weight, and whom to thank for each."""
+"""From art to drawings: what to show of each, its colour word, its split, where it vanishes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 import numpy as np
-import numpy.typing as npt
 
-from sanakit.data.glyph.captions import STYLE_WORDS, captions, painted_captions
-from sanakit.data.glyph.colours import dominant_colour, is_pale
+from sanakit.data.glyph.backgrounds import BACKGROUNDS
+from sanakit.data.glyph.captions import MOST, coloured
+from sanakit.data.glyph.colours import OPAQUE, dominant_colour, hidden_share, is_pale
+from sanakit.data.glyph.drawing import Drawing, compact
 from sanakit.data.glyph.pictures import Record
-from sanakit.data.glyph.selection import Entry
+from sanakit.data.glyph.rasterize import Pixels, Probe, probe_icon, probe_picture
+from sanakit.data.glyph.rows.row import Art
 from sanakit.data.glyph.split import split_of
-
-_FACES = ("smileys & emotion", "people & body")  # nearly all yellow: the word would say nothing
+from sanakit.data.glyph.styles import STYLE_WORDS
 
 PALE_WEIGHT = 0.2  # they only show on the rarer, darker backgrounds
+SAMPLE = 1500  # pixels that are looked at: colour is a matter of areas
+HIDDEN = 0.7  # part of a thing's pixels that hardly show, from which it is hidden
+MOST_SVG = 2_000_000  # characters; nothing that large is an icon
 
 
-def describe(
-    entries: Sequence[Entry],
-    pictures: npt.NDArray[np.uint8],
-    licences: Mapping[str, str],
-) -> list[Record]:
-    """One record for each picture ``N H W 4``, in order; ``licences`` are by source."""
-    return [
-        _record(entry, picture, licences) for entry, picture in zip(entries, pictures, strict=True)
-    ]
+def drawing_of(art: Art, licence: str) -> Drawing | str | None:
+    """The drawing of a piece of art; None if nothing of it is visible, or what went wrong.
 
-
-def _record(entry: Entry, picture: npt.NDArray[np.uint8], licences: Mapping[str, str]) -> Record:
-    emoji = entry.emoji
-    sample = np.asarray(
-        picture[::2, ::2]
-    )  # colour is a matter of areas: every fourth pixel will do
-    pale = is_pale(sample)
-    group = emoji.group if emoji else ""
-    colour = entry.colour or dominant_colour(sample) or ""
-    face = group in _FACES and not (emoji and emoji.subgroup == "hearts")
-    if entry.colour:
-        texts = painted_captions(entry.concept, entry.colour, key=entry.id)
-        variant = f"{entry.style}:{entry.colour}"
-    else:
-        texts = captions(
-            entry.concept,
-            entry.style,
-            key=entry.id,
-            group=group,
-            tags=emoji.tags if emoji else (),
-            colour="" if face else colour,
-            toned=entry.toned,
-        )
-        variant = entry.style
-    return Record(
-        id=entry.id,
-        name=entry.concept,
-        style=entry.style,
-        style_words=list(STYLE_WORDS[entry.style]),
-        captions=texts,
-        source=entry.source,
-        licence=licences[entry.source],
-        # A bee painted blue and a honeybee are one thing: they are held out together.
-        split=split_of(emoji.name if emoji else entry.concept, variant),
-        weight=round(entry.weight * (PALE_WEIGHT if pale else 1), 4),
-        colour=colour,
-        pale=pale,
+    Its weight is the one within its row.
+    """
+    try:
+        if art.icon is None:
+            encoded = compact(art.encoded)
+            probe = probe_picture(encoded)
+        else:
+            encoded = b""
+            if len(art.icon.body) > MOST_SVG:
+                return f"{len(art.icon.body)} characters of SVG, more than {MOST_SVG}"
+            probe = probe_icon(art.icon, colour=art.shade or None)
+    except (ValueError, OSError) as error:
+        return f"{type(error).__name__}: {error}"
+    if probe is None:
+        return None
+    return Drawing(
+        record=_record(art, probe, licence),
+        view=probe.view,
+        icon=art.icon,
+        shade=art.shade,
+        encoded=encoded,
     )
+
+
+def _record(art: Art, probe: Probe, licence: str) -> Record:
+    sample = _sample(probe.pixels)
+    pale = is_pale(sample)
+    colour = dominant_colour(sample) if art.colour == "" else art.colour
+    captions = list(art.captions)
+    if art.colour == "" and colour and (tinted := coloured(colour, art.concept)):
+        # Third: after the plain name and the name with its style.
+        captions = list(dict.fromkeys([*captions[:2], tinted, *captions[2:]]))[:MOST]
+    return Record(
+        id=art.id,
+        name=art.concept,
+        style=art.style,
+        style_words=list(STYLE_WORDS[art.style]),
+        captions=captions,
+        source=art.source,
+        licence=licence,
+        split=split_of(art.concept, art.variant),
+        weight=art.weight * (PALE_WEIGHT if pale else 1),
+        colour=colour or "",
+        pale=pale,
+        cutout=art.cutout,
+        painted=bool(art.shade),
+        box=probe.box,
+        hidden_on=tuple(
+            name for name, rgb in BACKGROUNDS.items() if hidden_share(sample, rgb) > HIDDEN
+        ),
+    )
+
+
+def _sample(pixels: Pixels) -> Pixels:
+    """Evenly spread opaque pixels, ``1 n 4``; all of them if none is opaque."""
+    flat = pixels.reshape(-1, 4)
+    opaque = flat[flat[:, 3] >= OPAQUE]
+    chosen = opaque if len(opaque) else flat
+    return np.ascontiguousarray(chosen[:: max(1, len(chosen) // SAMPLE)])[None]

@@ -31,7 +31,10 @@ gem stone | ring | trophy | soccer ball | basketball | balloon | wrapped gift | 
 violin | drum | trumpet | musical note | ghost | robot | alien | skull | pumpkin | jack o lantern
 grinning face | smiling face with sunglasses | smiling face with heart eyes | crying face
 angry face | face with tears of joy | thinking face | circle | square | triangle | red circle
-blue circle
+blue circle | suv | bee | ladybug | donut | gift | gem | ice cream cone | cup of coffee
+lightning bolt | high heel | sneaker | four-leaf clover | high-heeled shoe | t-shirt | music note
+jack-o'-lantern | open padlock | baby chick | bowl of noodles | bowl of rice | slice of cake
+tennis ball | football | baseball cap | game controller | magnifying glass | palette | drop
 """
 PROTECTED = frozenset(re.split(r"\s*[|\n]\s*", _PROTECTED.strip()))
 
@@ -41,11 +44,16 @@ def fraction(key: str) -> float:
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
 
 
+def is_protected(concept: str) -> bool:
+    """Whether a concept is never held out: nobody can guess a flag that was never seen."""
+    return concept in PROTECTED or concept.startswith("flag of ")
+
+
 def split_of(concept: str, variant: str) -> str:
     """The split of a picture of ``concept`` in a style or colour ``variant``.
 
     A held concept is held in every variant; of the others, each pair is held by itself.
     """
-    if concept not in PROTECTED and fraction(f"concept:{concept}") < HELD_PART:
+    if not is_protected(concept) and fraction(f"concept:{concept}") < HELD_PART:
         return "held_concept"
     return "held_style" if fraction(f"pair:{concept}:{variant}") < HELD_PART else "train"

@@ -1,10 +1,8 @@
-"""Single-colour drawings of plain things, repainted in ten colours so that colour words bind."""
+"""The nouns everybody asks for first, and the single-colour drawings that show them best."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-
-SETS = ("mdi", "ph", "game-icons")
 
 # Noun -> icons that draw it. White is left out: it would vanish on the usual background.
 _NOUNS = """
@@ -82,20 +80,6 @@ kangaroo game-icons:kangaroo | camel game-icons:camel | panda mdi:panda | koala 
 unicorn mdi:unicorn-variant | mermaid game-icons:mermaid | pirate mdi:pirate
 ninja game-icons:ninja-head
 """
-
-# Three shades of each colour word, as an icon set would choose them.
-SHADES: Mapping[str, tuple[str, ...]] = {
-    "red": ("#e0242d", "#c8161d", "#f03a3a"),
-    "orange": ("#f58a1f", "#ef7300", "#ff9a2e"),
-    "yellow": ("#f9cf1c", "#ffd93b", "#efc000"),
-    "green": ("#2f9e44", "#1f8a3a", "#43b050"),
-    "blue": ("#1f66d6", "#1750b5", "#3b82f0"),
-    "purple": ("#7d3cc9", "#6a2fb0", "#9254de"),
-    "pink": ("#f472a8", "#ff8fbf", "#ec5f9b"),
-    "brown": ("#7b4a25", "#8a5a33", "#663b1c"),
-    "black": ("#141414", "#1e1e1e", "#0a0a0a"),
-    "gray": ("#888c91", "#7a7d82", "#9a9ea3"),
-}
 
 
 def _parse(table: str) -> dict[str, tuple[tuple[str, str], ...]]:

@@ -1,0 +1,1 @@
+"""`sanakit data`: pictures become training sets; a file for each verb."""

@@ -1,0 +1,132 @@
+"""What training draws: pictures by weight and composites by their share, each with one caption."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sanakit.data.glyph.backgrounds import BACKGROUNDS, captioned
+from sanakit.data.glyph.composites import SceneSplit, SceneTable, draw_composite
+from sanakit.data.glyph.pictures import GlyphPictures, compose
+from sanakit.data.glyph.rasterize import Pixels
+from sanakit.data.glyph.scenes import Scene, caption, facts
+from sanakit.errors import ConfigError, DataError
+from sanakit.shapes import Image
+
+COMPOSITE_SHARE = 0.2
+WHITE_SHARE = 0.5
+WHITE_SAID = 0.1  # of captions of pictures on white; any other background is always said
+WHITE_SAID_OF_SCENE = 0.25
+STYLE_SAID = 0.5
+"""Of captions of composites; the captions of pictures have their own shares of style words."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One thing to train on: picture ``number`` or a composite, its background, its caption."""
+
+    caption: str
+    background: str
+    number: int | None = None
+    scene: Scene | None = None
+
+
+class Mixture:
+    """Draws samples of one split; the same generator state gives the same samples.
+
+    Drawing is cheap and reads no pictures; :meth:`rgba` and :meth:`images` read them.
+    """
+
+    def __init__(
+        self,
+        pictures: GlyphPictures,
+        *,
+        split: str = "train",
+        composites: float = COMPOSITE_SHARE,
+        white: float = WHITE_SHARE,
+    ) -> None:
+        """Take a data set; ``composites`` and ``white`` are shares in [0, 1].
+
+        Composites hold known things only, so that of a held-out split there are none: give
+        ``composites=0``. :meth:`held_scenes` draws what is new in composites.
+
+        Raises:
+            ConfigError: a share is not one, or composites of a held-out split are asked for.
+            DataError: the split holds no pictures, or no composite can be made.
+        """
+        for name, share in (("composites", composites), ("white", white)):
+            if not 0 <= share <= 1:
+                raise ConfigError(f"{name}={share} is no share", hint=f"give {name} in [0, 1]")
+        if composites and split != "train":
+            raise ConfigError(f"composites={composites} of {split}", hint="give composites=0")
+        self.pictures = pictures
+        self.composites = composites
+        self.white = white
+        self.numbers = pictures.indices(split)
+        weights = np.array([pictures.records[i].weight for i in self.numbers.tolist()])
+        if not weights.sum() > 0:
+            raise DataError(f"split {split} holds no picture to draw")
+        self._upto = np.cumsum(weights)
+        self._table = SceneTable(pictures.records) if composites else None
+
+    def draw(self, count: int, rng: np.random.Generator) -> list[Sample]:
+        """So many samples."""
+        kinds = rng.random(count) < self.composites
+        places = np.searchsorted(self._upto, rng.random(count) * self._upto[-1], side="right")
+        places = np.minimum(places, len(self.numbers) - 1)
+        return [
+            self._composite(rng) if kind else self._picture(int(self.numbers[place]), rng)
+            for kind, place in zip(kinds.tolist(), places.tolist(), strict=True)
+        ]
+
+    def held_scenes(self, count: int, rng: np.random.Generator) -> list[Sample]:
+        """Composites of known things in relations and numbers that training never shows."""
+        return [self._composite(rng, "held_scene") for _ in range(count)]
+
+    def rgba(self, samples: Sequence[Sample]) -> Pixels:
+        """Their pictures without background: ``b S S 4`` uint8, straight alpha."""
+        size = self.pictures.size
+        found = np.empty((len(samples), size, size, 4), dtype=np.uint8)
+        for picture, one in zip(found, samples, strict=True):
+            if one.scene is not None:
+                picture[:] = draw_composite(one.scene, self.pictures)
+            else:
+                assert one.number is not None
+                picture[:] = self.pictures.rgba([one.number])[0]
+        return found
+
+    def images(self, samples: Sequence[Sample]) -> Image:
+        """Their pictures on their backgrounds: ``b 3 S S`` in [-1, 1]."""
+        behind = np.array([BACKGROUNDS[one.background] for one in samples])
+        return compose(self.rgba(samples), behind)
+
+    def _picture(self, number: int, rng: np.random.Generator) -> Sample:
+        record = self.pictures.records[number]
+        names = [name for name in BACKGROUNDS if name not in record.hidden_on] or list(BACKGROUNDS)
+        draws = rng.random(4)
+        if names[0] == "white" and (draws[0] < self.white or len(names) == 1):
+            background, said = "white", draws[2] < WHITE_SAID
+        else:
+            others = [name for name in names if name != "white"]
+            background, said = others[int(draws[1] * len(others))], True
+        text = record.captions[int(draws[3] * len(record.captions))]
+        if said:
+            text = captioned(text, background)
+        return Sample(caption=text, background=background, number=number)
+
+    def _composite(self, rng: np.random.Generator, split: SceneSplit = "train") -> Sample:
+        if self._table is None:
+            self._table = SceneTable(self.pictures.records)
+        scene = self._table.draw(rng, split)
+        options = facts(scene)
+        draws = rng.random(3)
+        said = scene.background != "white" or draws[1] < WHITE_SAID_OF_SCENE
+        text = caption(
+            scene,
+            options[int(draws[0] * len(options))],
+            with_background=bool(said),
+            with_style=bool(draws[2] < STYLE_SAID),
+        )
+        return Sample(caption=text, background=scene.background, scene=scene)

@@ -1,0 +1,149 @@
+"""One sample out of a shard, by the place of its bytes: nothing else of the tar is read."""
+
+from __future__ import annotations
+
+import json
+import weakref
+from collections import OrderedDict
+from dataclasses import dataclass
+from io import FileIO
+from typing import Any
+
+from sanakit.data.loader.folders import ShardFolder
+from sanakit.data.samples import Caption
+from sanakit.data.shards import Keys, ShardFile, Span, read_keys
+from sanakit.errors import DataError
+
+_REBUILD = "build again: sanakit data build"
+
+
+class DamagedSample(DataError):
+    """One sample cannot be had while its shard can: another one may stand in."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredSample:
+    """A sample as the shard holds it.
+
+    ``original_size`` is (height, width) before anything was done to the picture; ``crop`` is what
+    was cut above and to the left, in pixels of that size, and the scale after that.
+    """
+
+    id: str
+    image: bytes
+    captions: tuple[Caption, ...]
+    original_size: tuple[int, int]
+    crop: tuple[float, float, float]
+
+
+class ShardReader:
+    """Reads samples of shards, and keeps the shards open that were used last."""
+
+    def __init__(self, folder: ShardFolder, *, most_open: int = 64) -> None:
+        self._folder = folder
+        self._most_open = most_open
+        self._open: OrderedDict[str, tuple[FileIO, Keys]] = OrderedDict()
+        weakref.finalize(self, _close, self._open)
+
+    def id(self, shard: ShardFile, row: int) -> str:
+        """The id of a shard's sample number ``row``.
+
+        Raises:
+            DataError: the shard is missing, or is not the one the index lists.
+        """
+        return self._opened(shard)[1].keys[row]
+
+    def read(self, shard: ShardFile, row: int, *, image: bool = True) -> StoredSample:
+        """Read a sample, without its picture's bytes if ``image`` is False.
+
+        Raises:
+            DataError: the shard is missing, or is not the one the index lists.
+            DamagedSample: the sample's record is damaged.
+        """
+        file, keys = self._opened(shard)
+        identity = keys.keys[row]
+        where = f"{self._folder.name}: {shard.file}: sample {identity!r}"
+        data = _span(file, keys.images[row], where) if image else b""
+        try:
+            value = json.loads(_span(file, keys.meta[row], where))["sanakit"]
+            sample = StoredSample(
+                id=str(value["id"]),
+                image=data,
+                captions=tuple(_caption(caption) for caption in value["captions"]),
+                original_size=_pair(value["original_size"]),
+                crop=_triple(value["crop"]),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise DamagedSample(f"{where} has a damaged record ({error})", hint=_REBUILD) from error
+        if sample.id != identity:
+            raise DataError(
+                f"{where} is {sample.id!r} in the tar: the list of keys is of another shard",
+                hint=_REBUILD,
+            )
+        return sample
+
+    def _opened(self, shard: ShardFile) -> tuple[FileIO, Keys]:
+        if shard.file not in self._open:
+            folder = self._folder.holding(shard)
+            keys = read_keys(folder, shard.unit)
+            lengths = {len(keys.keys), len(keys.images), len(keys.meta)}
+            if lengths != {shard.samples}:
+                raise DataError(
+                    f"{self._folder.name}: the list of keys of {shard.file} has other than "
+                    f"{shard.samples} samples",
+                    hint=_REBUILD,
+                )
+            try:
+                # Unbuffered: each read is one known span, and read-ahead would be thrown away.
+                file = (folder / shard.file).open("rb", buffering=0)
+            except OSError as error:
+                raise DataError(
+                    f"{folder / shard.file} cannot be read ({error.strerror or error})",
+                    hint=_REBUILD,
+                ) from error
+            while len(self._open) >= self._most_open:
+                self._open.popitem(last=False)[1][0].close()
+            self._open[shard.file] = (file, keys)
+        self._open.move_to_end(shard.file)
+        return self._open[shard.file]
+
+
+def _close(shards: OrderedDict[str, tuple[FileIO, Keys]]) -> None:
+    while shards:
+        shards.popitem()[1][0].close()
+
+
+def _span(file: FileIO, span: Span, where: str) -> bytes:
+    start, length = span
+    try:
+        file.seek(start)
+        data: bytes = file.read(length) or b""
+        while len(data) < length and (more := file.read(length - len(data))):
+            data += more
+    except OSError as error:  # a disk that fails, a network share that went away
+        raise DataError(
+            f"{where} cannot be read ({error.strerror or error})", hint="check the disk"
+        ) from error
+    if len(data) != length:
+        raise DataError(f"{where}: the shard ends before byte {start + length}", hint=_REBUILD)
+    return data
+
+
+def _caption(value: dict[str, Any]) -> Caption:
+    score = value["score"]
+    return Caption(
+        text=str(value["text"]),
+        captioner=str(value["captioner"]),
+        score=None if score is None else float(score),
+        weight=float(value["weight"]),
+    )
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    height, width = value
+    return int(height), int(width)
+
+
+def _triple(value: Any) -> tuple[float, float, float]:
+    top, left, scale = value
+    return float(top), float(left), float(scale)

@@ -1,0 +1,242 @@
+"""The first look at a source: what is in the set, what stays out, and why.
+
+Gives `scan/` of a training set (sizes, hashes, refusals by unit), `scan/duplicates.jsonl` and
+`quarantine.jsonl`, which lists all that stays out. No picture is copied or changed.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from sanakit.data.duplicates import NEAR, Duplicate, DuplicateFinder, Look
+from sanakit.data.pictures import DEFAULT, DecodeLimits
+from sanakit.data.samples import Refusal, Sample
+from sanakit.data.scan_stage import COLOURS, DUPLICATE, REMARKS, TOO_SMALL, ScanStage, lines
+from sanakit.data.sources.source import Source
+from sanakit.data.stages import MARK, Engine, Mark, Report, Stage, read_mark, run_stage
+from sanakit.data.training_set import DUPLICATES, QUARANTINE, REFUSED, SCAN, SET, TrainingSet
+from sanakit.errors import ConfigError, DataError
+from sanakit.weights.atomic import write_atomically
+
+SIZES = (256, 512, 1024)
+_SEEN = 20  # pictures, before a share says anything
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanSummary:
+    """What a scan found. ``pictures`` are in the set; ``refused`` and duplicates are not.
+
+    ``same_bytes`` and ``same_look`` are duplicates. ``remarks`` are refusals that keep no picture
+    out. ``misnamed`` pictures have the ending of another format; ``sides`` are the shortest, the
+    median and the longest of the shorter sides in px, and ``smaller_than`` counts the pictures
+    that a training resolution would enlarge.
+    """
+
+    pictures: int
+    units: int
+    fresh: int
+    refused: dict[str, int]
+    remarks: dict[str, int]
+    same_bytes: int
+    same_look: int
+    without_captions: int
+    captions: int
+    misnamed: int
+    sides: tuple[int, int, int]
+    smaller_than: dict[int, int]
+
+    @property
+    def seen(self) -> int:
+        """All pictures of the source."""
+        return self.pictures + sum(self.refused.values()) + self.same_bytes + self.same_look
+
+
+def scan_source(
+    source: Source,
+    set_folder: Path,
+    engine: Engine,
+    *,
+    given: str | Path,
+    near: int | None = NEAR,
+    limits: DecodeLimits = DEFAULT,
+    max_refused: float | None = None,
+    report: Report,
+) -> ScanSummary:
+    """Scan a source into a training set; what was scanned before and has not changed is kept.
+
+    ``given`` is the path that the source was opened from, as the user typed it. ``near`` is the
+    largest distance of duplicates, 0 for the same bytes alone, None to keep duplicates.
+    ``max_refused`` stops the scan when more than this share of the pictures is refused; None
+    never stops. What :attr:`DecodeLimits.min_side` keeps out is a wish and not counted.
+
+    Raises:
+        DataError: nothing passed, too much was refused, the folder holds a set of another source,
+            or the disk refuses. What was scanned until then stays and is not scanned again.
+        ConfigError: ``near`` or ``max_refused`` is out of range.
+    """
+    if max_refused is not None and not 0 <= max_refused <= 1:
+        raise ConfigError(f"max_refused={max_refused} is not a share from 0 to 1")
+    finder = DuplicateFinder(NEAR if near is None else near)
+    units = source.units()
+    if not units:
+        raise DataError(f"{given} holds no pictures")
+    stage = ScanStage(set_folder=set_folder, source=source, limits=limits)
+    training_set = _set_of(given, set_folder, units, near=near, stage=stage)
+    watch = _Watch(engine=engine, units=tuple(units), limit=max_refused)
+    try:
+        marks = run_stage(stage, units, engine=watch, report=report)
+        watch.judge(final=True)
+    except _TooManyRefused as error:
+        finished = [unit for unit in units if read_mark(stage.folder, unit) is not None]
+        _write_quarantine(training_set, finished, ())
+        report_file = set_folder / QUARANTINE
+        raise DataError(
+            f"{given}: {error.message}; the scan stopped",
+            hint=f"{report_file} names them; --max-refused {error.share:.2f} goes on",
+        ) from error
+    duplicates: list[Duplicate] = []
+    kept = []
+    for sample, look in _looks(training_set):
+        found = None if near is None else finder.add(sample.id, sample.sha256, look)
+        if found is None:
+            kept.append((min(sample.height, sample.width), len(sample.captions)))
+        else:
+            duplicates.append(found)
+    write_atomically(stage.folder / DUPLICATES, lines(duplicates))
+    _write_quarantine(training_set, units, duplicates)
+    if not kept:
+        raise DataError(
+            f"{given}: no picture passed the scan: {_in_words(watch.refused)}",
+            hint=f"{set_folder / QUARANTINE} names each with its reason",
+        )
+    sides = [side for side, _ in kept]
+    return ScanSummary(
+        pictures=len(kept),
+        units=len(units),
+        fresh=sum(mark.fresh for mark in marks.values()),
+        refused={key: n for key, n in watch.refused.most_common() if key not in REMARKS},
+        remarks={key: n for key, n in watch.refused.most_common() if key in REMARKS},
+        same_bytes=finder.same_bytes,
+        same_look=finder.same_look,
+        without_captions=sum(not captions for _, captions in kept),
+        captions=sum(captions for _, captions in kept),
+        misnamed=sum(mark.stats["misnamed"] for mark in marks.values()),
+        sides=(min(sides), int(statistics.median(sides)), max(sides)),
+        smaller_than={size: sum(side < size for side in sides) for size in SIZES},
+    )
+
+
+class _TooManyRefused(DataError):
+    def __init__(self, message: str, share: float) -> None:
+        super().__init__(message)
+        self.share = share
+
+
+@dataclass(kw_only=True)
+class _Watch:
+    """An engine that counts refusals as units finish, and stops when they are too many."""
+
+    engine: Engine
+    units: tuple[str, ...]
+    limit: float | None
+    passed: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+
+    def run(self, stage: Stage, units: Sequence[str]) -> Iterator[Mark]:
+        """Finish the units; those finished before count too."""
+        missing = set(units)
+        for unit in self.units:
+            if unit not in missing and (mark := read_mark(stage.folder, unit)) is not None:
+                self._count(mark)
+        self.judge()
+        for mark in self.engine.run(stage, units):
+            self._count(mark)
+            self.judge()
+            yield mark
+
+    def judge(self, *, final: bool = False) -> None:
+        counted = Counter(
+            {key: n for key, n in self.refused.items() if key not in REMARKS | {TOO_SMALL}}
+        )
+        refused = sum(counted.values())
+        total = self.passed + refused
+        if self.limit is None or total == 0 or (total < _SEEN and not final):
+            return
+        share = refused / total
+        if share > self.limit:
+            raise _TooManyRefused(
+                f"{refused} of {total} pictures are refused ({_in_words(counted)}), more than the"
+                f" {self.limit:.0%} of --max-refused",
+                min(1.0, int(share * 100 + 1) / 100),
+            )
+
+    def _count(self, mark: Mark) -> None:
+        self.passed += mark.stats["samples"]
+        self.refused.update(mark.stats["refused"])
+
+
+def _set_of(
+    given: str | Path, folder: Path, units: list[str], *, near: int | None, stage: ScanStage
+) -> TrainingSet:
+    """The set of a folder, made or brought up to date; what a smaller source left goes."""
+    if (folder / SET).exists():
+        before = TrainingSet.open(folder)
+        if os.path.abspath(before.source) != os.path.abspath(given):
+            raise DataError(
+                f"{folder} holds the pictures of {before.source}, not of {given}",
+                hint="name another folder with --out, or remove this one",
+            )
+    settings = {"kind": stage.source.kind, "near": near, "limits": asdict(stage.limits)}
+    training_set = TrainingSet(
+        folder=folder, source=str(given), units=tuple(units), settings=settings
+    )
+    training_set.save()
+    # Until the scan is whole again nothing can be built from a part of it.
+    (stage.folder / DUPLICATES).unlink(missing_ok=True)
+    for mark in sorted(stage.folder.glob(f"*{MARK}")):
+        unit = mark.name[: -len(MARK)]
+        if unit not in units:
+            for ending in (MARK, ".jsonl", REFUSED, COLOURS):
+                (stage.folder / f"{unit}{ending}").unlink(missing_ok=True)
+    return training_set
+
+
+def _looks(training_set: TrainingSet) -> Iterator[tuple[Sample, Look]]:
+    for unit in training_set.units:
+        samples = training_set.scanned(unit)
+        path = training_set.folder / SCAN / f"{unit}{COLOURS}"
+        try:
+            colours = np.load(path, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"{path} is missing or damaged ({error})",
+                hint=f"remove {path.with_name(f'{unit}{MARK}')} and run the scan again",
+            ) from error
+        for sample, shown in zip(samples, colours, strict=True):
+            yield sample, Look(phash=int(sample.phash, 16), colours=shown)
+
+
+def _write_quarantine(
+    training_set: TrainingSet, units: Iterable[str], duplicates: Iterable[Duplicate]
+) -> None:
+    refusals = [refusal for unit in units for refusal in training_set.refused(unit)]
+    refusals += [
+        Refusal(
+            id=one.id,
+            reason=DUPLICATE,
+            detail=f"shows what {one.of} shows; {one.distance} of 64 bits differ",
+        )
+        for one in duplicates
+    ]
+    write_atomically(training_set.folder / QUARANTINE, lines(refusals))
+
+
+def _in_words(counts: Counter[str]) -> str:
+    return ", ".join(f"{n} {reason}" for reason, n in counts.most_common(3)) or "nothing was there"

@@ -1,0 +1,1 @@
+"""Places that pictures and captions come from, read as they are: folders, tables, tars."""

@@ -1,0 +1,229 @@
+"""Captions from text, JSON and rows of tables: which keys are captions, and who wrote them."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from sanakit.data.samples import Caption, Refusal, Sample
+from sanakit.data.sources.names import is_unicode, listed, shown
+from sanakit.data.sources.source import BAD_CAPTIONS
+from sanakit.errors import ConfigError, DataError
+
+ORIGINAL, USER, FILE_NAME, FOLDER_NAME = "original", "user", "file name", "folder name"
+
+# The key that holds *the* caption: the first of these that is there.
+MAIN = listed(
+    "caption text prompt captions texts prompts description sentence sentences caption_text"
+    " title alt_text alt tags"
+)
+_CAPTION_LIKE = re.compile(r"caption|prompt|description|(^|_)text($|_)")
+_NOT_CAPTION = re.compile(
+    r"negative|_(id|ids|url|path|file|hash|key|source|model|lang|language|type|style|score|length"
+    r"|embedding|embeddings|token|tokens|license|licence)$"
+)
+_FACTS = frozenset(
+    listed(
+        "file_name filename file path filepath file_path image image_path img url urls key __key__"
+        " id uid sha256 md5 phash width height original_width original_height version status"
+        " error_message exif licence license source source_url origin author credit format mode"
+        " size hash date created time datetime make model captioner score weight"
+        " sanakit"
+    )
+)
+
+
+class BadCaptions(DataError):
+    """Captions that cannot be read; the picture beside them is not to blame."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionPolicy:
+    """Which captions a source gives.
+
+    ``use`` "none" gives none, so that training sees the null prompt. ``user`` is one caption for
+    every picture, instead of those of the source. ``columns`` are the keys or columns that hold
+    captions; none means to recognise them. ``lines`` says what the lines of a `.txt` are: "each"
+    a caption of its own, the "first" alone one, or "joined" one. ``file_names`` lets the name of
+    a file be its caption where a folder has no captions at all and the name reads as words.
+    """
+
+    use: Literal["source", "none"] = "source"
+    user: str = ""
+    columns: tuple[str, ...] = ()
+    lines: Literal["each", "first", "joined"] = "each"
+    file_names: bool = True
+
+    def __post_init__(self) -> None:
+        for name, known in (("use", ("source", "none")), ("lines", ("each", "first", "joined"))):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"{name}={getattr(self, name)!r} is not one of {known}")
+        if self.user and (self.use == "none" or self.columns):
+            raise ConfigError(
+                "user replaces the captions of the source, so it goes with no other choice",
+                hint='leave out use="none" and columns',
+            )
+
+    @property
+    def reads(self) -> bool:
+        """Whether the source's captions matter at all."""
+        return self.use == "source" and not self.user
+
+    def applied(
+        self, sample: Sample, found: Iterable[Caption], problems: Iterable[str] = ()
+    ) -> Iterator[Sample | Refusal]:
+        """The sample with its captions, and a refusal for each problem with one of them.
+
+        Empty and repeated texts are left out. The second text of one captioner is by "NAME-2",
+        and so on. A sample may end without captions: it trains the null prompt.
+        """
+        if not self.reads:
+            user = (Caption(text=self.user, captioner=USER),) if self.user else ()
+            yield replace(sample, captions=user)
+            return
+        kept: dict[str, Caption] = {}
+        seen = set()
+        problems = list(problems)
+        for caption in found:
+            text, name, number = caption.text.strip(), caption.captioner, 1
+            if not is_unicode(text + name):
+                problems.append(f"a text by {shown(name)} is not UTF-8")
+            elif text and (name, text) not in seen:
+                seen.add((name, text))
+                while name in kept:
+                    number += 1
+                    name = f"{caption.captioner}-{number}"
+                kept[name] = replace(caption, text=text, captioner=name)
+        yield from (Refusal(id=sample.id, reason=BAD_CAPTIONS, detail=text) for text in problems)
+        yield replace(sample, captions=tuple(kept.values()))
+
+
+def decoded(data: bytes) -> str:
+    """UTF-8 text, a byte order mark removed.
+
+    Raises:
+        BadCaptions: it is none.
+    """
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        kind = "UTF-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else f"byte {error.start}"
+        raise BadCaptions(f"not UTF-8 ({kind})", hint="save the file as UTF-8") from error
+
+
+def parsed(data: bytes | str) -> Any:
+    """The value of JSON.
+
+    Raises:
+        BadCaptions: it is not UTF-8, not JSON, or nested without end.
+    """
+    text = decoded(data) if isinstance(data, bytes) else data
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadCaptions(f"not JSON ({error})") from error
+
+
+def from_text(data: bytes, policy: CaptionPolicy, captioner: str = ORIGINAL) -> list[Caption]:
+    """The captions of a text file, in the way that ``policy.lines`` says.
+
+    Raises:
+        BadCaptions: it is not UTF-8.
+    """
+    lines = [line.strip() for line in re.split(r"[\r\n]+", decoded(data)) if line.strip()]
+    if policy.lines == "joined":
+        lines = [" ".join(lines)]
+    elif policy.lines == "first":
+        lines = lines[:1]
+    return [Caption(text=line, captioner=captioner) for line in lines]
+
+
+def from_json(value: Any, policy: CaptionPolicy, *, key: str = "") -> list[Caption]:
+    """The captions of a JSON file of one picture.
+
+    A text, a list of texts, {"caption" or another known name: text}, {captioner: text}, the same
+    below the picture's ``key``, or the captions of a shard that `sanakit data build` wrote.
+    """
+    if not isinstance(value, Mapping):
+        return captions_in(value, ORIGINAL)
+    own = value.get("sanakit")
+    if isinstance(own, Mapping) and not policy.columns:
+        return captions_in(own.get("captions"), ORIGINAL)
+    inner = value.get(key)
+    if key and isinstance(inner, Mapping):
+        return from_json(inner, policy)
+    keys = caption_keys(value, policy)
+    if not keys and not policy.columns:  # {captioner: text}
+        keys = [key for key in value if key.lower() not in _FACTS]
+    return from_keys(value, keys)
+
+
+def caption_keys(
+    keys: Iterable[str], policy: CaptionPolicy, *, all_texts: bool = False
+) -> list[str]:
+    """The keys or columns that hold captions, the main one first.
+
+    ``all_texts``: beside a main one, every key that is not a known fact counts as a captioner.
+    """
+    keys = list(keys)
+    if policy.columns:
+        return [key for key in policy.columns if key in keys]
+    by_name = {key.lower(): key for key in reversed(keys)}
+    main = [by_name[name] for name in MAIN if name in by_name][:1]
+    others = [
+        key
+        for key in keys
+        if key not in main
+        and key.lower() not in _FACTS
+        and not _NOT_CAPTION.search(key.lower())
+        and (all_texts or _CAPTION_LIKE.search(key.lower()))
+    ]
+    return [*main, *others]
+
+
+def from_keys(value: Mapping[str, Any], keys: Iterable[str]) -> list[Caption]:
+    """The captions at ``keys``; the first main one is by "original", others by their key."""
+    found: list[Caption] = []
+    main = False
+    for key in keys:
+        is_main = not main and key.lower() in MAIN
+        main = main or is_main
+        found += captions_in(value.get(key), ORIGINAL if is_main else key)
+    return found
+
+
+def captions_in(value: Any, captioner: str) -> list[Caption]:
+    """The captions of a text, a list of such, a record with a text, or {captioner: text}."""
+    if isinstance(value, str):
+        return [Caption(text=value, captioner=captioner)]
+    if isinstance(value, (list, tuple)):
+        return [caption for item in value for caption in captions_in(item, captioner)]
+    if not isinstance(value, Mapping):
+        return []
+    text = next((value[name] for name in MAIN if isinstance(value.get(name), str)), None)
+    if text is None:
+        return [
+            Caption(text=text, captioner=str(name))
+            for name, text in value.items()
+            if isinstance(text, str)
+        ]
+    author = value.get("captioner") or value.get("model")
+    weight = number_in(value.get("weight"))
+    return [
+        Caption(
+            text=text,
+            captioner=author if isinstance(author, str) else captioner,
+            score=number_in(value.get("score")),
+            weight=1.0 if weight is None or weight < 0 else weight,
+        )
+    ]
+
+
+def number_in(value: Any) -> float | None:
+    """A finite number of JSON, None for anything else."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if is_number and math.isfinite(value) else None
