@@ -11,6 +11,7 @@ import argparse
 import gc
 import inspect
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from datetime import datetime, timezone
 from pathlib import Path
 from statistics import median
 from types import MappingProxyType
@@ -26,11 +28,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.generate import ROOT, commit, cores, versions
 from sanakit.flow.path import flow_matching_loss, interpolate
 from sanakit.models import transformer as transformer_module
 from sanakit.models.config import TRANSFORMERS, TransformerConfig, config_to_dict
 from sanakit.models.transformer import LinearDiT
-from sanakit.nn import linear_attention, mix_ffn
+from sanakit.nn import embed, linear_attention, mix_ffn
 from sanakit.train import loop
 from sanakit.train.ranks import Ranks
 from sanakit.train.recipe import Recipe
@@ -38,6 +41,7 @@ from sanakit.train.settings import LoopConfig
 from sanakit.train.shares import Share
 from sanakit.train.timers import Timers
 
+RESULTS = ROOT / "benchmarks" / "results" / "train_step.jsonl"
 Step = Callable[[], float]
 
 
@@ -63,6 +67,7 @@ class Case:
 
     @property
     def config(self) -> TransformerConfig:
+        """The preset with fewer blocks."""
         return replace(TRANSFORMERS[self.preset], num_layers=self.layers)
 
 
@@ -159,24 +164,30 @@ class StepRecipe(Recipe[Batch]):
         )
 
     def stream(self, share: Share) -> Iterator[Batch]:
+        """The batch, without end."""
         while True:
             yield self.batch
 
     def prepare(self, batch: Batch, device: torch.device, timers: Timers) -> Batch:
+        """Bring it to the device."""
         return Batch(**{f.name: getattr(batch, f.name).to(device) for f in fields(batch)})
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """The flow-matching loss, as the plain loop has it."""
         x = interpolate(batch.x0, batch.noise, batch.sigma)
         predicted = self.module(x, (1000 * batch.sigma).floor(), batch.text, batch.mask)
         return {"loss": flow_matching_loss(predicted, batch.x0, batch.noise).mean()}
 
     def evaluate(self, module: nn.Module) -> dict[str, float]:
+        """Nothing."""
         return {}
 
     def blocks(self) -> Iterator[nn.Module]:
+        """The transformer's."""
         yield from self.module.transformer_blocks
 
     def checkpoint_gradients(self) -> None:
+        """In the transformer."""
         self.module.gradient_checkpointing = True
 
 
@@ -223,8 +234,12 @@ def undo(name: str) -> None:
         from sanakit.train.optimizers import build
 
         build._fused = lambda parameters: False  # type: ignore[assignment]
+    elif name == "layout":
+        embed.PatchEmbed.forward = (  # type: ignore[method-assign]
+            lambda self, x: self.proj(x).flatten(2).transpose(1, 2)
+        )
     elif name:
-        raise SystemExit(f"--without {name}: known are recompute, point, cast and fused")
+        raise SystemExit(f"--without {name}: known are recompute, point, cast, fused and layout")
 
 
 LOOPS: Mapping[str, Callable[[Case], Step]] = MappingProxyType({"plain": plain, "ours": ours})
@@ -266,7 +281,7 @@ def speeds(case: Case, repeats: int) -> dict[str, Any]:
 
 def memory(case: Case, name: str) -> dict[str, float]:
     """Peak memory in MB of three steps in this process, and before the model was there."""
-    from diffusers import SanaTransformer2DModel  # noqa: F401, PLC0415 - in both, not to count it
+    from diffusers import SanaTransformer2DModel  # noqa: F401 - in both, not to count it
 
     gc.collect()
     before = _resident_mb()
@@ -329,15 +344,24 @@ def main() -> None:
     if args.only != "memory":
         line |= speeds(case, args.repeats)
         for name in LOOPS:
+            seconds, cpu = line["seconds"][name], line["cpu_seconds"][name]
+            rate = case.batch / seconds
             print(
-                f"{name:6} {line['seconds'][name]:7.3f} s a step, CPU {line['cpu_seconds'][name]:7.3f}"
-                f" s, {case.batch / line['seconds'][name]:6.2f} samples/s, loss {line['losses'][name]:.5f}"
+                f"{name:6} {seconds:7.3f} s a step, CPU {cpu:7.3f} s, {rate:6.2f} samples/s, "
+                f"loss {line['losses'][name]:.5f}"
             )
         low, high = line["faster_from_to"]
-        print(
-            f"samples/s x{line['faster']:.2f} ({low:.2f} to {high:.2f}; CPU time x{line['faster_cpu']:.2f})"
-        )
-    print(json.dumps(line))
+        faster, faster_cpu = line["faster"], line["faster_cpu"]
+        print(f"samples/s x{faster:.2f} ({low:.2f} to {high:.2f}; by CPU time x{faster_cpu:.2f})")
+    facts = {
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "versions": versions(),
+        "cores": cores(),
+        "load": os.getloadavg()[0],
+    }
+    with RESULTS.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(facts | line) + "\n")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from einops import rearrange
 from torch import nn
 
 from sanakit.nn.norm import RMSNorm
-from sanakit.nn.recompute import recomputed
+from sanakit.nn.recompute import recomputed, without_autocast
 from sanakit.shapes import Heads, Mix, Tokens
 
 QK_NORM_EPS = 1e-5
@@ -21,7 +21,7 @@ def relu_linear_attention(q: Heads, k: Heads, v: Heads, *, eps: float = 1e-15) -
     Source: docs/maths/linear_attention.md (L2)-(L4); reference 3.3 for ``eps``.
     """
     wide = torch.promote_types(v.dtype, torch.float32)
-    with torch.autocast(v.device.type, enabled=False):
+    with without_autocast(v):
         q, k = q.relu().to(wide), k.relu().to(wide)
         summary = k.transpose(2, 3) @ v.to(wide)
         mass = q @ k.sum(dim=2).unsqueeze(3)
