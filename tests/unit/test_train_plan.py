@@ -12,15 +12,19 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from command_line import sanakit
+from sanakit.models.autoencoder import Autoencoder
 from sanakit.train import peak
+from sanakit.train.autoencoder import AutoencoderBatch, AutoencoderRecipe
 from sanakit.train.flops import SeenShapes, counted, training_factor
 from sanakit.train.log import read_log
 from sanakit.train.loop import train
 from sanakit.train.optimizers.build import build_optimizer, state_bytes
 from sanakit.train.peak import model_share, peak_of
+from sanakit.train.picture_sources import ShardSource
 from sanakit.train.plan import STATE_BYTES, plan_of
 from sanakit.train.settings import LoopConfig
 from sanakit.train.shares import Share
+from tiny import AUTOENCODER
 from tiny_recipe import TinyRecipe, drawn
 from tiny_sana import TinySana, tiny_sana
 
@@ -71,8 +75,9 @@ def test_operations_of_a_transformer_are_those_of_its_real_forward_pass(sana: Ti
 
 
 def test_operations_of_an_autoencoder_are_those_of_its_real_forward_pass() -> None:
-    recipe = tiny_recipe()
-    batch = drawn(recipe, 2)
+    recipe = AutoencoderRecipe(Autoencoder(AUTOENCODER), ShardSource(lambda share: ()))
+    side = 4 * AUTOENCODER.spatial_factor
+    batch = AutoencoderBatch(torch.zeros(2, 3, side, side), torch.zeros(2, 2), torch.ones(2))
     recipe.loss(batch)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         recipe.autoencoder(batch.image)
