@@ -77,7 +77,7 @@ def test_operations_of_a_transformer_are_those_of_its_real_forward_pass(sana: Ti
 def test_operations_of_an_autoencoder_are_those_of_its_real_forward_pass() -> None:
     recipe = AutoencoderRecipe(Autoencoder(AUTOENCODER), ShardSource(lambda share: ()))
     side = 4 * AUTOENCODER.spatial_factor
-    batch = AutoencoderBatch(torch.zeros(2, 3, side, side), torch.zeros(2, 2), torch.ones(2))
+    batch = AutoencoderBatch(torch.zeros(2, 3, side, side), torch.zeros(2, 2), torch.ones(2), None)
     recipe.loss(batch)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         recipe.autoencoder(batch.image)
