@@ -7,12 +7,16 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from sanakit.train.recipe import Batch, Recipe
+from sanakit.train.shares import Share, generator_of, normal_of
+from sanakit.train.timers import Timers
 
-class TinyRecipe:
+
+class TinyRecipe(Recipe[Tensor]):
     """Two convolutions laid out channels last and a norm learn to halve their input.
 
-    Both draws and loss consume randomness. ``watch`` is called before each batch with the number
-    of batches drawn so far: it is where a test looks, stops or breaks things.
+    ``watch`` is called before each batch is used with the number of batches used so far: it is
+    where a test looks, stops or breaks things.
     """
 
     def __init__(self, watch: Callable[[int], None] = lambda count: None, seed: int = 0) -> None:
@@ -28,14 +32,18 @@ class TinyRecipe:
         self.count = 0
         self.evaluated: list[dict[str, Tensor]] = []
 
-    def draw(self, size: int, generator: torch.Generator) -> Tensor:
+    def stream(self, share: Share) -> Iterator[Tensor]:
+        for span in share.spans():
+            yield normal_of([generator_of(share.seed, k) for k in span], 2, 2, 4, 4)
+
+    def prepare(self, batch: Tensor, device: torch.device, timers: Timers) -> Tensor:
         self.watch(self.count)
         self.count += 1
-        return torch.randn(size, 2, 4, 4, generator=generator)
+        return batch.to(device)
 
-    def loss(self, batch: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        noise = 0.1 * torch.randn(batch.shape, generator=generator)
-        error = (self.module(batch + noise).float() - batch / 2).square().mean()
+    def loss(self, batch: Tensor) -> dict[str, Tensor]:
+        clean, noise = batch.unbind(1)
+        error = (self.module(clean + 0.1 * noise).float() - clean / 2).square().mean()
         return {"loss": error, "twice": 2 * error.detach()}
 
     def evaluate(self, module: nn.Module) -> dict[str, float]:
@@ -45,7 +53,14 @@ class TinyRecipe:
         return {"loss": 1.0}
 
     def blocks(self) -> Iterator[nn.Module]:
-        return iter(())
+        yield self.module[0]
+
+
+def drawn(recipe: Recipe[Batch], size: int, seed: int = 0) -> Batch:
+    """The first batch of a recipe, as the loss wants it."""
+    batch = next(iter(recipe.stream(Share(seed=seed, batch_size=size))))
+    device = torch.device("cpu")
+    return recipe.prepare(batch, device, Timers(device))
 
 
 def weights(module: nn.Module) -> dict[str, Tensor]:

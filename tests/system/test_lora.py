@@ -164,7 +164,7 @@ def test_alpha_is_read_from_every_place_that_trainers_leave_it(tmp_path: Path) -
                 "transformer_blocks.0.ff.conv_point.lora_A.weight": torch.zeros(2, 40),
                 "transformer_blocks.0.ff.conv_point.lora_B.weight": torch.zeros(16, 2),
             },
-            "conv_point is a Conv2d",
+            "conv_point is a PointConv",
         ),
     ],
 )

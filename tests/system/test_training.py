@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
-import socket
-import subprocess
-import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -21,11 +17,17 @@ from typer.testing import CliRunner
 from sanakit.cli.main import app
 from sanakit.data.glyph.pictures import GlyphPictures
 from sanakit.models.autoencoder import Autoencoder
-from sanakit.train import state
+from sanakit.models.discriminator import PatchDiscriminator
+from sanakit.train import checkpoint
 from sanakit.train.autoencoder import AutoencoderRecipe
+from sanakit.train.autoencoder_files import start_autoencoder
+from sanakit.train.autoencoder_phases import AutoencoderSettings
+from sanakit.train.checkpoint import checkpoints, read_tensors
 from sanakit.train.diffusion import DiffusionRecipe, cache_latents
-from sanakit.train.loop import LoopConfig, train
-from sanakit.train.state import checkpoints, load_checkpoint
+from sanakit.train.loop import train
+from sanakit.train.picture_sources import GlyphSource
+from sanakit.train.settings import LoopConfig
+from sanakit.train.shares import Share
 from tiny import AUTOENCODER, tiny_components
 from tiny_pictures import tiny_pictures, tiny_record, write_pictures
 from tiny_recipe import TinyRecipe
@@ -40,6 +42,8 @@ CONFIG = LoopConfig(
     compute_dtype="float32",
 )
 
+SPLITS = ("train", "train", "held_concept")
+
 
 def quiet(line: str) -> None:
     """Take the place of print."""
@@ -48,9 +52,10 @@ def quiet(line: str) -> None:
 def same_checkpoints(first: Path, second: Path) -> None:
     one, other = checkpoints(first)[-1], checkpoints(second)[-1]
     assert one.name == other.name
-    names = sorted(path.name for path in one.glob("*.safetensors"))
-    assert names == ["average.safetensors", "model.safetensors", "optimizer.safetensors"]
-    assert_close(load_checkpoint(one)[1], load_checkpoint(other)[1], atol=0, rtol=0)
+    for name in ("model", "optimizer", "average"):
+        found, wanted = read_tensors(one, name), read_tensors(other, name)
+        assert wanted
+        assert_close(found, wanted, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
@@ -81,11 +86,11 @@ def test_a_run_killed_while_it_saves_goes_on_from_the_checkpoint_before(
     train(halting, CONFIG, run, resume=False, report=quiet)
 
     def killed(path: Path) -> None:
-        if path.name == "optimizer.safetensors":
+        if path.name == "manifest.json":
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(state, "_sync", killed)
+        patched.setattr(checkpoint, "_sync", killed)
         with pytest.raises(KeyboardInterrupt):
             train(TinyRecipe(), CONFIG, run, resume=True, report=quiet)
     assert [path.name for path in checkpoints(run)] == ["checkpoint-0000000012"]
@@ -100,14 +105,14 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> GlyphPictures:
 
 def fixed_loss(recipe: AutoencoderRecipe | DiffusionRecipe) -> float:
     """Of one large batch with one noise."""
-    generator = torch.Generator().manual_seed(77)
+    batch = next(recipe.stream(Share(seed=77, batch_size=64)))
     with torch.no_grad():
-        return float(recipe.loss(recipe.draw(64, generator), generator)["loss"])
+        return float(recipe.loss(batch)["loss"])
 
 
 def test_an_autoencoder_learns_a_few_pictures(tmp_path: Path, pictures: GlyphPictures) -> None:
     torch.manual_seed(0)
-    recipe = AutoencoderRecipe(Autoencoder(AUTOENCODER), pictures)
+    recipe = AutoencoderRecipe(Autoencoder(AUTOENCODER), GlyphSource(pictures))
     before = fixed_loss(recipe)
     config = replace(CONFIG, total_images=160, peak_lr=5e-3, average_halflife=None)
     train(recipe, config, tmp_path, resume=False, report=quiet)
@@ -140,92 +145,18 @@ def test_a_diffusion_run_resumes_bit_equal_with_its_captions_and_its_noise(
     config = replace(CONFIG, total_images=16, compute_dtype="bfloat16")
     train(diffusion_recipe(pictures), config, tmp_path / "whole", resume=False, report=quiet)
     halting = diffusion_recipe(pictures)
-    honest = halting.draw
+    honest = halting.prepare
     count = iter(range(10))
 
-    def draw(size: int, generator: torch.Generator) -> object:
+    def prepare(*arguments: Any) -> Any:
         if next(count) == 1:
             signal.raise_signal(signal.SIGINT)
-        return honest(size, generator)
+        return honest(*arguments)
 
-    halting.draw = draw
+    halting.prepare = prepare
     assert not train(halting, config, tmp_path / "parts", resume=False, report=quiet)
     assert train(diffusion_recipe(pictures), config, tmp_path / "parts", resume=True, report=quiet)
     same_checkpoints(tmp_path / "whole", tmp_path / "parts")
-
-
-RANK = """
-import os, signal, sys
-from pathlib import Path
-import torch
-from torch import nn
-from sanakit.train.loop import LoopConfig, train
-
-class Halves:
-    '''Rank r draws the r-th part of a batch that all ranks know.'''
-    def __init__(self):
-        torch.manual_seed(0)
-        self.module = nn.Linear(3, 2)
-        self.module.register_parameter("unused", nn.Parameter(torch.ones(1)))  # no gradient
-        self.count, self.seeds, self.stop_at = 0, [], None
-    def draw(self, size, generator):
-        self.seeds.append(generator.initial_seed())
-        if self.count == self.stop_at:
-            signal.raise_signal(signal.SIGTERM)
-        whole = torch.randn(8, 3, generator=torch.Generator().manual_seed(self.count))
-        self.count += 1
-        start = size * int(os.environ.get("RANK", 0))
-        return whole[start : start + size]
-    def loss(self, batch, generator):
-        return {"loss": (self.module(batch) - batch[:, :2].exp()).square().mean()}
-    def evaluate(self, module):
-        return {}
-    def blocks(self):
-        return iter(())
-
-run, rank = Path(sys.argv[1]), os.environ.get("RANK", "alone")
-recipe = Halves()
-config = LoopConfig(batch_size=8, total_images=40, peak_lr=0.1, grad_clip=0.3, log_every=1,
-                    compute_dtype="float32", average_halflife=16)
-train(recipe, config, run, resume=False, report=lambda line: None)
-torch.save({"seeds": recipe.seeds, **recipe.module.state_dict()}, run / f"rank-{rank}.pt")
-told = Halves()
-told.stop_at = 1 if rank == "1" else None  # only one of them is told to stop
-train(told, config, run / "told", resume=False, report=lambda line: None)
-"""
-
-
-def test_two_ranks_take_the_steps_of_one(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    plain = {**os.environ, "OMP_NUM_THREADS": "1"}
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    starts = [(tmp_path / "two", {**plain, **shared, "RANK": rank}) for rank in ("0", "1")]
-    starts.append((tmp_path / "one", plain))
-    running = [
-        subprocess.Popen([sys.executable, "-W", "ignore", "-c", RANK, str(run)], env=environment)
-        for run, environment in starts
-    ]
-    assert [process.wait(timeout=600) for process in running] == [0, 0, 0]
-    alone = torch.load(tmp_path / "one" / "rank-alone.pt")
-    ranks = [torch.load(tmp_path / "two" / f"rank-{rank}.pt") for rank in (0, 1)]
-    seeds = [state.pop("seeds") for state in (alone, *ranks)]
-    assert seeds[0] == seeds[1]
-    assert len({*seeds[1], *seeds[2]}) == 10  # no two batches of a run share their randomness
-    assert_close(ranks[0], ranks[1], atol=0, rtol=0)
-    assert_close(ranks[0], alone, atol=1e-6, rtol=1e-5)
-    assert [path.name for path in checkpoints(tmp_path / "two")] == ["checkpoint-0000000040"]
-    assert [path.name for path in checkpoints(tmp_path / "two/told")] == ["checkpoint-0000000016"]
-    # Only the first rank writes the log: a line a step and the evaluation at the end.
-    logs = [
-        [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
-        for name in ("one", "two")
-    ]
-    assert len(logs[0]) == len(logs[1]) == 6
-    # Adam does not see the size of a gradient; the log does.
-    for one, two in zip(logs[0][:5], logs[1][:5], strict=True):
-        assert two["grad_norm"] == pytest.approx(one["grad_norm"], abs=2e-5)
 
 
 def sanakit(*arguments: str, code: int) -> str:
@@ -282,4 +213,80 @@ def test_refining_a_decoder_needs_an_encoder_that_was_trained(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     said = sanakit("autoencoder", "--phase", "decoder", code=2)
-    assert "hint: name the run to begin with: --from" in said
+    assert "hint: name what to begin with: --from glyph" in said
+
+
+def test_options_of_shards_are_refused_for_other_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for option in (["--workers", "1"], ["--held", "x"], ["--preset", "glyph"]):
+        assert "data/glyph holds no shards" in sanakit("autoencoder", *option, code=2)
+    said = sanakit("autoencoder", "--preset", "glyph", "--from", "glyph", code=2)
+    assert "hint: weights come with their own shape" in said
+
+
+@pytest.mark.skipif(find_spec("sanakit.data.loader") is None, reason="this branch has no loader")
+def test_shards_of_own_pictures_train_an_autoencoder_by_one_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tiny_shards import write_shards  # type: ignore[import-not-found]
+
+    monkeypatch.chdir(tmp_path)
+    write_shards(tmp_path / "set" / "shards", {(64, 64): [4, 2], (64, 96): [2]})
+    options = ["batch_size=2", "total_images=4", "perceptual=0", "side=64", "held=3"]
+    pairs = [part for option in options for part in ("--set", option)]
+    arguments = ["autoencoder", "--data", "set/shards", "--out", "run", *pairs]
+    result = CliRunner().invoke(app, ["train", *arguments])
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert "held_seen_psnr" in result.output
+    assert start_autoencoder(tmp_path / "run").config.scaling_factor != 1
+
+
+def refinement(pictures: GlyphPictures) -> AutoencoderRecipe:
+    torch.manual_seed(0)
+    settings = AutoencoderSettings(
+        phase="refine", adversarial=0.1, adversarial_delay=10, latent_noise=0.1, side=32
+    )
+    source, judge = GlyphSource(pictures), PatchDiscriminator(4, 1)
+    return AutoencoderRecipe(Autoencoder(AUTOENCODER), source, settings, discriminator=judge)
+
+
+def test_a_run_with_a_discriminator_resumes_bit_equal(
+    tmp_path: Path, pictures: GlyphPictures
+) -> None:
+    config = replace(CONFIG, total_images=16, betas=(0.5, 0.9), compute_dtype="bfloat16")
+    train(refinement(pictures), config, tmp_path / "whole", resume=False, report=quiet)
+    halting = refinement(pictures)
+    honest = halting.prepare
+    count = iter(range(10))
+
+    def prepare(*arguments: Any) -> Any:
+        if next(count) == 1:
+            signal.raise_signal(signal.SIGINT)
+        return honest(*arguments)
+
+    halting.prepare = prepare  # type: ignore[method-assign]
+    assert not train(halting, config, tmp_path / "parts", resume=False, report=quiet)
+    assert train(refinement(pictures), config, tmp_path / "parts", resume=True, report=quiet)
+    same_checkpoints(tmp_path / "whole", tmp_path / "parts")
+    names = read_tensors(checkpoints(tmp_path / "parts")[-1], "optimizer").keys()
+    assert any(name.startswith("discriminator.last.weight") for name in names)
+    assert not any(name.startswith("autoencoder.encoder") for name in names)
+
+
+def test_the_embedded_autoencoder_is_tuned_by_one_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pictures: GlyphPictures
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_pictures(tmp_path / "data", [tiny_record(i, split=s) for i, s in enumerate(SPLITS)])
+    options = ["batch_size=2", "total_images=2", "compile_blocks=false"]
+    pairs = [part for option in options for part in ("--set", option)]
+    arguments = ["autoencoder", "--phase", "decoder", "--from", "glyph", "--data", "data"]
+    result = CliRunner().invoke(app, ["train", *arguments, "--out", "run", *pairs])
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert "scaling factor 0.021152" in result.output
+    kept = start_autoencoder(tmp_path / "run")
+    given = start_autoencoder("glyph")
+    assert_close(kept.encoder.state_dict(), given.encoder.state_dict(), rtol=0, atol=0)
+    assert not torch.equal(kept.decoder.conv_in.weight, given.decoder.conv_in.weight)

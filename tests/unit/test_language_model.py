@@ -21,6 +21,7 @@ from sanakit.train.language_model import (
     pack_rows,
     prepare_rows,
 )
+from tiny_recipe import drawn
 
 TOKENIZER = Path(__file__).parents[1] / "assets" / "tokenizer"
 BOS = 2
@@ -133,9 +134,8 @@ def test_a_few_steps_lower_the_loss_and_the_held_out_figure() -> None:
     recipe = LanguageModelRecipe(tiny(), rows, rows)
     before = recipe.evaluate(recipe.module)["nats"]
     optimizer = torch.optim.AdamW(recipe.module.parameters(), lr=1e-2)
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(20):
-        recipe.loss(recipe.draw(4, generator), generator)["loss"].backward()
+    for seed in range(20):
+        recipe.loss(drawn(recipe, 4, seed))["loss"].backward()
         optimizer.step()
         optimizer.zero_grad()
     assert recipe.evaluate(recipe.module)["nats"] < before / 2
@@ -166,10 +166,10 @@ def test_the_held_out_figure_looks_at_all_of_a_long_corpus() -> None:
     assert_close(whole, sum(halves) / 2, rtol=0, atol=1e-5)
 
 
-def test_batches_are_a_function_of_the_generator() -> None:
+def test_batches_are_a_function_of_the_seed() -> None:
     rows = pack_rows([[index] for index in range(3, 50)], 3)
     recipe = LanguageModelRecipe(tiny(), rows, rows)
-    draws = [recipe.draw(8, torch.Generator().manual_seed(seed))[0] for seed in (0, 0, 1)]
+    draws = [drawn(recipe, 8, seed)[0] for seed in (0, 0, 1)]
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
 

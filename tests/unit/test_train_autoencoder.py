@@ -3,38 +3,40 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
-from sanakit.data.glyph.backgrounds import BACKGROUNDS
-from sanakit.data.glyph.pictures import GlyphPictures, compose, store_folder
-from sanakit.data.glyph.store import write_index, write_pack
 from sanakit.errors import ConfigError
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.autoencoder_blocks import ResBlock
+from sanakit.models.discriminator import PatchDiscriminator
 from sanakit.nn.resample import Downsample, Upsample
-from sanakit.train.autoencoder import AutoencoderRecipe, Phase, draw_backgrounds, psnr
-from sanakit.train.loop import LoopConfig, train
+from sanakit.train import autoencoder
+from sanakit.train.adversarial import hinge_of_discriminator, hinge_of_judged
+from sanakit.train.autoencoder import AutoencoderBatch, AutoencoderRecipe, psnr, squares
+from sanakit.train.autoencoder_phases import AutoencoderSettings
+from sanakit.train.picture_sources import GlyphSource
+from sanakit.train.shares import Share
 from tiny import AUTOENCODER
-from tiny_pictures import tiny_pictures, tiny_record, write_pictures
-from tiny_recipe import weights
+from tiny_autoencoder import recipe_of
+from tiny_pictures import tiny_pictures
+from tiny_recipe import drawn
 
-CONFIG = LoopConfig(batch_size=2, total_images=4, peak_lr=1e-2, compute_dtype="float32")
+ALL_LOSSES = AutoencoderSettings(
+    pooled=0.7, l2=0.3, perceptual=0.5, perceptual_side=24, adversarial=0.4, equivariance=0.2
+)
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> GlyphPictures:
-    return tiny_pictures(tmp_path / "data")
-
-
-def recipe_of(pictures: GlyphPictures, phase: Phase = "full") -> AutoencoderRecipe:
-    torch.manual_seed(0)
-    return AutoencoderRecipe(Autoencoder(AUTOENCODER), pictures, phase=phase)
+def source(tmp_path: Path) -> GlyphSource:
+    return GlyphSource(tiny_pictures(tmp_path / "data"))
 
 
 def test_psnr_is_its_closed_form() -> None:
@@ -48,143 +50,239 @@ def test_psnr_is_its_closed_form() -> None:
     assert_close(psnr(half, black), torch.full((3,), 20 + 10 * math.log10(2)))
 
 
-def test_a_background_is_white_or_a_named_one_or_any(rng: torch.Generator) -> None:
-    drawn = draw_backgrounds(4000, rng)
-    assert drawn.shape == (4000, 3)
-    assert drawn.min() >= 0
-    assert drawn.max() <= 1
-    named = np.array(list(BACKGROUNDS.values()), dtype=np.float32)
-    matches = (drawn[:, None] == named[None]).all(axis=2)
-    shares = matches.mean(axis=0)
-    # White is half, and one of the named ones as well.
-    assert shares[0] == pytest.approx(0.5 + 0.25 / len(named), abs=0.03)
-    assert shares[1:].min() > 0.5 * 0.25 / len(named)
-    assert matches.any(axis=1).mean() == pytest.approx(0.75, abs=0.03)
+# What is drawn.
 
 
-def test_a_batch_is_pictures_of_the_training_split_half_of_them_mirrored(
-    pictures: GlyphPictures, rng: torch.Generator
+def test_half_of_the_pictures_are_mirrored_and_all_as_the_source_gives_them(
+    source: GlyphSource,
 ) -> None:
-    batch = recipe_of(pictures).draw(64, rng)
-    assert batch.shape == (64, 3, 64, 64)
-    assert batch.abs().max() <= 1
+    given = next(source.batches(Share(seed=0, batch_size=64)))
+    batch = drawn(recipe_of(source), 64).image
     assert batch.is_contiguous(memory_format=torch.channels_last)
-    # Far from the square a picture is its background; there it tells which one it was put on.
-    found = []
-    for image in batch:
-        for corner in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
-            behind = ((image[:, corner[0], corner[1]] + 1) / 2).numpy()[None]
-            composed = [compose(pictures.rgba([i]), behind)[0] for i in range(10)]
-            both = [(i, flip) for flip in (False, True) for i in range(10)]
-            near = [
-                (i, flip)
-                for i, flip in both
-                if torch.allclose(composed[i].flip(-1) if flip else composed[i], image, atol=1e-5)
-            ]
-            if near:
-                found.append(near[0])
-                break
-    assert len(found) == 64
-    assert {index for index, _ in found} == set(range(6))  # those of the training split
-    assert 20 <= sum(flip for _, flip in found) <= 44
+    plain = [torch.equal(one, other) for one, other in zip(batch, given, strict=True)]
+    mirrored = [torch.equal(one, o.flip(-1)) for one, o in zip(batch, given, strict=True)]
+    assert all(a != b for a, b in zip(plain, mirrored, strict=True))
+    assert 20 <= sum(mirrored) <= 44
+    unmirrored = recipe_of(source, AutoencoderSettings(mirror=False))
+    assert_close(drawn(unmirrored, 64).image, given)
 
 
-def test_a_draw_is_a_function_of_its_generator(pictures: GlyphPictures) -> None:
-    recipe = recipe_of(pictures)
-    first, second, other = (
-        recipe.draw(4, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
-    )
-    assert torch.equal(first, second)
-    assert not torch.equal(first, other)
+def test_larger_pictures_are_cut_at_a_place_of_their_own(source: GlyphSource) -> None:
+    recipe = recipe_of(source, AutoencoderSettings(side=32, mirror=False))
+    given = next(source.batches(Share(seed=0, batch_size=16)))
+    cut = drawn(recipe, 16).image
+    assert cut.shape == (16, 3, 32, 32)
+    places = set()
+    for one, whole in zip(cut, given, strict=True):
+        windows = whole.unfold(1, 32, 1).unfold(2, 32, 1)
+        same = (windows == one[:, None, None]).all(dim=-1).all(dim=-1).all(dim=0).nonzero()
+        assert len(same)
+        places.add(tuple(same[0].tolist()))
+    assert all(len(set(along)) > 5 for along in zip(*places, strict=True))
+    ramp = torch.arange(25.0).view(1, 1, 5, 5)
+    assert squares(ramp, torch.tensor([[0.99, 0.0]]), 2)[0, 0, 0].tolist() == [15.0, 16.0]
+    with pytest.raises(ConfigError, match="side=65, and a picture has 64 x 64 px"):
+        drawn(recipe_of(source, AutoencoderSettings(side=65)), 1)
 
 
-def test_a_picture_comes_by_the_root_of_its_weight(tmp_path: Path, rng: torch.Generator) -> None:
-    records = [tiny_record(i, weight=weight) for i, weight in enumerate([1.0, 9.0])]
-    recipe = recipe_of(GlyphPictures.open(write_pictures(tmp_path / "data", records, size=4)))
-    rgba = np.zeros((2, 4, 4, 4), dtype=np.uint8)
-    rgba[0, ..., 3] = 255  # the first is black, the second only background, which is never black
-    store = store_folder(tmp_path / "data", 4)
-    write_pack(store, "both", rgba)
-    write_index(store, 4, [("both", 2)])
-    recipe.pictures = GlyphPictures.open(tmp_path / "data")
-    black = (recipe.draw(4000, rng) == -1).flatten(1).all(dim=1)
-    assert float(black.double().mean()) == pytest.approx(1 / (1 + 3), abs=0.03)
+def test_a_batch_is_a_function_of_seed_and_numbers_whatever_the_parts(source: GlyphSource) -> None:
+    settings = replace(ALL_LOSSES, latent_noise=0.3, side=32, adversarial_delay=10)
+    recipe = recipe_of(source, settings)
+    whole, again = drawn(recipe, 8), drawn(recipe, 8)
+    assert_close(tuple(whole), tuple(again), rtol=0, atol=0)
+    assert not torch.equal(whole.image, drawn(recipe, 8, seed=1).image)
+    assert len(whole.place.unique()) == 16
+    assert 0 <= whole.place.min() < 0.4
+    assert 0.6 < whole.place.max() < 1
+    parts = []
+    for rank in range(2):
+        stream = recipe.stream(Share(seed=0, batch_size=8, ranks=2, rank=rank, parts=2))
+        parts += [next(stream), next(stream)]
+    joined = [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
+    assert_close(joined, list(whole), rtol=0, atol=0)
 
 
-def test_the_loss_is_absolute_pooled_and_squared_error(
-    pictures: GlyphPictures, rng: torch.Generator
-) -> None:
-    recipe = recipe_of(pictures)
-    batch = recipe.draw(2, rng)
-    scalars = recipe.loss(batch, rng)
+def test_the_discriminator_is_heard_more_and_more(source: GlyphSource) -> None:
+    recipe = recipe_of(source, replace(ALL_LOSSES, adversarial_delay=4))
+    assert drawn(recipe, 6).heard.tolist() == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
+    assert drawn(recipe_of(source), 2).heard.tolist() == [1.0, 1.0]
+
+
+# What is minimised.
+
+
+def test_the_loss_is_the_sum_of_its_terms(source: GlyphSource) -> None:
+    recipe = recipe_of(source, replace(ALL_LOSSES, adversarial_delay=4))
+    batch = drawn(recipe, 2)
+    scalars = recipe.loss(batch)
+    assert recipe.perceptual is not None
+    assert recipe.discriminator is not None
+    image = batch.image
     with torch.no_grad():
-        error = recipe.module.decode(recipe.module.encode(batch)) - batch
-    pooled = error.unflatten(3, (16, 4)).unflatten(2, (16, 4)).mean(dim=(3, 5)).abs().mean()
-    assert_close(scalars["l1"], error.abs().mean())
-    assert_close(scalars["l2"], error.square().mean())
-    assert_close(scalars["loss"].detach(), error.abs().mean() + pooled + error.square().mean())
-    assert scalars["loss"].requires_grad
-    assert not scalars["l1"].requires_grad
+        latent = recipe.autoencoder.encode(image)
+        restored = recipe.autoencoder.decode(latent)
+        error = restored - image
+        wanted = {"l1": error.abs().mean(), "l2": error.square().mean()}
+        pooled = error.unflatten(3, (16, 4)).unflatten(2, (16, 4)).mean(dim=(3, 5))
+        wanted["pooled"] = pooled.abs().mean()
+        cut = [squares(x, batch.place, 24) for x in (restored, image)]
+        wanted["perceptual"] = recipe.perceptual(*cut).mean()
+        small = F.interpolate(image, scale_factor=0.5, mode="area")
+        halved = recipe.autoencoder.decode(latent.mean(dim=(2, 3), keepdim=True))
+        wanted["equivariance"] = (halved - small).abs().mean()
+        scores = hinge_of_judged(recipe.discriminator(restored))
+        wanted["adversarial"] = scores.mean()
+        judge = hinge_of_discriminator(recipe.discriminator, image, restored).mean()
+        wanted["discriminator"] = judge
+        total = wanted["l1"] + 0.7 * wanted["pooled"] + 0.3 * wanted["l2"]
+        total = total + 0.5 * wanted["perceptual"] + 0.2 * wanted["equivariance"]
+        total = total + 0.4 * (scores * torch.tensor([0.0, 0.25])).mean() + judge
+    assert_close(scalars.pop("loss").detach(), total)
+    assert_close(scalars, wanted)
+    assert not any(value.requires_grad for value in scalars.values())
 
 
-@pytest.mark.parametrize("phase", ["full", "decoder"])
-def test_the_second_phase_leaves_every_weight_of_the_encoder(
-    pictures: GlyphPictures, tmp_path: Path, phase: Phase
+def gradients(recipe: AutoencoderRecipe, *batches: AutoencoderBatch) -> dict[str, Tensor]:
+    recipe.module.zero_grad()
+    for batch in batches:
+        (recipe.loss(batch)["loss"] / len(batches)).backward()
+    named = recipe.module.named_parameters()
+    return {name: p.grad.clone() for name, p in named if p.grad is not None}
+
+
+def test_parts_of_a_batch_have_the_gradient_of_the_whole(source: GlyphSource) -> None:
+    recipe = recipe_of(source, replace(ALL_LOSSES, latent_noise=0.5, adversarial_delay=4))
+    batch = drawn(recipe, 4)
+    halves = [AutoencoderBatch(*(x[i : i + 2] for x in batch)) for i in (0, 2)]  # type: ignore[index]
+    summed, wanted = gradients(recipe, *halves), gradients(recipe, batch)
+    assert summed.keys() == wanted.keys()
+    for name, gradient in wanted.items():
+        assert (summed[name] - gradient).norm() < 1e-4 * gradient.norm(), name
+
+
+def test_autoencoder_and_discriminator_have_gradients_of_their_own_losses(
+    source: GlyphSource,
 ) -> None:
-    recipe = recipe_of(pictures, phase)
-    assert all(p.requires_grad == (phase == "full") for p in recipe.module.encoder.parameters())
-    before = weights(recipe.module)
-    train(recipe, CONFIG, tmp_path / "run", resume=False, report=lambda line: None)
-    after = recipe.module.state_dict()
-    moved = {name for name in before if not torch.equal(before[name], after[name])}
-    encoder = {name for name in before if name.startswith("encoder.")}
-    decoder = {name for name in before if name.startswith("decoder.")}
-    assert encoder
-    assert decoder <= moved
-    assert encoder & moved == (encoder if phase == "full" else set())
+    recipe = recipe_of(source, replace(ALL_LOSSES, adversarial=1e3))
+    batch = drawn(recipe, 2)
+    found = gradients(recipe, batch)
+    recipe.module.zero_grad()
+    assert recipe.discriminator is not None
+    with torch.no_grad():
+        made = recipe.autoencoder(batch.image)
+    hinge_of_discriminator(recipe.discriminator, batch.image, made).mean().backward()
+    judge = {f"discriminator.{n}": p.grad for n, p in recipe.discriminator.named_parameters()}
+    assert_close({n: g for n, g in found.items() if n in judge}, judge)
+    recipe.settings = replace(recipe.settings, adversarial=1e-9)
+    quiet = gradients(recipe, batch)
+    moved = [n for n in found if not torch.allclose(found[n], quiet[n], rtol=0.1)]
+    assert any(n.startswith("autoencoder.encoder") for n in moved)
+    assert not any(n.startswith("discriminator.") for n in moved)
+
+
+def test_a_balanced_judge_is_as_loud_as_the_other_losses(source: GlyphSource) -> None:
+    settings = AutoencoderSettings(adversarial=1.0, adversarial_balance=True)
+    recipe = recipe_of(source, settings)
+    batch = drawn(recipe, 2)
+    last = "autoencoder.decoder.conv_out.conv.weight"
+    both = gradients(recipe, batch)[last]
+    silent = batch._replace(heard=torch.zeros(2))
+    alone = gradients(recipe, silent)[last]
+    assert_close((both - alone).norm(), alone.norm(), rtol=1e-4, atol=0)
 
 
 def test_a_decoder_meets_latents_with_up_to_so_much_noise(
-    pictures: GlyphPictures, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
+    source: GlyphSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = recipe_of(pictures, "decoder")
-    recipe.latent_noise = 0.5
+    recipe = recipe_of(source, AutoencoderSettings(phase="decoder", latent_noise=0.5))
     met: list[Tensor] = []
-    decode = recipe.module.decode
-    monkeypatch.setattr(recipe.module, "decode", lambda z: (met.append(z), decode(z))[1])
-    batch = recipe.draw(64, rng)
-    recipe.loss(batch, rng)
-    clean = recipe.module.encode(batch)
-    noise = (met[0] - clean).detach() / clean.square().mean().sqrt()
-    shares = noise.square().mean(dim=(1, 2, 3)).sqrt()
+    decode = recipe.autoencoder.decode
+    monkeypatch.setattr(recipe.autoencoder, "decode", lambda z: (met.append(z), decode(z))[1])
+    batch = drawn(recipe, 64)
+    recipe.loss(batch)
+    clean = recipe.autoencoder.encode(batch.image)
+    over = (1, 2, 3)
+    shares = ((met[0] - clean).square().mean(over) / clean.square().mean(over)).sqrt()
     assert 0.5 < float(shares.max()) / 0.5 < 1.7  # 16 values each
     assert float(shares.min()) < 0.1
-    with pytest.raises(ConfigError, match=r"latent_noise=0.5 in phase full"):
-        AutoencoderRecipe(recipe.module, pictures, latent_noise=0.5)
 
 
-def test_evaluation_measures_unseen_concepts_on_white(pictures: GlyphPictures) -> None:
-    recipe = recipe_of(pictures)
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"l1": -1.0}, "l1=-1.0 must not be negative"),
+        ({"l1": 0.0}, "nothing asks for the picture"),
+        ({"held": 0}, "held=0 must be at least 1"),
+        ({"equivariance": 1.0, "phase": "decoder"}, "the encoder is frozen"),
+        ({"head_stages": 2}, "head_stages=2 does nothing without phase latent or refine"),
+        ({"perceptual_side": 64}, "does nothing without perceptual above 0"),
+        ({"adversarial_delay": 9}, "does nothing without adversarial above 0"),
+        (
+            {"adversarial_balance": True, "adversarial": 1.0, "phase": "latent"},
+            "does nothing without the decoder's head trained",
+        ),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        AutoencoderSettings(**settings)
+
+
+def test_a_loss_and_its_network_come_together(source: GlyphSource) -> None:
+    module = Autoencoder(AUTOENCODER)
+    with pytest.raises(ConfigError, match=r"perceptual=1\.0, and its network is not there"):
+        AutoencoderRecipe(module, source, AutoencoderSettings(perceptual=1.0))
+    with pytest.raises(ConfigError, match=r"adversarial=0\.0, and its network is there"):
+        AutoencoderRecipe(module, source, discriminator=PatchDiscriminator(4))
+    odd = recipe_of(source, AutoencoderSettings(equivariance=1.0, side=32))
+    with pytest.raises(ConfigError, match="a latent of 1 x 1 has no half"):
+        odd.loss(drawn(odd, 1))
+
+
+# What is measured.
+
+
+def test_evaluation_measures_held_pictures(
+    source: GlyphSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(autoencoder, "PERCEIVED", 1)
+    recipe = recipe_of(source, ALL_LOSSES)
     recipe.module.eval()
+    assert recipe.perceptual is not None
     with torch.no_grad():
         found = recipe.evaluate(recipe.module)
-        image = compose(pictures.rgba([6, 7]), np.ones((2, 3)))  # the two of held_concept
-        latent = recipe.module.encode(image)
-        restored = recipe.module.decode(latent).clamp(-1, 1)
-    assert found["psnr"] == pytest.approx(float(psnr(restored, image).mean()), rel=1e-5)
-    assert found["scaling_factor"] == pytest.approx(float(latent.square().mean() ** -0.5), rel=1e-5)
+        image = torch.cat(list(source.held(2)))
+        latent = recipe.autoencoder.encode(image)
+        restored = recipe.autoencoder.decode(latent).clamp(-1, 1)
+        distance = recipe.perceptual(restored[:1], image[:1])
+    assert found == {
+        "psnr": pytest.approx(float(psnr(restored, image).mean()), rel=1e-5),
+        "perceptual": pytest.approx(float(distance), rel=1e-5),
+        "scaling_factor": pytest.approx(float(latent.square().mean() ** -0.5), rel=1e-5),
+    }
 
 
-def test_held_pictures_are_a_fixed_sample(pictures: GlyphPictures) -> None:
-    module = Autoencoder(AUTOENCODER)
-    one, again = (AutoencoderRecipe(module, pictures, held=1).held for _ in range(2))
-    assert one.tolist() == again.tolist()
-    assert len(one) == 1
-    assert set(recipe_of(pictures).held.tolist()) == {6, 7}
+def test_measures_of_pictures_that_were_trained_on_are_called_so(
+    source: GlyphSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(GlyphSource, "unseen", False)
+    recipe = recipe_of(source)
+    with torch.no_grad():
+        assert recipe.evaluate(recipe.module).keys() == {"seen_psnr", "scaling_factor"}
 
 
-def test_blocks_are_the_convolutional_ones(pictures: GlyphPictures) -> None:
-    recipe = recipe_of(pictures)
+def test_the_grid_is_held_pictures_above_reconstructions(source: GlyphSource) -> None:
+    recipe = recipe_of(source, AutoencoderSettings(side=32))
+    with torch.no_grad():
+        grid = recipe.validation_grid(recipe.module)
+    assert grid.shape == (64, 64, 3)
+    middle = next(source.held(1))[:, :, 16:48, 16:48]
+    above = torch.from_numpy(grid[:32, :32]).movedim(-1, 0)
+    assert_close(above.float() / 127.5 - 1, middle[0], rtol=0, atol=1 / 255)
+
+
+def test_blocks_are_the_convolutional_ones(source: GlyphSource) -> None:
+    recipe = recipe_of(source)
     blocks = list(recipe.blocks())
     assert {type(block) for block in blocks} == {ResBlock, Upsample, Downsample}
     inside: list[Tensor] = [p for block in blocks for p in block.parameters()]

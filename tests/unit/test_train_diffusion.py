@@ -14,12 +14,12 @@ from torch.testing import assert_close
 from sanakit.data.glyph.backgrounds import BACKGROUNDS
 from sanakit.data.glyph.pictures import GlyphPictures, compose
 from sanakit.data.glyph.split import PROTECTED
-from sanakit.flow.noise_levels import logit_normal_levels
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.shapes import Latent, PerSample, Text, TextMask
 from sanakit.train.diffusion import CachedLatents, DiffusionRecipe, _by_thirds, cache_latents
 from tiny import AUTOENCODER, tiny_components
 from tiny_pictures import tiny_pictures, tiny_record, write_pictures
+from tiny_recipe import drawn
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_a_caption_is_one_of_its_pictures_own_in_lower_case(
     pictures: GlyphPictures, rng: torch.Generator
 ) -> None:
     recipe = recipe_of(pictures, null_share=0.0, other_share=0.0)
-    batch = recipe.draw(200, rng)
+    batch = drawn(recipe, 200)
     numbers = batch.x0[:, 0, 0, 0].long().tolist()
     assert set(numbers) == set(range(6))  # the training split
     seen = set()
@@ -88,7 +88,7 @@ def test_tokens_are_the_tokenizers_and_padding_is_masked(
     pictures: GlyphPictures, rng: torch.Generator
 ) -> None:
     recipe = recipe_of(pictures, null_share=0.0, other_share=0.0)
-    batch = recipe.draw(20, rng)
+    batch = drawn(recipe, 20)
     texts = captions_of(recipe, batch.ids, batch.mask)
     expected = recipe.tokenizer(texts)["input_ids"]
     for ids, mask, wanted in zip(batch.ids, batch.mask, expected, strict=True):
@@ -101,7 +101,7 @@ def test_a_null_share_of_one_empties_every_caption(
     pictures: GlyphPictures, rng: torch.Generator
 ) -> None:
     recipe = recipe_of(pictures, null_share=1.0, other_share=1.0)
-    batch = recipe.draw(8, rng)
+    batch = drawn(recipe, 8)
     empty = recipe.tokenizer([""])["input_ids"]
     assert batch.ids.tolist() == empty * 8
     assert batch.mask.all()
@@ -112,7 +112,7 @@ def test_another_background_is_drawn_and_said(
     pictures: GlyphPictures, rng: torch.Generator
 ) -> None:
     recipe = recipe_of(pictures, null_share=0.0, other_share=1.0)
-    batch = recipe.draw(100, rng)
+    batch = drawn(recipe, 100)
     names = list(BACKGROUNDS)
     texts = captions_of(recipe, batch.ids, batch.mask)
     for value, text in zip(batch.x0[:, 0, 0, 0].tolist(), texts, strict=True):
@@ -124,7 +124,7 @@ def test_another_background_is_drawn_and_said(
 
 def test_shares_are_kept(pictures: GlyphPictures, rng: torch.Generator) -> None:
     recipe = recipe_of(pictures, null_share=0.1, other_share=0.25)
-    batch = recipe.draw(4000, rng)
+    batch = drawn(recipe, 4000)
     null, other = batch.mask.sum(dim=1) == 1, batch.x0[:, 0, 0, 0] >= 100
     assert float(null.double().mean()) == pytest.approx(0.1, abs=0.02)
     assert float(other.double().mean()) == pytest.approx(0.25, abs=0.03)
@@ -134,8 +134,8 @@ def test_shares_are_kept(pictures: GlyphPictures, rng: torch.Generator) -> None:
 def test_a_picture_comes_by_its_weight(tmp_path: Path, rng: torch.Generator) -> None:
     records = [tiny_record(i, weight=weight) for i, weight in enumerate([1.0, 3.0, 0.0])]
     pictures = GlyphPictures.open(write_pictures(tmp_path / "data", records, size=4))
-    drawn = recipe_of(pictures, other_share=0.0).draw(2000, rng).x0[:, 0, 0, 0].long()
-    shares = torch.bincount(drawn, minlength=3) / 2000
+    found = drawn(recipe_of(pictures, other_share=0.0), 2000).x0[:, 0, 0, 0].long()
+    shares = torch.bincount(found, minlength=3) / 2000
     assert shares.tolist() == pytest.approx([0.25, 0.75, 0.0], abs=0.04)
 
 
@@ -147,7 +147,8 @@ def test_everyday_things_come_more_often_except_as_silhouettes(tmp_path: Path) -
         replace(tiny_record(2), name=usual, style="silhouette"),
     ]
     pictures = GlyphPictures.open(write_pictures(tmp_path / "data", records, size=4))
-    assert recipe_of(pictures, everyday_weight=3.0).weights.tolist() == [1.0, 6.0, 1.0]
+    chances = recipe_of(pictures, everyday_weight=3.0).chances
+    assert chances.tolist() == pytest.approx([1 / 8, 7 / 8, 1.0])
 
 
 def test_the_loss_is_the_squared_velocity_error_on_the_path(
@@ -155,11 +156,9 @@ def test_the_loss_is_the_squared_velocity_error_on_the_path(
 ) -> None:
     recipe = recipe_of(pictures, flow_shift=2.0)
     recipe.module["transformer"] = silent = Silent()
-    batch = recipe.draw(16, rng)
-    scalars = recipe.loss(batch, torch.Generator().manual_seed(4))
-    again = torch.Generator().manual_seed(4)
-    level = logit_normal_levels(16, flow_shift=2.0, generator=again)
-    noise = torch.randn(batch.x0.shape, generator=again)
+    batch = drawn(recipe, 16)
+    scalars = recipe.loss(batch)
+    level, noise = batch.level, batch.noise
     sigma = level.sigma[:, None, None, None]
     x, time, states, mask = silent.asked
     assert_close(x, batch.x0 + sigma * (noise - batch.x0), atol=1e-5, rtol=0)
@@ -190,7 +189,7 @@ def test_the_text_encoder_learns_along_only_if_asked(
     pictures: GlyphPictures, rng: torch.Generator, tune: bool
 ) -> None:
     recipe = recipe_of(pictures, tune_text=tune)
-    recipe.loss(recipe.draw(4, rng), rng)["loss"].backward()
+    recipe.loss(drawn(recipe, 4))["loss"].backward()
     learnt = {n for n, p in recipe.module.named_parameters() if p.grad is not None}
     assert any(name.startswith("transformer.") for name in learnt)
     assert any(name.startswith("text_encoder.") for name in learnt) == tune

@@ -15,8 +15,10 @@ from torch.testing import assert_close
 
 from sanakit.errors import ConfigError, NumericsError
 from sanakit.train import loop
-from sanakit.train.loop import LoopConfig, learning_rate, train, with_overrides
-from sanakit.train.state import checkpoints, load_checkpoint
+from sanakit.train.checkpoint import checkpoints, read_manifest, read_tensors
+from sanakit.train.loop import train
+from sanakit.train.settings import LoopConfig, learning_rate, with_overrides
+from sanakit.train.shares import Share
 from tiny_recipe import TinyRecipe, weights
 
 CONFIG = LoopConfig(
@@ -31,6 +33,12 @@ CONFIG = LoopConfig(
 )
 
 
+def batch_of(seed: int, numbers: range) -> Tensor:
+    """What the tiny recipe draws for samples of these numbers, written out."""
+    generators = [torch.Generator().manual_seed(seed * 1_000_003 + k) for k in numbers]
+    return torch.stack([torch.randn(2, 2, 4, 4, generator=one) for one in generators])
+
+
 def quiet(line: str) -> None:
     """Take the place of print."""
 
@@ -40,7 +48,9 @@ def log_lines(run: Path) -> list[dict[str, float]]:
 
 
 def saved(run: Path) -> dict[str, dict[str, Tensor]]:
-    return load_checkpoint(checkpoints(run)[-1])[1]
+    newest = checkpoints(run)[-1]
+    found = {name: read_tensors(newest, name) for name in ("model", "optimizer", "average")}
+    return {name: tensors for name, tensors in found.items() if tensors}
 
 
 @pytest.mark.parametrize(
@@ -97,8 +107,13 @@ def test_settings_are_read_by_their_types() -> None:
         ("peak_lr=true", "peak_lr takes a value like 0.02"),
         ("peak_lr=[1]", "peak_lr takes a value like 0.02"),
         ("betas=0.9", r"betas takes a value like \(0.9, 0.99\)"),
-        ("betas=[0.9]", "betas takes"),
+        ("betas=[0.9]", r"betas=\(0.9,\) are 1, and adamw takes 2\n.*betas=\[0.9,0.99\]"),
         ("betas=[0.9, false]", "betas takes"),
+        ("optimizer=came", r"are 2, and came takes 3\n.*0.9999"),
+        ("optimizer=adam", r"optimizer takes .*\n.*'adamw', 'came'"),
+        ("accumulation=0", "accumulation=0 must be at least 1"),
+        ("save_minutes=0", "save_minutes=0 must be more than 0"),
+        ("most_skipped=-1", "most_skipped=-1 must not be negative"),
         ("compile_blocks=1", "compile_blocks takes a value like False"),
         ("compute_dtype=bf16", r"compute_dtype takes .*\n.*'float32', 'bfloat16'"),
         ("average_halflife=long", r"average_halflife takes .*\n.*int \| None"),
@@ -120,8 +135,7 @@ def test_steps_are_those_of_adamw_written_out(tmp_path: Path) -> None:
     moments: dict[str, tuple[Tensor, Tensor]] = {}
     named = dict(slow.module.named_parameters())
     for step in range(6):
-        generator = torch.Generator().manual_seed(3 * 1_000_003 + 4 * step)
-        slow.loss(slow.draw(4, generator), generator)["loss"].backward()
+        slow.loss(batch_of(3, range(4 * step, 4 * step + 4)))["loss"].backward()
         gradients = {name: p.grad for name, p in named.items() if p.grad is not None}
         norm = torch.stack([g.square().sum() for g in gradients.values()]).sum().sqrt()
         assert norm > config.grad_clip  # or clipping is not tested
@@ -192,8 +206,7 @@ def test_the_log_has_means_and_evaluations_at_their_steps(tmp_path: Path) -> Non
         assert line["grad_norm"] > 0
         assert line["lr"] == pytest.approx(learning_rate(CONFIG, int(line["images"])), rel=1e-2)
     slow = TinyRecipe()
-    generator = torch.Generator().manual_seed(0)
-    first = slow.loss(slow.draw(4, generator), generator)["loss"].detach()
+    first = slow.loss(batch_of(0, range(4)))["loss"].detach()
     short = tmp_path / "short"
     one = replace(CONFIG, total_images=4, log_every=1)
     train(TinyRecipe(), one, short, resume=False, report=quiet)
@@ -210,8 +223,8 @@ def spoil(recipe: TinyRecipe, when: list[int]) -> None:
     honest = recipe.loss
     recipe.watch = watch
 
-    def loss(batch: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        scalars = honest(batch, generator)
+    def loss(batch: Tensor) -> dict[str, Tensor]:
+        scalars = honest(batch)
         return {"loss": scalars["loss"] * (float("nan") if recipe.bad else 1.0)}
 
     recipe.loss = loss
@@ -224,7 +237,7 @@ def test_a_gradient_that_is_not_finite_skips_its_step(tmp_path: Path) -> None:
     short = replace(CONFIG, total_images=4)
     train(recipe, short, tmp_path, resume=False, report=quiet)
     assert_close(dict(recipe.module.named_parameters()), before, atol=0, rtol=0)
-    assert saved(tmp_path)["optimizer"] == {}
+    assert "optimizer" not in saved(tmp_path)
     # The gradient is forgotten: the next step is clean.
     train(recipe, CONFIG, tmp_path, resume=True, report=quiet)
     assert all(torch.isfinite(p).all() for p in recipe.module.parameters())
@@ -239,7 +252,7 @@ def test_more_than_twenty_of_them_end_the_run(tmp_path: Path, bad: int, stops: b
     if not stops:
         assert train(recipe, config, tmp_path, resume=False, report=quiet)
         return
-    with pytest.raises(NumericsError, match=r"not finite in 21 steps, the last at 80 images"):
+    with pytest.raises(NumericsError, match=r"not finite in 21 steps in a row, the last at 80"):
         train(recipe, config, tmp_path, resume=False, report=quiet)
 
 
@@ -273,21 +286,20 @@ def test_checkpoints_come_by_the_clock(tmp_path: Path, monkeypatch: pytest.Monke
     recipe = TinyRecipe(lambda count: found.append(len(checkpoints(tmp_path))))
     train(recipe, replace(CONFIG, save_minutes=2.5), tmp_path, resume=False, report=quiet)
     assert found == [0, 0, 0, 1, 1, 1]
-    notes, _ = load_checkpoint(checkpoints(tmp_path)[-1])
-    assert notes["seconds"] == 360.0
+    assert read_manifest(checkpoints(tmp_path)[-1])["seconds"] == 360.0
     # The clock of a resumed run goes on.
     train(TinyRecipe(), replace(CONFIG, total_images=28), tmp_path, resume=True, report=quiet)
-    assert load_checkpoint(checkpoints(tmp_path)[-1])[0]["seconds"] == 420.0
+    assert read_manifest(checkpoints(tmp_path)[-1])["seconds"] == 420.0
 
 
 def test_a_batch_that_does_not_split_over_the_ranks_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(loop.dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(loop.dist, "get_rank", lambda: 0)
-    monkeypatch.setattr(loop.dist, "get_world_size", lambda: 3)
-    with pytest.raises(ConfigError, match="batch_size=4 does not split over 3 ranks"):
-        train(TinyRecipe(), CONFIG, tmp_path, resume=False, report=quiet)
+    with pytest.raises(ConfigError, match=r"batch_size=4 does not split over 3 ranks\n.*of 3"):
+        Share(seed=0, batch_size=4, ranks=3)
+    config = replace(CONFIG, accumulation=3)
+    with pytest.raises(ConfigError, match=r"over 1 ranks in 3 parts each\n"):
+        train(TinyRecipe(), config, tmp_path, resume=False, report=quiet)
 
 
 def test_only_blocks_are_compiled_and_only_if_asked(
@@ -297,7 +309,6 @@ def test_only_blocks_are_compiled_and_only_if_asked(
     monkeypatch.setattr(nn.Module, "compile", lambda self, **_: compiled.append(self))
     monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
     recipe = TinyRecipe()
-    monkeypatch.setattr(recipe, "blocks", lambda: iter([recipe.module[0]]))
     short = replace(CONFIG, total_images=4)
     train(recipe, short, tmp_path / "plain", resume=False, report=quiet)
     assert compiled == []

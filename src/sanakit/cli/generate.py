@@ -6,12 +6,14 @@ import json
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sanakit.cli import adapters
 from sanakit.cli.errors import friendly_errors
 from sanakit.errors import ConfigError, Interrupted
 
@@ -32,8 +34,10 @@ def generate(
         str, typer.Option("--out", "-o", help="PNG file to write; - is standard output.")
     ] = "out.png",
     model: Annotated[
-        str, typer.Option("--model", "-m", help="Embedded name, folder, or owner/name.")
-    ] = "glyph",
+        str | None,
+        typer.Option("--model", "-m", help="Embedded name, folder, or owner/name. Default: glyph."),
+    ] = None,
+    lora: Annotated[list[str] | None, typer.Option(help=adapters.HELP)] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same picture.")] = 0,
     steps: Annotated[int, typer.Option(help="Solver steps.")] = 20,
     guidance: Annotated[
@@ -72,7 +76,15 @@ def generate(
             guidance_scale=guidance,
             solver=solver,
         )
-        report = run(request, model=model, paths=paths, bar=not (json_ or quiet), offline=offline)
+        loras = lora or []
+        report = run(
+            request,
+            model=adapters.model_behind(model, loras),
+            paths=paths,
+            bar=not (json_ or quiet),
+            offline=offline,
+            loras=loras,
+        )
         if json_:
             # A picture on standard output leaves standard error for the report.
             print(json.dumps(report), file=sys.stderr if out == STANDARD_OUTPUT else sys.stdout)
@@ -114,6 +126,7 @@ def run(
     paths: list[Path | None],
     bar: bool,
     offline: bool = False,
+    loras: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Load the model, draw, write; give what there is to report."""
     started = time.perf_counter()
@@ -124,11 +137,13 @@ def run(
         from sanakit.weights.atomic import write_atomically
 
         pipeline = Pipeline.load(model, offline=offline)
+        adapters.put_on(pipeline, loras)
         loaded = time.perf_counter()
         result = _draw(pipeline, request, stop, bar=bar)
         files = []
         for picture, path in zip(result.pictures, paths, strict=True):
-            data = encode_png(picture.pixels, picture.settings)
+            more = {"lora": list(loras)} if loras else {}
+            data = encode_png(picture.pixels, {**picture.settings, **more})
             if path is None:
                 sys.stdout.buffer.write(data)
                 sys.stdout.buffer.flush()

@@ -12,7 +12,7 @@ from sanakit.cli.errors import friendly_errors
 from sanakit.cli.generate import output_paths, run, tell
 from sanakit.errors import ConfigError
 
-ABOUT_THE_FILE = ("model", "model_hash", "version", "format")
+ABOUT_THE_FILE = ("model", "model_hash", "version", "format", "lora")
 
 
 def info(
@@ -57,13 +57,24 @@ def again(
             raise ConfigError(f"{image}: does not say its model", hint="name one with --model")
         target = out or str(image.with_name(f"{image.stem}-again.png"))
         report = run(
-            request, model=name, paths=output_paths(target, 1, request.seed), bar=not quiet
+            request,
+            model=name,
+            paths=output_paths(target, 1, request.seed),
+            bar=not quiet,
+            loras=_loras(settings, image),
         )
         _warn_of_another_model(settings, name)
         if json_:
             print(json.dumps(report))
         elif not quiet:
             tell(report)
+
+
+def _loras(settings: dict[str, Any], image: Path) -> list[str]:
+    found = settings.get("lora", [])
+    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+        raise ConfigError(f"{image}: its setting 'lora' is no list of names")
+    return found
 
 
 def _warn_of_another_model(settings: dict[str, Any], name: str) -> None:

@@ -8,6 +8,9 @@ from typing import Annotated, Literal
 import typer
 
 from sanakit.cli.errors import friendly_errors
+from sanakit.cli.train_diffusion import diffusion, export
+from sanakit.cli.train_plan import DryRun, Measure, check_dry, print_plan
+from sanakit.cli.train_show import plot, show
 from sanakit.errors import ConfigError
 
 app = typer.Typer(
@@ -23,8 +26,7 @@ Settings = Annotated[
 ]
 Size = Annotated[int | None, typer.Option(help="Which size, if the data set has several, px.")]
 DATA = Path("data/glyph")
-Phase = Literal["full", "decoder"]
-Storage = Literal["as-is", "int8-rows"]
+Phase = Literal["full", "latent", "decoder", "refine"]
 
 
 def _known(recipe: str) -> None:
@@ -59,8 +61,9 @@ def lm(
     """Train the text encoder as a language model."""
     with friendly_errors():
         _known(recipe)
-        from sanakit.train.loop import train, with_overrides
+        from sanakit.train.loop import train
         from sanakit.train.recipes import glyph_language_model
+        from sanakit.train.settings import with_overrides
 
         run, config = glyph_language_model(data)
         train(run, with_overrides(config, settings or []), out, resume=resume, report=typer.echo)
@@ -69,91 +72,83 @@ def lm(
 @app.command()
 def autoencoder(
     recipe: Recipe = "glyph",
-    data: Data = DATA,
+    data: Annotated[
+        str, typer.Option(help="What `sanakit data build` made: the glyph set, or SET/shards.")
+    ] = str(DATA),
     out: Out = Path("runs/glyph-autoencoder"),
     phase: Annotated[
-        Phase, typer.Option(help="full, or decoder: the encoder stays as it is.")
+        Phase,
+        typer.Option(
+            help="full; latent: what is next to the latents, at high resolution; decoder; "
+            "refine: the decoder's head, against a discriminator."
+        ),
     ] = "full",
     start: Annotated[
-        Path | None, typer.Option("--from", help="Run whose weights to begin with.")
+        str | None,
+        typer.Option("--from", help="Weights to begin with: a run, glyph, a model or its folder."),
     ] = None,
     size: Size = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Of shards, without --from: the shape to begin with.")
+    ] = None,
+    held: Annotated[
+        str | None, typer.Option(help="Of shards: other shards, to measure on.")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Of shards: processes that decode.")] = 0,
     resume: Resume = False,
+    dry_run: DryRun = False,
+    measure: Measure = True,
     settings: Settings = None,
 ) -> None:
-    """Train the deep-compression autoencoder."""
+    """Train the deep-compression autoencoder; at the end OUT/vae holds it, with its scale."""
     with friendly_errors():
         _known(recipe)
-        from sanakit.train.loop import train, with_overrides
-        from sanakit.train.recipes import glyph_autoencoder
+        from sanakit.train.autoencoder_files import finish_autoencoder
+        from sanakit.train.autoencoder_recipes import (
+            glyph_autoencoder,
+            is_shards,
+            shards_autoencoder,
+        )
+        from sanakit.train.loop import train
 
-        if phase == "decoder" and start is None and not resume:
+        check_dry(dry_run, measure)
+        if phase != "full" and start is None and not resume:
             raise ConfigError(
-                "--phase decoder would keep an encoder that was never trained",
-                hint="name the run to begin with: --from runs/glyph-autoencoder",
+                f"--phase {phase} would keep weights that were never trained",
+                hint="name what to begin with: --from glyph, or --from runs/glyph-autoencoder",
             )
-        run, config = glyph_autoencoder(data, phase=phase, start=start, size=size)
-        train(run, with_overrides(config, settings or []), out, resume=resume, report=typer.echo)
+        if preset is not None and start is not None:
+            raise ConfigError("--preset with --from", hint="weights come with their own shape")
+        pairs = settings or []
+        if is_shards(data):
+            if size is not None:
+                raise ConfigError("--size with shards", hint="their sizes are in their index")
+            run, config = shards_autoencoder(
+                data,
+                phase=phase,
+                preset=preset or "glyph",
+                start=start,
+                held=held,
+                workers=workers,
+                settings=pairs,
+            )
+        elif preset or held or workers:
+            raise ConfigError(
+                f"{data} holds no shards, which --preset, --held and --workers are for",
+                hint="name the folder of shards: --data SET/shards",
+            )
+        else:
+            run, config = glyph_autoencoder(
+                Path(data), phase=phase, start=start, size=size, settings=pairs
+            )
+        if dry_run:
+            print_plan(run, config, shards=data if is_shards(data) else None, measure=measure)
+            return
+        if train(run, config, out, resume=resume, report=typer.echo):
+            finish_autoencoder(run, out, report=typer.echo)
 
 
-@app.command()
-def diffusion(
-    recipe: Recipe = "glyph",
-    data: Data = DATA,
-    out: Out = Path("runs/glyph-diffusion"),
-    autoencoder: Annotated[
-        Path, typer.Option(help="Run of the autoencoder to encode with.")
-    ] = Path("runs/glyph-autoencoder"),
-    lm: Annotated[Path, typer.Option(help="Run of the language model to start from.")] = Path(
-        "runs/glyph-lm"
-    ),
-    freeze_text: Annotated[
-        bool, typer.Option("--freeze-text", help="Leave the text encoder as it is.")
-    ] = False,
-    size: Size = None,
-    resume: Resume = False,
-    settings: Settings = None,
-) -> None:
-    """Train the diffusion transformer and tune the text encoder along with it."""
-    with friendly_errors():
-        _known(recipe)
-        from sanakit.train.loop import train, with_overrides
-        from sanakit.train.recipes import glyph_diffusion
-
-        run, config = glyph_diffusion(
-            data,
-            autoencoder_run=autoencoder,
-            lm_run=lm,
-            out=out,
-            tune_text=not freeze_text,
-            size=size,
-        )
-        train(run, with_overrides(config, settings or []), out, resume=resume, report=typer.echo)
-
-
-@app.command()
-def export(
-    recipe: Recipe = "glyph",
-    data: Data = DATA,
-    autoencoder: Annotated[Path, typer.Option(help="Run of the autoencoder.")] = Path(
-        "runs/glyph-autoencoder"
-    ),
-    diffusion: Annotated[Path, typer.Option(help="Run of the diffusion transformer.")] = Path(
-        "runs/glyph-diffusion"
-    ),
-    out: Annotated[Path, typer.Option("--out", "-o", help="Model folder to write.")] = Path(
-        "models/glyph"
-    ),
-    storage: Annotated[
-        Storage, typer.Option(help="as-is (fp32, every library reads it) or int8-rows (a quarter).")
-    ] = "as-is",
-) -> None:
-    """Put the trained parts together as a model folder in the published layout."""
-    with friendly_errors():
-        _known(recipe)
-        from sanakit.train.recipes import glyph_export
-
-        glyph_export(
-            data, autoencoder_run=autoencoder, diffusion_run=diffusion, out=out, storage=storage
-        )
-        typer.echo(f"{out}: draw with `sanakit generate PROMPT --model {out}`")
+app.command()(diffusion)
+app.command()(export)
+app.command()(show)
+app.command()(plot)

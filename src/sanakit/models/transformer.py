@@ -22,6 +22,7 @@ from sanakit.nn.embed import GuidedTimeEmbed, PatchEmbed, TextProjection, TimeEm
 from sanakit.nn.linear_attention import LinearAttention
 from sanakit.nn.mix_ffn import MixFFN
 from sanakit.nn.norm import RMSNorm
+from sanakit.nn.recompute import product_dtype, recomputed
 from sanakit.shapes import Grid, Latent, Mix, PerSample, Text, TextMask, Tokens
 
 CAPTION_NORM_EPS = 1e-5
@@ -51,8 +52,8 @@ class Modulation(NamedTuple):
     gate: Tensor
 
     def modulate(self, x: Tokens) -> Tokens:
-        """Shift and scale a normalised input. ``scale`` is a deviation from one."""
-        return (x * (1 + self.scale) + self.shift).to(x.dtype)
+        """Shift and scale a normalised input, for products. ``scale`` is a deviation from one."""
+        return (x * (1 + self.scale) + self.shift).to(product_dtype(x))
 
 
 def readable(mask: TextMask | None) -> TextMask | None:
@@ -115,9 +116,11 @@ class Block(nn.Module):
         )
         attn, ffn = Modulation(*rows[:3]), Modulation(*rows[3:])
         k, v = self.attn2.keys_values(text) if keys_values is None else keys_values
-        x = x + attn.gate * self.attn1(attn.modulate(self.norm1(x)), mix=mix)
+        y = recomputed(lambda x: attn.modulate(self.norm1(x)), x)
+        x = x + attn.gate * self.attn1(y, mix=mix)
         x = x + self.attn2(x, k, v, mask)
-        y = rearrange(ffn.modulate(self.norm2(x)), "b (h w) d -> b d h w", h=grid[0])
+        y = recomputed(lambda x: ffn.modulate(self.norm2(x)), x)
+        y = rearrange(y, "b (h w) d -> b d h w", h=grid[0])
         return x + ffn.gate * rearrange(self.ff(y), "b d h w -> b (h w) d")
 
 

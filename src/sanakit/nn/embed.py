@@ -66,7 +66,8 @@ class PatchEmbed(nn.Module):
     def forward(self, x: Latent) -> Tokens:
         """Give tokens in row-major order; what does not fill a patch is not looked at."""
         patches = self.proj(x)
-        tokens = rearrange(patches, "b d h w -> b (h w) d")
+        # Laid out as tokens from here on: every sum of a block keeps the layout of its first term.
+        tokens = rearrange(patches, "b d h w -> b (h w) d").contiguous()
         if self.span is None:
             return tokens
         grid = (patches.shape[2], patches.shape[3])

@@ -7,6 +7,7 @@ from einops import rearrange
 from torch import nn
 
 from sanakit.nn.norm import RMSNorm
+from sanakit.nn.recompute import recomputed, without_autocast
 from sanakit.shapes import Heads, Mix, Tokens
 
 QK_NORM_EPS = 1e-5
@@ -15,15 +16,16 @@ QK_NORM_EPS = 1e-5
 def relu_linear_attention(q: Heads, k: Heads, v: Heads, *, eps: float = 1e-15) -> Heads:
     """Attend with the kernel relu(q) . relu(k), keys first: O(n * dh^2) a head, no n-by-n map.
 
-    Sums and their quotient are at least fp32 (bf16 would keep 8 bits of each); the result has the
-    dtype of ``v``. A query that matches no key yields zeros, not NaN.
+    Sums and their quotient are at least fp32, within autocast too (bf16 would keep 8 bits of
+    each); the result has the dtype of ``v``. A query that matches no key yields zeros, not NaN.
     Source: docs/maths/linear_attention.md (L2)-(L4); reference 3.3 for ``eps``.
     """
     wide = torch.promote_types(v.dtype, torch.float32)
-    q, k = q.relu().to(wide), k.relu().to(wide)
-    summary = k.transpose(2, 3) @ v.to(wide)
-    mass = q @ k.sum(dim=2).unsqueeze(3)
-    return (q @ summary / (mass + eps)).to(v.dtype)
+    with without_autocast(v):
+        q, k = q.relu().to(wide), k.relu().to(wide)
+        summary = k.transpose(2, 3) @ v.to(wide)
+        mass = q @ k.sum(dim=2).unsqueeze(3)
+        return (q @ summary / (mass + eps)).to(v.dtype)
 
 
 class LinearAttention(nn.Module):
@@ -49,7 +51,7 @@ class LinearAttention(nn.Module):
             q, k = self.norm_q(q), self.norm_k(k)
         pattern = "b n (heads dh) -> b heads n dh"
         q, k, v = (rearrange(each, pattern, dh=self.head_dim) for each in (q, k, v))
-        y = relu_linear_attention(q, k, v)
+        y = recomputed(relu_linear_attention, q, k, v)
         if mix is not None:
             y = torch.where(mix.view(-1, 1, 1, 1), y, v)
         y = self.to_out[0](rearrange(y, "b heads n dh -> b n (heads dh)"))

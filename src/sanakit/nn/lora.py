@@ -28,11 +28,20 @@ class LoraLinear(nn.Linear):
         self.unmerged: Tensor | None = None
         """The weight as it was before a merge."""
 
-    def add(self, name: str, down: Tensor, up: Tensor, scale: float) -> None:
-        """Take an adapter on, in the weight's dtype and place."""
+    def add(
+        self, name: str, down: Tensor, up: Tensor, scale: float, *, trained: bool = False
+    ) -> None:
+        """Take an adapter on, in the weight's dtype and place.
+
+        One that is to be ``trained`` is parameters instead of buffers, and fp32: steps are small.
+        """
         for kind, matrix in (("down", down), ("up", up)):
-            own = matrix.detach().to(device=self.weight.device, dtype=self.weight.dtype)
-            self.register_buffer(f"{name}:{kind}", own, persistent=False)
+            dtype = torch.float32 if trained else self.weight.dtype
+            own = matrix.detach().to(device=self.weight.device, dtype=dtype)
+            if trained:
+                self.register_parameter(f"{name}:{kind}", nn.Parameter(own))
+            else:
+                self.register_buffer(f"{name}:{kind}", own, persistent=False)
         self.scales[name], self.weights[name] = scale, 1.0
 
     def weigh(self, weights: dict[str, float]) -> None:
@@ -75,4 +84,4 @@ class LoraLinear(nn.Linear):
         return y
 
     def _matrices(self, name: str) -> tuple[Tensor, Tensor]:
-        return self.get_buffer(f"{name}:down"), self.get_buffer(f"{name}:up")
+        return getattr(self, f"{name}:down"), getattr(self, f"{name}:up")

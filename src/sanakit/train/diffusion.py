@@ -18,12 +18,23 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sanakit.data.glyph.backgrounds import BACKGROUNDS, captioned
 from sanakit.data.glyph.pictures import GlyphPictures, Record, compose
 from sanakit.data.glyph.split import PROTECTED
-from sanakit.flow.noise_levels import logit_normal_levels
+from sanakit.flow.grids import NoiseLevel
+from sanakit.flow.noise_levels import levels_at
 from sanakit.flow.path import flow_matching_loss, interpolate
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.text_encoder import length_mask
 from sanakit.models.transformer import LinearDiT
-from sanakit.shapes import Latent, TextMask, TokenIds
+from sanakit.shapes import Latent, PerSample, TextMask, TokenIds
+from sanakit.train.recipe import Recipe
+from sanakit.train.shares import (
+    Share,
+    chances,
+    drawn_by_weight,
+    generator_of,
+    normal_of,
+    uniform_of,
+)
+from sanakit.train.timers import Timers
 
 ENCODE_BATCH = 32
 EVALUATED = 512
@@ -66,14 +77,16 @@ def cache_latents(
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionBatch:
-    """Latents ``b c h w`` and the token ids of their captions."""
+    """Latents ``b c h w``, the token ids of their captions, and where on the path they are seen."""
 
     x0: Latent
+    noise: Latent
+    level: NoiseLevel
     ids: TokenIds
     mask: TextMask
 
 
-class DiffusionRecipe:
+class DiffusionRecipe(Recipe[DiffusionBatch]):
     """Velocity regression; captions are drawn anew each time a picture is."""
 
     def __init__(
@@ -95,6 +108,7 @@ class DiffusionRecipe:
         self.pictures = pictures
         self.latents = latents
         self.tune_text = tune_text
+        llm.requires_grad_(tune_text)
         self.flow_shift = flow_shift
         self.null_share = null_share
         self.other_share = other_share
@@ -103,55 +117,71 @@ class DiffusionRecipe:
             record.weight * (everyday_weight if is_everyday(record) else 1.0)
             for record in (pictures.records[i] for i in self.train_indices.tolist())
         ]
-        self.weights = torch.tensor(weights, dtype=torch.float64)
+        self.chances = chances(torch.tensor(weights, dtype=torch.float64))
         self.held = pictures.indices("held_style")[:EVALUATED]
 
-    def draw(self, size: int, generator: torch.Generator) -> DiffusionBatch:
+    def stream(self, share: Share) -> Iterator[DiffusionBatch]:
         """Pictures by weight, one caption each, some on another background and saying so."""
-        picked = torch.multinomial(self.weights, size, replacement=True, generator=generator)
-        rows = self.train_indices[picked].tolist()
-        choice = torch.rand(3, size, generator=generator).tolist()
-        captions, latents = [], []
-        for row, which, background, null in zip(rows, *choice, strict=True):
-            on_other = background < self.other_share
-            captions.append("" if null < self.null_share else self._caption(row, which, on_other))
-            latents.append((self.latents.other if on_other else self.latents.white)[row])
-        return self._batch(captions, np.stack(latents))
+        for span in share.spans():
+            generators = [generator_of(share.seed, k) for k in span]
+            uniform = uniform_of(generators, 4)
+            picked = drawn_by_weight(self.chances, uniform[:, 0])
+            rows = self.train_indices[picked].tolist()
+            captions, latents = [], []
+            for row, (which, background, null) in zip(rows, uniform[:, 1:].tolist(), strict=True):
+                on_other = background < self.other_share
+                empty = null < self.null_share
+                captions.append("" if empty else self._caption(row, which, on_other))
+                latents.append((self.latents.other if on_other else self.latents.white)[row])
+            u = torch.sigmoid(normal_of(generators))
+            noise = normal_of(generators, *latents[0].shape)
+            yield self._batch(captions, np.stack(latents), noise, levels_at(u, self.flow_shift))
 
-    def loss(self, batch: DiffusionBatch, generator: torch.Generator) -> dict[str, Tensor]:
+    def prepare(
+        self, batch: DiffusionBatch, device: torch.device, timers: Timers
+    ) -> DiffusionBatch:
+        """Bring it to the device; the text encoder is part of the module."""
+        return DiffusionBatch(
+            x0=batch.x0.to(device),
+            noise=batch.noise.to(device),
+            level=NoiseLevel(*(part.to(device) for part in batch.level)),
+            ids=batch.ids.to(device),
+            mask=batch.mask.to(device),
+        )
+
+    def loss(self, batch: DiffusionBatch) -> dict[str, Tensor]:
         """Mean squared velocity error; also by thirds of the path."""
-        size = batch.x0.shape[0]
-        level = logit_normal_levels(size, flow_shift=self.flow_shift, generator=generator)
-        noise = torch.randn(batch.x0.shape, generator=generator)
-        error = self._errors(self.module, batch, noise, level.sigma, level.timestep)
-        return {"loss": error.mean(), **_by_thirds(error.detach(), level.sigma)}
+        error = self._errors(self.module, batch)
+        return {"loss": error.mean(), **_by_thirds(error.detach(), batch.level.sigma)}
 
     def evaluate(self, module: nn.Module) -> dict[str, float]:
         """The same loss on held-out concept-style pairs, with fixed noise and even levels."""
         generator = torch.Generator().manual_seed(0)
+        device = next(module.parameters()).device
         errors = []
         for rows in np.array_split(self.held, max(1, len(self.held) // 64)):
             captions = [self._caption(row, 0.0, on_other=False) for row in rows.tolist()]
-            batch = self._batch(captions, self.latents.white[rows])
             sigma = (torch.arange(len(rows)) + 0.5) / len(rows)
-            noise = torch.randn(batch.x0.shape, generator=generator)
-            errors.append(self._errors(module, batch, noise, sigma, (1000 * sigma).floor()))
+            level = NoiseLevel(sigma, (1000 * sigma).floor())
+            latents = self.latents.white[rows]
+            noise = torch.randn(latents.shape, generator=generator)
+            batch = self._batch(captions, latents, noise, level)
+            errors.append(self._errors(module, self.prepare(batch, device, Timers(device))))
         return {"loss": float(torch.cat(errors).mean())}
 
     def blocks(self) -> Iterator[nn.Module]:
         """The transformer's blocks."""
         yield from self.module.get_submodule("transformer.transformer_blocks").children()
 
-    def _errors(
-        self, module: nn.Module, batch: DiffusionBatch, noise: Latent, sigma: Tensor, time: Tensor
-    ) -> Tensor:
+    def _errors(self, module: nn.Module, batch: DiffusionBatch) -> PerSample:
         with torch.set_grad_enabled(self.tune_text and torch.is_grad_enabled()):
             states = module.get_submodule("text_encoder")(
                 input_ids=batch.ids, attention_mask=batch.mask, use_cache=False
             ).last_hidden_state
-        x = interpolate(batch.x0, noise, sigma)
-        predicted = module.get_submodule("transformer")(x, time, states, batch.mask)
-        return flow_matching_loss(predicted, batch.x0, noise)
+        x = interpolate(batch.x0, batch.noise, batch.level.sigma)
+        transformer = module.get_submodule("transformer")
+        predicted = transformer(x, batch.level.timestep, states, batch.mask)
+        return flow_matching_loss(predicted, batch.x0, batch.noise)
 
     def _caption(self, row: int, which: float, on_other: bool) -> str:
         captions = self.pictures.records[row].captions
@@ -161,14 +191,20 @@ class DiffusionRecipe:
         names = list(BACKGROUNDS)
         return captioned(caption, names[self.latents.backgrounds[row]])
 
-    def _batch(self, captions: Sequence[str], latents: npt.NDArray[np.float16]) -> DiffusionBatch:
+    def _batch(
+        self,
+        captions: Sequence[str],
+        latents: npt.NDArray[np.float16],
+        noise: Latent,
+        level: NoiseLevel,
+    ) -> DiffusionBatch:
         sequences = self.tokenizer([text.lower() for text in captions])["input_ids"]
         lengths = [len(sequence) for sequence in sequences]
         ids = torch.zeros(len(sequences), max(lengths), dtype=torch.long)
         for row, sequence in zip(ids, sequences, strict=True):
             row[: len(sequence)] = torch.tensor(sequence)
         x0 = torch.from_numpy(latents.astype(np.float32))
-        return DiffusionBatch(x0=x0, ids=ids, mask=length_mask(lengths))
+        return DiffusionBatch(x0=x0, noise=noise, level=level, ids=ids, mask=length_mask(lengths))
 
 
 def is_everyday(record: Record) -> bool:

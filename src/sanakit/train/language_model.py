@@ -16,6 +16,9 @@ from transformers import Gemma2Config, PreTrainedModel, PreTrainedTokenizerBase
 
 from sanakit.errors import ConfigError, DataError
 from sanakit.shapes import TextMask, TokenIds
+from sanakit.train.recipe import Recipe
+from sanakit.train.shares import Share, generator_of, uniform_of
+from sanakit.train.timers import Timers
 
 Rows = NDArray[np.uint16]
 Batch = tuple[TokenIds, TextMask]
@@ -139,23 +142,35 @@ def language_model_loss(model: PreTrainedModel, ids: TokenIds, mask: TextMask) -
     return functional.cross_entropy(logits, ids[:, 1:][real])
 
 
-class LanguageModelRecipe:
+class LanguageModelRecipe(Recipe[Batch]):
     """Next-token prediction on packed rows; how the loop trains our own LLM."""
+
+    module: PreTrainedModel
 
     def __init__(self, module: PreTrainedModel, rows: Rows, held: Rows) -> None:
         self.module = module
+        self.config = module.config
         self.rows = rows
         self.held = held
 
-    def draw(self, size: int, generator: torch.Generator) -> Batch:
+    def stream(self, share: Share) -> Iterator[Batch]:
         """Any rows, each as likely; ``(ids, mask)``."""
-        return self._batch(
-            self.rows[torch.randint(len(self.rows), (size,), generator=generator).numpy()]
-        )
+        for span in share.spans():
+            place = uniform_of([generator_of(share.seed, k) for k in span])
+            yield self._batch(self.rows[(place.double() * len(self.rows)).long().numpy()])
 
-    def loss(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Nats a token; deterministic given the batch."""
-        return {"loss": language_model_loss(self.module, *batch)}
+    def prepare(self, batch: Batch, device: torch.device, timers: Timers) -> Batch:
+        """Bring it to the device; nothing is frozen."""
+        return batch[0].to(device), batch[1].to(device)
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Nats over the places of a row, and nats a token; deterministic given the batch.
+
+        The mean over places and not over tokens, so that parts of a batch add up to the whole.
+        """
+        nats = language_model_loss(self.module, *batch)
+        real = batch[1][:, 1:]
+        return {"loss": nats * real.float().mean(), "nats": nats.detach()}
 
     @torch.no_grad()
     def evaluate(self, module: nn.Module) -> dict[str, float]:
@@ -176,7 +191,7 @@ class LanguageModelRecipe:
 
     def _batch(self, rows: Rows) -> Batch:
         ids = torch.from_numpy(rows.astype(np.int64))
-        return ids, ids != self.module.config.pad_token_id
+        return ids, ids != self.config.pad_token_id
 
 
 def _chunks(

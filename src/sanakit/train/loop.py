@@ -1,147 +1,50 @@
 """The only training loop: draws batches, steps the optimizer, averages, logs, saves, resumes.
 
-It knows no model and no data: a recipe gives batches, losses and evaluations.
+It knows no model and no data: a recipe gives batches, losses and evaluations. Run under
+`torchrun`, it spreads over ranks; everything it decides, all ranks decide alike.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from inspect import formatannotation
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import Any, Generic, Literal, Protocol, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Generic
 
 import torch
-import torch.distributed as dist
+from PIL import Image
 from torch import Tensor, nn
 
-from sanakit.errors import ConfigError, NumericsError
-from sanakit.train.state import (
+from sanakit.errors import ConfigError, DataError
+from sanakit.train.average import WeightAverage
+from sanakit.train.checkpoint import (
+    CheckpointWriter,
     checkpoints,
-    load_checkpoint,
-    optimizer_tensors,
-    restore_optimizer,
-    save_checkpoint,
+    clear_unfinished,
+    contents,
+    load_into,
+    newest_valid,
+    read_manifest,
 )
+from sanakit.train.log import RunLog
+from sanakit.train.network import Network
+from sanakit.train.optimizers.build import build_optimizer, materialise, set_rate
+from sanakit.train.peak import model_share
+from sanakit.train.precision import LossScale, SkippedSteps
+from sanakit.train.ranks import Ranks, join_ranks, leave_ranks
+from sanakit.train.recipe import Batch, Recipe
+from sanakit.train.settings import LoopConfig, learning_rate
+from sanakit.train.shares import Prefetched, Share
+from sanakit.train.timers import Timers
+from sanakit.train.watchdog import Watchdog
 
-Batch = TypeVar("Batch")
-BatchOut = TypeVar("BatchOut", covariant=True)
-Report = Callable[[str], None]
-__all__ = ["LoopConfig", "Recipe", "learning_rate", "optimizer_tensors", "train", "with_overrides"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LoopConfig:
-    """Everything about a run that is not the model, the data or the loss."""
-
-    batch_size: int
-    total_images: int
-    """Samples to see in all; may be changed when a run is resumed."""
-    peak_lr: float
-    warmup_images: int = 0
-    decay_share: float = 0.3
-    """Last share of the run over which the rate falls linearly to 2 % of its peak."""
-    weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.99)
-    grad_clip: float = 1.0
-    average_halflife: int | None = None
-    """Images after which an old weight counts half in the moving average; None: no average."""
-    compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    compile_blocks: bool = False
-    seed: int = 0
-    log_every: int = 50
-    """Steps between lines of the log."""
-    evaluate_every: int = 500
-    """Steps between evaluations on held-out data."""
-    save_minutes: float = 5.0
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "total_images", "log_every", "evaluate_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
-        if not 0 < self.decay_share <= 1:
-            raise ConfigError(f"decay_share={self.decay_share} must be in (0, 1]")
-        if self.average_halflife is not None and self.average_halflife < 1:
-            raise ConfigError(f"average_halflife={self.average_halflife} must be at least 1")
-
-
-class Recipe(Protocol[Batch]):
-    """One way to train one module."""
-
-    @property
-    def module(self) -> nn.Module:
-        """What is trained."""
-
-    def draw(self, size: int, generator: torch.Generator) -> Batch:
-        """Give a batch of ``size`` samples; all its randomness comes from ``generator``."""
-
-    def loss(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Give scalars; ``loss`` is minimised, the others are logged."""
-
-    def evaluate(self, module: nn.Module) -> dict[str, float]:
-        """Measure ``module`` (the average, where there is one) on held-out data."""
-
-    def blocks(self) -> Iterator[nn.Module]:
-        """Give the sub-modules that are worth compiling; repeated shapes compile once."""
-
-
-def learning_rate(config: LoopConfig, images_seen: int) -> float:
-    """Warm up linearly, hold, and fall linearly over the last ``decay_share`` of the run."""
-    warm = min(1.0, (images_seen + config.batch_size) / max(1, config.warmup_images))
-    left = (config.total_images - images_seen) / (config.decay_share * config.total_images)
-    return config.peak_lr * warm * max(0.02, min(1.0, left))
-
-
-def with_overrides(config: LoopConfig, pairs: list[str]) -> LoopConfig:
-    """Apply ``key=value`` texts to a config.
-
-    Raises:
-        ConfigError: for a key the config does not have or a value of the wrong type.
-    """
-    kinds = get_type_hints(LoopConfig)
-    changes: dict[str, Any] = {}
-    for pair in pairs:
-        key, _, text = pair.partition("=")
-        if key not in kinds:
-            raise ConfigError(
-                f"--set {pair}: no setting {key!r}", hint=f"known: {', '.join(kinds)}"
-            )
-        try:
-            value = json.loads(text)
-        except json.JSONDecodeError:
-            value = text
-        value = tuple(value) if isinstance(value, list) else value
-        if not _fits(value, kinds[key]):
-            raise ConfigError(
-                f"--set {pair}: {key} takes a value like {getattr(config, key)!r}",
-                hint=f"its type is {formatannotation(kinds[key])}",
-            )
-        changes[key] = value
-    return replace(config, **changes)
-
-
-def _fits(value: object, kind: Any) -> bool:
-    """Whether a value is of a setting's type; a whole number serves as a real one."""
-    options = get_args(kind)
-    if get_origin(kind) is Literal:
-        return value in options
-    if get_origin(kind) is tuple:
-        return (
-            isinstance(value, tuple)
-            and len(value) == len(options)
-            and all(map(_fits, value, options))
-        )
-    if options:
-        return any(_fits(value, option) for option in options)
-    if isinstance(value, bool):
-        return kind is bool
-    return isinstance(value, int | float if kind is float else kind)
+Report = Callable[[str], object]
+PICTURES = "pictures"
 
 
 @contextmanager
@@ -162,210 +65,334 @@ def _stop_on_signal() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _generator(seed: int, images_seen: int) -> torch.Generator:
-    """All randomness of one step: a function of the run's seed and of its progress alone."""
-    return torch.Generator().manual_seed((seed * 1_000_003 + images_seen) & 0x7FFF_FFFF_FFFF_FFFF)
-
-
 class _Trainer(Generic[Batch]):
     def __init__(
-        self, recipe: Recipe[Batch], config: LoopConfig, run: Path, report: Report
+        self, recipe: Recipe[Batch], config: LoopConfig, run: Path, ranks: Ranks, report: Report
     ) -> None:
-        self.recipe, self.config, self.run, self.report = recipe, config, run, report
-        self.rank = dist.get_rank() if dist.is_initialized() else 0
-        self.ranks = dist.get_world_size() if dist.is_initialized() else 1
-        if config.batch_size % self.ranks:
-            raise ConfigError(
-                f"batch_size={config.batch_size} does not split over {self.ranks} ranks"
-            )
-        self.parameters = [p for p in recipe.module.parameters() if p.requires_grad]
-        matrices = [p for p in self.parameters if p.ndim > 1]
-        vectors = [p for p in self.parameters if p.ndim <= 1]
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": matrices, "weight_decay": config.weight_decay},
-                {"params": vectors, "weight_decay": 0.0},
-            ],
+        self.recipe, self.config, self.run, self.ranks = recipe, config, run, ranks
+        self.report: Report = report if ranks.first else lambda line: None
+        self.share = Share(
+            seed=config.seed,
+            batch_size=config.batch_size,
+            rank=ranks.rank,
+            ranks=ranks.count,
+            parts=config.accumulation,
+        )
+        if config.gradient_checkpointing:
+            recipe.checkpoint_gradients()
+        recipe.module.train()
+        self.network = Network(recipe.module, list(recipe.blocks()), config, ranks)
+        self.parameters = {n: p for n, p in recipe.module.named_parameters() if p.requires_grad}
+        self.optimizer = build_optimizer(
+            config.optimizer,
+            self.parameters.items(),
             lr=config.peak_lr,
             betas=config.betas,
-            fused=True,
+            weight_decay=config.weight_decay,
         )
-        self.average: dict[str, Tensor] | None = None
-        if config.average_halflife is not None:
-            self.average = {k: v.detach().clone() for k, v in recipe.module.state_dict().items()}
-        self.images_seen = 0
-        self.seconds = 0.0
-        self.skipped = 0
+        self.average = (
+            None
+            if config.average_halflife is None
+            else WeightAverage(recipe.module.state_dict(), halflife=config.average_halflife)
+        )
+        self.scale = LossScale(config.compute_dtype)
+        self.skips = SkippedSteps(in_a_row=config.most_skipped, in_total=config.most_skipped)
+        self.timers = Timers(ranks.device)
+        self.writer = CheckpointWriter(run, ranks)
+        self.log = RunLog(run, first=ranks.first, report=self.report)
+        self.watchdog = Watchdog(ranks, run, hang_minutes=config.hang_minutes)
+        self.images_seen, self.seconds = 0, 0.0
+
+    # What is saved, and how it comes back.
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything with a shape that the run must remember, by name."""
+        named = {f"model.{key}": value for key, value in self.recipe.module.state_dict().items()}
+        for name, parameter in self.parameters.items():
+            for slot, value in self.optimizer.state.get(parameter, {}).items():
+                named[f"optimizer.{name}.{slot}"] = value
+        if self.average is not None:
+            named |= {f"average.{key}": value for key, value in self.average.tensors.items()}
+        return named
+
+    def notes(self) -> dict[str, Any]:
+        """Everything else."""
+        return {
+            "images_seen": self.images_seen,
+            "seconds": round(self.seconds, 1),
+            "ranks": self.ranks.count,
+            "loss_scale": self.scale.state_dict(),
+            "skipped": self.skips.state_dict(),
+            "config": asdict(self.config),
+        }
 
     def resume(self) -> None:
-        found = checkpoints(self.run)
-        if not found:
+        if self.ranks.first:
+            clear_unfinished(self.run)
+        folder = newest_valid(self.run, self.ranks, self.report)
+        if folder is None:
             return
-        notes, tensors = load_checkpoint(found[-1])
-        self.recipe.module.load_state_dict(tensors["model"], strict=True)
-        restore_optimizer(self.optimizer, tensors["optimizer"])
-        if self.average is not None:  # a run that had none starts it at its weights of now
-            self.average = tensors.get("average", tensors["model"])
-        self.images_seen = notes["images_seen"]
-        self.seconds = notes["seconds"]
-        self.report(f"resumed at {self.images_seen} images from {found[-1].name}")
+        notes, known = read_manifest(folder), contents(folder)
+        materialise(self.optimizer)
+        wanted = self.tensors()
+        # A weight that never had a gradient has no state; an average may be new.
+        for name in wanted.keys() - known.keys():
+            if name.startswith("optimizer."):
+                parameter, slot = name.removeprefix("optimizer.").rsplit(".", 1)
+                self.optimizer.state[self.parameters[parameter]].pop(slot)
+                del wanted[name]
+        averaged = any(name.startswith("average.") for name in known)
+        fresh_average = self.average is not None and not averaged
+        if fresh_average:
+            wanted = {k: v for k, v in wanted.items() if not k.startswith("average.")}
+        load_into(folder, wanted, self.ranks)
+        if fresh_average and self.average is not None:
+            now = self.recipe.module.state_dict()
+            self.average = WeightAverage(now, halflife=self.average.halflife)
+        self.images_seen, self.seconds = int(notes["images_seen"]), float(notes["seconds"])
+        self.scale.load_state_dict(notes["loss_scale"])
+        self.skips.load_state_dict(notes["skipped"])
+        self.report(f"resumed at {self.images_seen} images from {folder.name}")
 
-    def save(self) -> None:
-        if self.rank:
+    def save(self, *, background: bool = False) -> None:
+        """Write a checkpoint; a disk that refuses is reported, and the one before stays."""
+        self.settle()
+        if self.saved_at == self.images_seen:
+            return  # to write it anew, the one in place would have to go first
+        self.watchdog.beat("saving")
+        self.writer.start(self.tensors(), self.notes(), background=background)
+        if not background:
+            self.settle()
+
+    def settle(self) -> None:
+        """Wait for a checkpoint that is being written and put it in place."""
+        if self.writer.pending is None:
             return
-        save_checkpoint(
-            self.run,
-            images_seen=self.images_seen,
-            module=self.recipe.module,
-            optimizer=self.optimizer,
-            average=self.average,
-            notes={"seconds": round(self.seconds, 1), "config": asdict(self.config)},
+        final, fault = self.writer.finish()
+        if final is None:
+            self.failed_save = fault or "another rank could not write"
+            self.report(f"could not save at {self.images_seen} images: {self.failed_save}")
+        else:
+            self.failed_save, self.saved_at = "", int(self.writer.notes["images_seen"])
+
+    failed_save, saved_at = "", -1
+
+    # One step.
+
+    def step(self, stream: Iterator[Batch]) -> dict[str, Tensor]:
+        config, parts = self.config, self.config.accumulation
+        rate = learning_rate(config, self.images_seen)
+        set_rate(self.optimizer, rate)
+        sums: dict[str, Tensor] = {}
+        for part in range(parts):
+            self.watchdog.doing = "drawing data"
+            with self.timers("data"):
+                batch = _next(stream)
+            self.watchdog.doing = "encoding"
+            batch = self.recipe.prepare(batch, self.ranks.device, self.timers)
+            self.watchdog.doing = "computing gradients"
+            with (
+                self.timers("model"),
+                self.network.losses(self.recipe.loss, batch, last=part == parts - 1) as losses,
+            ):
+                self.scale.scaled(losses["loss"] / parts).backward()
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0.0) + value.detach() / parts
+        self.watchdog.doing = "stepping"
+        with self.timers("model"):
+            self.scale.unscale(self.parameters.values())
+            norm = _whole(nn.utils.clip_grad_norm_(self.parameters.values(), config.grad_clip))
+            finite = bool(torch.isfinite(norm))
+            if self.skips.record(finite=finite, images_seen=self.images_seen, scale=self.scale):
+                self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            self.scale.update(finite=finite)
+            self.images_seen += config.batch_size
+            if self.average is not None:
+                self.average.update(
+                    self.recipe.module.state_dict(),
+                    images_seen=self.images_seen,
+                    batch_size=config.batch_size,
+                )
+        return {**sums, "grad_norm": norm}
+
+    def evaluate(self) -> None:
+        """Log held-out measures, of the average where there is one."""
+        self.watchdog.beat("evaluating")
+        with self.showing():
+            found = self.network.call(self.recipe.evaluate, self.recipe.module)
+        self.log.line(
+            self.images_seen,
+            self.seconds,
+            {f"held_{name}": round(value, 4) for name, value in found.items()},
         )
 
-    def step(self) -> dict[str, Tensor]:
-        config = self.config
-        share = config.batch_size // self.ranks
-        generator = _generator(config.seed, self.images_seen + self.rank * share)
-        batch = self.recipe.draw(share, generator)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(config, self.images_seen)
-        # Autocast is used in training alone: matmuls in compute_dtype, weights and sums in fp32.
-        with torch.autocast(
-            "cpu", torch.bfloat16, enabled=config.compute_dtype == "bfloat16", cache_enabled=True
-        ):
-            losses = self.recipe.loss(batch, generator)
-        losses["loss"].backward()
-        self._average_gradients()
-        norm = nn.utils.clip_grad_norm_(self.parameters, config.grad_clip)
-        if torch.isfinite(norm):
-            self.optimizer.step()
-        else:
-            self.skipped += 1
-            if self.skipped > 20:
-                raise NumericsError(
-                    f"gradients were not finite in {self.skipped} steps, "
-                    f"the last at {self.images_seen} images",
-                    hint="lower peak_lr, or use compute_dtype=float32",
-                )
-        self.optimizer.zero_grad(set_to_none=True)
-        self.images_seen += config.batch_size
-        self._update_average()
-        return {name: value.detach() for name, value in {**losses, "grad_norm": norm}.items()}
+    def draw_pictures(self) -> None:
+        """Write the validation grid."""
+        self.watchdog.beat("drawing pictures")
+        with self.showing():
+            grid = self.network.call(self.recipe.validation_grid, self.recipe.module)
+        if grid is not None and self.ranks.first:
+            folder = self.run / PICTURES
+            try:
+                folder.mkdir(exist_ok=True)
+                Image.fromarray(grid).save(folder / f"{self.images_seen:010d}.png")
+                self.log.picture(PICTURES, grid, self.images_seen)
+            except OSError as error:
+                self.report(f"could not write the validation grid: {error}")
 
-    def _average_gradients(self) -> None:
-        """Make every rank's gradient that of the whole batch, in one message."""
-        if self.ranks == 1:
-            return
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        dist.all_reduce(flat)
-        flat /= self.ranks
-        for gradient, part in zip(
-            gradients, flat.split([g.numel() for g in gradients]), strict=True
-        ):
-            gradient.copy_(part.view_as(gradient))
-
-    @torch.no_grad()
-    def _update_average(self) -> None:
-        if self.average is None or self.config.average_halflife is None:
-            return
-        # Short at first, so that the average does not remember the random start.
-        halflife = min(self.config.average_halflife, max(1, self.images_seen // 10))
-        weight = 1 - 0.5 ** (self.config.batch_size / halflife)
-        now = self.recipe.module.state_dict()
-        floats = [k for k, v in self.average.items() if v.is_floating_point()]
-        torch._foreach_lerp_([self.average[k] for k in floats], [now[k] for k in floats], weight)
-
-    def log(self, **values: Any) -> None:
-        if self.rank:
-            return
-        line = {"images": self.images_seen, "seconds": round(self.seconds, 1), **values}
-        with (self.run / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        self.report("  ".join(f"{key} {value}" for key, value in line.items()))
-
-    @torch.no_grad()
-    def evaluate(self) -> None:
-        if self.rank:
-            return
+    @contextmanager
+    def showing(self) -> Iterator[None]:
+        """Within the block the module holds its averaged weights and does not learn."""
         module = self.recipe.module
-        kept = None
-        if self.average is not None:
-            kept = {key: value.clone() for key, value in module.state_dict().items()}
-            module.load_state_dict(self.average)
         module.eval()
-        self.log(**{f"held_{k}": round(v, 4) for k, v in self.recipe.evaluate(module).items()})
-        module.train()
-        if kept is not None:
-            module.load_state_dict(kept)
+        try:
+            with torch.no_grad():
+                if self.average is None:
+                    yield
+                else:
+                    with self.average.swapped_in(module):
+                        yield
+        finally:
+            module.train()
 
-    def _agreed(self, stop: bool) -> bool:
-        """Whether any rank was told to stop; all leave after the same step."""
-        if self.ranks == 1:
-            return stop
-        votes = torch.tensor(float(stop))
-        dist.all_reduce(votes)
-        return votes.item() > 0
+    # The run.
 
     def go(self) -> bool:
         config = self.config
+        share = Share(**{**asdict(self.share), "images_seen": self.images_seen})
+        stream = Prefetched(lambda: self.recipe.stream(share))
+        self.watchdog.start()
         started = saved = time.monotonic()
-        before, steps, sums = self.seconds, 0, dict[str, float]()
-        with _stop_on_signal() as caught:
-            while self.images_seen < config.total_images and not self._agreed(bool(caught)):
-                scalars = self.step()
-                steps += 1
-                for key, value in scalars.items():
-                    sums[key] = sums.get(key, 0.0) + float(value)
-                now = time.monotonic()
-                self.seconds = before + now - started
-                if steps % config.log_every == 0:
-                    means = {k: round(v / config.log_every, 5) for k, v in sums.items()}
-                    rate = steps * config.batch_size / (now - started)
-                    lr = learning_rate(config, self.images_seen)
-                    self.log(**means, lr=float(f"{lr:.3g}"), per_second=round(rate, 1))
-                    sums.clear()
-                if steps % config.evaluate_every == 0:
+        before, steps, sums = self.seconds, 0, dict[str, Tensor]()
+        try:
+            with _stop_on_signal() as caught:
+                while self.images_seen < config.total_images and not self.agreed(bool(caught)):
+                    for key, value in self.step(stream).items():
+                        sums[key] = sums.get(key, torch.zeros(())) + value.float().cpu()
+                    steps += 1
+                    now = time.monotonic()
+                    self.seconds = before + now - started
+                    self.watchdog.beat("between steps")
+                    if steps % config.log_every == 0:
+                        means = {k: float(v) / config.log_every for k, v in sums.items()}
+                        self.log_step(means, steps * config.batch_size / (now - started))
+                        sums.clear()
+                    if steps % config.evaluate_every == 0:
+                        self.evaluate()
+                    if config.pictures_every and steps % config.pictures_every == 0:
+                        self.draw_pictures()
+                    due = self.ranks.first and now - saved > 60 * config.save_minutes
+                    ready = self.writer.done()
+                    if self.ranks.count > 1:
+                        due, ready = _voted(self.ranks, due, ready)
+                    if ready:
+                        self.settle()
+                    if due:
+                        self.save(background=config.async_save)
+                        saved = now
+            if steps:
+                if steps % config.evaluate_every:
                     self.evaluate()
-                if now - saved > 60 * config.save_minutes:
-                    self.save()
-                    saved = now
-        if steps:
-            self.evaluate()
-            self.save()
+                self.draw_pictures()
+                self.save()
+        except BaseException as error:
+            if not self.watchdog.fail(error):
+                raise SystemExit(1) from error  # another rank has said why
+            raise
+        finally:
+            self.watchdog.stop()
+            stream.close()
+            self.log.close()
+        if self.failed_save:
+            raise DataError(
+                f"{self.run}: the last checkpoint could not be written: {self.failed_save}",
+                hint="make room and run the command again with --resume",
+            )
         return self.images_seen >= config.total_images
+
+    def log_step(self, means: dict[str, float], per_second: float) -> None:
+        """Log what training saw since the last line, over all ranks."""
+        means = self.ranks.means(means) | self.recipe.log_extras()
+        values = {key: round(value, 5) for key, value in means.items()}
+        values |= {key: round(value, 3) for key, value in self.timers.shares().items()}
+        values["lr"] = float(f"{learning_rate(self.config, self.images_seen):.3g}")
+        values["per_second"] = round(per_second, 1)
+        share = per_second / self.ranks.count, self.ranks.device, self.config.compute_dtype
+        if (used := model_share(self.recipe, *share)) is not None:
+            values["mfu"] = used
+        if self.scale.enabled:
+            values["loss_scale"] = self.scale.scale
+        if skipped := self.skips.counts["in_total"]:
+            values["skipped"] = skipped
+        self.log.line(self.images_seen, self.seconds, values)
+
+    def agreed(self, stop: bool) -> bool:
+        """Whether any rank was told to stop; all leave after the same step."""
+        return self.ranks.total([float(stop)])[0] > 0
+
+
+def _voted(ranks: Ranks, due: bool, ready: bool) -> tuple[bool, bool]:
+    """The first rank's clock says when to save; a save is finished when all ranks are ready."""
+    votes = ranks.total([float(due), float(ready)])
+    return votes[0] > 0, votes[1] == ranks.count
+
+
+def _next(stream: Iterator[Batch]) -> Batch:
+    try:
+        return next(stream)
+    except StopIteration as error:
+        raise DataError(
+            "the data ended before the run did", hint="a recipe's stream has no end"
+        ) from error
+
+
+def _whole(value: Tensor) -> Tensor:
+    """A number that may be spread over ranks, whole."""
+    full = getattr(value, "full_tensor", None)
+    return value.detach() if full is None else full().detach()
 
 
 def train(
-    recipe: Recipe[Batch], config: LoopConfig, run: Path, *, resume: bool, report: Report = print
+    recipe: Recipe[Batch],
+    config: LoopConfig,
+    run: Path,
+    *,
+    resume: bool,
+    report: Report = print,
+    ranks: Ranks | None = None,
 ) -> bool:
     """Run a recipe until it has seen ``config.total_images``; True if it got there.
 
     SIGINT and SIGTERM end it after the step in flight with a checkpoint; ``resume=True`` then goes
-    on with the same batches and the same noise as if it had not stopped. Under ``torchrun`` the
-    batch is split over the ranks and gradients are averaged (CPU, gloo).
+    on with the same batches and the same noise as if it had not stopped, with any number of ranks.
+    Under ``torchrun`` the batch is split over the ranks; ``ranks`` are those that a caller joined
+    already.
 
     Raises:
         ConfigError: if ``run`` already holds a checkpoint and ``resume`` is False.
-        NumericsError: after more than 20 steps with gradients that were not finite.
+        DataError: if the last checkpoint could not be written, or the data ended.
+        NumericsError: after more than ``config.most_skipped`` steps with gradients that were not
+            finite.
+        WeightsError: if there is something to resume and none of it is whole, or it does not fit.
     """
-    if "WORLD_SIZE" in os.environ and not dist.is_initialized():
-        dist.init_process_group("gloo")  # as `torchrun` launched it
-    run.mkdir(parents=True, exist_ok=True)
-    if checkpoints(run) and not resume:
-        raise ConfigError(
-            f"{run} already holds a run", hint="pass --resume to go on, or another folder"
-        )
-    if config.compile_blocks:
-        # Every width and grid of an autoencoder's blocks is a shape of its own; the default stops
-        # compiling at the eighth.
-        torch._dynamo.config.recompile_limit = 64
-        for block in recipe.blocks():
-            block.compile(dynamic=False)
-    recipe.module.train()
-    trainer = _Trainer(recipe, config, run, report)
-    if resume:
-        trainer.resume()
-    settings = json.dumps(asdict(config), indent=2)
-    (run / "loop.json").write_text(settings + "\n", encoding="utf-8")
-    return trainer.go()
+    joined = ranks is None
+    # A collective waits longer than the watchdog, which knows more of what happened.
+    ranks = ranks or join_ranks(config.device, timeout_minutes=2 * config.hang_minutes + 1)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        if checkpoints(run) and not resume:
+            raise ConfigError(
+                f"{run} already holds a run", hint="pass --resume to go on, or another folder"
+            )
+        ranks.wait()
+        trainer = _Trainer(recipe, config, run, ranks, report)
+        if resume:
+            trainer.resume()
+        if ranks.first:
+            settings = json.dumps(asdict(config), indent=2)
+            (run / "loop.json").write_text(settings + "\n", encoding="utf-8")
+        return trainer.go()
+    finally:
+        if joined:
+            leave_ranks()

@@ -24,11 +24,14 @@ from sanakit.models.transformer import LinearDiT
 from sanakit.pipeline.components import Components, Habits, save_components
 from sanakit.pipeline.prompt import PromptEncoder
 from sanakit.pipeline.schedulers import DPMSolverMultistepScheduler
-from sanakit.train.autoencoder import AutoencoderRecipe, Phase
+from sanakit.train.autoencoder_files import run_autoencoder
+from sanakit.train.autoencoder_recipes import channels_last
+from sanakit.train.checkpoint import newest_valid, read_tensors
 from sanakit.train.diffusion import CachedLatents, DiffusionRecipe, cache_latents
 from sanakit.train.language_model import LanguageModelRecipe, glyph_lm_config, prepare_rows
-from sanakit.train.loop import LoopConfig, Recipe
-from sanakit.train.state import checkpoints, load_checkpoint
+from sanakit.train.ranks import Ranks
+from sanakit.train.recipe import Recipe
+from sanakit.train.settings import LoopConfig
 from sanakit.train.tokenizer import train_tokenizer
 from sanakit.weights.atomic import replacing
 from sanakit.weights.load import load_strict
@@ -40,38 +43,9 @@ LATENTS = "latents.npz"
 GLYPH_GUIDANCE = 5.0
 GLYPH_FLOW_SHIFT = 1.0
 CAPTION_WEIGHT = 16
-DECODER_NOISE = 0.15
-"""Most noise in the latents of the decoder's own phase, in latent RMS."""
 M = TypeVar("M", bound=nn.Module)
 
 Run = tuple[Recipe[Any], LoopConfig]
-
-
-def glyph_autoencoder(
-    data: Path, *, phase: Phase = "full", start: Path | None = None, size: int | None = None
-) -> Run:
-    """The embedded model's DC-AE: 128 px to 4 x 4 x 32, 17.5 M parameters.
-
-    ``start`` is the run whose weights to begin with; phase "decoder" refines the decoder alone.
-    ``size`` says which of the data set's sizes to train on, where there are several.
-    """
-    pictures = GlyphPictures.open(data, size)
-    torch.manual_seed(0)
-    module = _channels_last(Autoencoder(AUTOENCODERS["glyph"]))
-    if start is not None:
-        _trained(module, start)
-        _channels_last(module)
-    config = LoopConfig(
-        batch_size=32,
-        total_images=66_000,
-        peak_lr=1e-3 if phase == "full" else 5e-4,
-        warmup_images=6_400 if phase == "full" else 1_600,
-        decay_share=0.33 if phase == "full" else 0.7,
-        compile_blocks=True,
-        evaluate_every=300,
-    )
-    noise = DECODER_NOISE if phase == "decoder" else 0.0
-    return AutoencoderRecipe(module, pictures, phase=phase, latent_noise=noise), config
 
 
 def glyph_tokenizer(data: Path, *, packages: Path | None, report: Callable[[str], object]) -> None:
@@ -128,7 +102,7 @@ def glyph_diffusion(
     may change when a run is resumed: weights without a gradient are left as they are.
     """
     pictures = GlyphPictures.open(data, size)
-    autoencoder = _trained(Autoencoder(AUTOENCODERS["glyph"]), autoencoder_run)
+    autoencoder = run_autoencoder(autoencoder_run, AUTOENCODERS["glyph"])
     latents = _latents(autoencoder, pictures, out)
     transformer = LinearDiT(TRANSFORMERS["glyph"])
     init_transformer(transformer, generator=torch.Generator().manual_seed(0))
@@ -158,9 +132,9 @@ def glyph_export(
     data: Path, *, autoencoder_run: Path, diffusion_run: Path, out: Path, storage: Storage
 ) -> None:
     """Write the averaged weights of a diffusion run and its autoencoder as one model folder."""
-    saved = np.load(_made(diffusion_run / LATENTS, by="diffusion"))
-    config = replace(AUTOENCODERS["glyph"], scaling_factor=float(saved["scaling_factor"]))
-    autoencoder = _trained(Autoencoder(config), autoencoder_run)
+    with np.load(_made(diffusion_run / LATENTS, by="diffusion")) as saved:
+        config = replace(AUTOENCODERS["glyph"], scaling_factor=float(saved["scaling_factor"]))
+    autoencoder = run_autoencoder(autoencoder_run, config)
     transformer = LinearDiT(TRANSFORMERS["glyph"])
     llm = Gemma2Model._from_config(glyph_lm_config(), attn_implementation="eager")
     both = nn.ModuleDict({"transformer": transformer, "text_encoder": llm})
@@ -175,14 +149,6 @@ def glyph_export(
     save_components(components, out, storage=storage, licence="apache-2.0")
 
 
-def _channels_last(module: M) -> M:
-    """Lay convolution weights out as CPU kernels like them; the typed ``to`` does not know it."""
-    for parameter in module.parameters():
-        if parameter.ndim == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-    return module
-
-
 def _made(path: Path, *, by: str) -> Path:
     """What an earlier stage left behind."""
     if not path.exists():
@@ -192,13 +158,13 @@ def _made(path: Path, *, by: str) -> Path:
 
 def _trained(module: M, run: Path) -> M:
     """Fill a module with the newest weights of a run, averaged ones where there are."""
-    found = checkpoints(run)
-    if not found:
+    folder = newest_valid(run, Ranks(), print)
+    if folder is None:
         raise MissingModelError(
             f"{run} holds no checkpoint", hint="train that stage first, or name its folder"
         )
-    _, tensors = load_checkpoint(found[-1])
-    load_strict(module, tensors.get("average", tensors["model"]), source=str(found[-1]))
+    tensors = read_tensors(folder, "average") or read_tensors(folder, "model")
+    load_strict(module, tensors, source=str(folder))
     return module
 
 
@@ -206,7 +172,7 @@ def _latents(autoencoder: Autoencoder, pictures: GlyphPictures, out: Path) -> Ca
     path = out / LATENTS
     if not path.is_file():
         out.mkdir(parents=True, exist_ok=True)
-        fresh = cache_latents(_channels_last(autoencoder.eval()), pictures)
+        fresh = cache_latents(channels_last(autoencoder.eval()), pictures)
         with replacing(path) as temporary, temporary.open("wb") as file:
             np.savez(file, **{f.name: getattr(fresh, f.name) for f in fields(fresh)})
     saved = np.load(path)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -113,6 +114,17 @@ def lora_pairs(
         alpha = float(part["alpha"]) if "alpha" in part else _alpha(metadata or {}, layer)
         pairs[layer] = LoraPair(down=down, up=up, alpha=alpha)
     return pairs
+
+
+def lora_tensors(pairs: Mapping[str, LoraPair]) -> dict[str, Tensor]:
+    """Undo :func:`lora_pairs`: tensors by name, each layer's alpha beside it."""
+    tensors = {}
+    for layer, pair in pairs.items():
+        tensors[f"{_PREFIX}{layer}.lora_A.weight"] = pair.down
+        tensors[f"{_PREFIX}{layer}.lora_B.weight"] = pair.up
+        if pair.alpha is not None:
+            tensors[f"{_PREFIX}{layer}.alpha"] = torch.tensor(pair.alpha)
+    return tensors
 
 
 def write_lora(

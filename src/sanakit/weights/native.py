@@ -1,7 +1,8 @@
 """Original checkpoints: single files under the authors' own names, most of them pickles.
 
 This is the only place that unpickles, with torch's allow-list of tensors and plain containers, and
-only `sanakit convert` comes here; what serves pictures reads safetensors alone.
+only `sanakit convert` and the training of autoencoders come here; what serves pictures reads
+safetensors alone.
 """
 
 from __future__ import annotations

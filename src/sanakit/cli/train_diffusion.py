@@ -1,0 +1,252 @@
+"""`sanakit train diffusion` and `export`: the glyph recipe, and models on one's own pictures."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from sanakit.cli.errors import friendly_errors
+from sanakit.cli.train_plan import DryRun, Measure, check_dry, print_plan
+from sanakit.errors import ConfigError
+
+VERB = "diffusion"
+RUNS = Path("runs")
+GLYPH_DATA = Path("data/glyph")
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a setting: --set batch_size=16.")
+]
+Storage = Literal["as-is", "int8-rows"]
+
+
+def diffusion(
+    recipe: Annotated[
+        str | None, typer.Argument(help="glyph: the embedded model's recipe; else your own data.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Set that `sanakit data build` made, or shards' address.")
+    ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option("--from", help="Model to begin with: glyph, a folder, owner/name, a run."),
+    ] = None,
+    lora: Annotated[
+        int | None, typer.Option(help="Train a LoRA of this rank instead of all weights.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder of the run. Default: runs/NAME-OF-THE-SET."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on; without --out with the newest run in runs/.")
+    ] = False,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(help="Drawn on the way, to see what is learned; may be repeated."),
+    ] = None,
+    held: Annotated[str | None, typer.Option(help="Set to measure on, never trained on.")] = None,
+    states: Annotated[
+        str | None,
+        typer.Option(help="Cached latents and text: auto (if there), live, or cached (only)."),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that decode pictures.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="From scratch: shape of the transformer, sana-0.6b.")
+    ] = None,
+    autoencoder: Annotated[
+        str | None, typer.Option(help="Another autoencoder than that of --from; glyph: its run.")
+    ] = None,
+    text_encoder: Annotated[
+        str | None, typer.Option(help="Another text encoder than that of --from: its folder.")
+    ] = None,
+    lm: Annotated[Path, typer.Option(help="glyph: run of the language model.")] = Path(
+        "runs/glyph-lm"
+    ),
+    freeze_text: Annotated[
+        bool, typer.Option("--freeze-text", help="glyph: leave the text encoder as it is.")
+    ] = False,
+    size: Annotated[int | None, typer.Option(help="glyph: which size of the data set, px.")] = None,
+    dry_run: DryRun = False,
+    measure: Measure = True,
+    settings: Settings = None,
+) -> None:
+    """Train or fine-tune a diffusion transformer, whole or as a LoRA."""
+    with friendly_errors():
+        check_dry(dry_run, measure)
+        arguments = {
+            "data": data,
+            "start": start,
+            "preset": preset,
+            "autoencoder": autoencoder,
+            "text_encoder": text_encoder,
+            "lora": lora,
+            "held": held,
+            "prompts": prompt,
+            "states": states,
+            "workers": workers,
+        }
+        given = {key for key, value in arguments.items() if value is not None}
+        if recipe is None and _is_own(given, data, out, resume):
+            glyphs = {"--freeze-text": freeze_text, "--size": size, "--lm": lm != RUNS / "glyph-lm"}
+            if named := [name for name, value in glyphs.items() if value]:
+                raise ConfigError(
+                    f"{named[0]} is of the glyph recipe", hint="leave it out, or name the recipe"
+                )
+            pairs = settings or []
+            _own(arguments, pairs, out, resume=resume, dry=dry_run, measure=measure)
+            return
+        if recipe not in (None, "glyph"):
+            raise ConfigError(f"no recipe {recipe!r}", hint="recipes: glyph; or --data and --from")
+        if odd := sorted(given - {"data", "autoencoder"}):
+            raise ConfigError(
+                f"--{odd[0].replace('_', '-')} has no meaning for the recipe glyph",
+                hint="leave the recipe's name out to train on your own data",
+            )
+        if dry_run:
+            raise ConfigError(
+                "--dry-run of the recipe glyph would write its latents first",
+                hint="plan a run on your own data: --data SET --from MODEL --dry-run",
+            )
+        from sanakit.train.loop import train
+        from sanakit.train.recipes import glyph_diffusion
+        from sanakit.train.settings import with_overrides
+
+        folder = out or RUNS / "glyph-diffusion"
+        run, config = glyph_diffusion(
+            GLYPH_DATA if data is None else Path(data),
+            autoencoder_run=Path(autoencoder or RUNS / "glyph-autoencoder"),
+            lm_run=lm,
+            out=folder,
+            tune_text=not freeze_text,
+            size=size,
+        )
+        config = with_overrides(config, settings or [])
+        train(run, config, folder, resume=resume, report=typer.echo)
+
+
+def export(
+    recipe: Annotated[str, typer.Argument(help="Folder of a run, or glyph.")] = "glyph",
+    data: Annotated[Path, typer.Option(help="glyph: folder of the data set.")] = GLYPH_DATA,
+    autoencoder: Annotated[Path, typer.Option(help="glyph: run of the autoencoder.")] = Path(
+        "runs/glyph-autoencoder"
+    ),
+    diffusion: Annotated[Path, typer.Option(help="glyph: run of the transformer.")] = Path(
+        "runs/glyph-diffusion"
+    ),
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder to write. Default: models/NAME.")
+    ] = None,
+    merged: Annotated[
+        bool, typer.Option("--merged", help="Of a LoRA: the whole model with it inside.")
+    ] = False,
+    storage: Annotated[
+        Storage, typer.Option(help="as-is (fp32, every library reads it) or int8-rows (a quarter).")
+    ] = "as-is",
+) -> None:
+    """Write what a run learned: a model in the published layout, or the file of a LoRA."""
+    with friendly_errors():
+        from sanakit.train.run_file import is_run
+
+        if is_run(recipe):
+            from sanakit.train.sana_runs import export_run
+
+            folder = out or Path("models") / Path(recipe).resolve().name
+            written = export_run(Path(recipe), folder, storage=storage, merged=merged)
+            option = "--model" if written == folder else "--lora"
+            typer.echo(f"{written}: draw with `sanakit generate PROMPT {option} {folder}`")
+            return
+        if recipe != "glyph":
+            raise ConfigError(f"no recipe {recipe!r}", hint="recipes: glyph; or a run's folder")
+        if merged:
+            raise ConfigError("--merged is of a run with a LoRA", hint="name the run's folder")
+        from sanakit.train.recipes import glyph_export
+
+        folder = out or Path("models/glyph")
+        glyph_export(
+            data, autoencoder_run=autoencoder, diffusion_run=diffusion, out=folder, storage=storage
+        )
+        typer.echo(f"{folder}: draw with `sanakit generate PROMPT --model {folder}`")
+
+
+def _is_own(given: set[str], data: str | None, out: Path | None, resume: bool) -> bool:
+    """Whether somebody who named no recipe means their own pictures."""
+    if given - {"data", "autoencoder"}:
+        return True
+    if data is not None and any((Path(data) / name).exists() for name in ("set.json", "shards")):
+        return True
+    if not resume or data is not None:
+        return False
+    if out is None:
+        # Only runs on own pictures leave their arguments behind.
+        return any(RUNS.glob("*/run.json")) or not (RUNS / "glyph-diffusion").exists()
+    return (out / "run.json").is_file()
+
+
+def _own(
+    arguments: dict[str, Any],
+    settings: list[str],
+    out: Path | None,
+    *,
+    resume: bool,
+    dry: bool,
+    measure: bool,
+) -> None:
+    from sanakit.train.loop import train
+    from sanakit.train.run_file import RunFile, as_settings, newest_run, read_run, write_run
+    from sanakit.train.sana_runs import sana_run
+    from sanakit.train.sana_start import SanaArguments
+
+    arguments = {key: _lasting(key, value) for key, value in arguments.items() if value is not None}
+    if resume:
+        out = out or newest_run(RUNS, VERB)
+        file = read_run(out).resumed_with(arguments, settings)
+    else:
+        if "data" not in arguments:
+            raise ConfigError(
+                "--data is missing", hint="sanakit data build my-pictures --out my-set makes one"
+            )
+        out = out or RUNS / Path(arguments["data"].rstrip("/")).name
+        file = RunFile(verb=VERB, arguments=arguments, settings=settings)
+    run, config, found = sana_run(
+        SanaArguments(**file.arguments), file.settings, report=_speaking()
+    )
+    if dry:
+        beside = run.frozen.autoencoder, run.frozen.prompts.text_encoder
+        shards = run.pictures.shards
+        print_plan(run, config, frozen=beside, shards=shards, measure=measure)
+        return
+    if _first():
+        settled = as_settings(run.settings, config)
+        write_run(out, RunFile(verb=VERB, arguments=asdict(found), settings=settled), resume=resume)
+    finished = train(run, config, out, resume=resume, report=typer.echo)
+    if not _first():
+        return
+    if not finished:
+        typer.echo(f"stopped; go on: sanakit train {VERB} --resume --out {out}")
+        return
+    if found.lora or run.settings.lora_rank:
+        typer.echo(f"draw: sanakit generate PROMPT --lora {out}")
+    typer.echo(f"next: sanakit train export {out} --out models/{out.resolve().name}")
+
+
+def _lasting(key: str, value: Any) -> Any:
+    """An argument as it can be read from any folder: paths that are there become absolute."""
+    paths = ("data", "start", "held", "autoencoder", "text_encoder")
+    if key not in paths or "://" in value:
+        return value
+    from sanakit.weights.embedded import EMBEDDED
+
+    path = Path(value).expanduser()
+    return value if value in EMBEDDED or not path.exists() else str(path.resolve())
+
+
+def _first() -> bool:
+    """Whether this is the process that speaks, of those that torchrun started."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def _speaking() -> Any:
+    return typer.echo if _first() else lambda line: None

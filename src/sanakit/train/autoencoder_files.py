@@ -1,0 +1,151 @@
+"""Where an autoencoder's weights come from when a phase begins, and where they are when it ends."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sanakit.errors import DataError, MissingModelError
+from sanakit.models.autoencoder import Autoencoder
+from sanakit.models.config import AutoencoderConfig
+from sanakit.train.autoencoder import AutoencoderRecipe
+from sanakit.train.autoencoder_phases import FROZEN_ENCODER
+from sanakit.train.checkpoint import checkpoints, newest_valid, read_tensors
+from sanakit.train.picture_sources import Pixels, as_image
+from sanakit.train.ranks import Ranks
+from sanakit.train.shares import Share
+from sanakit.weights.catalog import find_checkpoint
+from sanakit.weights.embedded import EMBEDDED, resolve_model
+from sanakit.weights.load import load_strict
+from sanakit.weights.snapshot import stored_variant
+from sanakit.weights.store import CONFIG, read_config, read_weights, write_config, write_weights
+
+VAE = "vae"
+"""The folder in a run, or in a model, that holds an autoencoder in the published layout."""
+_INSIDE = "autoencoder."
+_BATCH = 16
+
+
+@torch.no_grad()
+def latent_scale(autoencoder: Autoencoder, pictures: Iterable[Pixels]) -> float:
+    """Give 1 / RMS over all raw latents of some pictures: what makes them about unit size.
+
+    Pictures are uint8, or fp32 in [-1, 1]; latents are computed as ``autoencoder`` is, in fp32
+    unless its weights are not.
+
+    Raises:
+        DataError: no picture, or latents that are 0 or not finite.
+    """
+    device = next(autoencoder.parameters()).device
+    learning, squared, count = autoencoder.training, 0.0, 0
+    autoencoder.eval()
+    try:
+        for pixels in pictures:
+            latent = autoencoder.encode(as_image(pixels.to(device)))
+            squared += float(latent.double().square().sum())
+            count += latent.numel()
+    finally:
+        autoencoder.train(learning)
+    if not 0 < squared < float("inf"):
+        raise DataError(f"the squares of {count} values of latents sum to {squared}: no scale")
+    return (count / squared) ** 0.5
+
+
+def start_autoencoder(
+    name: str | Path, *, config: AutoencoderConfig | None = None, offline: bool = False
+) -> Autoencoder:
+    """Give a trained autoencoder to go on with, fp32 and with its scaling factor.
+
+    Args:
+        name: a run of `sanakit train autoencoder`; an embedded, published or local model; a folder
+            with an autoencoder's ``config.json`` and safetensors.
+        config: the shape of a run that did not reach its end, and has no ``vae`` folder.
+        offline: never ask the network for a published model.
+
+    Raises:
+        MissingModelError: nothing of that name. WeightsError: files that are damaged or misfit.
+    """
+    folder = Path(name)
+    embedded = isinstance(name, str) and name in EMBEDDED
+    if not embedded and folder.is_dir() and checkpoints(folder):
+        done = folder / VAE / CONFIG
+        known = read_config(done.parent, AutoencoderConfig) if done.is_file() else config
+        if known is None:
+            raise MissingModelError(
+                f"{folder}: did not reach its end and does not say of what shape it is",
+                hint="let it end: --resume",
+            )
+        return run_autoencoder(folder, known)
+    checkpoint = find_checkpoint(name) if isinstance(name, str) else None
+    if embedded or not (folder / CONFIG).is_file():
+        alone = checkpoint is not None and checkpoint.kind == "autoencoder"
+        folder = resolve_model(name, subfolder=None if alone else VAE, offline=offline)
+        folder = folder if alone else folder / VAE
+    variant = stored_variant(folder, None if checkpoint is None else checkpoint.variant)
+    with torch.device("meta"):
+        autoencoder = Autoencoder(read_config(folder, AutoencoderConfig))
+    state = read_weights(folder, variant=variant, dtype=torch.float32)
+    load_strict(autoencoder, state, source=str(folder))
+    return autoencoder
+
+
+def run_autoencoder(run: Path, config: AutoencoderConfig) -> Autoencoder:
+    """Give an autoencoder the newest weights of a run, averaged ones where there are.
+
+    Raises:
+        MissingModelError: there is no checkpoint. WeightsError: it is of another shape.
+    """
+    folder = newest_valid(run, Ranks(), print)
+    if folder is None:
+        raise MissingModelError(
+            f"{run} holds no checkpoint", hint="train that stage first, or name its folder"
+        )
+    autoencoder = Autoencoder(config)
+    tensors = read_tensors(folder, "average") or read_tensors(folder, "model")
+    load_strict(autoencoder, autoencoder_tensors(tensors), source=str(folder))
+    return autoencoder
+
+
+def autoencoder_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of the autoencoder among those of a recipe's module, by their own names."""
+    if not any(name.startswith(_INSIDE) for name in tensors):
+        return tensors
+    return {n.removeprefix(_INSIDE): t for n, t in tensors.items() if n.startswith(_INSIDE)}
+
+
+def finish_autoencoder(
+    recipe: AutoencoderRecipe,
+    run: Path,
+    *,
+    pictures: int = 2048,
+    report: Callable[[str], object] = print,
+) -> Path:
+    """Write what a run has learnt to ``run/vae``, in the published layout, and give that folder.
+
+    Its ``config.json`` has the latents' scaling factor over ``pictures`` training pictures, drawn
+    as in training. Where the phase left the encoder as it was, a factor that it came with stays:
+    diffusion models were trained on it. Of several ranks the first one writes.
+
+    Raises:
+        MissingModelError: there is no checkpoint. DataError: a scale that is none; a full disk.
+    """
+    if int(os.environ.get("RANK", 0)):
+        return run / VAE
+    config = recipe.autoencoder.config
+    autoencoder = run_autoencoder(run, config)
+    factor = config.scaling_factor
+    if recipe.settings.phase not in FROZEN_ENCODER or factor == 1:
+        batches = recipe.stream(Share(seed=0, batch_size=min(_BATCH, pictures)))
+        some = islice(batches, max(1, pictures // _BATCH))
+        factor = latent_scale(autoencoder, (batch.image for batch in some))
+    folder = run / VAE
+    write_weights(folder, autoencoder.state_dict())
+    write_config(folder, replace(config, scaling_factor=factor), "AutoencoderDC")
+    report(f"{folder}: scaling factor {factor:.5g}")
+    return folder

@@ -1,0 +1,147 @@
+"""Everything about a run that is not the model, the data or the loss; and `--set key=value`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from inspect import formatannotation
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from sanakit.errors import ConfigError
+from sanakit.train.optimizers.build import OptimizerName
+from sanakit.train.precision import ComputeDtype
+from sanakit.train.schedules import SCHEDULES, BatchRule, ScheduleName, batch_factor
+
+Strategy = Literal["ddp", "fsdp", "hsdp"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoopConfig:
+    """How a run steps, saves and spreads; progress is counted in images (samples) everywhere."""
+
+    batch_size: int
+    """Samples a step, over all ranks and accumulated parts."""
+    total_images: int
+    """Samples to see in all; may be changed when a run is resumed."""
+    peak_lr: float
+    """Learning rate at the batch size that ``lr_rule`` refers to."""
+    lr_rule: BatchRule = "none"
+    """Scale the rate with (batch_size / 256): by its root, by itself, or not."""
+    schedule: ScheduleName = "linear-end"
+    warmup_images: int = 0
+    decay_share: float = 0.3
+    """linear-end: last share of the run over which the rate falls linearly to 2 % of its peak."""
+    optimizer: OptimizerName = "adamw"
+    weight_decay: float = 0.01
+    betas: tuple[float, ...] = (0.9, 0.99)
+    """Two for AdamW; three for CAME."""
+    grad_clip: float = 1.0
+    accumulation: int = 1
+    """Parts that a rank's share of a batch is computed in, one after another."""
+    average_halflife: int | None = None
+    """Images after which an old weight counts half in the moving average; None: no average."""
+    compute_dtype: ComputeDtype = "bfloat16"
+    gradient_checkpointing: bool = False
+    compile_blocks: bool = False
+    strategy: Strategy = "ddp"
+    """Over ranks: copies (ddp), shards (fsdp), or shards in a machine, copies between (hsdp)."""
+    device: str = "auto"
+    seed: int = 0
+    log_every: int = 50
+    """Steps between lines of the log."""
+    evaluate_every: int = 500
+    """Steps between evaluations on held-out data."""
+    pictures_every: int = 0
+    """Steps between validation grids; 0: none but the last."""
+    save_minutes: float = 5.0
+    async_save: bool = False
+    """Write checkpoints beside the training; needs their size in CPU memory once more."""
+    hang_minutes: float = 20.0
+    """A rank that finishes no step for so long ends the job, with every rank's stack printed."""
+    most_skipped: int = 20
+    """Steps with gradients that are not finite before the run gives up."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "total_images", "log_every", "evaluate_every", "accumulation"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
+        if not 0 < self.decay_share <= 1:
+            raise ConfigError(f"decay_share={self.decay_share} must be in (0, 1]")
+        if self.average_halflife is not None and self.average_halflife < 1:
+            raise ConfigError(f"average_halflife={self.average_halflife} must be at least 1")
+        for name in ("warmup_images", "pictures_every", "most_skipped"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}={getattr(self, name)} must not be negative")
+        for name in ("peak_lr", "grad_clip", "save_minutes", "hang_minutes"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name}={getattr(self, name)} must be more than 0")
+        wanted = 3 if self.optimizer.startswith("came") else 2
+        if len(self.betas) != wanted:
+            raise ConfigError(
+                f"betas={self.betas} are {len(self.betas)}, and {self.optimizer} takes {wanted}",
+                hint="came: --set betas=[0.9,0.999,0.9999]"
+                if wanted == 3
+                else "adamw: --set betas=[0.9,0.99]",
+            )
+
+
+def learning_rate(config: LoopConfig, images_seen: int) -> float:
+    """The rate of the step that begins at ``images_seen``."""
+    given = {
+        "warmup_images": config.warmup_images,
+        "total_images": config.total_images,
+        "decay_share": config.decay_share,
+    }
+    wanted = {"constant": 1, "cosine": 2}.get(config.schedule, 3)
+    settings = dict(list(given.items())[:wanted])
+    share = SCHEDULES[config.schedule](images_seen, batch_size=config.batch_size, **settings)
+    return config.peak_lr * batch_factor(config.lr_rule, config.batch_size) * share
+
+
+C = TypeVar("C")
+
+
+def with_overrides(config: C, pairs: list[str]) -> C:
+    """Apply ``key=value`` texts to a config, a dataclass; values are JSON or plain words.
+
+    Raises:
+        ConfigError: for a key the config does not have or a value of the wrong type.
+    """
+    kinds = get_type_hints(type(config))
+    changes: dict[str, Any] = {}
+    for pair in pairs:
+        key, _, text = pair.partition("=")
+        if key not in kinds:
+            raise ConfigError(
+                f"--set {pair}: no setting {key!r}", hint=f"known: {', '.join(kinds)}"
+            )
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            value = text
+        value = tuple(value) if isinstance(value, list) else value
+        if not _fits(value, kinds[key]):
+            raise ConfigError(
+                f"--set {pair}: {key} takes a value like {getattr(config, key)!r}",
+                hint=f"its type is {formatannotation(kinds[key])}",
+            )
+        changes[key] = value
+    return replace(config, **changes)  # type: ignore[type-var]
+
+
+def _fits(value: object, kind: Any) -> bool:
+    """Whether a value is of a setting's type; a whole number serves as a real one."""
+    options = get_args(kind)
+    if get_origin(kind) is Literal:
+        return value in options
+    if get_origin(kind) is tuple:
+        if not isinstance(value, tuple):
+            return False
+        if options[-1] is Ellipsis:
+            return all(_fits(one, options[0]) for one in value)
+        return len(value) == len(options) and all(map(_fits, value, options))
+    if options:
+        return any(_fits(value, option) for option in options)
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, int | float if kind is float else kind)

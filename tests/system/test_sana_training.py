@@ -1,0 +1,299 @@
+"""Fine-tuning on own pictures: runs that go on to the bit, ranks, stages, the user's commands."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.testing import assert_close
+
+from command_line import sanakit
+from ranks import run_ranks
+from sanakit.errors import ConfigError, DataError
+from sanakit.pipeline.components import load_components
+from sanakit.train.checkpoint import checkpoints, read_tensors
+from sanakit.train.log import read_log
+from sanakit.train.loop import train
+from sanakit.train.sana_settings import SanaSettings
+from sanakit.train.sana_start import at_resolution, components_of_run, start_components
+from tiny import TRANSFORMER
+from tiny_sana import FAST, TinySana, tiny_sana
+
+
+@pytest.fixture(scope="module")
+def sana(tmp_path_factory: pytest.TempPathFactory) -> TinySana:
+    return tiny_sana(tmp_path_factory.mktemp("sana"))
+
+
+def quiet(line: str) -> None:
+    """Take the place of print."""
+
+
+def learned(run: Path, part: str = "model") -> dict[str, Tensor]:
+    return read_tensors(checkpoints(run)[-1], part)
+
+
+def train_to_the_end(sana: TinySana, run: Path, *settings: str, **arguments: Any) -> None:
+    recipe, config, _ = sana.run(*settings, **arguments)
+    assert train(recipe, config, run, resume=False, report=quiet)
+
+
+def train_in_two(
+    sana: TinySana, run: Path, stop: int, *settings: str, then: dict[str, Any], **arguments: Any
+) -> None:
+    recipe, config, _ = sana.run(*settings, **arguments)
+    honest, count = recipe.prepare, iter(range(1000))
+
+    def prepare(*given: Any) -> Any:
+        if next(count) == stop - 1:
+            signal.raise_signal(signal.SIGINT)
+        return honest(*given)
+
+    recipe.prepare = prepare  # type: ignore[method-assign]
+    assert not train(recipe, config, run, resume=False, report=quiet)
+    recipe, config, _ = sana.run(*settings, **{**arguments, **then})
+    assert train(recipe, config, run, resume=True, report=quiet)
+
+
+@pytest.mark.parametrize(
+    ("stop", "lora", "then"),
+    [
+        (2, None, {}),  # an epoch is four batches: within it
+        (4, None, {}),  # at its end
+        (3, 2, {"workers": 1}),
+    ],
+)
+def test_a_run_in_two_parts_is_bit_equal_to_one(
+    sana: TinySana, tmp_path: Path, stop: int, lora: int | None, then: dict[str, Any]
+) -> None:
+    settings = ("average_halflife=8",)
+    train_to_the_end(sana, tmp_path / "whole", *settings, lora=lora)
+    train_in_two(sana, tmp_path / "parts", stop, *settings, then=then, lora=lora)
+    for part in ("model", "optimizer", "average"):
+        one, other = (learned(tmp_path / name, part) for name in ("whole", "parts"))
+        assert one
+        assert_close(other, one, atol=0, rtol=0)
+    if lora:
+        assert all(".lora:" in name for name in learned(tmp_path / "whole"))
+
+
+def _seen(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """All but the biases of keys: a softmax does not see them, their gradients are rounding."""
+    return {name: value for name, value in tensors.items() if "attn2.to_k.bias" not in name}
+
+
+RANK = """
+import json, os, sys
+from pathlib import Path
+import torch
+from sanakit.train.loop import train
+from sanakit.train.ranks import join_ranks, leave_ranks
+from tiny_sana import TinySana
+
+torch.set_num_threads(1)
+ranks = join_ranks("cpu", timeout_minutes=5)
+sana = TinySana(data=Path(sys.argv[1]), model=Path(sys.argv[2]))
+for job in json.loads(sys.argv[3]):
+    recipe, config, _ = sana.run(*job["set"], lora=job.get("lora"), prompts=["a tree"])
+    train(recipe, config, Path(job["run"]), resume=False, ranks=ranks, report=lambda line: None)
+leave_ranks()
+"""
+
+
+def test_two_ranks_learn_what_one_does_in_two_parts(sana: TinySana, tmp_path: Path) -> None:
+    (tmp_path / "rank.py").write_text(RANK)
+
+    def job(name: str, *settings: str, **more: Any) -> dict[str, Any]:
+        return {
+            "run": str(tmp_path / name),
+            "set": ["total_images=8", "peak_lr=0.001", *settings],
+            **more,
+        }
+
+    def go(count: int, *jobs: dict[str, Any]) -> None:
+        arguments = (str(sana.data), str(sana.model), json.dumps(jobs))
+        ended = run_ranks(tmp_path / "rank.py", count, *arguments)
+        assert [one.code for one in ended] == [0] * count, ended
+
+    go(1, job("one", "accumulation=2"), job("one-lora", lora=2))
+    go(
+        2,
+        job("ddp", "strategy=ddp"),
+        job("fsdp", "strategy=fsdp"),
+        job("lora-fsdp", "strategy=fsdp", lora=2),
+    )
+    for name, wanted in (("ddp", "one"), ("fsdp", "one"), ("lora-fsdp", "one-lora")):
+        for part in ("model", "optimizer"):
+            one, other = (_seen(learned(tmp_path / each, part)) for each in (wanted, name))
+            assert_close(other, one, atol=1e-6, rtol=1e-5)
+        for line, expected in zip(
+            *map(read_log, (tmp_path / name, tmp_path / wanted)), strict=True
+        ):
+            for key in expected:
+                if "loss" in key:
+                    assert line[key] == pytest.approx(expected[key], abs=2e-4), key
+        assert list((tmp_path / name / "pictures").glob("*.png"))
+
+
+def test_it_learns_and_its_model_and_its_lora_are_drawn_with(
+    sana: TinySana, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commands of docs/training.md, on a model that fits a test."""
+    monkeypatch.chdir(tmp_path)
+    sets = [word for setting in FAST for word in ("--set", setting)]
+    base = ("train", "diffusion", "--data", sana.data, "--from", sana.model)
+    said, _ = sanakit(*base, "--out", "runs/mine", "--prompt", "a tree", *sets)
+    assert "12 samples in 2 buckets" in said
+    assert "next: sanakit train export runs/mine --out models/mine" in said
+    assert sanakit("train", "diffusion", "--resume")[0].startswith("12 samples")
+    assert "already holds a run" in sanakit(*base, "--out", "runs/mine", *sets, code=2)[1]
+    said, _ = sanakit("train", "export", "runs/mine")
+    assert said == "models/mine: draw with `sanakit generate PROMPT --model models/mine`\n"
+    exported = load_components("models/mine").transformer.state_dict()
+    assert_close(exported, learned(Path("runs/mine")), atol=0, rtol=0)
+    assert (
+        "trained all weights, and no LoRA"
+        in (sanakit("generate", "a tree", "--lora", "runs/mine", "--model", sana.model, code=2)[1])
+    )
+
+    lora = (*base, "--lora", 2, "--out", "runs/lora", *sets, "--set", "peak_lr=0.3")
+    assert "draw: sanakit generate PROMPT --lora runs/lora" in sanakit(*lora)[0]
+    said, _ = sanakit("train", "export", "runs/lora", "--out", "models/lora")
+    assert said.endswith("`sanakit generate PROMPT --lora models/lora`\n")
+    assert [path.name for path in Path("models/lora").iterdir()] == [
+        "pytorch_lora_weights.safetensors"
+    ]
+    sanakit("train", "export", "runs/lora", "--out", "models/merged", "--merged")
+    draws = {
+        "plain": ("--model", sana.model),
+        "run": ("--lora", "runs/lora"),
+        "file": ("--lora", "models/lora", "--model", sana.model),
+        "merged": ("--model", "models/merged"),
+        "half": ("--lora", "runs/lora:0.5"),
+    }
+    for name, arguments in draws.items():
+        sanakit("generate", "a tree", *arguments, "-o", f"{name}.png", "--steps", 3)
+    pictures = {name: Image.open(f"{name}.png").tobytes() for name in draws}
+    assert pictures["run"] == pictures["file"]
+    assert len({pictures[name] for name in ("plain", "run", "half")}) == 3
+    differing = [abs(a - b) for a, b in zip(pictures["run"], pictures["merged"], strict=True)]
+    assert max(differing) <= 1
+    sanakit("again", "run.png", "-o", "again.png")
+    assert Image.open("again.png").tobytes() == pictures["run"]
+
+
+def test_a_loss_on_few_pictures_falls(sana: TinySana, tmp_path: Path) -> None:
+    recipe, config, _ = sana.run("total_images=480", "null_chance=0")
+    with torch.no_grad():
+        before = recipe.evaluate(recipe.module)["seen_loss"]
+    train(recipe, config, tmp_path, resume=False, report=quiet)
+    assert read_log(tmp_path)[-1]["held_seen_loss"] < 0.8 * before
+
+
+def test_a_run_from_scratch_begins_as_published_and_a_run_goes_on_from_it(
+    sana: TinySana, tmp_path: Path
+) -> None:
+    recipe, config, arguments = sana.run(preset="tiny")
+    module = recipe.module
+    assert torch.equal(module.caption_norm.weight, torch.full((8,), 0.01))
+    assert module.config.sample_size == 2  # of 64 px
+    assert module.config.caption_channels == 8
+    other = sana.recipe("seed=1", preset="tiny").module
+    assert not torch.equal(other.proj_out.weight, module.proj_out.weight)
+    assert torch.equal(sana.recipe(preset="tiny").module.proj_out.weight, module.proj_out.weight)
+    parts = {"autoencoder": str(sana.model), "text_encoder": str(sana.model)}
+    assert sana.run(start=None, preset="tiny", **parts)[0].habits.scheduler.flow_shift == 3.0
+    with pytest.raises(ConfigError, match="there is no text encoder"):
+        sana.run(start=None, preset="tiny", autoencoder=str(sana.model))
+    with pytest.raises(ConfigError, match="nothing to begin with"):
+        sana.run(start=None)
+    with pytest.raises(ConfigError, match="no preset 'sana-9b'"):
+        sana.run(preset="sana-9b")
+
+    train(recipe, config, tmp_path / "first", resume=False, report=quiet)
+    _note(tmp_path / "first", arguments)
+    first = learned(tmp_path / "first", "average")
+    assert_close(components_of_run(tmp_path / "first").transformer.state_dict(), first)
+    second = sana.recipe(start=str(tmp_path / "first"), lora=2)
+    assert torch.equal(second.module.proj_out.weight, first["proj_out.weight"])
+
+
+def _note(run: Path, arguments: Any) -> None:
+    from dataclasses import asdict
+
+    from sanakit.train.run_file import RunFile, write_run
+
+    file = RunFile(verb="diffusion", arguments=asdict(arguments), settings=list(FAST))
+    write_run(run, file, resume=True)
+
+
+def test_the_next_stage_has_its_size_and_late_positions_and_the_weights_of_before(
+    sana: TinySana,
+) -> None:
+    parts = load_components(sana.model)
+    told: list[str] = []
+    arguments = sana.run()[2]
+    large = type(arguments)(data="x", start=str(sana.model), resolution=2048)
+    started = start_components(large, SanaSettings(), report=told.append).transformer
+    assert (started.config.sample_size, started.config.interpolation_scale) == (64, 1.0)
+    assert "draws 64 px (positions None), this run goes to 2048 px (positions 1.0)" in told[0]
+    assert_close(started.state_dict(), parts.transformer.state_dict(), atol=0, rtol=0)
+    for side, settings, scale in (
+        (128, SanaSettings(), 2.0),
+        (32, SanaSettings(), None),
+        (64, SanaSettings(interpolation_scale="keep"), None),
+        (64, SanaSettings(interpolation_scale=None), None),
+        (16, SanaSettings(interpolation_scale=0.5), 0.5),
+    ):
+        assert at_resolution(TRANSFORMER, side, settings).interpolation_scale == scale
+
+
+def test_shards_that_were_built_anew_are_not_gone_on_with(tmp_path: Path) -> None:
+    mine = tiny_sana(tmp_path)
+    arguments = mine.run()[2]
+    assert mine.run(index=arguments.index)[2] == arguments
+    other = tiny_sana(tmp_path / "other", {(64, 64): [6, 2]})
+    with pytest.raises(DataError, match="was built anew since the run began"):
+        other.run(index=arguments.index)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--data", "nowhere", "--from", "glyph"), "nowhere: no such folder"),
+        (("--data", "EMPTY", "--from", "glyph"), "holds no training set"),
+        (("--data", "SET"), "nothing to begin with"),
+        (("--from", "glyph"), "--data is missing"),
+        (("--data", "SET", "--from", "MODEL", "--set", "flow_shft=1"), "no setting 'flow_shft'"),
+        (("--data", "SET", "--from", "MODEL", "--set", "lora_alpha=1"), "lora_alpha has no"),
+        (("--data", "SET", "--from", "MODEL", "--lora", "99"), "lora_rank=99"),
+        (("--data", "SET", "--from", "MODEL", "--set", "flow_shift=0"), "must be more than 0"),
+        (("--data", "SET", "--from", "MODEL", "--states", "some"), "--states 'some' is unknown"),
+        (("--data", "SET", "--from", "MODEL", "--states", "cached"), "no latents of"),
+        (("--data", "SET", "--from", "MODEL", "--size", "64"), "--size is of the glyph recipe"),
+        (("glyph", "--lora", "4"), "--lora has no meaning for the recipe glyph"),
+        (("--resume",), "runs holds no run of `sanakit train diffusion` to resume"),
+        (("--resume", "--out", "nowhere", "--lora", "4"), "nowhere is no folder of a run"),
+    ],
+)
+def test_what_cannot_be_trained_is_said_in_one_line_and_leaves_no_file(
+    sana: TinySana,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    places = {"SET": str(sana.data), "MODEL": str(sana.model), "EMPTY": "empty"}
+    typed = [places.get(word, word) for word in arguments]
+    _, error = sanakit("train", "diffusion", *typed, code=2)
+    assert said in error
+    assert error.startswith("error: ")
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]

@@ -1,0 +1,98 @@
+"""The simulator of docs/scaling.md holds its limits, and the page says what it computes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from benchmarks.scaling import (
+    GPUS,
+    MODELS,
+    PAGE,
+    Assumed,
+    Run,
+    forward_flops,
+    memory,
+    parameters,
+    renewed,
+    step_seconds,
+    traffic,
+    utilisation,
+)
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from sanakit.models.config import TRANSFORMERS
+from sanakit.models.transformer import LinearDiT
+
+RUN = Run(model="1.6B", side=512, gpus=64, strategy="fsdp")
+WAYS = ("ddp", "fsdp", "hsdp")
+
+
+@pytest.mark.parametrize("preset", ["tiny", "glyph", *MODELS.values()])
+def test_parameters_are_those_of_the_model(preset: str) -> None:
+    config = TRANSFORMERS[preset]
+    with torch.device("meta"):
+        model = LinearDiT(config)
+    assert parameters(config) == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("preset", ["tiny", "glyph", "sana-0.6b"])
+def test_operations_are_those_that_torch_counts(preset: str) -> None:
+    config = replace(TRANSFORMERS[preset], num_layers=2, qk_norm="rms_norm_across_heads")
+    model = LinearDiT(config)
+    latent = torch.zeros(1, config.in_channels, 4, 6)
+    text = torch.zeros(1, 20, config.caption_channels)
+    # It does not know the CPU's fused attention.
+    counter = FlopCounterMode(display=False)
+    with sdpa_kernel(SDPBackend.MATH), torch.no_grad(), counter:
+        model(latent, torch.zeros(1), text, None)
+    assert counter.get_total_flops() == forward_flops(config, 24, text=20)
+
+
+@pytest.mark.parametrize("strategy", WAYS)
+def test_one_gpu_sends_nothing(strategy: str) -> None:
+    run = replace(RUN, gpus=1, strategy=strategy)
+    assert traffic(run) == (0, 0)
+    computing, sending = step_seconds(run, Assumed())
+    assert computing > sending == 0
+
+
+@pytest.mark.parametrize("gpus", GPUS)
+def test_what_is_sharded_is_one_share_of_what_ddp_holds(gpus: int) -> None:
+    run = replace(RUN, gpus=gpus, batch=32 * gpus)
+    whole = memory(replace(run, strategy="ddp"))
+    for strategy, shards in (("fsdp", gpus), ("hsdp", 8)):
+        shared = memory(replace(run, strategy=strategy))
+        for name in ("weights", "gradients", "optimizer", "average"):
+            assert shared[name] == pytest.approx(whole[name] / shards)
+        assert shared["activations"] == whole["activations"]
+
+
+def test_hsdp_on_one_machine_is_fsdp() -> None:
+    run = replace(RUN, gpus=8)
+    assert traffic(run) == traffic(replace(run, strategy="hsdp"))
+    assert memory(run) == memory(replace(run, strategy="hsdp"))
+
+
+def test_gradients_between_parts_lie_whole_and_are_sent_once() -> None:
+    once, thrice = replace(RUN, batch=64 * 32), replace(RUN, batch=3 * 64 * 32)
+    assert (once.parts, thrice.parts) == (1, 3)
+    count = parameters(RUN.config)
+    assert memory(thrice)["gradients"] - memory(once)["gradients"] == 4 * count
+    assert traffic(thrice)[0] - traffic(once)[0] == pytest.approx(2 * 4 * count * 63 / 64)
+    copies = replace(once, strategy="ddp"), replace(thrice, strategy="ddp")
+    assert traffic(copies[0]) == traffic(copies[1])
+
+
+def test_without_a_network_to_wait_for_the_mfu_is_the_efficiency() -> None:
+    fast = Assumed(inside=1e20, card=1e20)
+    assert utilisation(replace(RUN, recompute=False), fast) == pytest.approx(fast.efficiency)
+    assert utilisation(RUN, fast) == pytest.approx(0.75 * fast.efficiency)
+
+
+def test_the_page_holds_the_tables_that_the_script_prints() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert page.count("<!-- end -->") == 4
+    assert renewed(page) == page
