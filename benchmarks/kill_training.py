@@ -220,6 +220,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     rng = random.Random(options.seed)
+    # A forked process has no pool of threads, and would wait for that of its parent for ever.
+    torch.set_num_threads(1)
     work = Path(tempfile.mkdtemp())
     wrong, killed_in_time, saves = [], 0, set()
     try:

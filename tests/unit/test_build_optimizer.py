@@ -218,7 +218,7 @@ def fitted(name: str, lr: float) -> list[float]:
     mask = torch.ones(8, 3, dtype=torch.bool)
     level = logit_normal_levels(8, flow_shift=1.0, generator=generator)
     losses = []
-    for _ in range(60):
+    for _ in range(100):
         x = interpolate(x0, noise, level.sigma)
         predicted: Tensor = model(x, level.timestep, text, mask)
         loss = flow_matching_loss(predicted, x0, noise).mean()
@@ -239,6 +239,7 @@ def test_a_tiny_transformer_learns_with_each_as_it_does_with_adamw(
     losses = {name: fitted(name, 0.01) for name in NAMES}
     assert losses["adamw"][-1] < 0.2 * losses["adamw"][0]
     for name in NAMES:
-        assert losses[name][-1] < 1.3 * losses["adamw"][-1] + 0.05 * losses[name][0], name
+        # At 60 steps the order of sums, so the number of threads, moves CAME's loss threefold.
+        assert losses[name][-1] < 0.08 * losses[name][0], name
     for coded, plain in (("came8bit", "came"), ("adamw8bit", "adamw")):
         assert losses[coded] != losses[plain]  # or nothing was quantised

@@ -101,3 +101,20 @@ def test_closing_ends_the_thread_of_an_endless_source() -> None:
     stream.close()
     assert not any(thread is stream._thread for thread in threading.enumerate())
     assert len(drawn) <= 5
+
+
+def test_closing_waits_for_the_item_in_flight_unless_told_how_long() -> None:
+    drawing, may_end = threading.Event(), threading.Event()
+
+    def source() -> Iterator[int]:
+        drawing.set()
+        may_end.wait()
+        yield 0
+
+    stream = Prefetched(source)
+    drawing.wait()
+    stream.close(timeout=0.01)
+    assert stream._thread.is_alive()
+    threading.Timer(0.2, may_end.set).start()
+    stream.close()
+    assert not stream._thread.is_alive()

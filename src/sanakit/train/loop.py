@@ -296,13 +296,15 @@ class _Trainer(Generic[Batch]):
                     self.evaluate()
                 self.draw_pictures()
                 self.save()
+            self.watchdog.beat("ending the data")
+            stream.close()
         except BaseException as error:
             if not self.watchdog.fail(error):
                 raise SystemExit(1) from error  # another rank has said why
             raise
         finally:
             self.watchdog.stop()
-            stream.close()
+            stream.close(timeout=5)
             self.log.close()
         if self.failed_save:
             raise DataError(

@@ -107,12 +107,15 @@ class Prefetched(Generic[Item]):
         assert item is not None
         return item
 
-    def close(self) -> None:
-        """End the thread after the item that it is drawing."""
+    def close(self, *, timeout: float | None = None) -> None:
+        """End the thread after the item that it is drawing; wait so many seconds for it, or until.
+
+        A process that ends while a thread is in the midst of torch's code is aborted.
+        """
         self._ended.set()
         while not self._queue.empty():
             self._queue.get_nowait()
-        self._thread.join(timeout=5)
+        self._thread.join(timeout)
 
     def _draw(self, source: Callable[[], Iterator[Item]]) -> None:
         try:
