@@ -1,8 +1,8 @@
 """A step of our training loop beside a plain loop around diffusers' model and torch's AdamW.
 
-``python -m benchmarks.train_step`` interleaves both in one process (same weights, same batch),
-prints the middle of each and of the ratios of neighbours, and takes the peak memory of each in a
-process of its own. ``--without NAME`` undoes one of our measures to show what it brings.
+``python -m benchmarks.train_step`` has both, each in a process of its own, take steps in turn: same
+weights, same batch. Printed are the middle of each, the middle of the ratios of neighbours, and
+peak memory, with all libraries. ``--loops plain ours ours-NAME`` undoes one of our measures.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -42,6 +42,7 @@ from sanakit.train.shares import Share
 from sanakit.train.timers import Timers
 
 RESULTS = ROOT / "benchmarks" / "results" / "train_step.jsonl"
+MEASURES = ("attention", "point", "recompute", "cast", "fused", "layout")
 Step = Callable[[], float]
 
 
@@ -224,8 +225,11 @@ def _direct(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
 def undo(name: str) -> None:
     """Take one measure back, in this process."""
     if name == "recompute":
-        for module in (mix_ffn, linear_attention, transformer_module):
+        for module in (mix_ffn, transformer_module):
             module.recomputed = _direct  # type: ignore[attr-defined]
+    elif name == "attention":
+        plain = linear_attention.relu_linear_attention
+        linear_attention.trained_linear_attention = plain  # type: ignore[assignment]
     elif name == "point":
         mix_ffn.PointConv.forward = nn.Conv2d.forward  # type: ignore[method-assign]
     elif name == "cast":
@@ -239,61 +243,37 @@ def undo(name: str) -> None:
             lambda self, x: self.proj(x).flatten(2).transpose(1, 2)
         )
     elif name:
-        raise SystemExit(f"--without {name}: known are recompute, point, cast, fused and layout")
+        raise SystemExit(f"ours-{name}: known are {', '.join(MEASURES)}")
 
 
 LOOPS: Mapping[str, Callable[[Case], Step]] = MappingProxyType({"plain": plain, "ours": ours})
 
 
-def waited(case: Case, step: Step) -> tuple[float, float, float]:
-    """Loss, seconds on the clock and seconds of CPU time of one step."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    loss = step()
-    if case.device != "cpu":
-        torch.cuda.synchronize()
-    return loss, time.perf_counter() - wall, time.process_time() - cpu
+def serve(case: Case, name: str) -> None:
+    """Take a step for each line that comes in; print a line of JSON before all and after each.
 
+    Both loops load the same libraries, so that these do not count.
+    """
+    from diffusers import SanaTransformer2DModel  # noqa: F401
 
-def speeds(case: Case, repeats: int) -> dict[str, Any]:
-    steps = {name: make(case) for name, make in LOOPS.items()}
-    walls: dict[str, list[float]] = {name: [] for name in steps}
-    cpus: dict[str, list[float]] = {name: [] for name in steps}
-    losses: dict[str, float] = {}
-    for repeat in range(repeats + 1):
-        for name, step in steps.items():
-            loss, wall, cpu = waited(case, step)
-            if repeat == 0:  # makes the optimizer's state
-                losses[name] = loss
-                continue
-            walls[name].append(wall)
-            cpus[name].append(cpu)
-    ratios = [a / b for a, b in zip(walls["plain"], walls["ours"], strict=True)]
-    cpu_ratios = [a / b for a, b in zip(cpus["plain"], cpus["ours"], strict=True)]
-    return {
-        "losses": losses,
-        "seconds": {name: median(values) for name, values in walls.items()},
-        "cpu_seconds": {name: median(values) for name, values in cpus.items()},
-        "faster": median(ratios),
-        "faster_cpu": median(cpu_ratios),
-        "faster_from_to": (min(ratios), max(ratios)),
-    }
-
-
-def memory(case: Case, name: str) -> dict[str, float]:
-    """Peak memory in MB of three steps in this process, and before the model was there."""
-    from diffusers import SanaTransformer2DModel  # noqa: F401 - in both, not to count it
-
+    torch.set_num_threads(case.threads)
     gc.collect()
     before = _resident_mb()
-    step = LOOPS[name](case)
-    if case.device != "cpu":
-        torch.cuda.reset_peak_memory_stats()
-    for _ in range(3):
-        step()
-    if case.device != "cpu":
-        return {"peak": torch.cuda.max_memory_allocated() / 2**20, "before": 0.0}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    return {"peak": peak, "before": before}
+    loop_name, _, without = name.partition("-")
+    step = LOOPS[loop_name](replace(case, without=without))
+    print(json.dumps({"before": before}), flush=True)
+    for _ in sys.stdin:
+        wall, cpu = time.perf_counter(), time.process_time()
+        loss = step()
+        if case.device != "cpu":
+            torch.cuda.synchronize()
+        found = {
+            "loss": loss,
+            "wall": time.perf_counter() - wall,
+            "cpu": time.process_time() - cpu,
+            "peak": _peak_mb(case.device),
+        }
+        print(json.dumps(found), flush=True)
 
 
 def _resident_mb() -> float:
@@ -301,22 +281,85 @@ def _resident_mb() -> float:
     return pages * resource.getpagesize() / 2**20
 
 
-def memories(case: Case) -> dict[str, dict[str, float]]:
-    found = {}
-    for name in LOOPS:
-        command = [sys.executable, "-m", "benchmarks.train_step", "--memory-of", name]
+def _peak_mb(device: str) -> float:
+    if device == "cpu":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    return torch.cuda.max_memory_allocated() / 2**20
+
+
+class Server:
+    """A loop in a process of its own."""
+
+    def __init__(self, case: Case, name: str) -> None:
+        command = [sys.executable, "-m", "benchmarks.train_step", "--serve", name]
         for field in fields(case):
-            value = getattr(case, field.name)
-            flag = f"--{field.name}"
+            value, flag = getattr(case, field.name), f"--{field.name}"
             command += ([flag] if value else []) if isinstance(value, bool) else [flag, str(value)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(done.stderr[-2000:])
-        found[name] = json.loads(done.stdout.splitlines()[-1])
+        environment = {**os.environ, "OMP_NUM_THREADS": str(case.threads)}
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+            text=True,
+        )
+        self.before = float(self._read()["before"])
+
+    def step(self) -> dict[str, float]:
+        """One step, and what it took."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return self._read()
+
+    def close(self) -> None:
+        """End the process."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+    def _read(self) -> dict[str, float]:
+        assert self.process.stdout is not None
+        while line := self.process.stdout.readline():
+            if line.startswith("{"):
+                found: dict[str, float] = json.loads(line)
+                return found
+        raise SystemExit(f"a loop ended: {' '.join(map(str, self.process.args))}")
+
+
+def compare(case: Case, names: Sequence[str], repeats: int) -> dict[str, dict[str, Any]]:
+    """All loops in turn, step by step; each against the first."""
+    servers = {name: Server(case, name) for name in names}
+    taken: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    for _ in range(repeats + 1):
+        for name, server in servers.items():
+            taken[name].append(server.step())
+    found = {}
+    for name, server in servers.items():
+        server.close()
+        first, *steps = taken[name]  # the first makes the optimizer's state
+        ratios = {
+            clock: sorted(
+                a[clock] / b[clock] for a, b in zip(taken[names[0]][1:], steps, strict=True)
+            )
+            for clock in ("wall", "cpu")
+        }
+        found[name] = {
+            "loss": first["loss"],
+            "seconds": median(step["wall"] for step in steps),
+            "cpu_seconds": median(step["cpu"] for step in steps),
+            "faster": median(ratios["wall"]),
+            "faster_from_to": (ratios["wall"][0], ratios["wall"][-1]),
+            "faster_cpu": median(ratios["cpu"]),
+            "peak_mb": steps[-1]["peak"],
+            "above_libraries_mb": steps[-1]["peak"] - server.before,
+        }
     return found
 
 
 def main() -> None:
+    """Compare, print a table, append a line of JSON."""
     parser = argparse.ArgumentParser()
     for field in fields(Case):
         if isinstance(field.default, bool):
@@ -324,35 +367,25 @@ def main() -> None:
         else:
             parser.add_argument(f"--{field.name}", type=type(field.default), default=field.default)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--memory-of", choices=LOOPS)
-    parser.add_argument("--only", choices=["speed", "memory"])
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--loops", nargs="+", default=["plain", "ours"], help="ours-NAME is ours without NAME"
+    )
     args = parser.parse_args()
     case = Case(**{field.name: getattr(args, field.name) for field in fields(Case)})
-    torch.set_num_threads(case.threads)
-    if args.memory_of:
-        print(json.dumps(memory(case, args.memory_of)))
+    if args.serve:
+        serve(case, args.serve)
         return
-    line: dict[str, Any] = asdict(case)
-    if args.only != "speed":
-        line["memory"] = found = memories(case)
-        above = {name: each["peak"] - each["before"] for name, each in found.items()}
-        for name, each in found.items():
-            print(f"{name:6} peak {each['peak']:6.0f} MB, {above[name]:6.0f} above the libraries")
-        line["memory_ratio"] = above["ours"] / above["plain"]
-        whole = found["ours"]["peak"] / found["plain"]["peak"]
-        print(f"memory x{line['memory_ratio']:.2f} (with the libraries x{whole:.2f})")
-    if args.only != "memory":
-        line |= speeds(case, args.repeats)
-        for name in LOOPS:
-            seconds, cpu = line["seconds"][name], line["cpu_seconds"][name]
-            rate = case.batch / seconds
-            print(
-                f"{name:6} {seconds:7.3f} s a step, CPU {cpu:7.3f} s, {rate:6.2f} samples/s, "
-                f"loss {line['losses'][name]:.5f}"
-            )
-        low, high = line["faster_from_to"]
-        faster, faster_cpu = line["faster"], line["faster_cpu"]
-        print(f"samples/s x{faster:.2f} ({low:.2f} to {high:.2f}; by CPU time x{faster_cpu:.2f})")
+    found = compare(case, args.loops, args.repeats)
+    base = found[args.loops[0]]
+    print(f"{'':16}{'s a step':>9}{'CPU s':>8}{'faster':>8}{'':>14}{'by CPU':>8}{'MB':>7}{'':>7}")
+    for name, each in found.items():
+        low, high = each["faster_from_to"]
+        print(
+            f"{name:16}{each['seconds']:9.3f}{each['cpu_seconds']:8.3f}  x{each['faster']:5.2f}"
+            f" ({low:4.2f} to{high:5.2f}){each['faster_cpu']:7.2f}{each['peak_mb']:8.0f}"
+            f"  x{each['peak_mb'] / base['peak_mb']:4.2f}  loss {each['loss']:.5f}"
+        )
     facts = {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": commit(),
@@ -361,7 +394,7 @@ def main() -> None:
         "load": os.getloadavg()[0],
     }
     with RESULTS.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(facts | line) + "\n")
+        file.write(json.dumps(facts | {"case": asdict(case), "loops": found}) + "\n")
 
 
 if __name__ == "__main__":

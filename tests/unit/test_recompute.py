@@ -15,7 +15,11 @@ from sanakit.models import transformer as transformer_module
 from sanakit.models.config import TRANSFORMERS
 from sanakit.models.transformer import Block, LinearDiT
 from sanakit.nn import linear_attention, mix_ffn
-from sanakit.nn.linear_attention import LinearAttention, relu_linear_attention
+from sanakit.nn.linear_attention import (
+    LinearAttention,
+    relu_linear_attention,
+    trained_linear_attention,
+)
 from sanakit.nn.mix_ffn import MixFFN, PointConv
 from sanakit.nn.recompute import product_dtype, recomputed
 
@@ -26,13 +30,19 @@ def directly(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     return function(*inputs)
 
 
+def keep_wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (mix_ffn, transformer_module):
+        monkeypatch.setattr(module, "recomputed", directly)
+
+
 @pytest.fixture
 def keep_all(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Call it to have all layers keep what they compute, as a plain implementation does."""
 
     def switch() -> None:
-        for module in (linear_attention, mix_ffn, transformer_module):
-            monkeypatch.setattr(module, "recomputed", directly)
+        keep_wide(monkeypatch)
+        plain = linear_attention.relu_linear_attention
+        monkeypatch.setattr(linear_attention, "trained_linear_attention", plain)
 
     return switch
 
@@ -100,12 +110,12 @@ def test_a_product_over_channels_is_the_1x1_convolution(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_computing_twice_gives_the_same_bits_as_keeping(
-    dtype: torch.dtype, rng: torch.Generator, keep_all: Callable[[], None]
+    dtype: torch.dtype, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = transformer(rng)
     results = []
-    for switch in (lambda: None, keep_all):
-        switch()
+    for switch in (lambda patch: None, keep_wide):
+        switch(monkeypatch)
         again = torch.Generator().manual_seed(3)
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
             predicted = velocity(model, again)
@@ -129,12 +139,53 @@ def test_the_mix_ffn_keeps_its_input_and_one_wide_map(rng: torch.Generator) -> N
     assert sorted(kept(lambda: ffn(x), *ffn.parameters())) == [(2, 20, 3, 5), (30, 4)]
 
 
-def test_linear_attention_keeps_one_copy_of_query_key_value_and_result(
-    rng: torch.Generator,
-) -> None:
+def test_linear_attention_keeps_query_key_value_and_result_once(rng: torch.Generator) -> None:
     attention = LinearAttention(3, 4, bias=False, qk_norm=False, dropout=0.0)
     x = torch.randn(2, 7, 12, generator=rng)
     assert len(kept(lambda: attention(x), *attention.parameters())) == 5  # and the input
+
+
+def heads_of(rng: torch.Generator, *shape: int) -> list[Tensor]:
+    """Queries, keys, values and a gradient; the first query and key see nothing."""
+    q, k, v, g = torch.randn(4, *shape, generator=rng, dtype=torch.float64)
+    q[0, 0, 0], k[0, 0, 0] = -1.0, -1.0
+    return [q, k, v, g]
+
+
+def test_the_gradients_of_trained_attention_are_those_of_finite_differences(
+    rng: torch.Generator,
+) -> None:
+    q, k, v, _ = heads_of(rng, 2, 2, 5, 3)
+    # A query that sees nothing divides by eps alone, too little for differences.
+    inputs = [x.requires_grad_() for x in (q, k, v)]
+    assert torch.autograd.gradcheck(lambda *x: trained_linear_attention(*x, eps=0.1), inputs)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (3, 2, 17, 4), (2, 3, 4, 8)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.02)],  # its last digit
+)
+def test_trained_attention_is_attention_with_the_same_gradients(
+    shape: tuple[int, ...], dtype: torch.dtype, tolerance: float, rng: torch.Generator
+) -> None:
+    *inputs, gradient = (x.to(dtype) for x in heads_of(rng, *shape))
+    results = []
+    for attend in (trained_linear_attention, relu_linear_attention):
+        # As a layer has them: heads cut from one width, their rows not one after another.
+        leaves = [x.movedim(1, 2).contiguous().movedim(2, 1).requires_grad_() for x in inputs]
+        y = attend(*leaves)
+        results.append([y, *torch.autograd.grad(y, leaves, gradient)])
+    for ours, plain in zip(*results, strict=True):
+        assert ours.dtype == dtype
+        scale = float(plain.detach().abs().max()) or 1.0
+        torch.testing.assert_close(ours, plain, rtol=tolerance, atol=tolerance * scale)
+
+
+def test_trained_attention_keeps_its_inputs_alone(rng: torch.Generator) -> None:
+    q, k, v, _ = (x.clone().requires_grad_() for x in heads_of(rng, 2, 2, 5, 3))
+    assert len(kept(lambda: trained_linear_attention(q, k, v))) == 3
+    assert len(kept(lambda: relu_linear_attention(q, k, v))) > 6
 
 
 def test_a_block_keeps_less_than_half_of_what_it_computes(
