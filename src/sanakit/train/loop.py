@@ -7,13 +7,11 @@ It knows no model and no data: a recipe gives batches, losses and evaluations. R
 from __future__ import annotations
 
 import json
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import Any, Generic
 
 import torch
@@ -40,29 +38,12 @@ from sanakit.train.ranks import Ranks, join_ranks, leave_ranks
 from sanakit.train.recipe import Batch, Recipe
 from sanakit.train.settings import LoopConfig, learning_rate
 from sanakit.train.shares import Prefetched, Share
+from sanakit.train.signals import noted_signals
 from sanakit.train.timers import Timers
 from sanakit.train.watchdog import Watchdog
 
 Report = Callable[[str], object]
 PICTURES = "pictures"
-
-
-@contextmanager
-def _stop_on_signal() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM, so that a run ends after its step and not inside it."""
-    caught: list[int] = []
-
-    def remember(number: int, frame: FrameType | None) -> None:
-        caught.append(number)
-
-    previous = {
-        number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield caught
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 class _Trainer(Generic[Batch]):
@@ -266,7 +247,7 @@ class _Trainer(Generic[Batch]):
         started = saved = time.monotonic()
         before, steps, sums = self.seconds, 0, dict[str, Tensor]()
         try:
-            with _stop_on_signal() as caught:
+            with noted_signals() as caught:
                 while self.images_seen < config.total_images and not self.agreed(bool(caught)):
                     for key, value in self.step(stream).items():
                         sums[key] = sums.get(key, torch.zeros(())) + value.float().cpu()
