@@ -34,7 +34,7 @@ from sanakit.models import transformer as transformer_module
 from sanakit.models.config import TRANSFORMERS, TransformerConfig, config_to_dict
 from sanakit.models.transformer import LinearDiT
 from sanakit.nn import embed, linear_attention, mix_ffn
-from sanakit.train import loop
+from sanakit.train import loop, network
 from sanakit.train.ranks import Ranks
 from sanakit.train.recipe import Recipe
 from sanakit.train.settings import LoopConfig
@@ -42,7 +42,7 @@ from sanakit.train.shares import Share
 from sanakit.train.timers import Timers
 
 RESULTS = ROOT / "benchmarks" / "results" / "train_step.jsonl"
-MEASURES = ("attention", "point", "recompute", "cast", "fused", "layout")
+MEASURES = ("memory", "attention", "point", "recompute", "cast", "fused", "layout")
 Step = Callable[[], float]
 
 
@@ -224,7 +224,9 @@ def _direct(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
 
 def undo(name: str) -> None:
     """Take one measure back, in this process."""
-    if name == "recompute":
+    if name == "memory":
+        network.keep_freed_memory = lambda: False  # type: ignore[assignment]
+    elif name == "recompute":
         for module in (mix_ffn, transformer_module):
             module.recomputed = _direct  # type: ignore[attr-defined]
     elif name == "attention":
