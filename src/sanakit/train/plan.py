@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -162,12 +162,15 @@ def plan_of(
     """Count, and time a few steps in memory; nothing is written, but ``recipe`` has then learned.
 
     ``frozen`` are modules beside the recipe's own that are on the device too; ``shards`` are what
-    its pictures come from. Activations are those of one sample's forward pass, measured.
+    its pictures come from. Activations are those of one sample's forward pass, measured, without
+    what ``compile_blocks`` saves of them.
 
     Raises:
         ConfigError: a batch that does not split into its parts. DataError: damaged shards.
     """
-    network = Network(recipe.module, list(recipe.blocks()), config, Ranks(device=device))
+    Share(seed=0, batch_size=config.batch_size, parts=config.accumulation)
+    ranks, plain = Ranks(device=device), replace(config, compile_blocks=False)
+    network = Network(recipe.module, list(recipe.blocks()), plain, ranks)
     recipe.module.train()
     # First of all, because it also shows a sample's shapes to what counts operations.
     activations, copies, inputs = _activations(recipe, network, device)
@@ -190,6 +193,8 @@ def plan_of(
         blocks=len(blocks),
         gathered=largest * DTYPES[config.compute_dtype].itemsize,
     )
+    if measure and config.compile_blocks:
+        network = Network(recipe.module, blocks, config, ranks)
     rate = _rate(recipe, config, network, device) if measure else None
     share = rate and model_share(recipe, rate, device, config.compute_dtype)
     found, batches = ([], None) if shards is None else _epoch(shards, config.batch_size)
