@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -234,13 +234,6 @@ def _activations(
     def enter(module: nn.Module, given: tuple[Any, ...]) -> None:
         inputs.append(sum(one.nbytes for one in given[:1] if isinstance(one, Tensor)))
 
-    shapes = {tuple(sorted(p.shape)) for p in recipe.module.parameters() if p.ndim > 1}
-
-    def is_copy(tensor: Tensor) -> bool:
-        # What autocast made of a weight, as it is or transposed: it does not grow with a batch.
-        lower = tensor.dtype != torch.float32
-        return lower and tuple(sorted(tensor.shape)) in shapes
-
     hooks = [block.register_forward_pre_hook(enter) for block in recipe.blocks()]
     try:
         batch = next(iter(recipe.stream(Share(seed=0, batch_size=1))))
@@ -249,11 +242,29 @@ def _activations(
         with saved_tensors_hooks(keep, lambda tensor: tensor), loss:
             pass
         found = {address: t.untyped_storage().nbytes() for address, t in kept.items()}
-        cast = sum(found[address] for address, t in kept.items() if is_copy(t))
+        frozen = {_sides(p) for p in recipe.module.parameters() if not p.requires_grad}
+        cast = sum(found[address] for address, t in kept.items() if _of_a_weight(t, frozen))
         return float(sum(found.values()) - cast), float(cast), float(sum(inputs))
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _of_a_weight(tensor: Tensor, frozen: Set[tuple[int, ...]]) -> bool:
+    """Whether it is what autocast made of a weight, cast, turned or flat: no batch makes it grow.
+
+    ``frozen`` are the shapes of weights that do not learn, all that can be known of their casts.
+    """
+    node = tensor.grad_fn
+    if node is None:
+        return tensor.dtype != torch.float32 and _sides(tensor) in frozen
+    while node is not None and len(node.next_functions) == 1:
+        node = node.next_functions[0][0]
+    return hasattr(node, "variable")  # where gradients are gathered: a parameter
+
+
+def _sides(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(sorted(side for side in tensor.shape if side > 1))
 
 
 def _rate(
