@@ -281,6 +281,9 @@ def test_shards_divide_what_is_kept_and_not_what_is_computed() -> None:
     assert of("fsdp", 16) == kept / 16 + 2 * 64 + 2 * each
     assert of("hsdp", 16) == kept / 8 + 2 * 64 + 2 * each
     assert of("ddp", 1, recomputed=True) == kept + 2 * (16 + 32)
+    # Without blocks nothing can be recomputed.
+    assert replace(memory, blocks=0).of_sample(recomputed=True) == each
+    assert memory.per_rank("hsdp", ranks=2, samples=0, recomputed=False) == kept / 2 + 2 * 64
 
 
 @pytest.mark.parametrize("name", list(STATE_BYTES))
