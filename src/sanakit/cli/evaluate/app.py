@@ -1,0 +1,10 @@
+"""The commands of `sanakit eval`."""
+
+from __future__ import annotations
+
+import typer
+
+app = typer.Typer(
+    help="Measure an autoencoder or a model: figures with intervals, as JSON and Markdown.",
+    no_args_is_help=True,
+)
