@@ -4,8 +4,12 @@ Half of the points lie before a change of the disk, evenly spread over all chang
 (files opened for writing, renamed, removed, synced; folders made and removed); the other half at
 seeded random moments. Saves are written in turn in the foreground and in the background. Then the
 run is resumed: it has to go on from the last save that was told to be finished, or a later one, to
-the end, and every file of the last checkpoint has to equal that of an undisturbed run. Bar: no
+the end, and every tensor of the last checkpoint has to equal that of an undisturbed run. Bar: no
 point at which it does not.
+
+With ``--ranks 2`` one of two ranks is killed; the other has to end by itself. Weights are copied or
+sharded in turn, and the run goes on with two ranks, to the same bits, or with one, to the same
+weights but for the order of sums.
 """
 
 from __future__ import annotations
@@ -17,29 +21,32 @@ import random
 import re
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sanakit.train.checkpoint import CheckpointWriter, checkpoints, what_is_wrong
+from sanakit.train.checkpoint import CheckpointWriter, checkpoints, read_tensors, what_is_wrong
 from sanakit.train.loop import train
 from sanakit.train.recipe import Recipe
-from sanakit.train.settings import LoopConfig
+from sanakit.train.settings import LoopConfig, Strategy
 from sanakit.train.shares import Share, generator_of, normal_of
 from sanakit.train.timers import Timers
 
 KILLED = 137
 STEPS = 4
 BATCH = 4
+PATIENCE = 120.0
+"""Seconds in which the ranks that were not killed have to end."""
+ORDER = 1e-5
+"""How far sums may be apart that were taken in another order, over four steps of AdamW."""
 CHANGING = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.chmod"}
 
 
@@ -67,8 +74,12 @@ class Halving(Recipe[Tensor]):
         """Measure nothing."""
         return {}
 
+    def blocks(self) -> Iterator[nn.Module]:
+        """The first layer."""
+        yield self.module[0]
 
-def settings(*, background: bool, steps: int) -> LoopConfig:
+
+def settings(*, background: bool, steps: int, strategy: Strategy = "ddp") -> LoopConfig:
     return LoopConfig(
         batch_size=BATCH,
         total_images=BATCH * steps,
@@ -79,15 +90,19 @@ def settings(*, background: bool, steps: int) -> LoopConfig:
         save_minutes=1e-9,
         async_save=background,
         evaluate_every=1000,
+        strategy=strategy,
+        hang_minutes=0.5,
     )
 
 
 @dataclass(frozen=True)
 class Life:
-    """What became of one process that trained."""
+    """What became of the processes of one training."""
 
-    code: int
+    codes: tuple[int | None, ...]
+    """How each rank ended; None: it did not, within `PATIENCE`."""
     changes: int
+    """Of the disk, by the rank that is or would be killed."""
     saved: int
     """Images in the newest checkpoint that the run was told to be finished; 0: none."""
     told: tuple[str, ...]
@@ -105,55 +120,103 @@ def live(
     config: LoopConfig,
     *,
     resume: bool,
+    ranks: int = 1,
+    victim: int = 0,
     die_at: int | None = None,
     die_after: float | None = None,
 ) -> Life:
-    """Train in a forked process that dies before its change ``die_at``, or after some seconds."""
-    reading, writing = os.pipe()
-    started = time.monotonic()
-    child = os.fork()
-    if child == 0:
-        tell: Callable[..., object] = lambda *words: os.write(  # noqa: E731
-            writing, (json.dumps(words) + "\n").encode()
-        )
-        code = 1
-        try:
-            changes = watch_changes(run, die_at)
-            finish = CheckpointWriter.finish
-
-            def finish_and_tell(writer: CheckpointWriter) -> tuple[Path | None, str]:
-                final, fault = finish(writer)
-                if final is not None:
-                    tell("saved", writer.notes["images_seen"])
-                return final, fault
-
-            CheckpointWriter.finish = finish_and_tell  # type: ignore[method-assign]
-            done = train(
-                Halving(), config, run, resume=resume, report=lambda line: tell("told", line)
-            )
-            tell("changes", len(changes))
-            code = 0 if done else 2
-        except BaseException as error:
-            tell("told", f"{type(error).__name__}: {error}")
-        finally:
-            os._exit(code)
-    os.close(writing)
+    """Train in forked processes; one dies before its change ``die_at`` of the disk, or later on."""
+    started, port = time.monotonic(), free_port()
+    children, pipes = [], []
+    for rank in range(ranks):
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            if ranks > 1:
+                places = {"RANK": rank, "LOCAL_RANK": rank, "MASTER_PORT": port}
+                places |= {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+                os.environ.update({name: str(value) for name, value in places.items()})
+                os.environ["MASTER_ADDR"] = "127.0.0.1"
+                sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+            be_a_rank(run, config, writing, resume, die_at if rank == victim else None)
+        os.close(writing)
+        children.append(child)
+        pipes.append(reading)
     if die_after is not None:
         time.sleep(die_after)
-        os.kill(child, signal.SIGKILL)
-    with os.fdopen(reading) as file:
-        words = [json.loads(line) for line in file if line.endswith("\n")]
-    _, status = os.waitpid(child, 0)
-    found: dict[str, list[Any]] = {"saved": [0], "changes": [0], "told": []}
-    for kind, value in words:
-        found[kind].append(value)
+        os.kill(children[victim], signal.SIGKILL)
+    codes = ended(children)
+    found: dict[str, list[Any]] = {"saved": [0], "told": []}
+    changes = 0
+    for rank, reading in enumerate(pipes):
+        with os.fdopen(reading) as file:
+            for line in file:
+                if not line.endswith("\n"):
+                    continue
+                kind, value = json.loads(line)
+                if kind == "changes":
+                    changes = value if rank == victim else changes
+                else:
+                    found[kind].append(value)
     return Life(
-        code=os.waitstatus_to_exitcode(status),
-        changes=found["changes"][-1],
-        saved=found["saved"][-1],
+        codes=codes,
+        changes=changes,
+        saved=max(found["saved"]),
         told=tuple(found["told"]),
         seconds=time.monotonic() - started,
     )
+
+
+def be_a_rank(
+    run: Path, config: LoopConfig, writing: int, resume: bool, die_at: int | None
+) -> NoReturn:
+    """Train, tell what happens, end this process."""
+    tell: Callable[..., object] = lambda *words: os.write(  # noqa: E731
+        writing, (json.dumps(words) + "\n").encode()
+    )
+    code = 1
+    try:
+        changes = watch_changes(run, die_at)
+        finish = CheckpointWriter.finish
+
+        def finish_and_tell(writer: CheckpointWriter) -> tuple[Path | None, str]:
+            final, fault = finish(writer)
+            if final is not None:
+                tell("saved", writer.notes["images_seen"])
+            return final, fault
+
+        CheckpointWriter.finish = finish_and_tell  # type: ignore[method-assign]
+        done = train(Halving(), config, run, resume=resume, report=lambda line: tell("told", line))
+        tell("changes", len(changes))
+        code = 0 if done else 2
+    except BaseException as error:
+        tell("told", f"{type(error).__name__}: {error}")
+    finally:
+        os._exit(code)
+
+
+def ended(children: list[int]) -> tuple[int | None, ...]:
+    """Wait for processes; those that outlast the patience are killed."""
+    codes: dict[int, int | None] = {}
+    until = time.monotonic() + PATIENCE
+    while len(codes) < len(children):
+        late = time.monotonic() > until
+        for child in children:
+            if child in codes:
+                continue
+            if late:
+                os.kill(child, signal.SIGKILL)
+            done, status = os.waitpid(child, 0 if late else os.WNOHANG)
+            if done:
+                codes[child] = None if late else os.waitstatus_to_exitcode(status)
+        time.sleep(0.002)
+    return tuple(codes[child] for child in children)
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def watch_changes(run: Path, die_at: int | None) -> list[str]:
@@ -189,34 +252,79 @@ def watch_changes(run: Path, die_at: int | None) -> list[str]:
 
 
 def last_of(run: Path) -> dict[str, Any]:
-    """What the last checkpoint holds: the SHA-256 of the bits of each tensor."""
+    """What the last checkpoint holds."""
     last = checkpoints(run)[-1]
-    # Files may hold the same tensors in another order.
-    bits = {
-        name: sha256(tensor.contiguous().flatten().view(torch.uint8).numpy()).hexdigest()
-        for shard in sorted(last.glob("*.safetensors"))
-        for name, tensor in load_file(shard).items()
+    # Files may hold the same tensors in another order, or parts of them.
+    tensors = {
+        f"{group}.{name}": tensor
+        for group in ("model", "optimizer", "average")
+        for name, tensor in read_tensors(last, group).items()
     }
-    return {"name": last.name, "fault": what_is_wrong(last), "bits": bits}
+    return {"name": last.name, "fault": what_is_wrong(last), "tensors": tensors}
 
 
-def judge(run: Path, killed: Life, config: LoopConfig, expected: dict[str, Any]) -> str:
+def differs(found: dict[str, Any], wanted: dict[str, Any], *, exact: bool) -> str:
+    """In what two last checkpoints differ, or nothing."""
+    if (found["name"], found["fault"]) != (wanted["name"], wanted["fault"]):
+        return f"{found['name']}, {found['fault']}"
+    one, other = found["tensors"], wanted["tensors"]
+    if one.keys() != other.keys():
+        return f"other tensors: {sorted(one.keys() ^ other.keys())}"
+    for name, tensor in one.items():
+        if exact and not torch.equal(tensor, other[name]):
+            return f"other bits in {name}"
+        # Two ranks add the gradients of their halves, one rank those of all samples.
+        if not torch.allclose(tensor, other[name], rtol=ORDER, atol=ORDER):
+            return f"{name}: {float((tensor - other[name]).abs().max()):.2g} apart"
+    return ""
+
+
+def judge(
+    run: Path, killed: Life, config: LoopConfig, expected: dict[str, Any], *, ranks: int = 1
+) -> str:
     """Resume a killed run; what is wrong with how it goes on, or nothing."""
-    again = live(run, config, resume=True)
-    if again.code != 0:
-        return f"resumed run ended with {again.code}: {again.told[-1:]}"
+    if None in killed.codes:
+        return f"a rank did not end: {killed.codes}, {killed.told[-2:]}"
+    if 0 in killed.codes and (fault := differs(last_of(run), expected, exact=True)):
+        return f"a rank ended well before the end: {killed.codes}, {fault}"
+    again = live(run, config, resume=True, ranks=ranks)
+    if again.codes != (0,) * ranks:
+        return f"resumed run ended with {again.codes}: {again.told[-2:]}"
     if again.resumed < killed.saved:
         return f"saved at {killed.saved} images, resumed at {again.resumed}"
-    if last_of(run) != expected:
-        return "another last checkpoint"
+    if fault := differs(last_of(run), expected, exact=ranks == len(killed.codes)):
+        return f"another last checkpoint: {fault}"
     if left := [path.name for path in run.iterdir() if path.name.startswith(".checkpoint")]:
         return f"left behind: {left}"
     return ""
 
 
+@dataclass(frozen=True)
+class Kind:
+    """A way to train and to save."""
+
+    background: bool
+    steps: int = STEPS
+    strategy: Strategy = "ddp"
+
+    @property
+    def settings(self) -> LoopConfig:
+        return settings(background=self.background, steps=self.steps, strategy=self.strategy)
+
+
+def kinds_for(ranks: int) -> list[Kind]:
+    if ranks == 1:
+        # A run of one step has no checkpoint before its first: nothing to fall back on.
+        return [Kind(background, steps) for steps in (1, STEPS) for background in (False, True)]
+    ways: tuple[tuple[bool, Strategy], ...]
+    ways = (False, "ddp"), (True, "fsdp"), (False, "fsdp"), (True, "ddp")
+    return [Kind(background, STEPS, strategy) for background, strategy in ways]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--points", type=int, default=200)
+    parser.add_argument("--ranks", type=int, default=1, choices=(1, 2))
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     rng = random.Random(options.seed)
@@ -224,50 +332,49 @@ def main() -> int:
     torch.set_num_threads(1)
     work = Path(tempfile.mkdtemp())
     wrong, killed_in_time, saves = [], 0, set()
+    kinds, ranks = kinds_for(options.ranks), options.ranks
     try:
         # Imports what a run imports late, so that the forked ones need not.
-        train(
-            Halving(),
-            settings(background=False, steps=1),
-            work / "warm",
-            resume=False,
-            report=lambda line: None,
-        )
-        # A run of one step has no checkpoint before its first: nothing to fall back on.
-        kinds = [(background, steps) for steps in (1, STEPS) for background in (False, True)]
-        whole = {}
-        for background, steps in kinds:
-            run = work / f"whole-{background}-{steps}"
-            life = live(run, settings(background=background, steps=steps), resume=False)
-            assert life.code == 0, life
-            whole[background, steps] = life, last_of(run)
+        first = settings(background=False, steps=1)
+        train(Halving(), first, work / "warm", resume=False, report=lambda line: None)
+        whole: dict[tuple[Kind, int], tuple[Life, dict[str, Any]]] = {}
         for point in range(options.points):
-            background, steps = kinds[point // 2 % len(kinds)]
-            config = settings(background=background, steps=steps)
-            undisturbed, expected = whole[background, steps]
+            kind = kinds[point // 2 % len(kinds)]
+            # All pairs of kind, victim and ranks afterwards come up in turn.
+            victim = (point // 2 + point // 8) % ranks
+            after = ranks if point % 4 in (0, 3) else 1
+            if (kind, victim) not in whole:
+                run = work / f"whole-{len(whole)}"
+                life = live(run, kind.settings, resume=False, ranks=ranks, victim=victim)
+                assert life.codes == (0,) * ranks, life
+                whole[kind, victim] = life, last_of(run)
+            undisturbed, expected = whole[kind, victim]
             share = (point + rng.random()) / options.points
+            if ranks > 1:  # few points, and several kinds of them: each sees all of its run
+                share = rng.random()
             run = work / "run"
             shutil.rmtree(run, ignore_errors=True)
-            if point % 2:
-                moment = share * undisturbed.seconds
-                life = live(run, config, resume=False, die_after=moment)
-                place = f"{moment:.3f} s"
+            death: dict[str, Any] = {}
+            if point % 2 or not undisturbed.changes:
+                death["die_after"] = share * undisturbed.seconds
             else:
-                at = int(share * undisturbed.changes)
-                life = live(run, config, resume=False, die_at=at)
-                place = f"change {at} of {undisturbed.changes}"
-            killed_in_time += life.code in (KILLED, -signal.SIGKILL)
+                death["die_at"] = int(share * undisturbed.changes)
+            life = live(run, kind.settings, resume=False, ranks=ranks, victim=victim, **death)
+            killed_in_time += life.codes[victim] in (KILLED, -signal.SIGKILL)
             saves.add(life.saved)
-            if fault := judge(run, life, config, expected):
-                wrong.append(
-                    f"{steps} steps, {'back' if background else 'fore'}ground, {place}: {fault}"
-                )
+            if fault := judge(run, life, kind.settings, expected, ranks=after):
+                place = f"rank {victim} of {ranks}, {death} of {undisturbed.changes}, on {after}"
+                wrong.append(f"{kind}, {place}: {fault}")
                 print(wrong[-1], flush=True)
-        changes = {f"{b}-{s}": life.changes for (b, s), (life, _) in whole.items()}
+        changes = {
+            f"{kind.background}-{kind.steps}-{kind.strategy}-{victim}": life.changes
+            for (kind, victim), (life, _) in whole.items()
+        }
         print(
             json.dumps(
                 {
                     "points": options.points,
+                    "ranks": ranks,
                     "killed": killed_in_time,
                     "lost": len(wrong),
                     "last_saves": sorted(saves),

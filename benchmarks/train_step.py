@@ -1,8 +1,8 @@
 """A step of our training loop beside a plain loop around diffusers' model and torch's AdamW.
 
 ``python -m benchmarks.train_step`` has both, each in a process of its own, take steps in turn: same
-weights, same batch. Printed are the middle of each, the middle of the ratios of neighbours, and
-peak memory, with all libraries. ``--loops plain ours ours-NAME`` undoes one of our measures.
+weights, same batch. Printed are the middle of each, the middle of the ratios of neighbours, peak
+memory, with all libraries, and MFU. ``--loops plain ours ours-NAME`` undoes one of our measures.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timezone
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from types import MappingProxyType
@@ -32,9 +33,11 @@ from benchmarks.generate import ROOT, commit, cores, versions
 from sanakit.flow.path import flow_matching_loss, interpolate
 from sanakit.models import transformer as transformer_module
 from sanakit.models.config import TRANSFORMERS, TransformerConfig, config_to_dict
+from sanakit.models.flops import transformer_flops
 from sanakit.models.transformer import LinearDiT
 from sanakit.nn import embed, linear_attention, mix_ffn
-from sanakit.train import loop
+from sanakit.train import loop, network
+from sanakit.train.peak import peak_of
 from sanakit.train.ranks import Ranks
 from sanakit.train.recipe import Recipe
 from sanakit.train.settings import LoopConfig
@@ -42,7 +45,7 @@ from sanakit.train.shares import Share
 from sanakit.train.timers import Timers
 
 RESULTS = ROOT / "benchmarks" / "results" / "train_step.jsonl"
-MEASURES = ("attention", "point", "recompute", "cast", "fused", "layout")
+MEASURES = ("memory", "attention", "point", "recompute", "cast", "fused", "layout")
 Step = Callable[[], float]
 
 
@@ -224,7 +227,9 @@ def _direct(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
 
 def undo(name: str) -> None:
     """Take one measure back, in this process."""
-    if name == "recompute":
+    if name == "memory":
+        network.keep_freed_memory = lambda: False  # type: ignore[assignment]
+    elif name == "recompute":
         for module in (mix_ffn, transformer_module):
             module.recomputed = _direct  # type: ignore[attr-defined]
     elif name == "attention":
@@ -254,7 +259,8 @@ def serve(case: Case, name: str) -> None:
 
     Both loops load the same libraries, so that these do not count.
     """
-    from diffusers import SanaTransformer2DModel  # noqa: F401
+    if _has_plain():
+        from diffusers import SanaTransformer2DModel  # noqa: F401
 
     torch.set_num_threads(case.threads)
     gc.collect()
@@ -274,6 +280,18 @@ def serve(case: Case, name: str) -> None:
             "peak": _peak_mb(case.device),
         }
         print(json.dumps(found), flush=True)
+
+
+def _has_plain() -> bool:
+    return find_spec("diffusers") is not None
+
+
+def share_of_peak(case: Case, seconds: float) -> float | None:
+    """MFU of a step: three passes over what the model has to compute; None where nobody knows."""
+    tokens = int(batch_of(case).mask.sum(dim=1).max())
+    forward = transformer_flops(case.config, (case.side, case.side), tokens)
+    peak = peak_of(torch.device(case.device), case.dtype)  # type: ignore[arg-type]
+    return 3 * forward * case.batch / (seconds * peak) if peak else None
 
 
 def _resident_mb() -> float:
@@ -347,7 +365,8 @@ def compare(case: Case, names: Sequence[str], repeats: int) -> dict[str, dict[st
         }
         found[name] = {
             "loss": first["loss"],
-            "seconds": median(step["wall"] for step in steps),
+            "seconds": (seconds := median(step["wall"] for step in steps)),
+            "mfu": share_of_peak(case, seconds),
             "cpu_seconds": median(step["cpu"] for step in steps),
             "faster": median(ratios["wall"]),
             "faster_from_to": (ratios["wall"][0], ratios["wall"][-1]),
@@ -367,6 +386,8 @@ def main() -> None:
         else:
             parser.add_argument(f"--{field.name}", type=type(field.default), default=field.default)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--name", help="of the case, in the results")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="file of JSON lines")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument(
         "--loops", nargs="+", default=["plain", "ours"], help="ours-NAME is ours without NAME"
@@ -376,24 +397,33 @@ def main() -> None:
     if args.serve:
         serve(case, args.serve)
         return
-    found = compare(case, args.loops, args.repeats)
-    base = found[args.loops[0]]
-    print(f"{'':16}{'s a step':>9}{'CPU s':>8}{'faster':>8}{'':>14}{'by CPU':>8}{'MB':>7}{'':>7}")
+    loops = args.loops
+    if "plain" in loops and not _has_plain():
+        print("diffusers is not installed: there is no plain loop beside ours")
+        loops = [name for name in loops if name != "plain"] or ["ours"]
+    torch.set_num_threads(case.threads)  # the peak of a processor is measured with as many
+    found = compare(case, loops, args.repeats)
+    base = found[loops[0]]
+    head = f"{'':16}{'s a step':>9}{'CPU s':>8}{'faster':>8}{'':>14}{'by CPU':>8}{'MB':>7}"
+    print(f"{head}{'':>7}{'MFU':>9}")
     for name, each in found.items():
         low, high = each["faster_from_to"]
         print(
             f"{name:16}{each['seconds']:9.3f}{each['cpu_seconds']:8.3f}  x{each['faster']:5.2f}"
             f" ({low:4.2f} to{high:5.2f}){each['faster_cpu']:7.2f}{each['peak_mb']:8.0f}"
-            f"  x{each['peak_mb'] / base['peak_mb']:4.2f}  loss {each['loss']:.5f}"
+            f"  x{each['peak_mb'] / base['peak_mb']:4.2f}"
+            + ("  unknown" if each["mfu"] is None else f"{each['mfu']:9.1%}")
+            + f"  loss {each['loss']:.5f}"
         )
     facts = {
+        **({"name": args.name} if args.name else {}),
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": commit(),
         "versions": versions(),
         "cores": cores(),
         "load": os.getloadavg()[0],
     }
-    with RESULTS.open("a", encoding="utf-8") as file:
+    with args.results.open("a", encoding="utf-8") as file:
         file.write(json.dumps(facts | {"case": asdict(case), "loops": found}) + "\n")
 
 

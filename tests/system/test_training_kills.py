@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,21 +32,36 @@ CONFIG = LoopConfig(
 )
 
 
-def test_a_run_that_is_killed_while_it_saves_goes_on_from_its_last_save_to_the_same_end() -> None:
+def kill(*options: str) -> dict[str, Any]:
+    """What the benchmark of that name counts."""
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "benchmarks.kill_training", "--points", "8"],
+        [sys.executable, "-W", "ignore", "-m", "benchmarks.kill_training", *options],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=200,
         check=False,
         cwd=ROOT,
     )
     assert done.stdout, done.stderr
-    result = json.loads(done.stdout.splitlines()[-1])
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     assert result["lost"] == 0, done.stdout
+    return result
+
+
+def test_a_run_that_is_killed_while_it_saves_goes_on_from_its_last_save_to_the_same_end() -> None:
+    result = kill("--points", "8")
     # Fewer would mean that nothing was killed, or that the hook sees nothing.
     assert result["killed"] >= 4
     assert min(result["changes"].values()) >= 15
+
+
+def test_a_rank_that_is_killed_ends_the_other_and_both_or_one_go_on_from_their_last_save() -> None:
+    result = kill("--points", "8", "--ranks", "2")
+    assert result["killed"] >= 4
+    # Copies and shards, the rank that writes everything and the one that writes its part.
+    assert len(result["changes"]) == 4
+    assert min(result["changes"].values()) >= 15
+    assert max(result["last_saves"]) > 0
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,9 +10,10 @@ import typer
 
 from sanakit.cli.errors import friendly_errors
 from sanakit.cli.train_plan import DryRun, Measure, check_dry, print_plan
+from sanakit.cli.train_start import as_told, keep, speaks
 from sanakit.errors import ConfigError
 
-VERB = "diffusion"
+VERB, GLYPH_VERB = "diffusion", "diffusion glyph"
 RUNS = Path("runs")
 GLYPH_DATA = Path("data/glyph")
 Settings = Annotated[
@@ -62,12 +62,13 @@ def diffusion(
     text_encoder: Annotated[
         str | None, typer.Option(help="Another text encoder than that of --from: its folder.")
     ] = None,
-    lm: Annotated[Path, typer.Option(help="glyph: run of the language model.")] = Path(
-        "runs/glyph-lm"
-    ),
+    lm: Annotated[
+        Path | None, typer.Option(help="glyph: run of the language model. Default: runs/glyph-lm.")
+    ] = None,
     freeze_text: Annotated[
-        bool, typer.Option("--freeze-text", help="glyph: leave the text encoder as it is.")
-    ] = False,
+        bool | None,
+        typer.Option("--freeze-text/--tune-text", help="glyph: leave the text encoder as it is."),
+    ] = None,
     size: Annotated[int | None, typer.Option(help="glyph: which size of the data set, px.")] = None,
     dry_run: DryRun = False,
     measure: Measure = True,
@@ -76,6 +77,7 @@ def diffusion(
     """Train or fine-tune a diffusion transformer, whole or as a LoRA."""
     with friendly_errors():
         check_dry(dry_run, measure)
+        pairs = settings or []
         arguments = {
             "data": data,
             "start": start,
@@ -90,12 +92,11 @@ def diffusion(
         }
         given = {key for key, value in arguments.items() if value is not None}
         if recipe is None and _is_own(given, data, out, resume):
-            glyphs = {"--freeze-text": freeze_text, "--size": size, "--lm": lm != RUNS / "glyph-lm"}
-            if named := [name for name, value in glyphs.items() if value]:
+            glyphs = {"--freeze-text": freeze_text, "--size": size, "--lm": lm}
+            if named := [name for name, value in glyphs.items() if value is not None]:
                 raise ConfigError(
                     f"{named[0]} is of the glyph recipe", hint="leave it out, or name the recipe"
                 )
-            pairs = settings or []
             _own(arguments, pairs, out, resume=resume, dry=dry_run, measure=measure)
             return
         if recipe not in (None, "glyph"):
@@ -105,26 +106,15 @@ def diffusion(
                 f"--{odd[0].replace('_', '-')} has no meaning for the recipe glyph",
                 hint="leave the recipe's name out to train on your own data",
             )
-        if dry_run:
-            raise ConfigError(
-                "--dry-run of the recipe glyph would write its latents first",
-                hint="plan a run on your own data: --data SET --from MODEL --dry-run",
-            )
-        from sanakit.train.loop import train
-        from sanakit.train.recipes import glyph_diffusion
-        from sanakit.train.settings import with_overrides
-
+        given_here = {
+            "data": data,
+            "autoencoder": autoencoder,
+            "lm": None if lm is None else str(lm),
+            "tune_text": None if freeze_text is None else not freeze_text,
+            "size": size,
+        }
         folder = out or RUNS / "glyph-diffusion"
-        run, config = glyph_diffusion(
-            GLYPH_DATA if data is None else Path(data),
-            autoencoder_run=Path(autoencoder or RUNS / "glyph-autoencoder"),
-            lm_run=lm,
-            out=folder,
-            tune_text=not freeze_text,
-            size=size,
-        )
-        config = with_overrides(config, settings or [])
-        train(run, config, folder, resume=resume, report=typer.echo)
+        _glyph(given_here, pairs, folder, resume=resume, dry=dry_run, measure=measure)
 
 
 def export(
@@ -179,10 +169,49 @@ def _is_own(given: set[str], data: str | None, out: Path | None, resume: bool) -
         return True
     if not resume or data is not None:
         return False
-    if out is None:
-        # Only runs on own pictures leave their arguments behind.
-        return any(RUNS.glob("*/run.json")) or not (RUNS / "glyph-diffusion").exists()
-    return (out / "run.json").is_file()
+    from sanakit.train.run_file import is_run, read_run
+
+    if out is not None:
+        return is_run(out) and read_run(out).verb != GLYPH_VERB
+    own = any(read_run(path.parent).verb == VERB for path in RUNS.glob("*/run.json"))
+    return own or not (RUNS / "glyph-diffusion").exists()
+
+
+def _glyph(
+    arguments: dict[str, Any],
+    settings: list[str],
+    out: Path,
+    *,
+    resume: bool,
+    dry: bool,
+    measure: bool,
+) -> None:
+    from sanakit.train.loop import train
+    from sanakit.train.recipes import glyph_diffusion
+    from sanakit.train.settings import with_overrides
+
+    file = as_told(GLYPH_VERB, arguments, settings, out, resume=resume)
+    told = {
+        "data": str(GLYPH_DATA),
+        "autoencoder": str(RUNS / "glyph-autoencoder"),
+        "lm": str(RUNS / "glyph-lm"),
+        "tune_text": True,
+        **file.arguments,
+    }
+    run, config = glyph_diffusion(
+        Path(told["data"]),
+        autoencoder_run=Path(told["autoencoder"]),
+        lm_run=Path(told["lm"]),
+        out=None if dry else out,
+        tune_text=told["tune_text"],
+        size=told.get("size"),
+    )
+    config = with_overrides(config, list(file.settings))
+    if dry:
+        print_plan(run, config, measure=measure)
+        return
+    keep(out, GLYPH_VERB, told, config, resume=resume)
+    train(run, config, out, resume=resume, report=typer.echo)
 
 
 def _own(
@@ -195,21 +224,19 @@ def _own(
     measure: bool,
 ) -> None:
     from sanakit.train.loop import train
-    from sanakit.train.run_file import RunFile, as_settings, newest_run, read_run, write_run
+    from sanakit.train.run_file import newest_run, read_run
     from sanakit.train.sana_runs import sana_run
     from sanakit.train.sana_start import SanaArguments
 
-    arguments = {key: _lasting(key, value) for key, value in arguments.items() if value is not None}
     if resume:
         out = out or newest_run(RUNS, VERB)
-        file = read_run(out).resumed_with(arguments, settings)
-    else:
-        if "data" not in arguments:
-            raise ConfigError(
-                "--data is missing", hint="sanakit data build my-pictures --out my-set makes one"
-            )
-        out = out or RUNS / Path(arguments["data"].rstrip("/")).name
-        file = RunFile(verb=VERB, arguments=arguments, settings=settings)
+        read_run(out)  # without it nothing is known of the run
+    elif arguments["data"] is None:
+        raise ConfigError(
+            "--data is missing", hint="sanakit data build my-pictures --out my-set makes one"
+        )
+    file = as_told(VERB, arguments, settings, out or RUNS, resume=resume)
+    out = out or RUNS / Path(file.arguments["data"].rstrip("/")).name
     run, config, found = sana_run(
         SanaArguments(**file.arguments), file.settings, report=_speaking()
     )
@@ -218,11 +245,9 @@ def _own(
         shards = run.pictures.shards
         print_plan(run, config, frozen=beside, shards=shards, measure=measure)
         return
-    if _first():
-        settled = as_settings(run.settings, config)
-        write_run(out, RunFile(verb=VERB, arguments=asdict(found), settings=settled), resume=resume)
+    keep(out, VERB, asdict(found), run.settings, config, resume=resume)
     finished = train(run, config, out, resume=resume, report=typer.echo)
-    if not _first():
+    if not speaks():
         return
     if not finished:
         typer.echo(f"stopped; go on: sanakit train {VERB} --resume --out {out}")
@@ -232,21 +257,5 @@ def _own(
     typer.echo(f"next: sanakit train export {out} --out models/{out.resolve().name}")
 
 
-def _lasting(key: str, value: Any) -> Any:
-    """An argument as it can be read from any folder: paths that are there become absolute."""
-    paths = ("data", "start", "held", "autoencoder", "text_encoder")
-    if key not in paths or "://" in value:
-        return value
-    from sanakit.weights.embedded import EMBEDDED
-
-    path = Path(value).expanduser()
-    return value if value in EMBEDDED or not path.exists() else str(path.resolve())
-
-
-def _first() -> bool:
-    """Whether this is the process that speaks, of those that torchrun started."""
-    return int(os.environ.get("RANK", 0)) == 0
-
-
 def _speaking() -> Any:
-    return typer.echo if _first() else lambda line: None
+    return typer.echo if speaks() else lambda line: None

@@ -22,9 +22,11 @@ from sanakit.flow.grids import NoiseLevel
 from sanakit.flow.noise_levels import levels_at
 from sanakit.flow.path import flow_matching_loss, interpolate
 from sanakit.models.autoencoder import Autoencoder
+from sanakit.models.flops import language_model_flops, transformer_flops
 from sanakit.models.text_encoder import length_mask
 from sanakit.models.transformer import LinearDiT
 from sanakit.shapes import Latent, PerSample, TextMask, TokenIds
+from sanakit.train.flops import SeenShapes, Shapes
 from sanakit.train.recipe import Recipe
 from sanakit.train.shares import (
     Share,
@@ -119,6 +121,7 @@ class DiffusionRecipe(Recipe[DiffusionBatch]):
         ]
         self.chances = chances(torch.tensor(weights, dtype=torch.float64))
         self.held = pictures.indices("held_style")[:EVALUATED]
+        self._seen = SeenShapes(self._operations)
 
     def stream(self, share: Share) -> Iterator[DiffusionBatch]:
         """Pictures by weight, one caption each, some on another background and saying so."""
@@ -151,6 +154,7 @@ class DiffusionRecipe(Recipe[DiffusionBatch]):
 
     def loss(self, batch: DiffusionBatch) -> dict[str, Tensor]:
         """Mean squared velocity error; also by thirds of the path."""
+        self._seen.add(len(batch.x0), batch.x0.shape[-2:], batch.ids.shape[1:])
         error = self._errors(self.module, batch)
         return {"loss": error.mean(), **_by_thirds(error.detach(), batch.level.sigma)}
 
@@ -172,6 +176,26 @@ class DiffusionRecipe(Recipe[DiffusionBatch]):
     def blocks(self) -> Iterator[nn.Module]:
         """The transformer's blocks."""
         yield from self.module.get_submodule("transformer.transformer_blocks").children()
+
+    def checkpoint_gradients(self) -> None:
+        """In the transformer's blocks."""
+        self._transformer.gradient_checkpointing = True
+
+    def flops(self) -> float:
+        """Of the transformer and the text encoder, at the shapes that :meth:`loss` has seen."""
+        return self._seen.mean()
+
+    @property
+    def _transformer(self) -> LinearDiT:
+        found = self.module.get_submodule("transformer")
+        assert isinstance(found, LinearDiT)
+        return found
+
+    def _operations(self, shapes: Shapes) -> float:
+        (height, width), (tokens,) = shapes
+        text = self.module.get_submodule("text_encoder").config
+        ours = transformer_flops(self._transformer.config, (height, width), tokens)
+        return float(ours + language_model_flops(text, tokens))
 
     def _errors(self, module: nn.Module, batch: DiffusionBatch) -> PerSample:
         with torch.set_grad_enabled(self.tune_text and torch.is_grad_enabled()):

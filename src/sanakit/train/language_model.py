@@ -6,15 +6,18 @@ It exists so that a model can ship whole under our licence; any published LLM ta
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 from transformers import Gemma2Config, PreTrainedModel, PreTrainedTokenizerBase
 
 from sanakit.errors import ConfigError, DataError
+from sanakit.models.flops import language_model_flops
 from sanakit.shapes import TextMask, TokenIds
 from sanakit.train.recipe import Recipe
 from sanakit.train.shares import Share, generator_of, uniform_of
@@ -188,6 +191,20 @@ class LanguageModelRecipe(Recipe[Batch]):
     def blocks(self) -> Iterator[nn.Module]:
         """The decoder's layers."""
         yield from self.module.get_submodule("layers").children()
+
+    def checkpoint_gradients(self) -> None:
+        """In the decoder's layers."""
+        for layer in self.blocks():
+            # The library's own switch has another name in each of its versions.
+            layer.forward = partial(
+                checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False
+            )
+
+    def flops(self) -> float:
+        """Of a full row: its layers, and the output weights of every place but the last."""
+        tokens, config = self.rows.shape[1], self.config
+        last = 2 * (tokens - 1) * config.hidden_size * config.vocab_size
+        return float(language_model_flops(config, tokens) + last)
 
     def _batch(self, rows: Rows) -> Batch:
         ids = torch.from_numpy(rows.astype(np.int64))

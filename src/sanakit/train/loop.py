@@ -241,6 +241,9 @@ class _Trainer(Generic[Batch]):
 
     def go(self) -> bool:
         config = self.config
+        if self.images_seen >= config.total_images:
+            self.log.close()
+            return True
         share = Share(**{**asdict(self.share), "images_seen": self.images_seen})
         stream = Prefetched(lambda: self.recipe.stream(share))
         self.watchdog.start()
@@ -273,10 +276,11 @@ class _Trainer(Generic[Batch]):
                         self.save(background=config.async_save)
                         saved = now
             if steps:
+                self.save()  # first: whoever told us to stop may not wait long
+            if steps and self.images_seen >= config.total_images:
                 if steps % config.evaluate_every:
                     self.evaluate()
                 self.draw_pictures()
-                self.save()
             self.watchdog.beat("ending the data")
             stream.close()
         except BaseException as error:

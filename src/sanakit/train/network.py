@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+from sanakit.train.allocator import keep_freed_memory
 from sanakit.train.precision import ComputeDtype
 from sanakit.train.ranks import Ranks
 from sanakit.train.settings import LoopConfig
@@ -44,12 +45,14 @@ class Network:
 
     With ``ddp`` every rank holds it whole; with ``fsdp`` and ``hsdp`` its ``blocks`` and what is
     left over are sharded in place (FSDP2) and its parameters become distributed tensors. Sums of
-    gradients are fp32.
+    gradients are fp32. On a CPU this process keeps freed memory from now on.
     """
 
     def __init__(
         self, module: nn.Module, blocks: Iterable[nn.Module], config: LoopConfig, ranks: Ranks
     ) -> None:
+        if ranks.device.type == "cpu":
+            keep_freed_memory()
         self.module = module.to(ranks.device)
         self.config = config
         self.device = ranks.device

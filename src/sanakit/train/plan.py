@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -162,12 +162,15 @@ def plan_of(
     """Count, and time a few steps in memory; nothing is written, but ``recipe`` has then learned.
 
     ``frozen`` are modules beside the recipe's own that are on the device too; ``shards`` are what
-    its pictures come from. Activations are those of one sample's forward pass, measured.
+    its pictures come from. Activations are those of one sample's forward pass, measured, without
+    what ``compile_blocks`` saves of them.
 
     Raises:
         ConfigError: a batch that does not split into its parts. DataError: damaged shards.
     """
-    network = Network(recipe.module, list(recipe.blocks()), config, Ranks(device=device))
+    Share(seed=0, batch_size=config.batch_size, parts=config.accumulation)
+    ranks, plain = Ranks(device=device), replace(config, compile_blocks=False)
+    network = Network(recipe.module, list(recipe.blocks()), plain, ranks)
     recipe.module.train()
     # First of all, because it also shows a sample's shapes to what counts operations.
     activations, copies, inputs = _activations(recipe, network, device)
@@ -190,6 +193,8 @@ def plan_of(
         blocks=len(blocks),
         gathered=largest * DTYPES[config.compute_dtype].itemsize,
     )
+    if measure and config.compile_blocks:
+        network = Network(recipe.module, blocks, config, ranks)
     rate = _rate(recipe, config, network, device) if measure else None
     share = rate and model_share(recipe, rate, device, config.compute_dtype)
     found, batches = ([], None) if shards is None else _epoch(shards, config.batch_size)
@@ -229,13 +234,6 @@ def _activations(
     def enter(module: nn.Module, given: tuple[Any, ...]) -> None:
         inputs.append(sum(one.nbytes for one in given[:1] if isinstance(one, Tensor)))
 
-    shapes = {tuple(sorted(p.shape)) for p in recipe.module.parameters() if p.ndim > 1}
-
-    def is_copy(tensor: Tensor) -> bool:
-        # What autocast made of a weight, as it is or transposed: it does not grow with a batch.
-        lower = tensor.dtype != torch.float32
-        return lower and tuple(sorted(tensor.shape)) in shapes
-
     hooks = [block.register_forward_pre_hook(enter) for block in recipe.blocks()]
     try:
         batch = next(iter(recipe.stream(Share(seed=0, batch_size=1))))
@@ -244,11 +242,29 @@ def _activations(
         with saved_tensors_hooks(keep, lambda tensor: tensor), loss:
             pass
         found = {address: t.untyped_storage().nbytes() for address, t in kept.items()}
-        cast = sum(found[address] for address, t in kept.items() if is_copy(t))
+        frozen = {_sides(p) for p in recipe.module.parameters() if not p.requires_grad}
+        cast = sum(found[address] for address, t in kept.items() if _of_a_weight(t, frozen))
         return float(sum(found.values()) - cast), float(cast), float(sum(inputs))
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _of_a_weight(tensor: Tensor, frozen: Set[tuple[int, ...]]) -> bool:
+    """Whether it is what autocast made of a weight, cast, turned or flat: no batch makes it grow.
+
+    ``frozen`` are the shapes of weights that do not learn, all that can be known of their casts.
+    """
+    node = tensor.grad_fn
+    if node is None:
+        return tensor.dtype != torch.float32 and _sides(tensor) in frozen
+    while node is not None and len(node.next_functions) == 1:
+        node = node.next_functions[0][0]
+    return hasattr(node, "variable")  # where gradients are gathered: a parameter
+
+
+def _sides(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(sorted(side for side in tensor.shape if side > 1))
 
 
 def _rate(

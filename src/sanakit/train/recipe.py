@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from sanakit.errors import ConfigError
 from sanakit.train.shares import Share
 from sanakit.train.timers import Timers
 
@@ -53,8 +54,15 @@ class Recipe(ABC, Generic[Batch]):
         return iter(())
 
     def checkpoint_gradients(self) -> None:
-        """Recompute blocks in the backward pass instead of keeping what they computed."""
-        raise NotImplementedError
+        """Recompute blocks in the backward pass instead of keeping what they computed.
+
+        Raises:
+            ConfigError: this recipe cannot.
+        """
+        raise ConfigError(
+            "gradient_checkpointing=true: this recipe has nothing to recompute",
+            hint="leave it out, or use a smaller batch_size or accumulation=2",
+        )
 
     def log_extras(self) -> dict[str, float]:
         """Give further numbers for a line of the log, and forget them; all ranks do it together."""

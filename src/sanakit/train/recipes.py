@@ -92,25 +92,30 @@ def glyph_diffusion(
     *,
     autoencoder_run: Path,
     lm_run: Path,
-    out: Path,
+    out: Path | None,
     tune_text: bool = True,
     size: int | None = None,
 ) -> Run:
     """The embedded model's transformer, 15 M parameters, with its text encoder tuned along.
 
     Latents are computed once, of the pictures of one ``size``, and kept in ``out``. ``tune_text``
-    may change when a run is resumed: weights without a gradient are left as they are.
+    may change when a run is resumed: weights without a gradient are left as they are. Without
+    ``out`` it is good for planning alone: the runs before it are not read and latents are zero.
     """
     pictures = GlyphPictures.open(data, size)
-    autoencoder = run_autoencoder(autoencoder_run, AUTOENCODERS["glyph"])
-    latents = _latents(autoencoder, pictures, out)
+    if out is None:
+        latents = _no_latents(pictures)
+    else:
+        autoencoder = run_autoencoder(autoencoder_run, AUTOENCODERS["glyph"])
+        latents = _latents(autoencoder, pictures, out)
     transformer = LinearDiT(TRANSFORMERS["glyph"])
     init_transformer(transformer, generator=torch.Generator().manual_seed(0))
     # The published 0.01 tames LLMs whose states are large; ours has states of unit size, and at
     # 0.01 captions were hardly heard in 25,000 pictures (docs/lab-log.md).
     nn.init.ones_(transformer.caption_norm.weight)
     llm = Gemma2Model._from_config(glyph_lm_config(), attn_implementation="eager")
-    _trained(llm, lm_run)
+    if out is not None:
+        _trained(llm, lm_run)
     tokenizer = AutoTokenizer.from_pretrained(str(_made(data / TEXT / "tokenizer", by="tokenizer")))
     config = LoopConfig(
         batch_size=128,
@@ -182,3 +187,11 @@ def _latents(autoencoder: Autoencoder, pictures: GlyphPictures, out: Path) -> Ca
         backgrounds=saved["backgrounds"],
         scaling_factor=float(saved["scaling_factor"]),
     )
+
+
+def _no_latents(pictures: GlyphPictures) -> CachedLatents:
+    config, count = AUTOENCODERS["glyph"], len(pictures.records)
+    side = pictures.size // config.spatial_factor
+    zeros = np.zeros((count, config.latent_channels, side, side), dtype=np.float16)
+    backgrounds = np.ones(count, dtype=np.int64)
+    return CachedLatents(white=zeros, other=zeros, backgrounds=backgrounds, scaling_factor=1.0)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sanakit.errors import DataError
+from sanakit.train.autoencoder_phases import AutoencoderSettings
 from sanakit.train.checkpoint import checkpoints, what_is_wrong
 from sanakit.train.log import LOG, read_log
 from sanakit.train.run_file import RUN
@@ -164,7 +165,7 @@ def _settings(run: Path) -> dict[str, Any]:
 def _changed(settings: Mapping[str, Any]) -> dict[str, Any]:
     defaults = {
         field.name: field.default
-        for config in (LoopConfig, SanaSettings)
+        for config in (LoopConfig, SanaSettings, AutoencoderSettings)
         for field in fields(config)
         if field.default is not MISSING
     }
