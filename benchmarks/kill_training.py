@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from sanakit.train.checkpoint import CheckpointWriter, checkpoints, read_tensors, what_is_wrong
 from sanakit.train.loop import train
+from sanakit.train.ranks import join_ranks
 from sanakit.train.recipe import Recipe
 from sanakit.train.settings import LoopConfig, Strategy
 from sanakit.train.shares import Share, generator_of, normal_of
@@ -126,7 +127,7 @@ def live(
     die_after: float | None = None,
 ) -> Life:
     """Train in forked processes; one dies before its change ``die_at`` of the disk, or later on."""
-    started, port = time.monotonic(), free_port()
+    port = free_port()
     children, pipes = [], []
     for rank in range(ranks):
         reading, writing = os.pipe()
@@ -142,6 +143,10 @@ def live(
         os.close(writing)
         children.append(child)
         pipes.append(reading)
+    # Before it has joined the others, they wait for it, as long as a launcher lets them.
+    while os.read(pipes[victim], 1) not in (b"\n", b""):
+        pass
+    started = time.monotonic()
     if die_after is not None:
         time.sleep(die_after)
         os.kill(children[victim], signal.SIGKILL)
@@ -186,7 +191,10 @@ def be_a_rank(
             return final, fault
 
         CheckpointWriter.finish = finish_and_tell  # type: ignore[method-assign]
-        done = train(Halving(), config, run, resume=resume, report=lambda line: tell("told", line))
+        joined = join_ranks(config.device, timeout_minutes=1)
+        tell("told", "joined")
+        report: Callable[[str], object] = lambda line: tell("told", line)  # noqa: E731
+        done = train(Halving(), config, run, resume=resume, report=report, ranks=joined)
         tell("changes", len(changes))
         code = 0 if done else 2
     except BaseException as error:
