@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from sanakit.data.glyph.mixture import Mixture, Sample
-from sanakit.errors import ConfigError
+from sanakit.errors import ConfigError, DataError
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.train.ranks import Ranks
 from sanakit.weights.atomic import replacing
@@ -26,7 +26,7 @@ PIECE = 512
 """Samples in a file."""
 AT_A_TIME = 16
 HELD = 512
-FACTS = "bank.json"
+FACTS, SCALE = "bank.json", "scale.json"
 Latents = npt.NDArray[np.float16]  # N c h w
 
 
@@ -59,7 +59,7 @@ def open_bank(
     Every rank calls it and makes its share of the pieces.
 
     Raises:
-        ConfigError: the folder holds a bank of other facts.
+        ConfigError: the folder holds a bank of other facts. DataError: latents without a scale.
     """
     samples = mixture.draw(count, np.random.default_rng(seed))
     held_samples = held.draw(min(HELD, count), np.random.default_rng(seed))
@@ -83,12 +83,13 @@ def open_bank(
         np.concatenate([np.load(path) for source, _, path in jobs if source is one])
         for one in (mixture, held)
     ]
-    # In fp64, and piece by piece: a sum of half a billion squares.
-    total = sum(float(np.square(some, dtype=np.float64).sum()) for some in np.array_split(halves[0], 64))
-    rms = (total / halves[0].size) ** 0.5
+    rms = _rms(halves[0])
     for half in halves:
         for some in np.array_split(half, max(1, len(half) // PIECE)):
-            some /= np.float16(1.0) if not rms else rms
+            some /= rms
+    if ranks.first:
+        with replacing(folder / SCALE) as temporary:
+            temporary.write_text(json.dumps({"scaling_factor": 1 / rms}) + "\n", encoding="utf-8")
     return LatentBank(
         mixture=mixture,
         samples=samples,
@@ -97,6 +98,45 @@ def open_bank(
         held_latents=halves[1],
         scaling_factor=1 / rms,
     )
+
+
+def scale_of_bank(folder: Path) -> float:
+    """The scaling factor of a finished bank.
+
+    Raises:
+        DataError: it is not finished.
+    """
+    path = folder / SCALE
+    if not path.is_file():
+        raise DataError(f"{path} is missing", hint="run `sanakit train diffusion` first")
+    return float(json.loads(path.read_text(encoding="utf-8"))["scaling_factor"])
+
+
+def no_bank(mixture: Mixture, shape: tuple[int, int, int]) -> LatentBank:
+    """A bank of zeros of a latent's shape ``c h w``: good for planning a run alone."""
+    samples = mixture.draw(HELD, np.random.default_rng(0))
+    latents = np.zeros((HELD, *shape), dtype=np.float16)
+    return LatentBank(
+        mixture=mixture,
+        samples=samples,
+        latents=latents,
+        held=samples,
+        held_latents=latents,
+        scaling_factor=1.0,
+    )
+
+
+def _rms(latents: Latents) -> float:
+    """In fp64, and piece by piece: squares of half a billion numbers in fp16 do not sum.
+
+    Raises:
+        DataError: all are zero, or some are not finite.
+    """
+    pieces = np.array_split(latents, max(1, len(latents) // PIECE))
+    total = sum(float(np.square(some, dtype=np.float64).sum()) for some in pieces)
+    if not 0 < total < float("inf"):
+        raise DataError(f"the squares of {latents.size} values of latents sum to {total}")
+    return (total / latents.size) ** 0.5
 
 
 def _same_facts(folder: Path, facts: dict[str, Any], ranks: Ranks) -> None:
