@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from sanakit.evaluate.drawn import DrawSettings
     from sanakit.evaluate.features import FeatureNetwork
     from sanakit.evaluate.figures import Evaluation
 
@@ -25,7 +26,15 @@ FeatureFolder = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(help="Where networks compute: cpu, cuda, mps.")]
-CACHE = Path("runs/eval/cache")
+Data = Annotated[Path, typer.Option(help="Glyph set: what `sanakit data build glyph` made.")]
+Count = Annotated[int, typer.Option("--count", "-n", help="Captions, one picture each.")]
+Reference = Annotated[int, typer.Option(help="Pictures of the training split.")]
+Seed = Annotated[int, typer.Option(help="Of the first picture; the next ones have the next seeds.")]
+Steps = Annotated[int, typer.Option(help="Solver steps.")]
+Guidance = Annotated[float | None, typer.Option(help="Guidance scale. Default: the model's.")]
+Solver = Annotated[str | None, typer.Option(help="Solver. Default: the model's.")]
+FlowShift = Annotated[float | None, typer.Option(help="Flow shift. Default: the model's.")]
+DATA, CACHE = Path("data/glyph"), Path("runs/eval/cache")
 
 
 def progress(line: str) -> None:
@@ -38,6 +47,17 @@ def feature_network(folder: Path | None, device: str) -> FeatureNetwork:
     from sanakit.evaluate.features import load_features
 
     return load_features(folder).to(device)
+
+
+def draw_settings(
+    seed: int, steps: int, guidance: float | None, solver: str | None, flow_shift: float | None
+) -> DrawSettings:
+    """How to draw, by the names that users know."""
+    from sanakit.evaluate.drawn import DrawSettings
+
+    return DrawSettings(
+        seed=seed, num_steps=steps, guidance_scale=guidance, solver=solver, flow_shift=flow_shift
+    )
 
 
 def tell(evaluation: Evaluation, out: Path) -> None:
