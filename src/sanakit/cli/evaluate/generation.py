@@ -45,7 +45,7 @@ def generation(
     cache: Cache = CACHE,
     device: Device = "cpu",
 ) -> None:
-    """Draw held-out captions; say how far the pictures are from real ones, and how far real ones."""
+    """Draw held-out captions; say how far the pictures are from real ones, and real ones are."""
     with friendly_errors():
         from sanakit.evaluate.generation import evaluate_generation
         from sanakit.evaluate.pictures import open_glyph_set
