@@ -77,3 +77,14 @@ def test_a_sheet_shows_each_picture_in_its_row_and_column(tmp_path: Path) -> Non
         assert again.size == image.size
     with pytest.raises(ConfigError, match="no pictures"):
         sheet([], title="t")
+
+
+def test_long_labels_are_wrapped_and_what_does_not_fit_is_cut() -> None:
+    wide = 100
+    found = plots._wrapped("a thin line icon of a person playing water polo in the sea" * 3, wide)
+    assert len(found) == 3
+    assert found[-1].endswith("...")
+    assert all(plots._font(11).getlength(line) <= wide for line in found)
+    assert " ".join(plots._wrapped("a small\nred key", wide)) == "a small red key"
+    assert plots._wrapped("", wide) == [""]
+    assert plots._wrapped("x" * 80, wide)[0].endswith("...")
