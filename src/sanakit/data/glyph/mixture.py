@@ -89,7 +89,7 @@ class Mixture:
         places = np.searchsorted(self._upto, rng.random(count) * self._upto[-1], side="right")
         places = np.minimum(places, len(self.numbers) - 1)
         return [
-            self._composite(rng) if kind else self._picture(int(self.numbers[place]), rng)
+            self._composite(rng) if kind else self.sample_of(int(self.numbers[place]), rng)
             for kind, place in zip(kinds.tolist(), places.tolist(), strict=True)
         ]
 
@@ -124,7 +124,8 @@ class Mixture:
         said = sample.background != "white" or rng.random() < WHITE_SAID
         return captioned(text, sample.background) if said else text
 
-    def _picture(self, number: int, rng: np.random.Generator) -> Sample:
+    def sample_of(self, number: int, rng: np.random.Generator) -> Sample:
+        """Picture ``number`` on a background, with a caption."""
         record = self.pictures.records[number]
         names = [name for name in BACKGROUNDS if name not in record.hidden_on] or list(BACKGROUNDS)
         if names[0] == "white" and (rng.random() < self.white or len(names) == 1):
