@@ -15,7 +15,7 @@ from sanakit.data.glyph.pictures import RECORDS, GlyphPictures
 from sanakit.errors import ConfigError, DataError, MissingModelError, WeightsError
 from sanakit.evaluate.features import FeatureNetwork
 from sanakit.evaluate.figures import Evaluation
-from sanakit.evaluate.judge import JudgeConfig, TextTower, contrastive_loss
+from sanakit.evaluate.judge import ImageTower, JudgeConfig, TextTower, contrastive_loss
 from sanakit.evaluate.judge_files import ORIGIN, SEEN, SavedJudge, load_judge
 from sanakit.evaluate.judge_run import held_pictures, train_judge
 from sanakit.evaluate.judge_samples import data_revision, draw_shown, looks_of
@@ -285,3 +285,20 @@ def test_captions_are_drawn_by_their_numbers(data: Path) -> None:
     assert white.draw_caption(0.99, 0) == (one.texts[-1], ", on a white background")
     mint = replace(one, sample=replace(one.sample, background="mint"))
     assert mint.draw_caption(0, 0.99)[1] == ", on a mint background"
+
+
+def test_what_is_seen_is_standardised_by_channel_and_not_by_place(rng: torch.Generator) -> None:
+    tower = ImageTower(JudgeConfig(whole_width=2, cell_width=3, vocab_size=5))
+    looks = torch.randn(500, 2 + GRID * GRID * 3, generator=rng)
+    looks[:, :2] = looks[:, :2] * 4 + 7
+    looks[:, 2::3] += 5
+    looks[:, 2] += 3
+    tower.standardise(looks)
+    found = (looks - tower.mean) * tower.scale
+    whole, cells = found[:, :2], found[:, 2:].unflatten(1, (-1, 3))
+    torch.testing.assert_close(whole.mean(dim=0), torch.zeros(2), atol=1e-4, rtol=0)
+    # A little less than one, so that what hardly varies is not blown up.
+    assert ((0.9 < whole.std(dim=0)) & (whole.std(dim=0) < 1)).all()
+    torch.testing.assert_close(cells.mean(dim=(0, 1)), torch.zeros(3), atol=1e-4, rtol=0)
+    # One place is brighter than the others, and stays so.
+    assert cells[:, 0, 0].mean() > 1

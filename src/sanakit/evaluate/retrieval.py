@@ -116,8 +116,11 @@ def hits(ranks: Ranks, at: int) -> Hits:
     return ranks < at
 
 
-def ratio_figure(name: str, ranks: Ranks, ceiling: Ranks, at: int) -> Figure:
-    """R-precision as a part of the ceiling's on the same captions; resampled by picture."""
+def ratio_figure(name: str, ranks: Ranks, ceiling: Ranks, at: int) -> Figure | None:
+    """R-precision as a part of the ceiling's on the same captions; resampled by picture.
+
+    None if the judge finds no caption of a real picture: of nothing there is no part.
+    """
     pairs = np.stack([hits(ranks, at), hits(ceiling, at)], axis=1).astype(float)
 
     def ratio(rows: npt.NDArray[np.float64]) -> float:
@@ -125,9 +128,7 @@ def ratio_figure(name: str, ranks: Ranks, ceiling: Ranks, at: int) -> Figure:
         return float(mine / max(best, 1.0))  # a resample may hold no picture that was found
 
     if not pairs[:, 1].any():
-        raise DataError(
-            f"{name}: the judge finds no caption of a real picture", hint="train it longer"
-        )
+        return None
     low, high = bootstrap(pairs, ratio)
     return Figure(
         name=name, value=ratio(pairs), low=low, high=high, count=len(pairs), better="higher"
@@ -136,7 +137,7 @@ def ratio_figure(name: str, ranks: Ranks, ceiling: Ranks, at: int) -> Figure:
 
 def split_figures(split: str, *, model: Ranks, ceiling: Ranks, floor: Ranks) -> list[Figure]:
     """All figures of one split, with 95 % intervals."""
-    found = []
+    found: list[Figure | None] = []
     for at in AT:
         name = f"R-precision@{at}, {split}"
         found += [
@@ -145,7 +146,7 @@ def split_figures(split: str, *, model: Ranks, ceiling: Ranks, floor: Ranks) -> 
             mean_figure(f"{name}: shuffled captions", hits(floor, at)),
             ratio_figure(f"{name}: part of the real", model, ceiling, at),
         ]
-    return found
+    return [figure for figure in found if figure is not None]
 
 
 def by_style(shown: Sequence[Shown], **ranks: Ranks) -> dict[str, dict[str, float]]:

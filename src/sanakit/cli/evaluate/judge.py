@@ -61,5 +61,7 @@ def train_judge(
             resume=resume,
             report=typer.echo,
         )
-        if found is not None:
-            typer.echo(found.table())
+        if found is None:
+            typer.echo("stopped; go on with --resume")
+            return
+        typer.echo(found.table())
