@@ -70,7 +70,7 @@ def test_a_judge_is_taught_and_asked_about_a_model(made: tuple[Path, Path, Path]
 def test_a_judge_of_other_data_is_refused_and_nothing_is_written(
     made: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
-    data, judge, model = made
+    _, judge, model = made
     tiny_shapes(tmp_path / "other")
     records = tmp_path / "other" / "records.jsonl"
     records.write_text(records.read_text().replace("a red", "a rosy"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -135,9 +137,13 @@ def test_blind_agreement_finds_one_in_so_many() -> None:
 
 
 def test_styles_are_counted_apart() -> None:
-    one, other = shown("a"), shown("b")
-    found = by_style([one, other, one], model=np.array([0, 3, 1]), real=np.array([0, 0, 0]))
-    assert found == {"flat": {"count": 3, "model": 0.3333, "real": 1.0}}
+    flat, line = shown("a"), replace(shown("b"), style="line")
+    found = by_style(
+        [line, flat, flat, flat], model=np.array([0, 0, 3, 1]), real=np.array([2, 0, 0, 0])
+    )
+    assert list(found) == ["flat", "line"]
+    assert found["flat"] == {"count": 3, "model": 0.3333, "real": 1.0}
+    assert found["line"] == {"count": 1, "model": 1.0, "real": 0.0}
 
 
 def test_bars_and_sheet_are_drawn() -> None:

@@ -57,9 +57,9 @@ def trials_of(
         chosen: dict[str, str] = {}
         for place in rng.permutation(len(pool)).tolist():
             other = pool[place]
-            if other.concept in (one.concept, *chosen) or own & said[place]:
+            if other.concept == one.concept or own & said[place]:
                 continue
-            chosen[other.concept] = other.text
+            chosen.setdefault(other.concept, other.text)
             if len(chosen) == ways - 1:
                 break
         else:
