@@ -9,8 +9,10 @@ import pytest
 from PIL import Image
 
 from command_line import sanakit
+from sanakit.cli.evaluate import judge as judge_command
+from sanakit.cli.evaluate import retrieval as retrieval_command
 from sanakit.errors import MissingModelError
-from sanakit.evaluate import features, judge_sight
+from sanakit.evaluate import judge_sight
 from sanakit.evaluate.judge_files import ORIGIN
 from tiny import write_tiny
 from tiny_judge import tiny_shapes, tiny_sight
@@ -20,7 +22,8 @@ SHORT = ("--set", "batch_size=32", "--set", "total_images=64", "--set", "device=
 
 @pytest.fixture(autouse=True)
 def eyes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(features, "load_features", lambda path: None)
+    for command in (judge_command, retrieval_command):
+        monkeypatch.setattr(command, "feature_network", lambda folder, device: None)
     monkeypatch.setattr(judge_sight, "sight_of", lambda network: tiny_sight())
     monkeypatch.chdir(tmp_path)
 
@@ -46,25 +49,38 @@ def test_a_judge_is_taught_and_asked_about_a_model(made: tuple[Path, Path, Path]
     (judge / ORIGIN).unlink()
     sanakit("eval", "train-judge", *told, "--resume")
 
-    asked = ("--judge", judge, "--data", data, "--count", 4, "--ways", 6, "--steps", 1)
-    out, _ = sanakit("eval", "retrieval", model, *asked, "--out", "first")
+    asked = (
+        "--judge",
+        judge,
+        "--data",
+        data,
+        "--count",
+        4,
+        "--ways",
+        6,
+        "--steps",
+        1,
+        "--cache",
+        "cache",
+    )
+    out, lines = sanakit("eval", "retrieval", model, *asked, "--out", "first")
     assert "| R-precision@1, held-out concepts |" in out
-    assert "drawn 4 of 4" in out
+    assert "drawn 4 of 4" in lines
     found = json.loads(Path("first", "evaluation.json").read_text())
     assert found["settings"]["ways"] == 6
     assert {one["count"] for one in found["figures"]} == {4}
     for split in ("held_style", "held_concept"):
-        lines = found["details"][split]["prompts"]
-        assert len(lines) == 4
+        prompts = found["details"][split]["prompts"]
+        assert len(prompts) == 4
         assert sum(one["count"] for one in found["details"][split]["by style"].values()) == 4
-        for line in lines:
+        for line in prompts:
             # Ranks begin at 1, and what was preferred to a hit is the prompt itself.
             assert 1 <= line["rank"] <= 6
             assert (line["rank"] == 1) == (line["preferred"] == line["prompt"])
     for name in ("bars.png", "sheet.png"):
         with Image.open(Path("first", name)) as image:
             assert image.width > 600
-    assert "drawn" not in sanakit("eval", "retrieval", model, *asked, "--out", "first")[0]
+    assert "drawn" not in sanakit("eval", "retrieval", model, *asked, "--out", "first")[1]
 
 
 def test_a_judge_of_other_data_is_refused_and_nothing_is_written(
@@ -87,9 +103,9 @@ def test_a_folder_without_a_judge_says_what_it_lacks(tmp_path: Path) -> None:
 
 
 def test_an_absent_network_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def absent(path: Path | None) -> None:
+    def absent(folder: Path | None, device: str) -> None:
         raise MissingModelError("features need a package", hint="pip install it")
 
-    monkeypatch.setattr(features, "load_features", absent)
+    monkeypatch.setattr(judge_command, "feature_network", absent)
     _, error = sanakit("eval", "train-judge", "--data", tmp_path, code=3)
     assert "pip install it" in error

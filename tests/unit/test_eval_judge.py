@@ -240,11 +240,26 @@ def test_a_batch_is_not_split(data: Path) -> None:
         next(recipe.stream(Share(seed=0, batch_size=4, parts=2)))
 
 
-def test_no_picture_is_drawn_twice_unless_asked(data: Path) -> None:
+def test_no_picture_is_drawn_twice_and_more_samples_begin_with_fewer(data: Path) -> None:
     pictures = GlyphPictures.open(data)
     shown = draw_shown(pictures, split="held_concept", count=1000, seed=0)
     assert len(shown) == len({one.ids for one in shown}) == len(HELD) * 3
-    assert len(draw_shown(pictures, split="held_concept", count=40, seed=0, again=True)) == 40
+    many = draw_shown(pictures, split="train", count=1000, seed=0)
+    single = [one.ids for one in many if one.sample.scene is None]
+    assert len(single) == len(set(single)) == len(pictures.indices("train"))
+    assert len(single) < len(many)
+    assert draw_shown(pictures, split="train", count=20, seed=0) == many[:20]
+
+
+def test_pictures_come_by_their_weight(data: Path) -> None:
+    pictures = GlyphPictures.open(data)
+    heavy = [
+        replace(one, weight=1000.0 if one.style == "tiny" else 1e-3 if one.style == "flat" else 0.0)
+        for one in pictures.records
+    ]
+    weighted = replace(pictures, records=heavy)
+    shown = draw_shown(weighted, split="held_concept", count=1000, seed=0)
+    assert [one.style for one in shown] == ["tiny"] * len(HELD) + ["flat"] * len(HELD)
 
 
 def test_looks_are_read_again_and_an_interrupted_call_goes_on(

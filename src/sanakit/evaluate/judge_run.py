@@ -108,7 +108,6 @@ def train_judge(
     count: int = PICTURES,
     held: int = HELD,
     ways: int = WAYS,
-    seed: int = 0,
     loop: LoopConfig = JUDGE_LOOP,
     resume: bool = False,
     report: Report = print,
@@ -126,7 +125,7 @@ def train_judge(
     for name, value in (("pictures", count), ("held", held)):
         if value < 1:
             raise ConfigError(f"{name}={value} must be at least 1")
-    began = time.process_time()
+    began, seed = time.process_time(), loop.seed
     pictures = GlyphPictures.open(data, size)
     work, revision = out / WORK, data_revision(data)
     shown = draw_shown(pictures, split="train", count=count, seed=seed)

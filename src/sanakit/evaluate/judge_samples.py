@@ -69,28 +69,29 @@ def data_revision(folder: Path) -> str:
     return sha256_of(path)[:16]
 
 
-def draw_shown(
-    pictures: GlyphPictures, *, split: str, count: int, seed: int, again: bool = False
-) -> list[Shown]:
-    """So many samples of the mixture; of the training split a part are composites.
+def draw_shown(pictures: GlyphPictures, *, split: str, count: int, seed: int) -> list[Shown]:
+    """At most ``count`` different samples of the mixture; of the training split a part composites.
 
-    ``again`` allows the same picture more than once; otherwise the rarer ones come up in the end,
-    and of a split that holds fewer pictures there are fewer samples.
+    Pictures come by weight and none twice, so that in the end the rare ones come up. A larger count
+    begins with the samples of a smaller one.
     """
-    share = COMPOSITE_SHARE if split == "train" else 0.0
-    mixture = Mixture(pictures, split=split, composites=share)
+    mixture = Mixture(pictures, split=split, composites=0)
+    scenes = Mixture(pictures, composites=1) if split == "train" else None
+    weights = np.array([pictures.records[number].weight for number in mixture.numbers.tolist()])
     rng = np.random.default_rng(seed)
+    # By weight without repeats: Efraimidis and Spirakis 2006. No weight is never drawn.
+    keys = rng.exponential(size=len(weights)) / np.maximum(weights, 1e-300)
+    numbers = mixture.numbers[np.argsort(keys, kind="stable")[: np.count_nonzero(weights)]]
+    waiting = iter(numbers.tolist())
     found: list[Shown] = []
-    seen: set[int] = set()
-    most = len({int(number) for number in mixture.numbers if pictures.records[number].weight})
-    while len(found) < count and (again or share or len(seen) < most):
-        for sample in mixture.draw(CHUNK, rng):
-            if sample.number in seen and not again:
-                continue
-            if sample.number is not None:
-                seen.add(sample.number)
-            if len(found) < count:
-                found.append(_shown(sample, pictures.records))
+    while len(found) < count:
+        if scenes is not None and rng.random() < COMPOSITE_SHARE:
+            (sample,) = scenes.draw(1, rng)
+        elif (number := next(waiting, None)) is None:
+            break
+        else:
+            sample = mixture.sample_of(number, rng)
+        found.append(_shown(sample, pictures.records))
     return found
 
 

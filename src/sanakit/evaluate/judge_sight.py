@@ -48,7 +48,7 @@ class Sight(nn.Module):
     def forward(self, image: Image) -> Looks:
         """See pictures in [-1, 1] of any size; of one that is no square the middle is taken.
 
-        They are resized to 128 x 128, bilinear and with antialiasing.
+        They are resized to 128 x 128, bilinear and with antialiasing. Looks are on the CPU, fp32.
         """
         whole, cells = self._parts(_resized(middle_square(image.float()), SIDE).clamp(-1, 1))
         return torch.cat([whole, cells.flatten(1)], dim=1)
@@ -67,6 +67,7 @@ class Sight(nn.Module):
 def sight_of(features: FeatureNetwork) -> Sight:
     """The sight through EfficientNet-Lite0."""
     network = features.network
+    device = next(features.parameters()).device
 
     def maps(image: Image) -> list[Tensor]:
         kept: list[Tensor] = []
@@ -76,11 +77,11 @@ def sight_of(features: FeatureNetwork) -> Sight:
         ]
         try:
             # The network was trained on (pixel - 127) / 128.
-            top = network.extract_features((image * 127.5 + 0.5) / 128)
+            top = network.extract_features((image.to(device) * 127.5 + 0.5) / 128)
         finally:
             for hook in hooks:
                 hook.remove()
-        return [top, *kept]
+        return [one.cpu() for one in (top, *kept)]
 
     return Sight(maps, fingerprint=features.fingerprint)
 

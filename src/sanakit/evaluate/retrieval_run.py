@@ -35,7 +35,7 @@ from sanakit.pipeline.generate import Pipeline
 from sanakit.pipeline.images import Pixels, from_pixels
 
 COUNT = 200
-CACHE, BARS, SHEET = "cache", "bars.png", "sheet.png"
+BARS, SHEET = "bars.png", "sheet.png"
 SHOWN = 8
 """Hits on the sheet, and misses."""
 
@@ -49,6 +49,7 @@ def evaluate_retrieval(
     *,
     data: Path,
     out: Path,
+    cache: Path,
     count: int = COUNT,
     ways: int = WAYS,
     seed: int = 0,
@@ -57,7 +58,7 @@ def evaluate_retrieval(
 ) -> Evaluation:
     """Measure on ``count`` captions of either held-out split; write figures, bars and a sheet.
 
-    What was drawn stays in ``out/cache``, so that an interrupted call goes on where it was. The
+    What was drawn stays in ``cache``, so that an interrupted call goes on where it was. The
     ceiling is of the real pictures with the same captions, the floor of the model's pictures with
     each other's.
 
@@ -76,7 +77,6 @@ def evaluate_retrieval(
     }
     ids = [identity for shown, _ in found.values() for one in shown for identity in one.ids]
     saved.check(data=revision, sight=sight, ids=ids)
-    cache = out / CACHE
     figures, details, groups, rows = [], {}, [], []
     for split, title in HELD_SPLITS.items():
         shown, trials = found[split]
@@ -106,7 +106,7 @@ def evaluate_retrieval(
         settings={
             "prompts of a split": count,
             "ways": ways,
-            "seed of prompts and distractors": seed,
+            "seed of captions and distractors": seed,
             "judge": f"{saved.origin.pictures:,} pictures, sight {saved.origin.sight}",
             **{name: value for name, value in asdict(settings).items() if value is not None},
         },

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import typer
 
-from sanakit.cli.evaluate.judge import train_judge
-from sanakit.cli.evaluate.retrieval import retrieval
+from sanakit.cli.evaluate import autoencoder, generation, judge, memorisation, retrieval
 
 app = typer.Typer(
     help="Measure an autoencoder or a model: figures with intervals, as JSON and Markdown.",
     no_args_is_help=True,
 )
-app.command("train-judge")(train_judge)
-app.command("retrieval")(retrieval)
+app.command("autoencoder")(autoencoder.autoencoder)
+app.command("generation")(generation.generation)
+app.command("memorisation")(memorisation.memorisation)
+app.command("train-judge")(judge.train_judge)
+app.command("retrieval")(retrieval.retrieval)

