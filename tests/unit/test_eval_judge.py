@@ -208,7 +208,9 @@ def test_what_is_true_by_chance_is_no_mistake(rng: torch.Generator) -> None:
     worse[0, 2] += 1
     scale = torch.tensor(5.0)
     assert contrastive_loss(worse, scale) > contrastive_loss(agreement, scale)
-    assert contrastive_loss(worse, scale, true) == contrastive_loss(agreement, scale, true)
+    loss = contrastive_loss(agreement, scale, true)
+    assert contrastive_loss(worse, scale, true) == loss
+    assert loss.isfinite()
 
 
 def test_a_batch_marks_the_captions_that_are_true_of_other_pictures(data: Path) -> None:
@@ -217,18 +219,21 @@ def test_a_batch_marks_the_captions_that_are_true_of_other_pictures(data: Path) 
     recipe = JudgeRecipe(
         nn.Identity(), tiny_words().tokenizer, shown, np.zeros((len(shown), 4), np.float16), {}
     )
-    single = [place for place, one in enumerate(shown) if one.sample.number is not None]
-    flat = next(p for p in single if shown[p].ids[0].startswith("flat/"))
-    concept = shown[flat].concept
-    small = next(p for p in single if shown[p].concept == concept and p != flat)
-    # The plain caption, without and with what is behind: choice 0 is "a COLOUR SHAPE".
-    rows = np.array([flat, small])
-    silent = recipe.known[flat] & recipe.known[small]
-    assert silent == {f"a {concept}"}
-    backgrounds = [shown[p].sample.background for p in (flat, small)]
-    *_, true = recipe.batch(rows, np.zeros((2, 2)))
-    assert true.diag().all()
-    assert true[0, 1] == true[1, 0] == (backgrounds[0] == backgrounds[1])
+    single = [place for place, one in enumerate(shown) if one.sample.scene is None]
+    white, other = (
+        {shown[p].concept: p for p in single if (shown[p].sample.background == "white") == is_white}
+        for is_white in (True, False)
+    )
+    # One thing in two styles, on two backgrounds.
+    concept = next(name for name in white if name in other)
+    rows = np.array([white[concept], other[concept]])
+    assert recipe.known[rows[0]] & recipe.known[rows[1]] == {f"a {concept}"}
+    # Choice 0 is the plain caption. What is behind is said of both, then only where it is not
+    # white: without it, a caption is true of both.
+    *_, told = recipe.batch(rows, np.zeros((2, 2)))
+    assert told.tolist() == [[True, False], [False, True]]
+    *_, silent = recipe.batch(rows, np.array([[0, 0.99], [0, 0.99]]))
+    assert silent.tolist() == [[True, False], [True, True]]
     # Choice 1 says the style: of the other picture it is never true.
     *_, styled = recipe.batch(rows, np.full((2, 2), 0.99))
     assert styled.tolist() == [[True, False], [False, True]]
