@@ -76,6 +76,7 @@ def test_a_judge_is_taught_and_asked_about_a_model(made: tuple[Path, Path, Path]
         for line in prompts:
             # Ranks begin at 1, and what was preferred to a hit is the prompt itself.
             assert 1 <= line["rank"] <= 6
+            assert line["id"].split("/")[1] in line["prompt"]
             assert (line["rank"] == 1) == (line["preferred"] == line["prompt"])
     for name in ("bars.png", "sheet.png"):
         with Image.open(Path("first", name)) as image:

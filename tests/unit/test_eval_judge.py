@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -109,19 +110,16 @@ def test_a_judge_comes_back_as_it_was_saved(
     assert found.mean() == pytest.approx(told, abs=1 / 18 + 1e-6)
 
 
-def test_an_unfinished_judge_is_none(
-    trained: tuple[Path, Evaluation, SavedJudge], tmp_path: Path
+@pytest.mark.parametrize("name", [ORIGIN, SEEN, "tokenizer/tokenizer.json", "judge.safetensors"])
+def test_a_judge_that_lacks_a_file_is_none(
+    trained: tuple[Path, Evaluation, SavedJudge], tmp_path: Path, name: str
 ) -> None:
-    for path in trained[0].iterdir():
-        if path.is_file():
-            (tmp_path / path.name).write_bytes(path.read_bytes())
-    (tmp_path / ORIGIN).unlink()
-    with pytest.raises(MissingModelError, match=ORIGIN):
-        load_judge(tmp_path)
-    (tmp_path / ORIGIN).write_bytes((trained[0] / ORIGIN).read_bytes())
-    (tmp_path / SEEN).unlink()
-    with pytest.raises(WeightsError, match=SEEN):
-        load_judge(tmp_path)
+    copied = tmp_path / "judge"
+    shutil.copytree(trained[0], copied)
+    load_judge(copied)
+    (copied / name).unlink()
+    with pytest.raises(MissingModelError, match=Path(name).name):
+        load_judge(copied)
 
 
 def test_colours_and_places_are_seen(data: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from sanakit.errors import ConfigError, DataError, WeightsError
+from sanakit.errors import ConfigError, DataError, MissingModelError, WeightsError
 from sanakit.evaluate.judge import Judge, JudgeConfig
 from sanakit.evaluate.judge_sight import Sight
 from sanakit.weights.atomic import write_atomically
@@ -109,8 +109,9 @@ def load_judge(folder: Path) -> SavedJudge:
     weights = read_weights(folder, stem=STEM, dtype=torch.float32)
     load_strict(judge, weights, source=str(folder))
     seen = folder / SEEN
-    if not seen.is_file():
-        raise WeightsError(f"{seen} is missing: what it was taught on is unknown", hint=HINT)
+    for path in (seen, folder / TOKENIZER / "tokenizer.json"):
+        if not path.is_file():
+            raise MissingModelError(f"{path} is missing: this is no whole judge", hint=HINT)
     tokenizer: Any = AutoTokenizer.from_pretrained(str(folder / TOKENIZER))
     return SavedJudge(
         judge=judge.eval().requires_grad_(False),
