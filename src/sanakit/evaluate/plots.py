@@ -50,9 +50,11 @@ def histograms(
     title: str,
     axis: str,
     marks: Sequence[Mark] = (),
-    bins: int = BINS,
+    bins: int | None = None,
 ) -> Image.Image:
     """Distributions in equal bins over one axis, each as shares of its own samples.
+
+    Of few samples there are few bins, unless ``bins`` says how many.
 
     Raises:
         ConfigError: a value that is not finite, or no samples.
@@ -63,6 +65,8 @@ def histograms(
             raise ConfigError(f"{name}: {len(some)} samples, not all of them finite numbers")
     every = np.concatenate([*values.values(), [mark.at for mark in marks]])
     across = _Axis.over(float(every.min()), float(every.max()))
+    least = min(len(some) for some in values.values())
+    bins = bins or min(BINS, 8 + 2 * math.isqrt(least))
     edges = np.linspace(across.low, across.high, bins + 1)
     shares = {name: np.histogram(some, edges)[0] / len(some) for name, some in values.items()}
     most = max(float(some.max()) for some in shares.values())
