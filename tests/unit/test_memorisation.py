@@ -32,10 +32,10 @@ def glyphs(tmp_path_factory: pytest.TempPathFactory) -> GlyphPictures:
 
 def judged(
     drawn: Pixels, glyphs: GlyphPictures, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> dict[str, float]:
-    """Figures of a model that draws exactly these."""
+) -> Evaluation:
+    """What is found of a model that draws exactly these."""
     monkeypatch.setattr(generation, "draw_prompts", lambda *_, **__: drawn)
-    found: Evaluation = evaluate_memorisation(
+    return evaluate_memorisation(
         Pipeline(tiny_components()),
         glyphs,
         tiny_features(width=16),
@@ -45,7 +45,6 @@ def judged(
         cache=folder / "cache",
         count=COUNT,
     )
-    return {figure.name: figure.value for figure in found.figures}
 
 
 def test_a_model_that_copies_is_found_out_and_one_that_draws_anew_is_not(
@@ -55,7 +54,12 @@ def test_a_model_that_copies_is_found_out_and_one_that_draws_anew_is_not(
     copies = GlyphSamples(glyphs, white)[:]
     fresh = GlyphSamples(glyphs, held_samples(glyphs, COUNT))[:]
     noise = np.random.default_rng(0).integers(0, 256, copies.shape, dtype=np.uint8)
-    found = [judged(pixels, glyphs, tmp_path, monkeypatch) for pixels in (copies, fresh, noise)]
+    found = [
+        {figure.name: figure.value for figure in evaluation.figures}
+        for evaluation in (
+            judged(pixels, glyphs, tmp_path, monkeypatch) for pixels in (copies, fresh, noise)
+        )
+    ]
     for name in ("features", "pixels"):
         share = f"share of drawn nearer than 1 % of held-out real, by {name}"
         assert found[0][share] == 1
@@ -77,7 +81,7 @@ def test_only_prompts_on_white_are_judged_and_too_few_are_refused(
     spoilt = drawn.copy()
     spoilt[~white] = np.random.default_rng(1).integers(0, 256, spoilt[~white].shape)
     wanted = judged(drawn, glyphs, tmp_path, monkeypatch)
-    assert judged(spoilt, glyphs, tmp_path, monkeypatch) == wanted
+    assert judged(spoilt, glyphs, tmp_path, monkeypatch).details == wanted.details
     monkeypatch.setattr(memorisation, "LEAST", COUNT)
     with pytest.raises(ConfigError, match="on white are too few"):
         judged(drawn, glyphs, tmp_path, monkeypatch)
