@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from sanakit.cli.evaluate import autoencoder, generation, memorisation
+from sanakit.cli.evaluate import autoencoder, generation, judge, memorisation, retrieval
 
 app = typer.Typer(
     help="Measure an autoencoder or a model: figures with intervals, as JSON and Markdown.",
@@ -13,3 +13,5 @@ app = typer.Typer(
 app.command("autoencoder")(autoencoder.autoencoder)
 app.command("generation")(generation.generation)
 app.command("memorisation")(memorisation.memorisation)
+app.command("train-judge")(judge.train_judge)
+app.command("retrieval")(retrieval.retrieval)
