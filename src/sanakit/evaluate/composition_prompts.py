@@ -181,8 +181,8 @@ def _scene(
     """A scene of a kind that training never shows; of single things there is none, any will do."""
     split: Literal["train", "held_scene"] = "train" if single else "held_scene"
     for _ in range(TRIES):
-        scene = table.draw(rng, split)
-        if scene.kind == kind and (scene.things[0].count == 1 or not single):
+        scene = table.draw(rng, split, {kind: 1.0})
+        if scene.things[0].count == 1 or not single:
             return scene
     raise DataError(f"no {split} of kind {kind} was found in {TRIES} tries")
 

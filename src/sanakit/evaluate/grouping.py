@@ -14,14 +14,30 @@ from sanakit.evaluate.segmentation import Part, gaps, joined, label
 SPECK = 0.04  # of everything drawn: a smaller part is no thing of its own
 NEAR = 0.02  # of the side: parts no farther apart are one thing
 FAR = 0.15  # of the side: parts farther apart are no one thing
-ALIKE = 0.7  # how much of two copies must agree
-SIZES = 0.6  # the smaller of two copies, as a part of the larger
+LONE = 0.4  # likeness that several pieces must beat, not to be one thing
+FIRST = 0.15  # likeness by which any other way to count must beat the first
+COPIES = 0.75  # likeness of two things that touch
 BRIDGE = 0.012  # of the side: two copies may touch by what is no thicker than twice this
 _RASTER = 24
 
 
-def two_things(parts: Sequence[Part]) -> list[Part]:
-    """Parts as two things, those nearest to each other joined first; fewer if there are fewer."""
+def two_things(parts: Sequence[Part]) -> list[list[Part]]:
+    """Ways to see parts as two things, the likeliest first; none if there is only one part.
+
+    Those nearest to each other belong together; or all on one side of the widest gap that goes
+    straight through the picture. Where the ways agree there is one.
+    """
+    found: list[list[Part]] = []
+    seen: set[frozenset[tuple[float, ...]]] = set()
+    for option in (_by_nearness(parts), _by_gap(parts, 0), _by_gap(parts, 1)):
+        key = frozenset(part.box for part in option)
+        if len(option) == 2 and key not in seen:
+            seen.add(key)
+            found.append(option)
+    return found
+
+
+def _by_nearness(parts: Sequence[Part]) -> list[Part]:
     found = _without_specks(parts)
     while len(found) > 2:
         apart = gaps(found)
@@ -32,6 +48,20 @@ def two_things(parts: Sequence[Part]) -> list[Part]:
     return found
 
 
+def _by_gap(parts: Sequence[Part], axis: int) -> list[Part]:
+    """The parts before and after the widest straight gap across (0) or down (1)."""
+    order = sorted(parts, key=lambda part: part.box[axis])
+    ends = np.maximum.accumulate([part.box[axis + 2] for part in order])
+    total = sum(part.area for part in order)
+    best, cut = 0.0, 0
+    for number in range(1, len(order)):
+        share = sum(part.area for part in order[:number]) / total
+        gap = order[number].box[axis] - float(ends[number - 1])
+        if gap > best and SPECK <= share <= 1 - SPECK:
+            best, cut = gap, number
+    return [joined(order[:cut]), joined(order[cut:])] if cut else []
+
+
 def copies(parts: Sequence[Part], side: int) -> list[Part]:
     """Parts as things of one kind: what is near is one; what is unlike is joined until it is alike.
 
@@ -40,35 +70,34 @@ def copies(parts: Sequence[Part], side: int) -> list[Part]:
     are parted again where the parts are copies of each other. ``side`` is the picture's, pixels.
     """
     whole = _without_specks(parts)
-    if len(whole) <= 1:
-        return _parted(whole, side)
+    if not whole:
+        return []
     apart = gaps(whole)
-    levels = sorted({float(gap) for gap in apart[np.triu_indices(len(whole), 1)]})
     start = _linked(whole, apart, NEAR * side)
-    if are_alike(start):
-        return _parted(start, side)
-    for level in levels:
+    # What the eye counts first: other ways must be clearly better.
+    options = [(likeness(start) + FIRST, start)]
+    options.append((likeness(split := _parted(start, side)), split))
+    for level in sorted({float(gap) for gap in apart[np.triu_indices(len(whole), 1)]}):
         if NEAR * side < level <= FAR * side:
             found = _linked(whole, apart, level)
-            if len(found) < len(start) and are_alike(found):
-                return found
-    if are_alike(split := [piece for part in start for piece in _parted([part], side)]):
-        return split
-    return _without_specks(start, least=0.3 / len(start))
+            options.append((likeness(found), found))
+    return max(options, key=lambda option: option[0])[1]
 
 
-def are_alike(things: Sequence[Part]) -> bool:
-    """Whether all are copies of one, about the same size and the same shape."""
+def likeness(things: Sequence[Part]) -> float:
+    """How alike things are in shape and size, in [0, 1]: 1 is copies, `LONE` a thing alone."""
     if len(things) < 2:
-        return True
-    sizes = np.array([[one.box[2] - one.box[0], one.box[3] - one.box[1]] for one in things])
-    if (sizes.min(axis=0) < SIZES * sizes.max(axis=0)).any():
-        return False
+        return LONE
     areas = [one.area for one in things]
-    if min(areas) < SIZES * max(areas):
-        return False
     shapes = [_raster(one) for one in things]
-    return all(_overlap(one, other) >= ALIKE for one, other in combinations(shapes, 2))
+    sizes = np.array([[one.box[2] - one.box[0], one.box[3] - one.box[1]] for one in things])
+    found = []
+    for one, other in combinations(range(len(things)), 2):
+        pair = sizes[[one, other]]
+        size = float((pair.min(axis=0) / pair.max(axis=0)).min())
+        area = min(areas[one], areas[other]) / max(areas[one], areas[other])
+        found.append(_overlap(shapes[one], shapes[other]) * min(size, area) ** 0.5)
+    return float(np.mean(found))
 
 
 def _without_specks(parts: Sequence[Part], least: float = SPECK) -> list[Part]:
@@ -109,7 +138,8 @@ def _parted(things: Sequence[Part], side: int) -> list[Part]:
             _overlap(one, other[:, ::-1]) >= _overlap(one, other)
             for one, other in combinations(shapes, 2)
         )
-        found += pieces if len(pieces) > 1 and are_alike(pieces) and not mirrored else [thing]
+        copied = len(pieces) > 1 and likeness(pieces) >= COPIES and not mirrored
+        found += pieces if copied else [thing]
     return found
 
 
