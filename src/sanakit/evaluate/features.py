@@ -59,6 +59,19 @@ class PictureSet(Protocol):
         ...
 
 
+class Describer(Protocol):
+    """What gives each picture a row of numbers."""
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells its numbers from those of others."""
+        ...
+
+    def __call__(self, pictures: Pixels, /) -> Tensor:
+        """Pixels ``b h w 3`` to ``b d``."""
+        ...
+
+
 class FeatureNetwork(nn.Module):
     """Pictures to features, frozen and in fp32."""
 
@@ -130,7 +143,7 @@ def load_features(path: str | Path | None = None) -> FeatureNetwork:
 
 
 def features_of(
-    network: FeatureNetwork,
+    network: Describer,
     pictures: PictureSet,
     *,
     asked: object = None,
@@ -151,7 +164,7 @@ def features_of(
         raise ConfigError("no pictures to take features of", hint="evaluate at least one")
     folder = None
     if cache is not None:
-        folder = cache / f"{NAME}-{_key(network, pictures, asked)}"
+        folder = cache / f"features-{_key(network, pictures, asked)}"
         folder.mkdir(parents=True, exist_ok=True)
     found = []
     for first in range(0, count, CHUNK):
@@ -169,7 +182,7 @@ def features_of(
     return np.concatenate(found)
 
 
-def _key(network: FeatureNetwork, pictures: PictureSet, asked: object) -> str:
+def _key(network: Describer, pictures: PictureSet, asked: object) -> str:
     if asked is None:
         if not isinstance(pictures, np.ndarray):
             raise ConfigError(

@@ -119,9 +119,7 @@ class Reference:
             ConfigError: as :meth:`distance`.
         """
         projected, count = self._projected(features), len(features)
-        rng = np.random.default_rng(seed)
-        draws = [rng.multinomial(count, [1 / count] * count) for _ in range(resamples)]
-        found = [self._from(projected, chosen.astype(np.float64)) for chosen in draws]
+        found = [self._from(projected, chosen) for chosen in _draws(count, resamples, seed)]
         return ResampledDistance(self._from(projected, np.ones(count)), np.array(found), count)
 
     def _projected(self, features: Rows) -> tuple[Rows, Rows]:
@@ -154,6 +152,41 @@ def frechet_distance(features: Rows, reference: Rows) -> float:
         ConfigError: fewer than two samples, or two widths.
     """
     return Reference(reference).distance(features)
+
+
+def paired_distance(
+    features: Rows, reference: Rows, *, resamples: int = RESAMPLES, seed: int = 0
+) -> ResampledDistance:
+    """The Fréchet distance of two sets whose rows belong together, such as copies of pictures.
+
+    Pairs are resampled whole, so that what copies share widens no interval.
+
+    Raises:
+        ConfigError: fewer than two samples, or sets of two shapes.
+    """
+    one, other = _rows(features), _rows(reference, width=features.shape[1])
+    if len(one) != len(other):
+        raise ConfigError(f"{len(one)} samples against {len(other)}: pairs are needed")
+    count = len(one)
+
+    def of(weights: npt.NDArray[np.float64]) -> float:
+        chosen = weights > 0
+        repeated = np.sqrt(weights[chosen])[:, None]
+        apart, factors, trace = np.zeros(one.shape[1]), [], 0.0
+        for rows, sign in ((one[chosen], 1), (other[chosen], -1)):
+            mean = weights[chosen] @ rows / count
+            centred = repeated * (rows - mean)
+            apart += sign * mean
+            trace += float(np.square(centred).sum())
+            wide = len(centred) <= centred.shape[1]
+            factors.append(centred if wide else np.asarray(np.linalg.qr(centred, mode="r")))
+        # tr (A^1/2 B A^1/2)^1/2 is the sum of the singular values of X Y' / (n - 1), X and Y the
+        # centred samples; the triangles of many samples have the same ones.
+        roots = np.linalg.svd(factors[0] @ factors[1].T, compute_uv=False).sum()
+        return max(0.0, float(np.square(apart).sum() + (trace - 2 * roots) / (count - 1)))
+
+    draws = _draws(count, resamples, seed)
+    return ResampledDistance(of(np.ones(count)), np.array([of(each) for each in draws]), count)
 
 
 def kernel_distance(features: Rows, reference: Rows) -> Estimate:
@@ -255,6 +288,13 @@ def _unbiased(one: Rows, other: Rows) -> float:
 def _root(covariance: Square) -> Square:
     values, vectors = np.linalg.eigh(covariance)
     return np.asarray(vectors * np.sqrt(values.clip(0)) @ vectors.T)
+
+
+def _draws(count: int, resamples: int, seed: int) -> list[npt.NDArray[np.float64]]:
+    """How often each of ``count`` samples is drawn, with replacement, in each resample."""
+    rng = np.random.default_rng(seed)
+    chosen = [rng.integers(count, size=count) for _ in range(resamples)]
+    return [np.bincount(each, minlength=count).astype(np.float64) for each in chosen]
 
 
 def _rows(features: Rows, *, least: int = 2, width: int | None = None) -> Rows:

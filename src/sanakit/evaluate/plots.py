@@ -20,7 +20,7 @@ from sanakit.weights.atomic import replacing
 
 WIDE, TALL = 720, 400
 BINS = 40
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 20, 64, 52
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 20, 76, 52
 _COLOURS = ((74, 111, 165), (200, 85, 61), (88, 129, 87), (142, 108, 138))
 _INK, _PALE, _PAPER, _FAINT = (34, 34, 34), (221, 221, 221), (255, 255, 255), (236, 236, 240)
 _GAP, _LINE = 12, 16
@@ -32,6 +32,16 @@ class Mark:
 
     at: float
     label: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A value with the ends of its interval, where it has one."""
+
+    at: float
+    value: float
+    low: float | None = None
+    high: float | None = None
 
 
 def histograms(
@@ -52,53 +62,60 @@ def histograms(
         if not len(some) or not np.isfinite(some).all():
             raise ConfigError(f"{name}: {len(some)} samples, not all of them finite numbers")
     every = np.concatenate([*values.values(), [mark.at for mark in marks]])
-    low, high = float(every.min()), float(every.max())
-    step = _round_step(max(high - low, 1e-9 * abs(high), 1e-12) / 6)
-    low, high = math.floor(low / step) * step, math.ceil(high / step + 1e-9) * step
-    edges = np.linspace(low, high, bins + 1)
+    across = _Axis.over(float(every.min()), float(every.max()))
+    edges = np.linspace(across.low, across.high, bins + 1)
     shares = {name: np.histogram(some, edges)[0] / len(some) for name, some in values.items()}
     most = max(float(some.max()) for some in shares.values())
-
-    image = Image.new("RGB", (WIDE, TALL), _PAPER)
-    draw = ImageDraw.Draw(image, "RGBA")
-    right, floor = WIDE - _RIGHT, TALL - _BOTTOM
-
-    def across(value: float) -> float:
-        return _LEFT + (value - low) / (high - low) * (right - _LEFT)
-
-    def up(share: float) -> float:
-        return floor - share / most * (floor - _TOP)
-
-    for share in np.arange(0, most + 1e-9, _round_step(most / 4)):
-        draw.line((_LEFT, up(share), right, up(share)), _PALE)
-        draw.text((_LEFT - 6, up(share)), f"{share:.3g}", _INK, _font(11), anchor="rm")
-    for tick in np.arange(low, high + step / 2, step):
-        draw.line((across(tick), floor, across(tick), floor + 4), _INK)
-        text = f"{0.0 if abs(tick) < step / 2 else tick:.6g}"
-        draw.text((across(tick), floor + 6), text, _INK, _font(11), anchor="ma")
-    draw.line((_LEFT, floor, right, floor), _INK)
-    x = float(_LEFT)
-    for number, (name, heights) in enumerate(shares.items()):
-        colour = _COLOURS[number % len(_COLOURS)]
-        outline: list[tuple[float, float]] = [(_LEFT, floor)]
-        for height, left, after in zip(heights, edges[:-1], edges[1:], strict=True):
-            outline += [(across(left), up(height)), (across(after), up(height))]
-        outline.append((right, floor))
-        draw.polygon(outline, (*colour, 70))
-        draw.line(outline, (*colour, 255), 2)
-        label = f"{name} ({len(values[name]):,})"
-        draw.rectangle((x, 38, x + 11, 49), (*colour, 160))
-        draw.text((x + 16, 44), label, _INK, _font(12), anchor="lm")
-        x += 34 + _font(12).getlength(label)
+    legend = [f"{name} ({len(some):,})" for name, some in values.items()]
+    frame = _Frame(across, _Axis.over(0.0, most), title=title, names=(axis, "share"), legend=legend)
+    for colour, heights in zip(_cycle(len(shares)), shares.values(), strict=True):
+        outline = [frame.place(across.low, 0)]
+        for height, left, right in zip(heights, edges[:-1], edges[1:], strict=True):
+            outline += [frame.place(left, height), frame.place(right, height)]
+        outline.append(frame.place(across.high, 0))
+        frame.draw.polygon(outline, (*colour, 70))
+        frame.draw.line(outline, (*colour, 255), 2)
     for number, mark in enumerate(marks):
-        draw.line((across(mark.at), _TOP, across(mark.at), floor), (*_INK, 160), 2)
-        beside = across(mark.at) > (_LEFT + right) / 2
-        place = (across(mark.at) + (-5 if beside else 5), _TOP + 8 + number * _LINE)
-        draw.text(place, mark.label, _INK, _font(12), anchor="rm" if beside else "lm")
-    draw.text((_LEFT, 12), title, _INK, _font(15))
-    draw.text(((_LEFT + right) / 2, TALL - 20), axis, _INK, _font(12), anchor="mm")
-    draw.text((8, _TOP - 12), "share", _INK, _font(11), anchor="lm")
-    return image
+        x, top = frame.place(mark.at, frame.up.high)
+        frame.draw.line((x, top, *frame.place(mark.at, 0)), (*_INK, 160), 2)
+        beyond = x > WIDE / 2
+        place = (x + (-5 if beyond else 5), top + 8 + number * _LINE)
+        frame.draw.text(place, mark.label, _INK, _font(12), anchor="rm" if beyond else "lm")
+    return frame.image
+
+
+def lines(
+    series: Mapping[str, Sequence[Point]], *, title: str, across: str, up: str
+) -> Image.Image:
+    """Values over positive numbers in steps of two, with whiskers where there are intervals.
+
+    Raises:
+        ConfigError: there is nothing to draw.
+    """
+    every = [point for points in series.values() for point in points]
+    if not every:
+        raise ConfigError("a plot of no points", hint="evaluate at least one")
+    counts = sorted({point.at for point in every})
+    axis = _Axis(
+        math.log2(counts[0]) - 0.25,
+        math.log2(counts[-1]) + 0.25,
+        [(math.log2(at), f"{at:,g}") for at in counts],
+    )
+    tall = _Axis.over(0.0, max(max(p.value, p.high or p.value) for p in every))
+    frame = _Frame(axis, tall, title=title, names=(across, up), legend=list(series))
+    for colour, points in zip(_cycle(len(series)), series.values(), strict=True):
+        places = [frame.place(math.log2(point.at), point.value) for point in points]
+        frame.draw.line(places, (*colour, 255), 2)
+        for point, (x, y) in zip(points, places, strict=True):
+            frame.draw.ellipse((x - 3, y - 3, x + 3, y + 3), (*colour, 255))
+            if point.low is not None and point.high is not None:
+                ends = [
+                    frame.place(math.log2(point.at), each)[1] for each in (point.low, point.high)
+                ]
+                frame.draw.line((x, ends[0], x, ends[1]), (*colour, 255), 2)
+                for end in ends:
+                    frame.draw.line((x - 4, end, x + 4, end), (*colour, 255), 2)
+    return frame.image
 
 
 def sheet(
@@ -149,6 +166,64 @@ def save(image: Image.Image, path: Path) -> None:
     """
     with replacing(path) as temporary, temporary.open("wb") as file:
         image.save(file, "PNG", optimize=True)
+
+
+@dataclass(frozen=True)
+class _Axis:
+    low: float
+    high: float
+    ticks: Sequence[tuple[float, str]]
+
+    @classmethod
+    def over(cls, low: float, high: float) -> _Axis:
+        """Round numbers below, between and above two values, which may be equal."""
+        step = _round_step(max(high - low, 1e-6 * abs(high), 1e-12) / 6)
+        first, last = math.floor(low / step + 1e-9), max(1, math.ceil(high / step - 1e-9))
+        last = max(last, first + 1)
+        ticks = [(number * step, f"{number * step:.6g}") for number in range(first, last + 1)]
+        return cls(first * step, last * step, ticks)
+
+    def share(self, value: float) -> float:
+        return (value - self.low) / (self.high - self.low)
+
+
+class _Frame:
+    """Title, axes, names and legend; what is drawn inside is placed by :meth:`place`."""
+
+    def __init__(
+        self, across: _Axis, up: _Axis, *, title: str, names: tuple[str, str], legend: Sequence[str]
+    ) -> None:
+        self.across, self.up = across, up
+        self.image = Image.new("RGB", (WIDE, TALL), _PAPER)
+        self.draw = ImageDraw.Draw(self.image, "RGBA")
+        for value, text in up.ticks:
+            (left, y), (right, _) = self.place(across.low, value), self.place(across.high, value)
+            self.draw.line((left, y, right, y), _PALE)
+            self.draw.text((left - 6, y), text, _INK, _font(11), anchor="rm")
+        floor = self.place(across.low, up.low)[1]
+        for value, text in across.ticks:
+            x = self.place(value, up.low)[0]
+            self.draw.line((x, floor, x, floor + 4), _INK)
+            self.draw.text((x, floor + 6), text, _INK, _font(11), anchor="ma")
+        self.draw.line((_LEFT, floor, WIDE - _RIGHT, floor), _INK)
+        self.draw.text((_LEFT, 12), title, _INK, _font(15))
+        middle = (_LEFT + WIDE - _RIGHT) / 2
+        self.draw.text((middle, TALL - 18), names[0], _INK, _font(12), anchor="mm")
+        self.draw.text((8, _TOP - 14), names[1], _INK, _font(11), anchor="lm")
+        x = WIDE - _RIGHT
+        for colour, name in reversed(list(zip(_cycle(len(legend)), legend, strict=True))):
+            x -= int(_font(12).getlength(name)) + 34
+            self.draw.rectangle((x, 42, x + 11, 53), (*colour, 160))
+            self.draw.text((x + 16, 48), name, _INK, _font(12), anchor="lm")
+
+    def place(self, x: float, y: float) -> tuple[float, float]:
+        """Where a point is, px."""
+        wide, tall = WIDE - _RIGHT - _LEFT, TALL - _BOTTOM - _TOP
+        return _LEFT + self.across.share(x) * wide, _TOP + (1 - self.up.share(y)) * tall
+
+
+def _cycle(count: int) -> list[tuple[int, int, int]]:
+    return [_COLOURS[number % len(_COLOURS)] for number in range(count)]
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:

@@ -77,7 +77,7 @@ class Mixture:
         places = np.searchsorted(self._upto, rng.random(count) * self._upto[-1], side="right")
         places = np.minimum(places, len(self.numbers) - 1)
         return [
-            self._composite(rng) if kind else self._picture(int(self.numbers[place]), rng)
+            self._composite(rng) if kind else self.sample_of(int(self.numbers[place]), rng)
             for kind, place in zip(kinds.tolist(), places.tolist(), strict=True)
         ]
 
@@ -102,7 +102,8 @@ class Mixture:
         behind = np.array([BACKGROUNDS[one.background] for one in samples])
         return compose(self.rgba(samples), behind)
 
-    def _picture(self, number: int, rng: np.random.Generator) -> Sample:
+    def sample_of(self, number: int, rng: np.random.Generator) -> Sample:
+        """Picture ``number`` on a background, with a caption."""
         record = self.pictures.records[number]
         names = [name for name in BACKGROUNDS if name not in record.hidden_on] or list(BACKGROUNDS)
         draws = rng.random(4)
