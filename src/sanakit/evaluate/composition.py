@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -46,10 +46,9 @@ class Finding:
     pieces: int = 0
     """Parts that the background does not connect."""
 
-    def to_json(self) -> dict[str, object]:
-        """As JSON values."""
-        found = [[one.concept, round(one.likeness, 3)] for one in self.things]
-        return {"background": self.background, "colour": self.colour, "things": found}
+    def by_other_art(self) -> Finding:
+        """The same, with things known by other art than that of the prompt's real picture."""
+        return replace(self, things=tuple(replace(one, concept=one.other) for one in self.things))
 
 
 @dataclass
@@ -61,7 +60,7 @@ class _Looked:
 
 
 def find(
-    pictures: Sequence[Pixels],
+    pictures: Iterable[Pixels],
     prompts: Sequence[Wanted],
     known: KnownThings | None,
     describe: Describe,
@@ -72,9 +71,7 @@ def find(
     things the one is taken in which they are most like known ones.
     """
     looked = [_look(picture, one.kind) for picture, one in zip(pictures, prompts, strict=True)]
-    crops = [
-        crop(one.seen, thing) for one in looked for option in one.options for thing in option
-    ]
+    crops = [crop(one.seen, thing) for one in looked for option in one.options for thing in option]
     features = iter(describe(np.stack(crops)) if crops else ())
     found = []
     for one, prompt in zip(looked, prompts, strict=True):
@@ -151,12 +148,11 @@ def colour_word(seen: Seen) -> str:
     return WORDS[hue if named[hue] >= HUE * named.sum() else int(named.argmax())]
 
 
-def is_right(finding: Finding, wanted: Wanted, *, other_art: bool = False) -> bool:
+def is_right(finding: Finding, wanted: Wanted) -> bool:
     """Whether what was found is what the prompt says of the one thing that its kind is about.
 
     Of a relation: both things are there, the first is before the other along its axis, and they
-    stand along this axis rather than across it. ``other_art`` identifies things by pictures other
-    than the very art that the prompt's real picture shows.
+    stand along this axis rather than across it. Of a count: so many things, whatever they are.
     """
     if wanted.kind == "background":
         return finding.background == wanted.background
@@ -164,35 +160,25 @@ def is_right(finding: Finding, wanted: Wanted, *, other_art: bool = False) -> bo
         return finding.colour == wanted.colour
     if wanted.kind == "count":
         return len(finding.things) == wanted.count
-    return both_found(finding, wanted, other_art=other_art) and in_order(
-        finding, wanted, other_art=other_art
-    )
+    return both_found(finding, wanted) and _in_order(finding, wanted)
 
 
-def both_found(finding: Finding, wanted: Wanted, *, other_art: bool = False) -> bool:
+def both_found(finding: Finding, wanted: Wanted) -> bool:
     """Whether the things that were found are those of a relation, in any place."""
-    return sorted(_names(finding, other_art)) == sorted(wanted.things)
+    return sorted(one.concept for one in finding.things) == sorted(wanted.things)
 
 
-def in_order(finding: Finding, wanted: Wanted, *, other_art: bool = False) -> bool:
-    """Whether two things, both found, stand as the relation says."""
+def _in_order(finding: Finding, wanted: Wanted) -> bool:
     axis = 0 if wanted.arrangement == "across" else 1
-    order = sorted(range(2), key=lambda number: finding.things[number].centre[axis])
-    first, second = (finding.things[number].centre for number in order)
-    apart = [abs(one - other) for one, other in zip(first, second, strict=True)]
-    names = _names(finding, other_art)
-    named = tuple(names[number] for number in order) == wanted.things
-    return named and apart[axis] > apart[1 - axis]
+    first, second = sorted(finding.things, key=lambda one: one.centre[axis])
+    apart = [abs(one - other) for one, other in zip(first.centre, second.centre, strict=True)]
+    return (first.concept, second.concept) == wanted.things and apart[axis] > apart[1 - axis]
 
 
-def thing_found(finding: Finding, wanted: Wanted, *, other_art: bool = False) -> bool:
+def thing_found(finding: Finding, wanted: Wanted) -> bool:
     """Whether most things that were counted are the one that the prompt names."""
-    names = Counter(_names(finding, other_art))
+    names = Counter(one.concept for one in finding.things)
     return bool(names) and names.most_common(1)[0][0] == wanted.things[0]
-
-
-def _names(finding: Finding, other_art: bool) -> list[str]:
-    return [one.other if other_art else one.concept for one in finding.things]
 
 
 Rule = Callable[[Finding, Wanted], bool]

@@ -12,7 +12,17 @@ from PIL import Image
 from sanakit.data.glyph.backgrounds import BACKGROUNDS
 from sanakit.data.glyph.pictures import GlyphPictures, compose
 from sanakit.errors import DataError
-from sanakit.evaluate.segmentation import PLAIN, SURE, Part, Pixels, Seen, joined, label, take_apart
+from sanakit.evaluate.segmentation import (
+    PLAIN,
+    SURE,
+    Part,
+    Pixels,
+    Seen,
+    joined,
+    label,
+    oklab,
+    take_apart,
+)
 from sanakit.pipeline.images import to_pixels
 
 CROP = 112
@@ -20,8 +30,13 @@ CROP = 112
 MARGIN = 0.06
 """Room around a thing in its crop, as a part of its longer side."""
 PAPER = 0.8  # gray: neither white things nor black ones vanish on it
-MOST_OF_CONCEPT = 8
+MOST_OF_CONCEPT = 16
 """Pictures of a concept that are known, of as many styles as there are."""
+GRID = 24
+SHAPE = 0.5  # how much the shape counts beside what the network sees
+DRAWN = 0.15  # Oklab: what is so far from the paper is fully there
+PAINT = 0.1  # Oklab: how far the colours of a thing painted in one colour are from its median
+PAINTED = 0.85  # part of a thing that must be so near
 
 Describe = Callable[[Pixels], npt.NDArray[np.float32]]
 """Crops ``b s s 3`` to what is compared of them, ``b d``."""
@@ -31,7 +46,8 @@ def crop(seen: Seen, thing: Part) -> Pixels:
     """A thing alone on gray paper, in the middle of a square; ``s s 3``.
 
     What it encloses counts as its inside. Where that has the background's colour it is white,
-    whichever background that was: the white of an eye on white, and the hole of a ring.
+    whichever background that was: the white of an eye on white, and the hole of a ring. A thing
+    of one colour becomes black, since what it is does not depend on its paint.
     """
     left, top, right, bottom = (int(edge) for edge in thing.box)
     pad = 2
@@ -51,6 +67,8 @@ def crop(seen: Seen, thing: Part) -> Pixels:
     low = PLAIN / 2
     alpha = np.clip((seen.strength[window] - low) / (SURE - low), 0, 1) * near
     paint = seen.pixels[window].astype(np.float32) / 255
+    if _is_painted(seen.lab[window][_core(own)]):
+        paint = np.zeros_like(paint)
     paint = np.where((inside & ~own)[..., None], 1.0, paint)
     alpha = np.where(inside, np.where(own, np.maximum(alpha, 0.5), 1.0), alpha)[..., None]
     shown = PAPER + alpha * (paint - PAPER)
@@ -62,10 +80,49 @@ def crop(seen: Seen, thing: Part) -> Pixels:
     return np.asarray(image.resize((CROP, CROP), Image.Resampling.BICUBIC), dtype=np.uint8)
 
 
+def _core(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """What is inside, away from soft edges; all of it if nothing is."""
+    inner = mask.copy()
+    for axis in (0, 1):
+        inner &= np.roll(mask, 1, axis) & np.roll(mask, -1, axis)
+    return inner if inner.sum() >= 0.2 * mask.sum() else mask
+
+
+def _is_painted(lab: npt.NDArray[np.float32]) -> bool:
+    return bool((np.linalg.norm(lab - np.median(lab, axis=0), axis=1) <= PAINT).mean() >= PAINTED)
+
+
 def _enclosed(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """The mask and everything that it shuts off from the border."""
     outside = np.pad(~mask, 1, constant_values=True)
     return (label(outside) != label(outside)[0, 0])[1:-1, 1:-1]
+
+
+def with_shapes(describe: Describe) -> Describe:
+    """What a network sees and, beside it, the plain shape: both of unit length, the shape halved.
+
+    Networks that know photographs take one silhouette for another; shapes alone do not know the
+    same thing in another style.
+    """
+
+    def both(crops: Pixels) -> npt.NDArray[np.float32]:
+        seen, shapes = describe(crops), shapes_of(crops)
+        return np.concatenate([_unit(seen), SHAPE * _unit(shapes)], axis=1)
+
+    return both
+
+
+def shapes_of(crops: Pixels) -> npt.NDArray[np.float32]:
+    """How much each of 24 x 24 areas differs from the paper, without its mean; ``b 576``."""
+    small = [Image.fromarray(one).resize((GRID, GRID), Image.Resampling.BOX) for one in crops]
+    lab = oklab(np.stack([np.asarray(one, dtype=np.float32) for one in small]) / 255)
+    apart = np.linalg.norm(lab - oklab([PAPER] * 3), axis=-1).reshape(len(crops), -1)
+    drawn = np.minimum(apart / DRAWN, 1)
+    return (drawn - drawn.mean(axis=1, keepdims=True)).astype(np.float32)
+
+
+def _unit(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
 
 
 @dataclass(frozen=True)
@@ -107,9 +164,14 @@ def known_things(
     """
     wanted = sorted(set(concepts))
     rows: dict[str, list[int]] = {name: [] for name in wanted}
+    drawings = set()
     for number, one in enumerate(pictures.records):
         if one.name in rows and one.cutout and one.split == "train" and one.weight > 0:
-            rows[one.name].append(number)
+            # One drawing is painted in many colours: one of them is enough.
+            drawing = one.id.rpartition("/")[0] if one.painted else one.id
+            if drawing not in drawings:
+                drawings.add(drawing)
+                rows[one.name].append(number)
     crops, numbers = [], []
     for name, found in rows.items():
         if not found:
@@ -121,7 +183,7 @@ def known_things(
     return KnownThings(
         concepts=tuple(pictures.records[number].name for number in numbers),
         numbers=tuple(numbers),
-        features=features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-9),
+        features=_unit(features),
     )
 
 

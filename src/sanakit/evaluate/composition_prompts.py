@@ -53,7 +53,7 @@ class Wanted:
 
     @property
     def background(self) -> str:
-        """Its name; only prompts of the kind "background" and of other colours than white say it."""
+        """Its name; every prompt says it but for white, which only the kind "background" says."""
         return self.sample.background
 
     @property

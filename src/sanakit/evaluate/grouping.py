@@ -151,22 +151,23 @@ def _cut(thing: Part, radius: int) -> list[Part]:
     mask[thing.pixels[:, 0] - top + edge, thing.pixels[:, 1] - left + edge] = True
     core = mask
     for _ in range(radius):
-        core = core & _shifted(core, all)
+        core = _neighbours(core).all(axis=0)
     labels = label(core)
-    numbers = [n for n in range(1, int(labels.max()) + 1) if (labels == n).sum() >= 0.1 * core.sum()]
+    numbers = [
+        n for n in range(1, int(labels.max()) + 1) if (labels == n).sum() >= 0.1 * core.sum()
+    ]
     pieces = []
     for number in numbers:
         piece = labels == number
         for _ in range(radius):
-            piece = _shifted(piece, any) & mask
-        pieces.append(Part(np.argwhere(piece) + [top - edge, left - edge]))
+            piece = _neighbours(piece).any(axis=0) & mask
+        pieces.append(Part(np.argwhere(piece) + np.array([top - edge, left - edge])))
     return pieces
 
 
-def _shifted(mask: npt.NDArray[np.bool_], rule: object) -> npt.NDArray[np.bool_]:
-    """Whether all, or any, of the four neighbours and the pixel itself are set."""
-    near = np.stack([mask, *(np.roll(mask, step, axis) for step in (1, -1) for axis in (0, 1))])
-    return near.all(axis=0) if rule is all else near.any(axis=0)
+def _neighbours(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """The mask and its four shifts by a pixel, ``5 H W``."""
+    return np.stack([mask, *(np.roll(mask, step, axis) for step in (1, -1) for axis in (0, 1))])
 
 
 def _raster(thing: Part) -> npt.NDArray[np.float32]:
@@ -175,7 +176,7 @@ def _raster(thing: Part) -> npt.NDArray[np.float32]:
     mask = np.zeros((bottom - top, right - left), dtype=np.uint8)
     mask[thing.pixels[:, 0] - top, thing.pixels[:, 1] - left] = 255
     small = Image.fromarray(mask).resize((_RASTER, _RASTER), Image.Resampling.BOX)
-    return np.asarray(small, dtype=np.float32) / 255
+    return np.asarray(small, dtype=np.float32) / np.float32(255)
 
 
 def _overlap(one: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> float:

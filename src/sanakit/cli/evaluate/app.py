@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import typer
 
-from sanakit.cli.evaluate import autoencoder, generation, memorisation
+from sanakit.cli.evaluate import autoencoder, composition, generation, memorisation
 
 app = typer.Typer(
     help="Measure an autoencoder or a model: figures with intervals, as JSON and Markdown.",
     no_args_is_help=True,
 )
 app.command("autoencoder")(autoencoder.autoencoder)
+app.command("composition")(composition.composition)
 app.command("generation")(generation.generation)
 app.command("memorisation")(memorisation.memorisation)
