@@ -18,7 +18,6 @@ from sanakit.data.glyph.composites import SceneTable
 from sanakit.data.glyph.layout import Arrangement
 from sanakit.data.glyph.mixture import Sample
 from sanakit.data.glyph.pictures import Record
-from sanakit.data.glyph.scenes import Kind as SceneKind
 from sanakit.data.glyph.scenes import Scene, caption, facts
 from sanakit.data.glyph.shades import SHADES
 from sanakit.errors import ConfigError, DataError
@@ -26,7 +25,8 @@ from sanakit.errors import ConfigError, DataError
 Kind = Literal["background", "colour", "relation", "count"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 MOST = 4  # of one thing
-TRIES = 20_000
+TRIES = 1000
+MORE = "the list is made of what training leaves out: build more rows of the glyph set"
 OWN_COLOUR = 0.5
 """Of the colour prompts: things whose colour is their own; those of the rest are painted."""
 
@@ -109,7 +109,7 @@ def _held(records: Sequence[Record]) -> list[int]:
     if not found:
         raise DataError(
             "no picture of the split held_style shows one whole thing",
-            hint="build more rows: prompts of backgrounds and colours are made of them",
+            hint=MORE,
         )
     return found
 
@@ -119,7 +119,7 @@ def _backgrounds(records: Sequence[Record], rng: np.random.Generator) -> Iterato
     for name in itertools.cycle(BACKGROUNDS):
         shown = [number for number in numbers if name not in records[number].hidden_on]
         if not shown:
-            raise DataError(f"no held picture shows on a {name} background")
+            raise DataError(f"no held picture shows on a {name} background", hint=MORE)
         number = int(rng.choice(shown))
         words = captioned(records[number].captions[0], name)
         sample = Sample(caption=words, background=name, number=number)
@@ -133,7 +133,7 @@ def _colours(records: Sequence[Record], rng: np.random.Generator) -> Iterator[Wa
         if one.colour in SHADES and coloured(one.colour, one.name) and "white" not in one.hidden_on:
             pools.setdefault((one.painted, one.colour), []).append(number)
     if not pools:
-        raise DataError("no held picture has a colour word", hint="build the row recoloured")
+        raise DataError("no held picture has a colour word", hint=MORE)
     for turn in itertools.count():
         colours = [c for c in SHADES if (True, c) in pools or (False, c) in pools]
         colour = colours[turn // 2 % len(colours)]
@@ -150,7 +150,7 @@ def _colours(records: Sequence[Record], rng: np.random.Generator) -> Iterator[Wa
 def _relations(records: Sequence[Record], rng: np.random.Generator) -> Iterator[Wanted]:
     table = SceneTable(records)
     while True:
-        scene = _scene(table, "relation", rng)
+        scene = table.draw(rng, "held_scene", {"relation": 1.0})
         yield Wanted(
             kind="relation",
             sample=_said(scene, rng),
@@ -163,9 +163,15 @@ def _counts(records: Sequence[Record], rng: np.random.Generator) -> Iterator[Wan
     table = SceneTable(records)
     waiting: dict[int, list[Scene]] = {number: [] for number in range(1, MOST + 1)}
     for number in itertools.cycle(waiting):
-        while not waiting[number]:
-            scene = _scene(table, "count", rng, single=number == 1)
-            waiting[scene.things[0].count].append(scene)
+        for _ in range(TRIES):
+            if waiting[number]:
+                break
+            # No number of one is new to training: any will do.
+            scene = table.draw(rng, "train" if number == 1 else "held_scene", {"count": 1.0})
+            if (scene.things[0].count == 1) == (number == 1):
+                waiting[scene.things[0].count].append(scene)
+        else:
+            raise DataError(f"no held composite shows {number} of one thing", hint=MORE)
         scene = waiting[number].pop(0)
         yield Wanted(
             kind="count",
@@ -173,18 +179,6 @@ def _counts(records: Sequence[Record], rng: np.random.Generator) -> Iterator[Wan
             things=(scene.things[0].concept,),
             count=number,
         )
-
-
-def _scene(
-    table: SceneTable, kind: SceneKind, rng: np.random.Generator, *, single: bool = False
-) -> Scene:
-    """A scene of a kind that training never shows; of single things there is none, any will do."""
-    split: Literal["train", "held_scene"] = "train" if single else "held_scene"
-    for _ in range(TRIES):
-        scene = table.draw(rng, split, {kind: 1.0})
-        if scene.things[0].count == 1 or not single:
-            return scene
-    raise DataError(f"no {split} of kind {kind} was found in {TRIES} tries")
 
 
 def _said(scene: Scene, rng: np.random.Generator) -> Sample:

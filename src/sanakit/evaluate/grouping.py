@@ -18,6 +18,7 @@ LONE = 0.4  # likeness that several pieces must beat, not to be one thing
 FIRST = 0.15  # likeness by which any other way to count must beat the first
 COPIES = 0.75  # likeness of two things that touch
 BRIDGE = 0.012  # of the side: two copies may touch by what is no thicker than twice this
+CORE = 0.1  # of a thing without its border: a smaller piece is a corner, no copy
 _RASTER = 24
 
 
@@ -151,23 +152,24 @@ def _cut(thing: Part, radius: int) -> list[Part]:
     mask[thing.pixels[:, 0] - top + edge, thing.pixels[:, 1] - left + edge] = True
     core = mask
     for _ in range(radius):
-        core = _neighbours(core).all(axis=0)
+        core = np.logical_and.reduce(_neighbours(core))
     labels = label(core)
-    numbers = [
-        n for n in range(1, int(labels.max()) + 1) if (labels == n).sum() >= 0.1 * core.sum()
-    ]
+    areas = np.bincount(labels.ravel())
     pieces = []
-    for number in numbers:
+    for number in range(1, len(areas)):
+        if areas[number] < CORE * areas[1:].sum():
+            continue
         piece = labels == number
         for _ in range(radius):
-            piece = _neighbours(piece).any(axis=0) & mask
+            piece = np.logical_or.reduce(_neighbours(piece)) & mask
         pieces.append(Part(np.argwhere(piece) + np.array([top - edge, left - edge])))
     return pieces
 
 
 def _neighbours(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """The mask and its four shifts by a pixel, ``5 H W``."""
-    return np.stack([mask, *(np.roll(mask, step, axis) for step in (1, -1) for axis in (0, 1))])
+    shifts = [np.roll(mask, step, axis) for step in (1, -1) for axis in (0, 1)]
+    return np.stack([mask, *shifts])
 
 
 def _raster(thing: Part) -> npt.NDArray[np.float32]:

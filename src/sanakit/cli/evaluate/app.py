@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from sanakit.cli.evaluate import autoencoder, composition, generation, memorisation
+from sanakit.cli.evaluate import autoencoder, composition, generation, memorisation, standard
 
 app = typer.Typer(
     help="Measure an autoencoder or a model: figures with intervals, as JSON and Markdown.",
@@ -14,3 +14,4 @@ app.command("autoencoder")(autoencoder.autoencoder)
 app.command("composition")(composition.composition)
 app.command("generation")(generation.generation)
 app.command("memorisation")(memorisation.memorisation)
+app.command("standard")(standard.standard)
