@@ -97,7 +97,7 @@ def likeness(things: Sequence[Part]) -> float:
         pair = sizes[[one, other]]
         size = float((pair.min(axis=0) / pair.max(axis=0)).min())
         area = min(areas[one], areas[other]) / max(areas[one], areas[other])
-        found.append(_overlap(shapes[one], shapes[other]) * min(size, area) ** 0.5)
+        found.append(_overlap(shapes[one], shapes[other]) * min(size, area))
     return float(np.mean(found))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -29,10 +29,16 @@ from sanakit.cli.evaluate.options import (
     tell,
 )
 
+if TYPE_CHECKING:
+    from sanakit.evaluate.composition_prompts import Kind
+
 Each = Annotated[int, typer.Option("--count", "-n", help="Prompts of each kind.")]
 Kinds = Annotated[
-    list[Literal["background", "colour", "relation", "count"]] | None,
-    typer.Option("--kind", help="Judge this kind alone; may be repeated. Default: all four."),
+    list[str] | None,
+    typer.Option(
+        "--kind",
+        help="background, colour, relation or count; may be repeated. Default: all four.",
+    ),
 ]
 PromptsSeed = Annotated[int, typer.Option(help="Which list of prompts; 0 is the usual one.")]
 
@@ -74,7 +80,7 @@ def composition(
             out=out,
             cache=cache,
             count=count,
-            kinds=tuple(dict.fromkeys(kind or KINDS)),
+            kinds=cast("tuple[Kind, ...]", tuple(dict.fromkeys(kind or KINDS))),
             prompts_seed=prompts_seed,
             settings=draw_settings(seed, steps, guidance, solver, flow_shift),
             report=progress,
