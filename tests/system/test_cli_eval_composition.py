@@ -15,6 +15,7 @@ from PIL import Image
 
 from command_line import sanakit
 from sanakit.data.glyph.pictures import GlyphPictures
+from sanakit.data.scoring import Scorer
 from sanakit.evaluate import features, standard_scores
 from sanakit.pipeline.generate import Pipeline
 from tiny import write_tiny
@@ -165,6 +166,10 @@ def test_clip_score_of_a_local_model_and_what_it_needs(model: str, tmp_path: Pat
     assert figures["CLIP score"]["value"] == pytest.approx(
         np.mean(list(by_prompt.values())), abs=1e-3
     )
+    scorer = Scorer(clip, dtype="float32", device="cpu")
+    with Image.open("runs/eval/standard/clip/pictures/00001.png") as image, torch.no_grad():
+        cosine = (scorer.texts(["a blue house"]) * scorer.pictures([image])).sum()
+    assert by_prompt["00001"] == pytest.approx(max(0.0, 100 * float(cosine)), abs=1e-3)
     assert 0 <= figures["CLIP score"]["low"] <= figures["CLIP score"]["high"] <= 100
     assert figures["CLIP score: other prompts"]["value"] != figures["CLIP score"]["value"]
     for options, said in (

@@ -12,7 +12,7 @@ from sanakit.data.glyph.backgrounds import BACKGROUNDS
 from sanakit.data.glyph.pictures import GlyphPictures
 from sanakit.data.glyph.shades import SHADES
 from sanakit.errors import ConfigError, DataError
-from sanakit.evaluate.composition import Finding, both_found, find, is_right, shuffled
+from sanakit.evaluate.composition import Finding, Sighting, both_found, find, is_right, shuffled
 from sanakit.evaluate.composition_judge import KnownThings, crop, known_things, shapes_of
 from sanakit.evaluate.composition_prompts import KINDS, Wanted, wanted_prompts
 from sanakit.evaluate.composition_run import (
@@ -24,6 +24,7 @@ from sanakit.evaluate.composition_run import (
     real_pictures,
     verdict,
 )
+from sanakit.evaluate.grouping import two_things
 from sanakit.evaluate.segmentation import joined, take_apart
 from tiny_compositions import NAMES, tiny_compositions
 
@@ -203,6 +204,76 @@ def test_known_things_are_pictures_of_training_and_each_drawing_once(
     assert found.nearest(features, without=found.numbers[:1])[0] == found.concepts[1]
     with pytest.raises(DataError, match="whole zebra"):
         known_things(pictures, ["zebra"], shapes_of)
+
+
+def test_of_several_ways_to_see_two_things_the_known_ones_are_taken(
+    prompts: list[Wanted],
+) -> None:
+    picture = np.full((128, 128, 3), 255, np.uint8)
+    for row in range(5):  # dashes, farther from each other than from the square
+        picture[20 + 20 * row : 26 + 20 * row, 10:50] = 0
+    picture[40:84, 58:102] = 0
+    seen = take_apart(picture)
+    ways = two_things(seen.parts)
+    right = next(way for way in ways if {part.box[0] for part in way} == {10, 58})
+    assert ways[0] is not right
+    some = next(w for w in prompts if w.kind == "relation")
+    wanted = replace(some, things=("dashes", "square"), arrangement="across")
+    parts = sorted(right, key=lambda part: part.box[0])
+    features = shapes_of(np.stack([crop(seen, part) for part in parts]))
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    both = KnownThings(wanted.things, (0, 1), unit)
+    (finding,) = find([picture], [wanted], both, shapes_of)
+    assert is_right(finding, wanted)
+
+
+def test_a_background_of_stripes_or_of_an_unknown_colour_has_no_name(
+    prompts: list[Wanted],
+) -> None:
+    gray = np.full((64, 64, 3), 120, np.uint8)
+    striped = np.full((64, 64, 3), 255, np.uint8)
+    striped[::2] = (200, 30, 40)
+    striped[1::4] = (20, 160, 60)
+    found = find([gray, striped], prompts[:2], None, shapes_of)
+    assert [one.background for one in found] == ["", ""]
+
+
+def sighted(*things: tuple[str, float, float]) -> Finding:
+    return Finding(
+        background="white",
+        colour="",
+        things=tuple(
+            Sighting(concept=name, other=name, likeness=1.0, centre=(x, y)) for name, x, y in things
+        ),
+    )
+
+
+def test_a_relation_needs_both_things_their_order_and_its_axis(prompts: list[Wanted]) -> None:
+    some = next(w for w in prompts if w.kind == "relation")
+    wanted = replace(some, things=("cat", "key"), arrangement="across")
+    right = sighted(("cat", 0.2, 0.5), ("key", 0.8, 0.4))
+    assert is_right(right, wanted)
+    assert not is_right(right, replace(wanted, arrangement="down"))
+    assert is_right(
+        sighted(("key", 0.3, 0.8), ("cat", 0.4, 0.2)), replace(wanted, arrangement="down")
+    )
+    for wrong in (
+        sighted(("cat", 0.8, 0.5), ("key", 0.2, 0.4)),
+        sighted(("cat", 0.4, 0.2), ("key", 0.6, 0.8)),  # above rather than left of
+        sighted(("cat", 0.2, 0.5), ("cat", 0.8, 0.4)),
+        sighted(("cat", 0.2, 0.5)),
+        sighted(),
+    ):
+        assert not is_right(wrong, wanted)
+    assert both_found(sighted(("key", 0.1, 0), ("cat", 0.9, 0)), wanted)
+
+
+def test_the_floor_asks_each_picture_all_prompts_but_its_own(prompts: list[Wanted]) -> None:
+    counts = [w for w in prompts if w.kind == "count"][:4]  # one, two, three, four
+    findings = [sighted(*[("x", 0.0, 0.0)] * one.count) for one in counts]
+    assert shuffled(findings, counts, is_right) == [0, 0, 0, 0]
+    assert shuffled(findings, [counts[0]] * 4, is_right) == [1, 0, 0, 0]
+    assert shuffled(findings[:1], counts[:1], is_right) == []
 
 
 def test_figures_stand_between_floor_and_ceilings(
