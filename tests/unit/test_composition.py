@@ -13,7 +13,15 @@ from sanakit.data.glyph.pictures import GlyphPictures
 from sanakit.data.glyph.shades import SHADES
 from sanakit.errors import ConfigError, DataError
 from sanakit.evaluate.composition import Finding, Sighting, both_found, find, is_right, shuffled
-from sanakit.evaluate.composition_judge import KnownThings, crop, known_things, shapes_of
+from sanakit.evaluate.composition_judge import (
+    SHAPE,
+    KnownThings,
+    colours_of,
+    crop,
+    known_things,
+    shapes_of,
+    with_plain_looks,
+)
 from sanakit.evaluate.composition_prompts import KINDS, Wanted, wanted_prompts
 from sanakit.evaluate.composition_run import (
     MEASURES,
@@ -193,6 +201,31 @@ def test_a_crop_knows_neither_place_nor_background_nor_paint(pictures: GlyphPict
         assert abs(crops[0].astype(int) - other).mean() < 2
 
 
+def test_looks_know_things_that_are_blurred_and_networks_alone_need_not() -> None:
+    rng = np.random.default_rng(0)
+    crops = np.full((12, 112, 112, 3), 204, np.uint8)
+    for one in crops:
+        for _ in range(4):
+            top, left = rng.integers(8, 60, 2)
+            one[top : top + 40, left : left + 40] = rng.integers(0, 256, 3)
+    small = crops.reshape(12, 16, 7, 16, 7, 3).mean(axis=(2, 4)).astype(np.uint8)
+    blurred = small.repeat(7, axis=1).repeat(7, axis=2)
+
+    def blind(some: np.ndarray) -> np.ndarray:
+        return np.ones((len(some), 4), np.float32)
+
+    looks = with_plain_looks(blind)
+    for describe in (shapes_of, colours_of, looks):
+        sharp, soft = describe(crops), describe(blurred)
+        assert (soft @ sharp.T).argmax(axis=1).tolist() == list(range(12))
+        np.testing.assert_allclose(describe(crops[3:4])[0], sharp[3], atol=1e-6)
+    assert looks(crops).shape == (12, 4 + 24**2 + 3 * 16**2)
+    np.testing.assert_allclose((looks(crops) ** 2).sum(axis=1), 1 + SHAPE**2 + 1, rtol=1e-4)
+    recoloured = crops.copy()
+    recoloured[crops[..., 0] != 204] = 0
+    assert (shapes_of(recoloured) * shapes_of(crops)).sum(axis=1).min() > 0.5
+
+
 def test_known_things_are_pictures_of_training_and_each_drawing_once(
     pictures: GlyphPictures,
 ) -> None:
@@ -220,8 +253,7 @@ def test_of_several_ways_to_see_two_things_the_known_ones_are_taken(
     some = next(w for w in prompts if w.kind == "relation")
     wanted = replace(some, things=("dashes", "square"), arrangement="across")
     parts = sorted(right, key=lambda part: part.box[0])
-    features = shapes_of(np.stack([crop(seen, part) for part in parts]))
-    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    unit = shapes_of(np.stack([crop(seen, part) for part in parts]))
     both = KnownThings(wanted.things, (0, 1), unit)
     (finding,) = find([picture], [wanted], both, shapes_of)
     assert is_right(finding, wanted)

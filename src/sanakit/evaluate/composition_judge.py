@@ -32,8 +32,7 @@ MARGIN = 0.06
 PAPER = 0.8  # gray: neither white things nor black ones vanish on it
 MOST_OF_CONCEPT = 16
 """Pictures of a concept that are known, of as many styles as there are."""
-GRID = 24
-SHAPE = 0.5  # how much the shape counts beside what the network sees
+SHAPE = 0.5  # how much the shape counts beside colours and what the network sees
 DRAWN = 0.15  # Oklab: what is so far from the paper is fully there
 PAINT = 0.1  # Oklab: how far the colours of a thing painted in one colour are from its median
 PAINTED = 0.85  # part of a thing that must be so near
@@ -98,31 +97,42 @@ def _enclosed(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     return (label(outside) != label(outside)[0, 0])[1:-1, 1:-1]
 
 
-def with_shapes(describe: Describe) -> Describe:
-    """What a network sees and, beside it, the plain shape: both of unit length, the shape halved.
+def with_plain_looks(describe: Describe) -> Describe:
+    """What a network sees and, beside it, plain shape and colours; each of unit length.
 
-    Networks that know photographs take one silhouette for another; shapes alone do not know the
-    same thing in another style.
+    Networks that know photographs take one silhouette for another and know nothing that is blurred;
+    shape and colours alone do not know the same thing in another style. What each of them is worth
+    was measured: docs/evaluation.md.
     """
 
-    def both(crops: Pixels) -> npt.NDArray[np.float32]:
-        seen, shapes = describe(crops), shapes_of(crops)
-        return np.concatenate([_unit(seen), SHAPE * _unit(shapes)], axis=1)
+    def looks(crops: Pixels) -> npt.NDArray[np.float32]:
+        parts = [describe(crops), SHAPE * shapes_of(crops), colours_of(crops)]
+        parts[0] = _unit(parts[0])
+        return np.concatenate(parts, axis=1)
 
-    return both
+    return looks
 
 
 def shapes_of(crops: Pixels) -> npt.NDArray[np.float32]:
-    """How much each of 24 x 24 areas differs from the paper, without its mean; ``b 576``."""
-    small = [Image.fromarray(one).resize((GRID, GRID), Image.Resampling.BOX) for one in crops]
-    lab = oklab(np.stack([np.asarray(one, dtype=np.float32) for one in small]) / 255)
-    apart = np.linalg.norm(lab - oklab([PAPER] * 3), axis=-1).reshape(len(crops), -1)
+    """How much each of 24 x 24 areas differs from the paper, without its mean; unit ``b 576``."""
+    apart = np.linalg.norm(_areas(crops, 24), axis=-1).reshape(len(crops), -1)
     drawn = np.minimum(apart / DRAWN, 1)
-    return (drawn - drawn.mean(axis=1, keepdims=True)).astype(np.float32)
+    return _unit(drawn - drawn.mean(axis=1, keepdims=True))
+
+
+def colours_of(crops: Pixels) -> npt.NDArray[np.float32]:
+    """How each of 16 x 16 areas differs from the paper, in Oklab; unit ``b 768``."""
+    return _unit(_areas(crops, 16).reshape(len(crops), -1))
+
+
+def _areas(crops: Pixels, grid: int) -> npt.NDArray[np.float32]:
+    small = [Image.fromarray(one).resize((grid, grid), Image.Resampling.BOX) for one in crops]
+    lab = oklab(np.stack([np.asarray(one, dtype=np.float32) for one in small]) / 255)
+    return lab - oklab([PAPER] * 3)
 
 
 def _unit(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
+    return (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)).astype(np.float32)
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from sanakit.evaluate.segmentation import Part, gaps, joined, label
 SPECK = 0.04  # of everything drawn: a smaller part is no thing of its own
 NEAR = 0.02  # of the side: parts no farther apart are one thing
 FAR = 0.15  # of the side: parts farther apart are no one thing
-LONE = 0.4  # likeness that several pieces must beat, not to be one thing
-FIRST = 0.15  # likeness by which any other way to count must beat the first
+LONE = 0.5  # likeness that several pieces must beat, not to be one thing
+FIRST = 0.05  # likeness by which any other way to count must beat the first
 COPIES = 0.75  # likeness of two things that touch
 BRIDGE = 0.012  # of the side: two copies may touch by what is no thicker than twice this
 CORE = 0.1  # of a thing without its border: a smaller piece is a corner, no copy

@@ -31,6 +31,8 @@ from sanakit.cli.evaluate.options import (
 
 if TYPE_CHECKING:
     from sanakit.evaluate.composition_prompts import Kind
+    from sanakit.evaluate.features import Features
+    from sanakit.pipeline.images import Pixels
 
 Each = Annotated[int, typer.Option("--count", "-n", help="Prompts of each kind.")]
 Kinds = Annotated[
@@ -62,7 +64,7 @@ def composition(
 ) -> None:
     """Draw prompts that state what is where; look whether it is, in drawn and in real pictures."""
     with friendly_errors():
-        from sanakit.evaluate.composition_judge import with_shapes
+        from sanakit.evaluate.composition_judge import with_plain_looks
         from sanakit.evaluate.composition_prompts import KINDS
         from sanakit.evaluate.composition_run import evaluate_composition
         from sanakit.evaluate.features import features_of
@@ -70,11 +72,17 @@ def composition(
         from sanakit.pipeline.generate import Pipeline
 
         network = feature_network(features, device)
+
+        def seen(crops: Pixels) -> Features:
+            return features_of(network, crops, cache=cache, report=progress)
+
         pictures = open_glyph_set(data, size)
         evaluation = evaluate_composition(
             Pipeline.load(model, device=device),
             pictures,
-            with_shapes(lambda crops: features_of(network, crops, cache=cache, report=progress)),
+            with_plain_looks(
+                lambda crops: features_of(network, crops, cache=cache, report=progress)
+            ),
             model=model,
             data=str(data),
             out=out,
