@@ -30,10 +30,10 @@ def test_a_histogram_stands_where_its_samples_are() -> None:
 
 
 def test_each_distribution_is_of_its_own_samples() -> None:
-    """Ten and ten thousand of the same look the same: shares, not counts."""
-    few = histograms({"a": [1.0, 2, 2, 3]}, title="t", axis="x")
-    many = histograms({"a": [1.0, 2, 2, 3] * 100}, title="t", axis="x")
-    assert (coloured(few, plots._COLOURS[0]) == coloured(many, plots._COLOURS[0])).all()
+    """Three in one place stand as tall as three hundred in one place: shares, not counts."""
+    image = histograms({"few": [1.0] * 3, "many": [9.0] * 300}, title="t", axis="x")
+    tops = [np.nonzero(coloured(image, c).any(axis=1))[0][0] for c in plots._COLOURS[:2]]
+    assert tops[0] == tops[1] < TALL / 2
 
 
 @pytest.mark.parametrize("samples", [[], [1.0, np.nan], [np.inf]])
@@ -77,3 +77,14 @@ def test_a_sheet_shows_each_picture_in_its_row_and_column(tmp_path: Path) -> Non
         assert again.size == image.size
     with pytest.raises(ConfigError, match="no pictures"):
         sheet([], title="t")
+
+
+def test_long_labels_are_wrapped_and_what_does_not_fit_is_cut() -> None:
+    wide = 100
+    found = plots._wrapped("a thin line icon of a person playing water polo in the sea" * 3, wide)
+    assert len(found) == 3
+    assert found[-1].endswith("...")
+    assert all(plots._font(11).getlength(line) <= wide for line in found)
+    assert " ".join(plots._wrapped("a small\nred key", wide)) == "a small red key"
+    assert plots._wrapped("", wide) == [""]
+    assert plots._wrapped("x" * 80, wide)[0].endswith("...")

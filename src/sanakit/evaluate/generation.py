@@ -148,7 +148,8 @@ def evaluate_generation(
     shown = drawn.real[:SHOWN]
     rows = [("drawn, the first prompts", drawn.pixels[:SHOWN]), ("real, of those captions", shown)]
     captions = [one.caption for one in drawn.real.samples[:SHOWN]]
-    save(sheet(rows, {0: captions, 1: drawn.real.labels[:SHOWN]}, title=model), out / SHEET)
+    labels = {0: captions, 1: drawn.real.labels[:SHOWN]}
+    save(sheet(rows, labels, title=f"{model}: held-out captions, unselected"), out / SHEET)
     return evaluation
 
 

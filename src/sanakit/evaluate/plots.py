@@ -23,7 +23,7 @@ BINS = 40
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 20, 76, 52
 _COLOURS = ((74, 111, 165), (200, 85, 61), (88, 129, 87), (142, 108, 138))
 _INK, _PALE, _PAPER, _FAINT = (34, 34, 34), (221, 221, 221), (255, 255, 255), (236, 236, 240)
-_GAP, _LINE = 12, 16
+_GAP, _LINE, _LINES = 12, 16, 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +50,11 @@ def histograms(
     title: str,
     axis: str,
     marks: Sequence[Mark] = (),
-    bins: int = BINS,
+    bins: int | None = None,
 ) -> Image.Image:
     """Distributions in equal bins over one axis, each as shares of its own samples.
+
+    Of few samples there are few bins, unless ``bins`` says how many.
 
     Raises:
         ConfigError: a value that is not finite, or no samples.
@@ -63,6 +65,8 @@ def histograms(
             raise ConfigError(f"{name}: {len(some)} samples, not all of them finite numbers")
     every = np.concatenate([*values.values(), [mark.at for mark in marks]])
     across = _Axis.over(float(every.min()), float(every.max()))
+    least = min(len(some) for some in values.values())
+    bins = bins or min(BINS, 8 + 2 * math.isqrt(least))
     edges = np.linspace(across.low, across.high, bins + 1)
     shares = {name: np.histogram(some, edges)[0] / len(some) for name, some in values.items()}
     most = max(float(some.max()) for some in shares.values())
@@ -127,7 +131,8 @@ def sheet(
 ) -> Image.Image:
     """Rows of pictures, each row with its name above it; all are shown at one size.
 
-    ``labels`` are texts under the pictures of a row, by its number; too long ones are cut.
+    ``labels`` are texts under the pictures of a row, by its number; too long ones are cut after
+    three lines.
 
     Raises:
         ConfigError: there are no pictures.
@@ -136,7 +141,9 @@ def sheet(
     columns = max((len(pixels) for _, pixels in rows), default=0)
     if not columns:
         raise ConfigError("a sheet of no pictures", hint="evaluate at least one")
-    heights = [_LINE + side + (_LINE if number in labels else 0) + 6 for number in range(len(rows))]
+    texts = {number: [_wrapped(text, side) for text in labels[number]] for number in labels}
+    deep = {number: max(map(len, each), default=0) * _LINE for number, each in texts.items()}
+    heights = [_LINE + side + deep.get(number, 0) + 6 for number in range(len(rows))]
     size = (columns * (side + _GAP) + _GAP, 40 + sum(heights) + _GAP)
     image = Image.new("RGB", size, _PAPER)
     draw = ImageDraw.Draw(image)
@@ -151,9 +158,8 @@ def sheet(
                 shown = shown.resize((side, side), Image.Resampling.LANCZOS)
             image.paste(shown, (left, under))
             draw.rectangle((left - 1, under - 1, left + side, under + side), outline=_FAINT)
-            if number in labels:
-                text = _cut(labels[number][column], side)
-                draw.text((left, under + side + 3), text, _INK, _font(11))
+            for place, line in enumerate(texts[number][column] if number in texts else ()):
+                draw.text((left, under + side + 3 + place * _LINE), line, _INK, _font(11))
         top += heights[number]
     return image
 
@@ -232,13 +238,26 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return found
 
 
-def _cut(text: str, wide: int) -> str:
+def _wrapped(text: str, wide: int) -> list[str]:
+    """Lines of at most so many px; what does not fit in the last one is cut."""
     plain = "".join(letter if letter.isprintable() else " " for letter in text)
-    if _font(11).getlength(plain) <= wide:
-        return plain
-    while plain and _font(11).getlength(plain + "...") > wide:
-        plain = plain[:-1]
-    return plain.rstrip() + "..."
+    found, fits = [""], _font(11).getlength
+    for word in plain.split():
+        longer = f"{found[-1]} {word}".strip()
+        if not found[-1] or fits(longer) <= wide or len(found) == _LINES:
+            found[-1] = longer
+        else:
+            found.append(word)
+    return [_cut(line, wide) for line in found]
+
+
+def _cut(line: str, wide: int) -> str:
+    fits = _font(11).getlength
+    if fits(line) <= wide:
+        return line
+    while line and fits(line + "...") > wide:
+        line = line[:-1]
+    return line.rstrip() + "..."
 
 
 def _round_step(step: float) -> float:

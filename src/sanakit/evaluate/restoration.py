@@ -76,6 +76,9 @@ def evaluate_autoencoder(
     Raises:
         ConfigError: pictures of a size that the autoencoder or a measure cannot take.
     """
+    device = next(autoencoder.parameters()).device
+    if perceptual is not None:
+        perceptual.to(device)
     columns: dict[str, list[npt.NDArray[Any]]] = defaultdict(list)
     for first in range(0, len(pictures), BATCH):
         image = from_pixels(pictures[first : first + BATCH])
@@ -83,7 +86,8 @@ def evaluate_autoencoder(
         columns["error"].append(squared_error(again, image).numpy())
         columns["ssim"].append(ssim(again, image).numpy())
         if perceptual is not None:
-            columns["lpips"].append(perceptual(again, image).numpy())
+            judged = perceptual(again.to(device), image.to(device))
+            columns["lpips"].append(judged.cpu().numpy())
         if features is not None:
             columns["features"].append(features(to_pixels(again)).cpu().numpy())
         if first % _EVERY == 0:
