@@ -85,8 +85,8 @@ def open_bank(
     ]
     rms = _rms(halves[0])
     for half in halves:
-        for some in np.array_split(half, max(1, len(half) // PIECE)):
-            some /= rms
+        for rows in np.array_split(half, max(1, len(half) // PIECE)):
+            rows /= rms
     if ranks.first:
         with replacing(folder / SCALE) as temporary:
             temporary.write_text(json.dumps({"scaling_factor": 1 / rms}) + "\n", encoding="utf-8")
