@@ -12,7 +12,16 @@ from sanakit.data.glyph.backgrounds import BACKGROUNDS
 from sanakit.data.glyph.pictures import GlyphPictures
 from sanakit.data.glyph.shades import SHADES
 from sanakit.errors import ConfigError, DataError
-from sanakit.evaluate.composition import Finding, Sighting, both_found, find, is_right, shuffled
+from sanakit.evaluate.composition import (
+    Finding,
+    Sighting,
+    both_found,
+    both_near,
+    find,
+    is_right,
+    placed,
+    shuffled,
+)
 from sanakit.evaluate.composition_judge import (
     SHAPE,
     KnownThings,
@@ -233,8 +242,11 @@ def test_known_things_are_pictures_of_training_and_each_drawing_once(
     assert sorted(found.concepts) == sorted(NAMES[:2])  # ten colours of one drawing
     assert all(pictures.records[number].split == "train" for number in found.numbers)
     features = found.features[0] * 7
-    assert found.nearest(features) == (found.concepts[0], pytest.approx(1, abs=1e-5))
-    assert found.nearest(features, without=found.numbers[:1])[0] == found.concepts[1]
+    likeness = found.likeness(features)
+    assert list(likeness) == list(found.concepts)
+    assert list(likeness.values()) == sorted(likeness.values(), reverse=True)
+    assert likeness[found.concepts[0]] == pytest.approx(1, abs=1e-5)
+    assert list(found.likeness(features, without=found.numbers[:1])) == [found.concepts[1]]
     with pytest.raises(DataError, match="whole zebra"):
         known_things(pictures, ["zebra"], shapes_of)
 
@@ -275,7 +287,7 @@ def sighted(*things: tuple[str, float, float]) -> Finding:
         background="white",
         colour="",
         things=tuple(
-            Sighting(concept=name, other=name, likeness=1.0, centre=(x, y)) for name, x, y in things
+            Sighting(likeness={name: 1.0}, other={}, centre=(x, y)) for name, x, y in things
         ),
     )
 
@@ -300,6 +312,30 @@ def test_a_relation_needs_both_things_their_order_and_its_axis(prompts: list[Wan
     assert both_found(sighted(("key", 0.1, 0), ("cat", 0.9, 0)), wanted)
 
 
+def test_what_nobody_recognises_may_stand_right_and_be_near(prompts: list[Wanted]) -> None:
+    some = next(w for w in prompts if w.kind == "relation")
+    wanted = replace(some, things=("cat", "key"), arrangement="across")
+    far = {f"x{n}": 0.9 for n in range(4)}
+    cat = {**far, "cat": 0.5, "key": 0.4}
+    key = {"pin": 0.7, "key": 0.6, "cat": 0.5}
+
+    def seen(left: dict[str, float], right: dict[str, float]) -> Finding:
+        things = tuple(
+            Sighting(likeness=one, centre=(x, 0.5)) for one, x in ((left, 0.2), (right, 0.8))
+        )
+        return Finding(background="", colour="", things=things)
+
+    assert placed(seen(cat, key), wanted)
+    assert not placed(seen(key, cat), wanted)
+    assert not placed(seen(cat, key), replace(wanted, arrangement="down"))
+    assert not placed(sighted(("cat", 0.2, 0.5)), wanted)
+    assert both_near(seen(cat, key), wanted)
+    assert both_near(seen(key, cat), wanted)  # wherever they stand
+    assert not both_found(seen(cat, key), wanted)
+    assert not both_near(seen({**far, "y": 0.8, **cat}, key), wanted)  # sixth is not near
+    assert not both_near(seen(cat, cat), wanted)
+
+
 def test_the_floor_asks_each_picture_all_prompts_but_its_own(prompts: list[Wanted]) -> None:
     counts = [w for w in prompts if w.kind == "count"][:4]  # one, two, three, four
     findings = [sighted(*[("x", 0.0, 0.0)] * one.count) for one in counts]
@@ -315,7 +351,7 @@ def test_figures_stand_between_floor_and_ceilings(
     nothing = find(np.full_like(real, 255), prompts, known, shapes_of)
     figures = {f.name: f for f in figures_of(Judged(prompts, nothing, findings, findings))}
     for measure in MEASURES:
-        assert figures[measure.name].value < 0.2
+        assert figures[measure.name].value < 0.2, measure.name
         assert figures[f"{measure.name}: real pictures"].value == 1
         assert figures[measure.name].count == EACH
     assert figures["two-object relation: real, known by other art alone"].value < 1

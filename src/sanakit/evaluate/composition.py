@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -17,20 +18,30 @@ from sanakit.evaluate.segmentation import SURE, Part, Pixels, Seen, take_apart
 
 NAMED = 0.08  # Oklab: a background farther from every known one has no name
 PLAIN_BORDER = 0.5  # part of the border that must have one colour to be a background
+FEW = 5  # concepts nearest to a thing that pass for its own, where that is asked
 HUE = 0.3  # part of a thing's named pixels that one hue must have: outlines may have the rest
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sighting:
-    """A thing in a picture: its concept, how sure that is, and its centre in parts of the sides.
+    """A thing in a picture: how like it is to each known concept, and where its centre is.
 
-    ``other`` is the concept if the very art of the prompt's real picture is not known.
+    ``likeness`` has the most like first; ``other`` is the same, if the very art of the prompt's
+    real picture is not known. ``centre`` is in parts of the sides.
     """
 
-    concept: str
-    other: str
-    likeness: float
+    likeness: Mapping[str, float]
+    other: Mapping[str, float] = field(default_factory=dict)
     centre: tuple[float, float]
+
+    @property
+    def concept(self) -> str:
+        """The nearest."""
+        return next(iter(self.likeness))
+
+    def is_near(self, concept: str) -> bool:
+        """Whether a concept is among the few nearest."""
+        return concept in itertools.islice(self.likeness, FEW)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +59,7 @@ class Finding:
 
     def by_other_art(self) -> Finding:
         """The same, with things known by other art than that of the prompt's real picture."""
-        return replace(self, things=tuple(replace(one, concept=one.other) for one in self.things))
+        return replace(self, things=tuple(replace(one, likeness=one.other) for one in self.things))
 
 
 @dataclass
@@ -112,19 +123,17 @@ def _sight(
 ) -> Sighting:
     own = [] if prompt.sample.scene is None else [one.number for one in prompt.sample.scene.things]
     of = next(features)
-    concept, likeness = known.nearest(of)
     height, width = seen.strength.shape
     across, down = part.centre
     return Sighting(
-        concept=concept,
-        other=known.nearest(of, without=own)[0],
-        likeness=likeness,
+        likeness=known.likeness(of),
+        other=known.likeness(of, without=own),
         centre=(across / width, down / height),
     )
 
 
 def _sure(things: Sequence[Sighting]) -> float:
-    return sum(one.likeness for one in things) / len(things)
+    return sum(one.likeness[one.concept] for one in things) / len(things)
 
 
 def colour_word(seen: Seen) -> str:
@@ -160,7 +169,8 @@ def is_right(finding: Finding, wanted: Wanted) -> bool:
         return finding.colour == wanted.colour
     if wanted.kind == "count":
         return len(finding.things) == wanted.count
-    return both_found(finding, wanted) and _in_order(finding, wanted)
+    names = [one.concept for one in finding.things]
+    return both_found(finding, wanted) and _in_order(finding, names, wanted)
 
 
 def both_found(finding: Finding, wanted: Wanted) -> bool:
@@ -168,11 +178,37 @@ def both_found(finding: Finding, wanted: Wanted) -> bool:
     return sorted(one.concept for one in finding.things) == sorted(wanted.things)
 
 
-def _in_order(finding: Finding, wanted: Wanted) -> bool:
+def both_near(finding: Finding, wanted: Wanted) -> bool:
+    """Whether both things of a relation are among the few that are nearest to what was found."""
+    one, other = wanted.things
+    pairs = itertools.permutations(finding.things, 2)
+    return any(first.is_near(one) and second.is_near(other) for first, second in pairs)
+
+
+def placed(finding: Finding, wanted: Wanted) -> bool:
+    """Whether two things stand as the relation says, if they are the two that it names.
+
+    Which is which is decided by likeness to these two alone: things that nobody would recognise
+    may still stand right. A quarter is chance, for pictures of two things.
+    """
+    if len(finding.things) != 2:
+        return False
+    ways = [list(wanted.things), list(wanted.things[::-1])]
+    sums = [
+        sum(one.likeness.get(name, -1.0) for one, name in zip(finding.things, way, strict=True))
+        for way in ways
+    ]
+    return _in_order(finding, ways[int(sums[1] > sums[0])], wanted)
+
+
+def _in_order(finding: Finding, names: Sequence[str], wanted: Wanted) -> bool:
     axis = 0 if wanted.arrangement == "across" else 1
-    first, second = sorted(finding.things, key=lambda one: one.centre[axis])
-    apart = [abs(one - other) for one, other in zip(first.centre, second.centre, strict=True)]
-    return (first.concept, second.concept) == wanted.things and apart[axis] > apart[1 - axis]
+    centres = [one.centre for one in finding.things]
+    (start, first), (end, second) = sorted(
+        zip(centres, names, strict=True), key=lambda one: one[0][axis]
+    )
+    apart = [abs(one - other) for one, other in zip(start, end, strict=True)]
+    return (first, second) == wanted.things and apart[axis] > apart[1 - axis]
 
 
 def thing_found(finding: Finding, wanted: Wanted) -> bool:

@@ -143,18 +143,20 @@ class KnownThings:
     numbers: tuple[int, ...]
     features: npt.NDArray[np.float32]
 
-    def nearest(
+    def likeness(
         self, features: npt.NDArray[np.float32], *, without: Sequence[int] = ()
-    ) -> tuple[str, float]:
-        """The concept whose picture is nearest to ``d``, with its cosine.
+    ) -> dict[str, float]:
+        """The cosine of ``d`` with the nearest picture of each concept, the most like first.
 
-        ``without`` are numbers of pictures that do not count.
+        ``without`` are numbers of pictures that do not count; a concept that has no others is left
+        out.
         """
-        likeness = self.features @ (features / max(float(np.linalg.norm(features)), 1e-9))
-        if without:
-            likeness = np.where(np.isin(self.numbers, list(without)), -1.0, likeness)
-        best = int(likeness.argmax())
-        return self.concepts[best], float(likeness[best])
+        cosines = self.features @ (features / max(float(np.linalg.norm(features)), 1e-9))
+        found: dict[str, float] = {}
+        for row in np.argsort(-cosines, kind="stable").tolist():
+            if self.numbers[row] not in without:
+                found.setdefault(self.concepts[row], float(cosines[row]))
+        return found
 
 
 def known_things(

@@ -13,8 +13,8 @@ from sanakit.evaluate.figures import Figure
 from sanakit.pipeline.images import Pixels
 
 SIDE = 192
-_COLUMNS, _MARGIN, _LINE, _LETTERS, _LINES = 4, 12, 15, 32, 4
-_WIDE, _NAMES, _BAR, _STEP, _TOP = 760, 210, 20, 46, 64
+_COLUMNS, _MARGIN, _LINE, _LETTERS, _LINES = 4, 12, 15, 32, 3
+_WIDE, _NAMES, _BAR, _STEP, _TOP = 800, 250, 20, 46, 64
 _INK, _PAPER, _FAINT, _FILL = (34, 34, 34), (255, 255, 255), (225, 225, 230), (74, 111, 165)
 _RIGHT, _WRONG, _CEILING, _SOFTER = (46, 125, 60), (190, 50, 40), (88, 129, 87), (142, 108, 138)
 
@@ -67,7 +67,10 @@ def bars(shown: Sequence[Bar], *, title: str) -> Image.Image:
         draw.rectangle((across(0), top, across(value), top + _BAR), _FILL)
         if one.figure.low is not None and one.figure.high is not None:
             draw.line((across(one.figure.low), middle, across(one.figure.high), middle), _INK, 2)
-        draw.text((across(0) + 6, middle), f"{100 * value:.0f} %", _PAPER, _font(11), anchor="lm")
+        inside = value >= 0.08
+        place = (across(0) + 6 if inside else across(value) + 8, middle)
+        ink = _PAPER if inside else _INK
+        draw.text(place, f"{100 * value:.0f} %", ink, _font(11), anchor="lm")
         marks = ((one.floor, _INK), (one.softer, _SOFTER), (one.ceiling, _CEILING))
         for figure, colour in marks:
             if figure is not None:
@@ -86,7 +89,7 @@ def page(items: Sequence[Shown], *, title: str) -> Image.Image:
         raise ConfigError("a sheet of no pictures", hint="evaluate at least one prompt")
     columns = min(_COLUMNS, len(items))
     rows = -(-len(items) // columns)
-    cell = (SIDE + _MARGIN, SIDE + 2 * _LINES * _LINE + 8)
+    cell = (SIDE + _MARGIN, SIDE + 2 * _LINES * _LINE + 4)
     size = (columns * cell[0] + _MARGIN, 40 + rows * cell[1] + _MARGIN)
     image = Image.new("RGB", size, _PAPER)
     draw = ImageDraw.Draw(image)

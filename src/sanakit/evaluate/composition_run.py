@@ -14,10 +14,13 @@ from sanakit.data.glyph.mixture import Mixture
 from sanakit.data.glyph.pictures import GlyphPictures
 from sanakit.errors import ConfigError
 from sanakit.evaluate.composition import (
+    FEW,
     Finding,
     both_found,
+    both_near,
     find,
     is_right,
+    placed,
     shuffled,
     thing_found,
 )
@@ -47,16 +50,17 @@ class Measure:
     name: str
     kind: Kind
     rule: Rule
-    headline: bool = True
 
 
 MEASURES = (
     Measure("background colour", "background", is_right),
     Measure("object colour", "colour", is_right),
     Measure("two-object relation", "relation", is_right),
-    Measure("both objects are there", "relation", both_found, headline=False),
+    Measure("both objects are there", "relation", both_found),
+    Measure(f"both are among the {FEW} nearest", "relation", both_near),
+    Measure("objects stand right, whatever they are", "relation", placed),
     Measure("count of 1 to 4", "count", is_right),
-    Measure("what is counted is the object", "count", thing_found, headline=False),
+    Measure("what is counted is the object", "count", thing_found),
 )
 
 
