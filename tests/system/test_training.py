@@ -201,7 +201,7 @@ def test_a_stage_without_the_one_before_ends_with_its_name(
     assert "glyph-autoencoder holds no checkpoint\nhint: train that stage first" in said
     said = sanakit("lm", "--data", "data", code=2)
     assert "rows.npy is missing\nhint: run `sanakit train tokenizer` first" in said
-    said = sanakit("export", "--data", "data", "--diffusion", "runs", code=3)
+    said = sanakit("export", "--data", "data", "--diffusion", "runs", code=2)
     assert "runs is no folder of a run" in said
 
 
