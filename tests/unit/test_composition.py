@@ -122,6 +122,14 @@ def test_each_truth_comes_as_often_as_any_other(prompts: list[Wanted]) -> None:
         assert max(times.values()) - min(times.values()) <= 1
 
 
+def test_no_colour_prompt_comes_twice_while_there_are_others(pictures: GlyphPictures) -> None:
+    # Three held pairs of each colour, and two turns of each in twenty prompts.
+    several = wanted_prompts(pictures.records, 40, kinds=["colour"])
+    texts = [one.prompt for one in several]
+    assert len(set(texts[:20])) == 20
+    assert len(set(texts)) == 30
+
+
 def test_a_list_that_cannot_be_made_says_so(pictures: GlyphPictures) -> None:
     with pytest.raises(ConfigError, match="count=0 is less than 1"):
         wanted_prompts(pictures.records, 0)

@@ -27,8 +27,6 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 MOST = 4  # of one thing
 TRIES = 1000
 MORE = "the list is made of what training leaves out: build more rows of the glyph set"
-OWN_COLOUR = 0.5
-"""Of the colour prompts: things whose colour is their own; those of the rest are painted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +115,7 @@ def _held(records: Sequence[Record]) -> list[int]:
 def _backgrounds(records: Sequence[Record], rng: np.random.Generator) -> Iterator[Wanted]:
     numbers = _held(records)
     for name in itertools.cycle(BACKGROUNDS):
-        shown = [number for number in numbers if name not in records[number].hidden_on]
+        shown = [n for n in numbers if name not in records[n].hidden_on]
         if not shown:
             raise DataError(f"no held picture shows on a {name} background", hint=MORE)
         number = int(rng.choice(shown))
@@ -134,12 +132,16 @@ def _colours(records: Sequence[Record], rng: np.random.Generator) -> Iterator[Wa
             pools.setdefault((one.painted, one.colour), []).append(number)
     if not pools:
         raise DataError("no held picture has a colour word", hint=MORE)
+    colours = [colour for colour in SHADES if {(True, colour), (False, colour)} & pools.keys()]
+    said: set[tuple[str, str]] = set()
     for turn in itertools.count():
-        colours = [c for c in SHADES if (True, c) in pools or (False, c) in pools]
         colour = colours[turn // 2 % len(colours)]
-        own = turn % 2 < 2 * OWN_COLOUR - 0.5
-        pool = pools.get((not own, colour)) or pools[own, colour]
-        number = int(rng.choice(pool))
+        painted = bool(turn % 2)
+        pair = [pools.get((which, colour), []) for which in (painted, not painted)]
+        # No prompt twice, as long as there are others of its colour.
+        fresh = [[n for n in pool if (colour, records[n].name) not in said] for pool in pair]
+        number = int(rng.choice(next(pool for pool in (*fresh, *pair) if pool)))
+        said.add((colour, records[number].name))
         one = records[number]
         # Painted pictures are only ever called icons; "a red apple" is any picture of one.
         words = one.captions[0] if one.painted else str(coloured(colour, one.name))
