@@ -106,8 +106,10 @@ def test_generation_and_memorisation_judge_the_same_drawn_pictures(model: str, d
     ratio = figures["FD-EffNetLite0, drawn / held-out real"]
     assert ratio["value"] == pytest.approx(drawn["value"] / held["value"])
     assert drawn["value"] > 2 * held["value"]  # the tiny model draws nothing of the kind
-    assert figures["precision (k=3), drawn"]["value"] <= 0.1
-    assert figures["precision (k=3), held-out real"]["value"] > 0.5
+    # All alike, they may all lie in the ball of one real picture; they cannot cover the others.
+    assert figures["recall (k=3), drawn"]["value"] <= 0.1
+    for name in ("precision", "recall"):
+        assert figures[f"{name} (k=3), held-out real"]["value"] > 0.5
     assert figures["KID, drawn"]["low"] > figures["KID, held-out real"]["high"]
 
     _, err = sanakit("eval", "memorisation", model, *common)
