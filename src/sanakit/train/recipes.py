@@ -48,6 +48,18 @@ GLYPH_SAMPLES = 60_000
 GLYPH_GUIDANCE = 5.0
 GLYPH_FLOW_SHIFT = 1.0
 CAPTION_WEIGHT = 16
+GLYPH_DIFFUSION = LoopConfig(
+    batch_size=128,
+    total_images=390_000,
+    peak_lr=8e-4,
+    warmup_images=4_000,
+    decay_share=0.35,
+    weight_decay=0.02,
+    betas=(0.9, 0.98),
+    average_halflife=12_000,
+    log_every=50,
+    evaluate_every=200,
+)
 M = TypeVar("M", bound=nn.Module)
 
 Run = tuple[Recipe[Any], LoopConfig]
@@ -145,20 +157,8 @@ def glyph_diffusion(
     if out is not None:
         _text_encoder(llm, lm)
     tokenizer = AutoTokenizer.from_pretrained(str(_made(data / TEXT / "tokenizer", by="tokenizer")))
-    loop = LoopConfig(
-        batch_size=128,
-        total_images=390_000,
-        peak_lr=8e-4,
-        warmup_images=4_000,
-        decay_share=0.35,
-        weight_decay=0.02,
-        betas=(0.9, 0.98),
-        average_halflife=12_000,
-        log_every=50,
-        evaluate_every=200,
-    )
     recipe = DiffusionRecipe(transformer, llm, tokenizer, bank, tune_text=tune_text)
-    return recipe, loop
+    return recipe, GLYPH_DIFFUSION
 
 
 def glyph_export(
