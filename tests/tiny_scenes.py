@@ -52,7 +52,12 @@ def _art() -> Iterator[tuple[np.ndarray, Record]]:
             style_words=["solid one-color icon"], colour="black", cutout=True, painted=True,
         )  # fmt: skip
         yield shape(index), record
-    others = {"gorilla": {"split": "held_concept"}, "flag": {"cutout": False}, "dot": {"weight": 0}}
+    others = {
+        "gorilla": {"split": "held_concept"},
+        "tulip": {"split": "held_style"},
+        "flag": {"cutout": False},
+        "dot": {"weight": 0},
+    }
     for concept, changes in others.items():
         record = replace(tiny_record(0), id=concept, name=concept, cutout=True)
         yield shape(0), replace(record, **changes)

@@ -15,6 +15,7 @@ from torch.testing import assert_close
 from typer.testing import CliRunner
 
 from sanakit.cli.main import app
+from sanakit.data.glyph.mixture import Mixture
 from sanakit.data.glyph.pictures import GlyphPictures
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.discriminator import PatchDiscriminator
@@ -23,9 +24,11 @@ from sanakit.train.autoencoder import AutoencoderRecipe
 from sanakit.train.autoencoder_files import start_autoencoder
 from sanakit.train.autoencoder_phases import AutoencoderSettings
 from sanakit.train.checkpoint import checkpoints, read_tensors
-from sanakit.train.diffusion import DiffusionRecipe, cache_latents
+from sanakit.train.diffusion import DiffusionRecipe
+from sanakit.train.latent_bank import open_bank
 from sanakit.train.loop import train
 from sanakit.train.picture_sources import GlyphSource
+from sanakit.train.ranks import Ranks
 from sanakit.train.settings import LoopConfig
 from sanakit.train.shares import Share
 from tiny import AUTOENCODER, tiny_components
@@ -119,20 +122,27 @@ def test_an_autoencoder_learns_a_few_pictures(tmp_path: Path, pictures: GlyphPic
     assert fixed_loss(recipe) < 0.7 * before
 
 
-def diffusion_recipe(pictures: GlyphPictures) -> DiffusionRecipe:
+def diffusion_recipe(pictures: GlyphPictures, folder: Path) -> DiffusionRecipe:
     torch.manual_seed(0)
-    latents = cache_latents(Autoencoder(AUTOENCODER).eval(), pictures)
+    bank = open_bank(
+        Autoencoder(AUTOENCODER),
+        Mixture(pictures, composites=0),
+        Mixture(pictures, split="held_style", composites=0, white=1),
+        folder / "bank",
+        count=16,
+        ranks=Ranks(),
+    )
     parts = tiny_components()
     llm, tokenizer = parts.prompts.text_encoder.llm, parts.prompts.tokenizer
     for module in (parts.transformer, llm):
         module.requires_grad_(True)
-    return DiffusionRecipe(parts.transformer, llm, tokenizer, pictures, latents)
+    return DiffusionRecipe(parts.transformer, llm, tokenizer, bank)
 
 
 def test_a_diffusion_transformer_learns_a_few_latents(
     tmp_path: Path, pictures: GlyphPictures
 ) -> None:
-    recipe = diffusion_recipe(pictures)
+    recipe = diffusion_recipe(pictures, tmp_path)
     before = fixed_loss(recipe)
     config = replace(CONFIG, batch_size=16, total_images=640, average_halflife=None)
     train(recipe, config, tmp_path, resume=False, report=quiet)
@@ -143,8 +153,10 @@ def test_a_diffusion_run_resumes_bit_equal_with_its_captions_and_its_noise(
     tmp_path: Path, pictures: GlyphPictures
 ) -> None:
     config = replace(CONFIG, total_images=16, compute_dtype="bfloat16")
-    train(diffusion_recipe(pictures), config, tmp_path / "whole", resume=False, report=quiet)
-    halting = diffusion_recipe(pictures)
+    train(
+        diffusion_recipe(pictures, tmp_path), config, tmp_path / "whole", resume=False, report=quiet
+    )
+    halting = diffusion_recipe(pictures, tmp_path)
     honest = halting.prepare
     count = iter(range(10))
 
@@ -155,7 +167,9 @@ def test_a_diffusion_run_resumes_bit_equal_with_its_captions_and_its_noise(
 
     halting.prepare = prepare
     assert not train(halting, config, tmp_path / "parts", resume=False, report=quiet)
-    assert train(diffusion_recipe(pictures), config, tmp_path / "parts", resume=True, report=quiet)
+    assert train(
+        diffusion_recipe(pictures, tmp_path), config, tmp_path / "parts", resume=True, report=quiet
+    )
     same_checkpoints(tmp_path / "whole", tmp_path / "parts")
 
 
@@ -187,10 +201,8 @@ def test_a_stage_without_the_one_before_ends_with_its_name(
     assert "glyph-autoencoder holds no checkpoint\nhint: train that stage first" in said
     said = sanakit("lm", "--data", "data", code=2)
     assert "rows.npy is missing\nhint: run `sanakit train tokenizer` first" in said
-    (tmp_path / "runs").mkdir()
-    np.savez(tmp_path / "runs" / "latents.npz", scaling_factor=1.0)
-    said = sanakit("export", "--data", "data", "--diffusion", "runs", code=3)
-    assert "glyph-autoencoder holds no checkpoint" in said
+    said = sanakit("export", "--data", "data", "--diffusion", "runs", code=2)
+    assert "runs is no folder of a run" in said
 
 
 @pytest.mark.parametrize(

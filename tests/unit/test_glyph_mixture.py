@@ -11,9 +11,10 @@ import torch
 
 from sanakit.data.glyph.backgrounds import BACKGROUNDS, captioned
 from sanakit.data.glyph.build import weighted
-from sanakit.data.glyph.mixture import COMPOSITE_SHARE, Mixture
+from sanakit.data.glyph.mixture import COMPOSITE_SHARE, Mixture, is_everyday
 from sanakit.data.glyph.pictures import GlyphPictures, compose
 from sanakit.data.glyph.scenes import caption, facts
+from sanakit.data.glyph.split import PROTECTED
 from sanakit.errors import ConfigError, DataError
 from tiny_pictures import tiny_record
 from tiny_scenes import tiny_scenes
@@ -43,7 +44,7 @@ def chi_square(found: Counter[object], shares: dict[object, float]) -> float:
 
 
 def test_rows_composites_and_pictures_come_by_their_shares(pictures: GlyphPictures) -> None:
-    samples = Mixture(pictures).draw(20_000, np.random.default_rng(0))
+    samples = Mixture(pictures, everyday=1).draw(20_000, np.random.default_rng(0))
     rows: Counter[object] = Counter(
         "composite" if one.number is None else pictures.records[one.number].row for one in samples
     )
@@ -57,6 +58,23 @@ def test_rows_composites_and_pictures_come_by_their_shares(pictures: GlyphPictur
         i: one.weight for i, one in enumerate(pictures.records) if one.split == "train"
     }
     assert chi_square(numbers, weights) < 2.2
+
+
+def test_everyday_things_come_more_often_except_as_silhouettes(pictures: GlyphPictures) -> None:
+    usual = sorted(PROTECTED)[0]
+    flat, outline = replace(pictures.records[0], name=usual), pictures.records[0]
+    assert is_everyday(flat)
+    assert not is_everyday(replace(flat, style="silhouette"))
+    assert not is_everyday(replace(outline, name="no such thing"))
+    records = [replace(one, name="no such thing") for one in pictures.records]
+    first = next(i for i, one in enumerate(records) if one.split == "train")
+    records[first] = replace(records[first], name=usual)
+    changed = replace(pictures, records=records)
+    drawn = Mixture(changed, composites=0, everyday=6).draw(4000, np.random.default_rng(0))
+    weights = {i: one.weight for i, one in enumerate(records) if one.split == "train"}
+    wanted = 6 * weights[first] / (sum(weights.values()) + 5 * weights[first])
+    found = sum(one.number == first for one in drawn) / len(drawn)
+    assert found == pytest.approx(wanted, abs=0.03)
 
 
 def test_a_share_of_none_or_all_is_none_or_all(pictures: GlyphPictures) -> None:
@@ -124,8 +142,9 @@ def test_a_held_split_has_its_own_pictures_and_no_composites(pictures: GlyphPict
     assert {pictures.records[one.number].name for one in drawn if one.number} == {"gorilla"}
     with pytest.raises(ConfigError, match=r"composites=0.2 of held_concept"):
         Mixture(pictures, split="held_concept")
+    records = [one for one in pictures.records if one.split != "held_style"]
     with pytest.raises(DataError, match="held_style holds no picture"):
-        Mixture(pictures, split="held_style", composites=0)
+        Mixture(replace(pictures, records=records), split="held_style", composites=0)
     with pytest.raises(ConfigError, match=r"white=1.5 is no share"):
         Mixture(pictures, white=1.5)
 

@@ -22,13 +22,14 @@ from sanakit.train import autoencoder_recipes, recipes
 from sanakit.train.checkpoint import checkpoints
 from sanakit.train.diffusion import DiffusionRecipe
 from sanakit.train.language_model import LanguageModelRecipe
+from sanakit.train.ranks import Ranks
 from sanakit.train.recipe import Recipe
 from sanakit.train.recipes import glyph_diffusion, glyph_language_model
 from sanakit.train.run_file import read_run
 from sanakit.train.run_view import view_run
 from tiny import AUTOENCODER, TOKENIZER, TRANSFORMER
-from tiny_pictures import tiny_pictures
 from tiny_recipe import TinyRecipe, drawn
+from tiny_scenes import tiny_scenes
 from tiny_shards import write_shards
 
 SHORT = ["device=cpu", "batch_size=2", "total_images=4", "compute_dtype=float32", "log_every=1"]
@@ -61,7 +62,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setattr(module, "AUTOENCODERS", {"glyph": AUTOENCODER})
     monkeypatch.setattr(recipes, "TRANSFORMERS", {"glyph": TRANSFORMER})
     monkeypatch.setattr(recipes, "glyph_lm_config", tiny_lm_config)
-    tiny_pictures(tmp_path / "data" / "glyph")
+    tiny_scenes(tmp_path / "data" / "glyph")
     text = tmp_path / "data" / "glyph" / "text"
     shutil.copytree(TOKENIZER, text / "tokenizer")
     rows = np.random.default_rng(0).integers(3, 500, (6, 12)).astype(np.uint16)
@@ -183,7 +184,7 @@ def test_operations_of_a_learning_text_encoder_count_with_the_transformer_s(plac
 def planned(place: Path) -> tuple[Any, Any]:
     torch.manual_seed(0)
     data = place / "data" / "glyph"
-    return glyph_diffusion(data, autoencoder_run=place / "no", lm_run=place / "no", out=None)
+    return glyph_diffusion(data, autoencoder="no", lm="no", ranks=Ranks(), out=None)
 
 
 @pytest.mark.parametrize("stage", ["lm", "diffusion"])

@@ -8,6 +8,7 @@ import typer
 
 from sanakit.cli import convert, decode, generate, info, models, train
 from sanakit.cli.data import app as data
+from sanakit.cli.evaluate import app as evaluate
 
 app = typer.Typer(
     name="sanakit",
@@ -25,6 +26,7 @@ app.command("again")(info.again)
 app.command("convert")(convert.convert)
 app.add_typer(data.app, name="data")
 app.add_typer(train.app, name="train")
+app.add_typer(evaluate.app, name="eval")
 app.add_typer(models.app, name="models")
 
 

@@ -63,7 +63,13 @@ def diffusion(
         str | None, typer.Option(help="Another text encoder than that of --from: its folder.")
     ] = None,
     lm: Annotated[
-        Path | None, typer.Option(help="glyph: run of the language model. Default: runs/glyph-lm.")
+        str | None, typer.Option(help="glyph: run of the language model, or a model with one.")
+    ] = None,
+    layers: Annotated[
+        int | None, typer.Option(help="glyph: blocks of the transformer; new ones add nothing yet.")
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(help="glyph: samples of the mixture whose latents are kept.")
     ] = None,
     freeze_text: Annotated[
         bool | None,
@@ -92,7 +98,13 @@ def diffusion(
         }
         given = {key for key, value in arguments.items() if value is not None}
         if recipe is None and _is_own(given, data, out, resume):
-            glyphs = {"--freeze-text": freeze_text, "--size": size, "--lm": lm}
+            glyphs = {
+                "--freeze-text": freeze_text,
+                "--size": size,
+                "--lm": lm,
+                "--layers": layers,
+                "--samples": samples,
+            }
             if named := [name for name, value in glyphs.items() if value is not None]:
                 raise ConfigError(
                     f"{named[0]} is of the glyph recipe", hint="leave it out, or name the recipe"
@@ -101,7 +113,7 @@ def diffusion(
             return
         if recipe not in (None, "glyph"):
             raise ConfigError(f"no recipe {recipe!r}", hint="recipes: glyph; or --data and --from")
-        if odd := sorted(given - {"data", "autoencoder"}):
+        if odd := sorted(given - {"data", "autoencoder", "start"}):
             raise ConfigError(
                 f"--{odd[0].replace('_', '-')} has no meaning for the recipe glyph",
                 hint="leave the recipe's name out to train on your own data",
@@ -109,7 +121,10 @@ def diffusion(
         given_here = {
             "data": data,
             "autoencoder": autoencoder,
-            "lm": None if lm is None else str(lm),
+            "lm": lm,
+            "start": start,
+            "layers": layers,
+            "samples": samples,
             "tune_text": None if freeze_text is None else not freeze_text,
             "size": size,
         }
@@ -119,10 +134,10 @@ def diffusion(
 
 def export(
     recipe: Annotated[str, typer.Argument(help="Folder of a run, or glyph.")] = "glyph",
-    data: Annotated[Path, typer.Option(help="glyph: folder of the data set.")] = GLYPH_DATA,
-    autoencoder: Annotated[Path, typer.Option(help="glyph: run of the autoencoder.")] = Path(
-        "runs/glyph-autoencoder"
-    ),
+    data: Annotated[Path | None, typer.Option(help="glyph: folder of the data set.")] = None,
+    autoencoder: Annotated[
+        str | None, typer.Option(help="glyph: another autoencoder than that of its latents.")
+    ] = None,
     diffusion: Annotated[Path, typer.Option(help="glyph: run of the transformer.")] = Path(
         "runs/glyph-diffusion"
     ),
@@ -138,7 +153,7 @@ def export(
 ) -> None:
     """Write what a run learned: a model in the published layout, or the file of a LoRA."""
     with friendly_errors():
-        from sanakit.train.run_file import is_run
+        from sanakit.train.run_file import is_run, read_run
 
         if is_run(recipe):
             from sanakit.train.sana_runs import export_run
@@ -155,8 +170,14 @@ def export(
         from sanakit.train.recipes import glyph_export
 
         folder = out or Path("models/glyph")
+        told = read_run(diffusion).arguments
         glyph_export(
-            data, autoencoder_run=autoencoder, diffusion_run=diffusion, out=folder, storage=storage
+            Path(told["data"]) if data is None else data,
+            autoencoder=autoencoder or told["autoencoder"],
+            diffusion_run=diffusion,
+            out=folder,
+            storage=storage,
+            layers=told["layers"],
         )
         typer.echo(f"{folder}: draw with `sanakit generate PROMPT --model {folder}`")
 
@@ -187,7 +208,13 @@ def _glyph(
     measure: bool,
 ) -> None:
     from sanakit.train.loop import train
-    from sanakit.train.recipes import glyph_diffusion
+    from sanakit.train.ranks import Ranks, join_ranks, leave_ranks
+    from sanakit.train.recipes import (
+        GLYPH_DIFFUSION,
+        GLYPH_LAYERS,
+        GLYPH_SAMPLES,
+        glyph_diffusion,
+    )
     from sanakit.train.settings import with_overrides
 
     file = as_told(GLYPH_VERB, arguments, settings, out, resume=resume)
@@ -195,23 +222,34 @@ def _glyph(
         "data": str(GLYPH_DATA),
         "autoencoder": str(RUNS / "glyph-autoencoder"),
         "lm": str(RUNS / "glyph-lm"),
+        "layers": GLYPH_LAYERS,
+        "samples": GLYPH_SAMPLES,
         "tune_text": True,
         **file.arguments,
     }
-    run, config = glyph_diffusion(
-        Path(told["data"]),
-        autoencoder_run=Path(told["autoencoder"]),
-        lm_run=Path(told["lm"]),
-        out=None if dry else out,
-        tune_text=told["tune_text"],
-        size=told.get("size"),
-    )
-    config = with_overrides(config, list(file.settings))
-    if dry:
-        print_plan(run, config, measure=measure)
-        return
-    keep(out, GLYPH_VERB, told, config, resume=resume)
-    train(run, config, out, resume=resume, report=typer.echo)
+    config = with_overrides(GLYPH_DIFFUSION, list(file.settings))
+    ranks = Ranks() if dry else join_ranks(config.device)
+    try:
+        run, _ = glyph_diffusion(
+            Path(told["data"]),
+            autoencoder=told["autoencoder"],
+            lm=told["lm"],
+            ranks=ranks,
+            out=None if dry else out,
+            start=told.get("start"),
+            layers=told["layers"],
+            samples=told["samples"],
+            tune_text=told["tune_text"],
+            size=told.get("size"),
+            report=typer.echo,
+        )
+        if dry:
+            print_plan(run, config, measure=measure)
+            return
+        keep(out, GLYPH_VERB, told, config, resume=resume)
+        train(run, config, out, resume=resume, report=typer.echo, ranks=ranks)
+    finally:
+        leave_ranks()
 
 
 def _own(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,36 +13,53 @@ from torch import nn
 from transformers import AutoTokenizer, Gemma2Model
 
 from sanakit.data.glyph.corpus import read_captions, read_wordnet
+from sanakit.data.glyph.mixture import Mixture
 from sanakit.data.glyph.packages import WORDNET, fetch
 from sanakit.data.glyph.pictures import RECORDS, GlyphPictures
 from sanakit.errors import DataError, MissingModelError
-from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.config import AUTOENCODERS, TRANSFORMERS
+from sanakit.models.growth import grow_into
 from sanakit.models.init import init_transformer
 from sanakit.models.text_encoder import TextEncoder
 from sanakit.models.transformer import LinearDiT
-from sanakit.pipeline.components import Components, Habits, save_components
+from sanakit.pipeline.components import Components, Habits, load_components, save_components
 from sanakit.pipeline.prompt import PromptEncoder
 from sanakit.pipeline.schedulers import DPMSolverMultistepScheduler
-from sanakit.train.autoencoder_files import run_autoencoder
+from sanakit.train.autoencoder_files import start_autoencoder
 from sanakit.train.autoencoder_recipes import channels_last
-from sanakit.train.checkpoint import newest_valid, read_tensors
-from sanakit.train.diffusion import CachedLatents, DiffusionRecipe, cache_latents
+from sanakit.train.checkpoint import checkpoints, newest_valid, read_tensors
+from sanakit.train.diffusion import DiffusionRecipe
 from sanakit.train.language_model import LanguageModelRecipe, glyph_lm_config, prepare_rows
+from sanakit.train.latent_bank import no_bank, open_bank, scale_of_bank
 from sanakit.train.ranks import Ranks
 from sanakit.train.recipe import Recipe
 from sanakit.train.settings import LoopConfig
 from sanakit.train.tokenizer import train_tokenizer
 from sanakit.weights.atomic import replacing
+from sanakit.weights.embedded import EMBEDDED
 from sanakit.weights.load import load_strict
 from sanakit.weights.store import Storage
 
 TEXT = "text"
 """Folder inside a data set: ``tokenizer/``, ``rows.npy`` and ``held.npy``."""
-LATENTS = "latents.npz"
+LATENTS = "latents"
+GLYPH_LAYERS = 6
+GLYPH_SAMPLES = 60_000
 GLYPH_GUIDANCE = 5.0
 GLYPH_FLOW_SHIFT = 1.0
 CAPTION_WEIGHT = 16
+GLYPH_DIFFUSION = LoopConfig(
+    batch_size=128,
+    total_images=390_000,
+    peak_lr=8e-4,
+    warmup_images=4_000,
+    decay_share=0.35,
+    weight_decay=0.02,
+    betas=(0.9, 0.98),
+    average_halflife=12_000,
+    log_every=50,
+    evaluate_every=200,
+)
 M = TypeVar("M", bound=nn.Module)
 
 Run = tuple[Recipe[Any], LoopConfig]
@@ -90,57 +107,74 @@ def glyph_language_model(data: Path) -> Run:
 def glyph_diffusion(
     data: Path,
     *,
-    autoencoder_run: Path,
-    lm_run: Path,
+    autoencoder: str,
+    lm: str,
+    ranks: Ranks,
     out: Path | None,
+    start: str | None = None,
+    layers: int = GLYPH_LAYERS,
+    samples: int = GLYPH_SAMPLES,
     tune_text: bool = True,
     size: int | None = None,
+    report: Callable[[str], object] = lambda line: None,
 ) -> Run:
-    """The embedded model's transformer, 15 M parameters, with its text encoder tuned along.
+    """The embedded model's transformer, with its text encoder tuned along.
 
-    Latents are computed once, of the pictures of one ``size``, and kept in ``out``. ``tune_text``
-    may change when a run is resumed: weights without a gradient are left as they are. Without
-    ``out`` it is good for planning alone: the runs before it are not read and latents are zero.
+    ``autoencoder`` and ``lm`` are runs or models; ``start`` is a model whose transformer is taken
+    to begin with, grown to ``layers`` blocks if it has fewer. Latents of ``samples`` of the mixture
+    at one ``size`` are computed once and kept in ``out``. ``tune_text`` may change when a run is
+    resumed: weights without a gradient are left as they are. Without ``out`` it is good for
+    planning alone: no weights are read and latents are zero.
     """
     pictures = GlyphPictures.open(data, size)
+    if out is not None:
+        for name in (autoencoder, lm):
+            _is_there(name)
+    mixture = Mixture(pictures)
+    config = AUTOENCODERS["glyph"]
     if out is None:
-        latents = _no_latents(pictures)
+        side = pictures.size // config.spatial_factor
+        bank = no_bank(mixture, (config.latent_channels, side, side))
     else:
-        autoencoder = run_autoencoder(autoencoder_run, AUTOENCODERS["glyph"])
-        latents = _latents(autoencoder, pictures, out)
-    transformer = LinearDiT(TRANSFORMERS["glyph"])
+        bank = open_bank(
+            channels_last(start_autoencoder(autoencoder, config=config)),
+            mixture,
+            Mixture(pictures, split="held_style", composites=0, white=1),
+            out / LATENTS,
+            count=samples,
+            ranks=ranks,
+            report=report,
+        )
+    shape = replace(TRANSFORMERS["glyph"], num_layers=layers)
+    transformer = LinearDiT(shape)
     init_transformer(transformer, generator=torch.Generator().manual_seed(0))
     # The published 0.01 tames LLMs whose states are large; ours has states of unit size, and at
     # 0.01 captions were hardly heard in 25,000 pictures (docs/lab-log.md).
     nn.init.ones_(transformer.caption_norm.weight)
+    if start is not None and out is not None:
+        grow_into(transformer, load_components(start).transformer)
     llm = Gemma2Model._from_config(glyph_lm_config(), attn_implementation="eager")
     if out is not None:
-        _trained(llm, lm_run)
+        _text_encoder(llm, lm)
     tokenizer = AutoTokenizer.from_pretrained(str(_made(data / TEXT / "tokenizer", by="tokenizer")))
-    config = LoopConfig(
-        batch_size=128,
-        total_images=390_000,
-        peak_lr=8e-4,
-        warmup_images=4_000,
-        decay_share=0.35,
-        weight_decay=0.02,
-        betas=(0.9, 0.98),
-        average_halflife=12_000,
-        log_every=50,
-        evaluate_every=200,
-    )
-    recipe = DiffusionRecipe(transformer, llm, tokenizer, pictures, latents, tune_text=tune_text)
-    return recipe, config
+    recipe = DiffusionRecipe(transformer, llm, tokenizer, bank, tune_text=tune_text)
+    return recipe, GLYPH_DIFFUSION
 
 
 def glyph_export(
-    data: Path, *, autoencoder_run: Path, diffusion_run: Path, out: Path, storage: Storage
+    data: Path,
+    *,
+    autoencoder: str,
+    diffusion_run: Path,
+    out: Path,
+    storage: Storage,
+    layers: int = GLYPH_LAYERS,
 ) -> None:
     """Write the averaged weights of a diffusion run and its autoencoder as one model folder."""
-    with np.load(_made(diffusion_run / LATENTS, by="diffusion")) as saved:
-        config = replace(AUTOENCODERS["glyph"], scaling_factor=float(saved["scaling_factor"]))
-    autoencoder = run_autoencoder(autoencoder_run, config)
-    transformer = LinearDiT(TRANSFORMERS["glyph"])
+    restorer = start_autoencoder(autoencoder, config=AUTOENCODERS["glyph"])
+    scale = scale_of_bank(diffusion_run / LATENTS)
+    restorer.config = replace(restorer.config, scaling_factor=scale)
+    transformer = LinearDiT(replace(TRANSFORMERS["glyph"], num_layers=layers))
     llm = Gemma2Model._from_config(glyph_lm_config(), attn_implementation="eager")
     both = nn.ModuleDict({"transformer": transformer, "text_encoder": llm})
     _trained(both, diffusion_run)
@@ -149,9 +183,26 @@ def glyph_export(
     habits = Habits(instruction=None, guidance_scale=GLYPH_GUIDANCE, scheduler=scheduler)
     prompts = PromptEncoder(tokenizer, TextEncoder(llm), instruction=None)
     components = Components(
-        transformer=transformer, autoencoder=autoencoder, prompts=prompts, habits=habits
+        transformer=transformer, autoencoder=restorer, prompts=prompts, habits=habits
     )
     save_components(components, out, storage=storage, licence="apache-2.0")
+
+
+def _is_there(name: str) -> None:
+    """Check that a run, or a model, is there."""
+    if name not in EMBEDDED and not Path(name).exists():
+        raise MissingModelError(
+            f"{name} holds no checkpoint", hint="train that stage first, or name its folder"
+        )
+
+
+def _text_encoder(llm: Gemma2Model, source: str) -> None:
+    """Fill it from a run of the language model, or from a model's text encoder."""
+    if checkpoints(Path(source)):
+        _trained(llm, Path(source))
+    else:
+        theirs = load_components(source).prompts.text_encoder.llm
+        load_strict(llm, theirs.state_dict(), source=source)
 
 
 def _made(path: Path, *, by: str) -> Path:
@@ -171,27 +222,3 @@ def _trained(module: M, run: Path) -> M:
     tensors = read_tensors(folder, "average") or read_tensors(folder, "model")
     load_strict(module, tensors, source=str(folder))
     return module
-
-
-def _latents(autoencoder: Autoencoder, pictures: GlyphPictures, out: Path) -> CachedLatents:
-    path = out / LATENTS
-    if not path.is_file():
-        out.mkdir(parents=True, exist_ok=True)
-        fresh = cache_latents(channels_last(autoencoder.eval()), pictures)
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, **{f.name: getattr(fresh, f.name) for f in fields(fresh)})
-    saved = np.load(path)
-    return CachedLatents(
-        white=saved["white"],
-        other=saved["other"],
-        backgrounds=saved["backgrounds"],
-        scaling_factor=float(saved["scaling_factor"]),
-    )
-
-
-def _no_latents(pictures: GlyphPictures) -> CachedLatents:
-    config, count = AUTOENCODERS["glyph"], len(pictures.records)
-    side = pictures.size // config.spatial_factor
-    zeros = np.zeros((count, config.latent_channels, side, side), dtype=np.float16)
-    backgrounds = np.ones(count, dtype=np.int64)
-    return CachedLatents(white=zeros, other=zeros, backgrounds=backgrounds, scaling_factor=1.0)

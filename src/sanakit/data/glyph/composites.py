@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
@@ -26,7 +26,7 @@ _T = TypeVar("_T")
 SceneSplit = Literal["train", "held_scene"]
 """`held_scene`: known things in a relation or number that no training composite shows."""
 
-KINDS: dict[Kind, float] = {
+KINDS: Mapping[Kind, float] = {
     "relation": 0.40, "count": 0.28, "pair": 0.14, "row": 0.08, "groups": 0.10,
 }  # fmt: skip
 COUNTS = (0.16, 0.28, 0.28, 0.28)  # of one, two, three, four
@@ -80,17 +80,25 @@ class SceneTable:
                 hint="build more rows, or draw without composites",
             )
 
-    def draw(self, rng: np.random.Generator, split: SceneSplit = "train") -> Scene:
-        """A scene, its layout and its background, by nothing but the generator."""
+    def draw(
+        self,
+        rng: np.random.Generator,
+        split: SceneSplit = "train",
+        kinds: Mapping[Kind, float] = KINDS,
+    ) -> Scene:
+        """A scene, its layout and its background, by nothing but the generator.
+
+        ``kinds`` may be fewer than all, or others' shares.
+        """
         for _ in range(TRIES):
-            scene = self._try(rng)
+            scene = self._try(rng, kinds)
             if scene is not None and scene.is_held == (split == "held_scene"):
                 return scene
         raise DataError(f"no {split} composite was found in {TRIES} tries")
 
-    def _try(self, rng: np.random.Generator) -> Scene | None:
+    def _try(self, rng: np.random.Generator, kinds: Mapping[Kind, float]) -> Scene | None:
         """A scene, or None if what came up does not go together."""
-        kind = _pick(list(KINDS), list(KINDS.values()), rng)
+        kind = _pick(list(kinds), list(kinds.values()), rng)
         style = self._style(rng)
         counts = _counts(kind, rng)
         things: list[Thing] = []

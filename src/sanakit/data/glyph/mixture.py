@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from sanakit.data.glyph.backgrounds import BACKGROUNDS, captioned
 from sanakit.data.glyph.composites import SceneSplit, SceneTable, draw_composite
-from sanakit.data.glyph.pictures import GlyphPictures, compose
+from sanakit.data.glyph.pictures import GlyphPictures, Record, compose
 from sanakit.data.glyph.rasterize import Pixels
 from sanakit.data.glyph.scenes import Scene, caption, facts
+from sanakit.data.glyph.split import PROTECTED
 from sanakit.errors import ConfigError, DataError
 from sanakit.shapes import Image
 
@@ -21,6 +22,9 @@ WHITE_SAID = 0.1  # of captions of pictures on white; any other background is al
 WHITE_SAID_OF_SCENE = 0.25
 STYLE_SAID = 0.5
 """Of captions of composites; the captions of pictures have their own shares of style words."""
+EVERYDAY = 2.0
+"""How much more often than its weight says a thing comes that people ask for first."""
+SILHOUETTE = "silhouette"  # so many that they need no help
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +50,11 @@ class Mixture:
         split: str = "train",
         composites: float = COMPOSITE_SHARE,
         white: float = WHITE_SHARE,
+        everyday: float = EVERYDAY,
     ) -> None:
         """Take a data set; ``composites`` and ``white`` are shares in [0, 1].
+
+        ``everyday`` multiplies the weight of the things that no split holds back (`PROTECTED`).
 
         Composites hold known things only, so that of a held-out split there are none: give
         ``composites=0``. :meth:`held_scenes` draws what is new in composites.
@@ -65,7 +72,12 @@ class Mixture:
         self.composites = composites
         self.white = white
         self.numbers = pictures.indices(split)
-        weights = np.array([pictures.records[i].weight for i in self.numbers.tolist()])
+        weights = np.array(
+            [
+                record.weight * (everyday if is_everyday(record) else 1.0)
+                for record in (pictures.records[i] for i in self.numbers.tolist())
+            ]
+        )
         if not weights.sum() > 0:
             raise DataError(f"split {split} holds no picture to draw")
         self._upto = np.cumsum(weights)
@@ -77,7 +89,7 @@ class Mixture:
         places = np.searchsorted(self._upto, rng.random(count) * self._upto[-1], side="right")
         places = np.minimum(places, len(self.numbers) - 1)
         return [
-            self._composite(rng) if kind else self._picture(int(self.numbers[place]), rng)
+            self._composite(rng) if kind else self.sample_of(int(self.numbers[place]), rng)
             for kind, place in zip(kinds.tolist(), places.tolist(), strict=True)
         ]
 
@@ -102,31 +114,43 @@ class Mixture:
         behind = np.array([BACKGROUNDS[one.background] for one in samples])
         return compose(self.rgba(samples), behind)
 
-    def _picture(self, number: int, rng: np.random.Generator) -> Sample:
+    def words(self, sample: Sample, rng: np.random.Generator) -> str:
+        """Another caption of a sample, as likely as the one it was drawn with."""
+        if sample.scene is not None:
+            return self._words_of_scene(sample.scene, rng)
+        assert sample.number is not None
+        record = self.pictures.records[sample.number]
+        text = record.captions[int(rng.integers(len(record.captions)))]
+        said = sample.background != "white" or rng.random() < WHITE_SAID
+        return captioned(text, sample.background) if said else text
+
+    def sample_of(self, number: int, rng: np.random.Generator) -> Sample:
+        """Picture ``number`` on a background, with a caption."""
         record = self.pictures.records[number]
         names = [name for name in BACKGROUNDS if name not in record.hidden_on] or list(BACKGROUNDS)
-        draws = rng.random(4)
-        if names[0] == "white" and (draws[0] < self.white or len(names) == 1):
-            background, said = "white", draws[2] < WHITE_SAID
+        if names[0] == "white" and (rng.random() < self.white or len(names) == 1):
+            background = "white"
         else:
             others = [name for name in names if name != "white"]
-            background, said = others[int(draws[1] * len(others))], True
-        text = record.captions[int(draws[3] * len(record.captions))]
-        if said:
-            text = captioned(text, background)
-        return Sample(caption=text, background=background, number=number)
+            background = others[int(rng.integers(len(others)))]
+        sample = Sample(caption="", background=background, number=number)
+        return replace(sample, caption=self.words(sample, rng))
 
     def _composite(self, rng: np.random.Generator, split: SceneSplit = "train") -> Sample:
         if self._table is None:
             self._table = SceneTable(self.pictures.records)
         scene = self._table.draw(rng, split)
+        words = self._words_of_scene(scene, rng)
+        return Sample(caption=words, background=scene.background, scene=scene)
+
+    def _words_of_scene(self, scene: Scene, rng: np.random.Generator) -> str:
         options = facts(scene)
-        draws = rng.random(3)
-        said = scene.background != "white" or draws[1] < WHITE_SAID_OF_SCENE
-        text = caption(
-            scene,
-            options[int(draws[0] * len(options))],
-            with_background=bool(said),
-            with_style=bool(draws[2] < STYLE_SAID),
-        )
-        return Sample(caption=text, background=scene.background, scene=scene)
+        fact = options[int(rng.integers(len(options)))]
+        said = scene.background != "white" or rng.random() < WHITE_SAID_OF_SCENE
+        with_style = bool(rng.random() < STYLE_SAID)
+        return caption(scene, fact, with_background=bool(said), with_style=with_style)
+
+
+def is_everyday(record: Record) -> bool:
+    """Whether a picture shows what people ask for first; silhouettes are many as it is."""
+    return record.name in PROTECTED and record.style != SILHOUETTE

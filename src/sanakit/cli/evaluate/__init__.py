@@ -1,0 +1,1 @@
+"""`sanakit eval`: one command a family of figures."""

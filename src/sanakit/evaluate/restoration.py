@@ -1,0 +1,190 @@
+"""The family "autoencoder": how much of a picture is left after encoding and decoding it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+
+from sanakit.evaluate.features import BATCH, NAME, FeatureNetwork, features_of
+from sanakit.evaluate.figures import Evaluation, Figure, bootstrap, mean_figure
+from sanakit.evaluate.frechet import paired_distance
+from sanakit.evaluate.pictures import FilePictures, GlyphSamples
+from sanakit.evaluate.plots import Mark, histograms, save, sheet
+from sanakit.evaluate.similarity import psnr_of, squared_error, ssim
+from sanakit.models.autoencoder import Autoencoder
+from sanakit.models.perceptual import PerceptualNetwork
+from sanakit.pipeline.images import Pixels, from_pixels, to_pixels
+from sanakit.shapes import Image
+
+PLOT, SHEET = "psnr.png", "pictures.png"
+SHOWN = 8
+_EVERY = 64
+
+
+@dataclass(frozen=True)
+class Restored:
+    """Pictures at a side in px as an autoencoder gives them back, some at a time."""
+
+    autoencoder: Autoencoder
+    pictures: GlyphSamples | FilePictures
+    side: int
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, part: slice) -> Pixels:
+        image = from_pixels(self.pictures[part])
+        if image.shape[-1] != self.side:
+            size = (self.side, self.side)
+            image = F.interpolate(image, size=size, mode="bicubic", antialias=True).clamp(-1, 1)
+        return to_pixels(restored(self.autoencoder, image))
+
+
+@torch.no_grad()
+def restored(autoencoder: Autoencoder, image: Image) -> Image:
+    """Pictures after encoding and decoding, fp32 in [-1, 1]; computed as the weights are."""
+    weight = next(autoencoder.parameters())
+    return autoencoder(image.to(weight.device, weight.dtype)).float().clamp(-1, 1).cpu()
+
+
+@torch.no_grad()
+def evaluate_autoencoder(
+    autoencoder: Autoencoder,
+    pictures: GlyphSamples | FilePictures,
+    *,
+    model: str,
+    data: str,
+    out: Path,
+    perceptual: PerceptualNetwork | None = None,
+    features: FeatureNetwork | None = None,
+    cache: Path | None = None,
+    report: Callable[[str], object] = lambda line: None,
+) -> Evaluation:
+    """Measure, and write figures, a histogram and a sheet of pictures into ``out``.
+
+    Restored pictures are compared before they are rounded to pixels, and rounded for their
+    features. Without ``perceptual`` there is no LPIPS, without ``features`` no rFD.
+
+    Raises:
+        ConfigError: pictures of a size that the autoencoder or a measure cannot take.
+    """
+    device = next(autoencoder.parameters()).device
+    if perceptual is not None:
+        perceptual.to(device)
+    columns: dict[str, list[npt.NDArray[Any]]] = defaultdict(list)
+    for first in range(0, len(pictures), BATCH):
+        image = from_pixels(pictures[first : first + BATCH])
+        again = restored(autoencoder, image)
+        columns["error"].append(squared_error(again, image).numpy())
+        columns["ssim"].append(ssim(again, image).numpy())
+        if perceptual is not None:
+            judged = perceptual(again.to(device), image.to(device))
+            columns["lpips"].append(judged.cpu().numpy())
+        if features is not None:
+            columns["features"].append(features(to_pixels(again)).cpu().numpy())
+        if first % _EVERY == 0:
+            report(f"restored {first + len(image)} of {len(pictures)} pictures")
+    found = {name: np.concatenate(parts) for name, parts in columns.items()}
+    values = psnr_of(found["error"])
+    figures = [
+        mean_figure("PSNR, mean over pictures", values, unit="dB", better="higher"),
+        _pooled(found["error"]),
+        mean_figure("SSIM", found["ssim"], better="higher"),
+    ]
+    if perceptual is not None:
+        figures.append(mean_figure("LPIPS (ST-LPIPS, VGG16)", found["lpips"], better="lower"))
+    if features is not None:
+        real = features_of(features, pictures, asked=pictures.asked, cache=cache, report=report)
+        figures.append(_distance(found["features"], real))
+    evaluation = Evaluation(
+        family="autoencoder",
+        model=model,
+        data=data,
+        settings={
+            "side of the pictures, px": pictures[0:1].shape[1],
+            "PSNR": "peak 2 in [-1, 1], all colours together; pooled: of the mean squared error",
+            "SSIM": "11 x 11 px, sigma 1.5, each colour by itself",
+            "rFD": f"Fréchet distance on {NAME} between originals and restored, not FID",
+        },
+        figures=figures,
+        details={
+            "psnr_db": {
+                name: round(float(value), 3)
+                for name, value in zip(_distinct(pictures.labels), values, strict=True)
+            }
+        },
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    evaluation.save(out)
+    _draw(autoencoder, pictures, values, model=model, out=out)
+    return evaluation
+
+
+def _pooled(errors: npt.NDArray[Any]) -> Figure:
+    def statistic(rows: npt.NDArray[Any]) -> float:
+        return float(psnr_of(rows.mean()))
+
+    low, high = bootstrap(errors, statistic)
+    return Figure(
+        name="PSNR of the pooled error",
+        value=statistic(errors),
+        low=low,
+        high=high,
+        count=len(errors),
+        unit="dB",
+        better="higher",
+    )
+
+
+def _distance(again: npt.NDArray[Any], real: npt.NDArray[Any]) -> Figure:
+    found = paired_distance(again, real).estimate
+    return Figure(
+        name="rFD-EffNetLite0",
+        value=found.value,
+        low=found.low,
+        high=found.high,
+        count=len(real),
+        better="lower",
+    )
+
+
+def _draw(
+    autoencoder: Autoencoder,
+    pictures: GlyphSamples | FilePictures,
+    values: npt.NDArray[np.float64],
+    *,
+    model: str,
+    out: Path,
+) -> None:
+    mean = float(values.mean())
+    title = f"{model}: PSNR of {len(values):,} pictures"
+    mark = Mark(at=mean, label=f"mean {mean:.2f} dB")
+    save(histograms({"pictures": values}, title=title, axis="PSNR, dB", marks=[mark]), out / PLOT)
+    order = np.argsort(values, kind="stable")
+    start = max(0, (len(order) - SHOWN) // 2)
+    rows: list[tuple[str, Pixels]] = []
+    labels: dict[int, list[str]] = {}
+    for name, chosen in (("worst", order[:SHOWN]), ("middle", order[start : start + SHOWN])):
+        originals = np.concatenate([pictures[int(i) : int(i) + 1] for i in chosen])
+        again = to_pixels(restored(autoencoder, from_pixels(originals)))
+        labels[len(rows) + 1] = [f"{values[i]:.1f} dB {pictures.labels[i]}" for i in chosen]
+        rows += [(f"{name} {len(chosen)}: originals", originals), ("restored", again)]
+    save(sheet(rows, labels, title=f"{model}: worst and middle by PSNR"), out / SHEET)
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """Names with numbers where two are alike."""
+    seen: dict[str, int] = defaultdict(int)
+    found = []
+    for name in names:
+        seen[name] += 1
+        found.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return found

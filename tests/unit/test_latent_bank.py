@@ -1,0 +1,93 @@
+"""Latents of samples: of unit size, of the right pictures, made once, by any number of ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sanakit.data.glyph.mixture import Mixture
+from sanakit.data.glyph.pictures import GlyphPictures
+from sanakit.errors import ConfigError, DataError
+from sanakit.models.autoencoder import Autoencoder
+from sanakit.train import latent_bank
+from sanakit.train.latent_bank import LatentBank, open_bank, scale_of_bank
+from sanakit.train.ranks import Ranks
+from tiny import AUTOENCODER
+from tiny_pictures import tiny_pictures
+
+
+class Waiting(Ranks):
+    """Two ranks of which one is here: it does not wait for the other."""
+
+    def wait(self) -> None:
+        """Go on."""
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> GlyphPictures:
+    return tiny_pictures(tmp_path / "data")
+
+
+def opened(pictures: GlyphPictures, folder: Path, *, count: int = 12, ranks: Ranks) -> LatentBank:
+    torch.manual_seed(0)
+    return open_bank(
+        Autoencoder(AUTOENCODER),
+        Mixture(pictures, composites=0),
+        Mixture(pictures, split="held_style", composites=0, white=1),
+        folder,
+        count=count,
+        ranks=ranks,
+    )
+
+
+def test_latents_are_those_of_the_samples_at_unit_size(
+    pictures: GlyphPictures, tmp_path: Path
+) -> None:
+    bank = opened(pictures, tmp_path / "bank", ranks=Ranks())
+    assert bank.latents.shape == (12, 4, 2, 2)
+    assert np.square(bank.latents.astype(np.float64)).mean() ** 0.5 == pytest.approx(1, abs=1e-3)
+    assert {sample.background for sample in bank.held} == {"white"}
+    torch.manual_seed(0)
+    autoencoder = Autoencoder(AUTOENCODER).eval()
+    with torch.no_grad():
+        for samples, latents in ((bank.samples, bank.latents), (bank.held, bank.held_latents)):
+            exact = autoencoder.encode(bank.mixture.images(samples)) * bank.scaling_factor
+            error = torch.from_numpy(latents.astype(np.float32)) - exact
+            assert error.square().mean().sqrt() < 0.03  # encoded in bf16, kept in fp16
+    assert scale_of_bank(tmp_path / "bank") == bank.scaling_factor
+
+
+def test_ranks_share_the_pieces_and_what_is_there_is_not_made_again(
+    pictures: GlyphPictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latent_bank, "PIECE", 4)
+    whole = opened(pictures, tmp_path / "whole", ranks=Ranks())
+    folder = tmp_path / "shared"
+    with pytest.raises(FileNotFoundError):  # the pieces of the other
+        opened(pictures, folder, ranks=Waiting(rank=0, count=2))
+    mine = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.npy")}
+    assert 0 < len(mine) < 6
+    shared = opened(pictures, folder, ranks=Waiting(rank=1, count=2))
+    assert np.array_equal(shared.latents, whole.latents)
+    assert np.array_equal(shared.held_latents, whole.held_latents)
+    after = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.npy")}
+    assert {name: after[name] for name in mine} == mine
+
+
+def test_a_bank_of_other_facts_is_refused_and_an_unfinished_one_has_no_scale(
+    pictures: GlyphPictures, tmp_path: Path
+) -> None:
+    opened(pictures, tmp_path / "bank", ranks=Ranks())
+    with pytest.raises(ConfigError, match=r"holds latents of .*12.*13"):
+        opened(pictures, tmp_path / "bank", count=13, ranks=Ranks())
+    with pytest.raises(DataError, match=r"scale.json is missing"):
+        scale_of_bank(tmp_path)
+
+
+def test_latents_of_nothing_have_no_scale() -> None:
+    with pytest.raises(DataError, match="sum to 0"):
+        latent_bank._rms(np.zeros((3, 1, 1, 1), dtype=np.float16))
+    assert latent_bank._rms(np.full((3, 2, 1, 1), 300, dtype=np.float16)) == pytest.approx(300)
