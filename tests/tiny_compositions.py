@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from sanakit.data.glyph.backgrounds import BACKGROUNDS
 from sanakit.data.glyph.colours import CLOSE, distance
-from sanakit.data.glyph.pictures import RECORDS, SUMMARY, GlyphPictures, Record, store_folder
-from sanakit.data.glyph.rasterize import visible_box
+from sanakit.data.glyph.pictures import GlyphPictures, Record
 from sanakit.data.glyph.shades import SHADES
 from sanakit.data.glyph.split import HELD_PART, fraction
-from sanakit.data.glyph.store import write_index, write_pack
 from tiny_pictures import tiny_record
+from tiny_scenes import write_art
 
 SIZE = 96
 
@@ -79,16 +77,4 @@ def _art() -> Iterator[tuple[np.ndarray, Record]]:
 
 def tiny_compositions(folder: Path) -> GlyphPictures:
     """Six shapes in ten colours, of which half the pairs are held out."""
-    pictures, records = zip(*_art(), strict=True)
-    framed = []
-    for picture, record in zip(pictures, records, strict=True):
-        box = visible_box(picture[..., 3])
-        assert box is not None
-        framed.append(replace(record, box=tuple(part / SIZE for part in box)))
-    store = store_folder(folder, SIZE)
-    store.mkdir(parents=True)
-    write_index(store, SIZE, [("all", write_pack(store, "all", pictures))])
-    lines = [json.dumps(asdict(record)) for record in framed]
-    (folder / RECORDS).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    (folder / SUMMARY).write_text("{}\n", encoding="utf-8")
-    return GlyphPictures.open(folder)
+    return write_art(folder, _art())

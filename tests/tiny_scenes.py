@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -64,16 +64,22 @@ def _art() -> Iterator[tuple[np.ndarray, Record]]:
 
 
 def tiny_scenes(folder: Path) -> GlyphPictures:
-    """Seven things in one style, five to be painted, and three that may not be used."""
-    pictures, records = zip(*_art(), strict=True)
+    """Seven things in one style, five to be painted, and four that may not be used."""
+    return write_art(folder, _art())
+
+
+def write_art(folder: Path, art: Iterable[tuple[np.ndarray, Record]]) -> GlyphPictures:
+    """A data set of drawings of one size, their boxes found."""
+    pictures, records = zip(*art, strict=True)
     framed = []
     for picture, record in zip(pictures, records, strict=True):
         box = visible_box(picture[..., 3])
         assert box is not None
-        framed.append(replace(record, box=tuple(part / SIZE for part in box)))
-    store = store_folder(folder, SIZE)
+        framed.append(replace(record, box=tuple(part / len(picture) for part in box)))
+    size = pictures[0].shape[0]
+    store = store_folder(folder, size)
     store.mkdir(parents=True)
-    write_index(store, SIZE, [("all", write_pack(store, "all", pictures))])
+    write_index(store, size, [("all", write_pack(store, "all", pictures))])
     lines = [json.dumps(asdict(record)) for record in framed]
     (folder / RECORDS).write_text("\n".join(lines) + "\n", encoding="utf-8")
     (folder / SUMMARY).write_text("{}\n", encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +32,10 @@ def pictures(tmp_path: Path) -> GlyphPictures:
     return tiny_pictures(tmp_path / "data")
 
 
-def opened(pictures: GlyphPictures, folder: Path, *, count: int = 12, ranks: Ranks) -> LatentBank:
-    torch.manual_seed(0)
+def opened(
+    pictures: GlyphPictures, folder: Path, *, count: int = 12, weights: int = 0, ranks: Ranks
+) -> LatentBank:
+    torch.manual_seed(weights)
     return open_bank(
         Autoencoder(AUTOENCODER),
         Mixture(pictures, composites=0),
@@ -83,6 +86,11 @@ def test_a_bank_of_other_facts_is_refused_and_an_unfinished_one_has_no_scale(
     opened(pictures, tmp_path / "bank", ranks=Ranks())
     with pytest.raises(ConfigError, match=r"holds latents of .*12.*13"):
         opened(pictures, tmp_path / "bank", count=13, ranks=Ranks())
+    with pytest.raises(ConfigError, match=r"holds latents of .*'autoencoder'"):
+        opened(pictures, tmp_path / "bank", weights=1, ranks=Ranks())
+    changed = [replace(one, weight=one.weight * (1 + i)) for i, one in enumerate(pictures.records)]
+    with pytest.raises(ConfigError, match=r"holds latents of .*'samples'"):
+        opened(replace(pictures, records=changed), tmp_path / "bank", ranks=Ranks())
     with pytest.raises(DataError, match=r"scale.json is missing"):
         scale_of_bank(tmp_path)
 

@@ -16,8 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoTokenizer, Gemma2Config
 
 from command_line import sanakit
-from sanakit.errors import ConfigError
+from sanakit.errors import ConfigError, DataError
 from sanakit.models.perceptual import PerceptualNetwork
+from sanakit.pipeline.components import load_components
 from sanakit.train import autoencoder_recipes, recipes
 from sanakit.train.checkpoint import checkpoints
 from sanakit.train.diffusion import DiffusionRecipe
@@ -27,7 +28,7 @@ from sanakit.train.recipe import Recipe
 from sanakit.train.recipes import glyph_diffusion, glyph_language_model
 from sanakit.train.run_file import read_run
 from sanakit.train.run_view import view_run
-from tiny import AUTOENCODER, TOKENIZER, TRANSFORMER
+from tiny import AUTOENCODER, TOKENIZER, TRANSFORMER, tiny_components, write_tiny
 from tiny_recipe import TinyRecipe, drawn
 from tiny_scenes import tiny_scenes
 from tiny_shards import write_shards
@@ -297,3 +298,18 @@ def test_every_stage_notes_its_settings_and_refuses_another_stage_s_run(place: P
         "diffusion", "--resume", "--out", "runs/glyph-diffusion", settings=["total_images=8"]
     )
     assert read_run("runs/glyph-diffusion").arguments["tune_text"] is False
+
+
+def test_a_models_text_encoder_comes_with_its_own_tokenizer(place: Path) -> None:
+    data, model = place / "data" / "glyph", write_tiny(place / "model")
+    shutil.rmtree(data / "text" / "tokenizer")
+    llm = tiny_components().prompts.text_encoder.llm
+    for parameter in llm.parameters():
+        parameter.data.zero_()
+    told = recipes._text_encoder(llm, data, str(model))
+    own = load_components(model).prompts
+    assert told.get_vocab() == own.tokenizer.get_vocab()
+    for mine, theirs in zip(llm.parameters(), own.text_encoder.llm.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    with pytest.raises(DataError, match="run `sanakit train tokenizer` first"):
+        recipes._tokenizer(data, "runs/glyph-lm")

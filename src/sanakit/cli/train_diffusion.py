@@ -174,6 +174,7 @@ def export(
         glyph_export(
             Path(told["data"]) if data is None else data,
             autoencoder=autoencoder or told["autoencoder"],
+            lm=told["lm"],
             diffusion_run=diffusion,
             out=folder,
             storage=storage,
@@ -228,7 +229,9 @@ def _glyph(
         **file.arguments,
     }
     config = with_overrides(GLYPH_DIFFUSION, list(file.settings))
-    ranks = Ranks() if dry else join_ranks(config.device)
+    ranks = (
+        Ranks() if dry else join_ranks(config.device, timeout_minutes=2 * config.hang_minutes + 1)
+    )
     try:
         run, _ = glyph_diffusion(
             Path(told["data"]),
@@ -241,7 +244,7 @@ def _glyph(
             samples=told["samples"],
             tune_text=told["tune_text"],
             size=told.get("size"),
-            report=typer.echo,
+            report=_speaking(),
         )
         if dry:
             print_plan(run, config, measure=measure)

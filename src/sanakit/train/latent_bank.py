@@ -6,6 +6,7 @@ pieces, by all ranks, and an interrupted one goes on.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -59,12 +60,21 @@ def open_bank(
     Every rank calls it and makes its share of the pieces.
 
     Raises:
-        ConfigError: the folder holds a bank of other facts. DataError: latents without a scale.
+        ConfigError: the folder holds a bank of other samples, or of another autoencoder.
+        DataError: latents without a scale.
     """
     samples = mixture.draw(count, np.random.default_rng(seed))
     held_samples = held.draw(min(HELD, count), np.random.default_rng(seed))
     folder.mkdir(parents=True, exist_ok=True)
-    _same_facts(folder, {"count": count, "seed": seed, "size": mixture.pictures.size}, ranks)
+    weights = autoencoder.cpu().state_dict().values()
+    facts = {
+        "count": count,
+        "seed": seed,
+        "size": mixture.pictures.size,
+        "samples": _digest(repr([samples, held_samples]).encode()),
+        "autoencoder": _digest(*(tensor.numpy().tobytes() for tensor in weights)),
+    }
+    _same_facts(folder, facts, ranks)
     autoencoder.to(ranks.device).eval()
     parts = [(mixture, samples, "train"), (held, held_samples, "held")]
     jobs = [
@@ -137,6 +147,13 @@ def _rms(latents: Latents) -> float:
     if not 0 < total < float("inf"):
         raise DataError(f"the squares of {latents.size} values of latents sum to {total}")
     return (total / latents.size) ** 0.5
+
+
+def _digest(*parts: bytes) -> str:
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(part)
+    return found.hexdigest()[:16]
 
 
 def _same_facts(folder: Path, facts: dict[str, Any], ranks: Ranks) -> None:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoTokenizer, Gemma2Model
+from transformers import AutoTokenizer, Gemma2Model, PreTrainedTokenizerBase
 
 from sanakit.data.glyph.corpus import read_captions, read_wordnet
 from sanakit.data.glyph.mixture import Mixture
@@ -27,7 +27,7 @@ from sanakit.pipeline.prompt import PromptEncoder
 from sanakit.pipeline.schedulers import DPMSolverMultistepScheduler
 from sanakit.train.autoencoder_files import start_autoencoder
 from sanakit.train.autoencoder_recipes import channels_last
-from sanakit.train.checkpoint import checkpoints, newest_valid, read_tensors
+from sanakit.train.checkpoint import newest_valid, read_tensors
 from sanakit.train.diffusion import DiffusionRecipe
 from sanakit.train.language_model import LanguageModelRecipe, glyph_lm_config, prepare_rows
 from sanakit.train.latent_bank import no_bank, open_bank, scale_of_bank
@@ -36,7 +36,7 @@ from sanakit.train.recipe import Recipe
 from sanakit.train.settings import LoopConfig
 from sanakit.train.tokenizer import train_tokenizer
 from sanakit.weights.atomic import replacing
-from sanakit.weights.embedded import EMBEDDED
+from sanakit.weights.embedded import EMBEDDED, INDEX
 from sanakit.weights.load import load_strict
 from sanakit.weights.store import Storage
 
@@ -154,9 +154,7 @@ def glyph_diffusion(
     if start is not None and out is not None:
         grow_into(transformer, load_components(start).transformer)
     llm = Gemma2Model._from_config(glyph_lm_config(), attn_implementation="eager")
-    if out is not None:
-        _text_encoder(llm, lm)
-    tokenizer = AutoTokenizer.from_pretrained(str(_made(data / TEXT / "tokenizer", by="tokenizer")))
+    tokenizer = _tokenizer(data, lm) if out is None else _text_encoder(llm, data, lm)
     recipe = DiffusionRecipe(transformer, llm, tokenizer, bank, tune_text=tune_text)
     return recipe, GLYPH_DIFFUSION
 
@@ -165,6 +163,7 @@ def glyph_export(
     data: Path,
     *,
     autoencoder: str,
+    lm: str,
     diffusion_run: Path,
     out: Path,
     storage: Storage,
@@ -178,7 +177,7 @@ def glyph_export(
     llm = Gemma2Model._from_config(glyph_lm_config(), attn_implementation="eager")
     both = nn.ModuleDict({"transformer": transformer, "text_encoder": llm})
     _trained(both, diffusion_run)
-    tokenizer = AutoTokenizer.from_pretrained(str(_made(data / TEXT / "tokenizer", by="tokenizer")))
+    tokenizer = _tokenizer(data, lm)
     scheduler = DPMSolverMultistepScheduler(flow_shift=GLYPH_FLOW_SHIFT)
     habits = Habits(instruction=None, guidance_scale=GLYPH_GUIDANCE, scheduler=scheduler)
     prompts = PromptEncoder(tokenizer, TextEncoder(llm), instruction=None)
@@ -196,13 +195,27 @@ def _is_there(name: str) -> None:
         )
 
 
-def _text_encoder(llm: Gemma2Model, source: str) -> None:
-    """Fill it from a run of the language model, or from a model's text encoder."""
-    if checkpoints(Path(source)):
-        _trained(llm, Path(source))
-    else:
+def _text_encoder(llm: Gemma2Model, data: Path, source: str) -> PreTrainedTokenizerBase:
+    """Fill it from a run of the language model, or from a model's; give the tokenizer it knows."""
+    if _is_model(source):
         theirs = load_components(source).prompts.text_encoder.llm
         load_strict(llm, theirs.state_dict(), source=source)
+    else:
+        _trained(llm, Path(source))
+    return _tokenizer(data, source)
+
+
+def _tokenizer(data: Path, source: str) -> PreTrainedTokenizerBase:
+    """That of a model, or the one that a data set's language model was trained with."""
+    if _is_model(source):
+        return load_components(source).prompts.tokenizer
+    folder = _made(data / TEXT / "tokenizer", by="tokenizer")
+    found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(folder))
+    return found
+
+
+def _is_model(name: str) -> bool:
+    return name in EMBEDDED or (Path(name) / INDEX).is_file()
 
 
 def _made(path: Path, *, by: str) -> Path:

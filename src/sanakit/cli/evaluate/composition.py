@@ -80,9 +80,7 @@ def composition(
         evaluation = evaluate_composition(
             Pipeline.load(model, device=device),
             pictures,
-            with_plain_looks(
-                lambda crops: features_of(network, crops, cache=cache, report=progress)
-            ),
+            with_plain_looks(seen),
             model=model,
             data=str(data),
             out=out,
