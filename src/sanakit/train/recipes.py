@@ -30,7 +30,7 @@ from sanakit.train.autoencoder_recipes import channels_last
 from sanakit.train.checkpoint import newest_valid, read_tensors
 from sanakit.train.diffusion import DiffusionRecipe
 from sanakit.train.language_model import LanguageModelRecipe, glyph_lm_config, prepare_rows
-from sanakit.train.latent_bank import no_bank, open_bank, scale_of_bank
+from sanakit.train.latent_bank import no_bank, open_bank, size_and_scale
 from sanakit.train.ranks import Ranks
 from sanakit.train.recipe import Recipe
 from sanakit.train.settings import LoopConfig
@@ -178,9 +178,11 @@ def glyph_export(
 ) -> None:
     """Write the averaged weights of a diffusion run and its autoencoder as one model folder."""
     restorer = start_autoencoder(autoencoder, config=AUTOENCODERS["glyph"])
-    scale = scale_of_bank(diffusion_run / LATENTS)
+    size, scale = size_and_scale(diffusion_run / LATENTS)
     restorer.config = replace(restorer.config, scaling_factor=scale)
-    transformer = LinearDiT(replace(TRANSFORMERS["glyph"], num_layers=layers))
+    side = size // restorer.config.spatial_factor
+    shape = replace(TRANSFORMERS["glyph"], num_layers=layers, sample_size=side)
+    transformer = LinearDiT(shape)
     llm = Gemma2Model._from_config(glyph_lm_config(), attn_implementation="eager")
     both = nn.ModuleDict({"transformer": transformer, "text_encoder": llm})
     _trained(both, diffusion_run)
