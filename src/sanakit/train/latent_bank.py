@@ -25,7 +25,7 @@ from sanakit.weights.atomic import replacing
 
 PIECE = 512
 """Samples in a file."""
-AT_A_TIME = 16
+AT_A_TIME = 8  # more do not fit into the caches of a core
 HELD = 512
 FACTS, SCALE = "bank.json", "scale.json"
 Latents = npt.NDArray[np.float16]  # N c h w
