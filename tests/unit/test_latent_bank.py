@@ -84,8 +84,6 @@ def test_a_bank_of_other_facts_is_refused_and_an_unfinished_one_has_no_scale(
     pictures: GlyphPictures, tmp_path: Path
 ) -> None:
     opened(pictures, tmp_path / "bank", ranks=Ranks())
-    with pytest.raises(ConfigError, match=r"holds latents of .*12.*13"):
-        opened(pictures, tmp_path / "bank", count=13, ranks=Ranks())
     with pytest.raises(ConfigError, match=r"holds latents of .*'autoencoder'"):
         opened(pictures, tmp_path / "bank", weights=1, ranks=Ranks())
     changed = [replace(one, weight=one.weight * (1 + i)) for i, one in enumerate(pictures.records)]
@@ -99,3 +97,24 @@ def test_latents_of_nothing_have_no_scale() -> None:
     with pytest.raises(DataError, match="sum to 0"):
         latent_bank._rms(np.zeros((3, 1, 1, 1), dtype=np.float16))
     assert latent_bank._rms(np.full((3, 2, 1, 1), 300, dtype=np.float16)) == pytest.approx(300)
+
+
+def test_a_bank_grows_by_samples_behind_those_that_it_has(
+    pictures: GlyphPictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latent_bank, "PIECE", 4)
+    folder = tmp_path / "bank"
+    small = opened(pictures, folder, count=6, ranks=Ranks())
+    first, last = (folder / f"train-{number:07d}.npy" for number in (0, 4))
+    before = first.stat().st_mtime_ns
+    grown = opened(pictures, folder, count=11, ranks=Ranks())
+    whole = opened(pictures, tmp_path / "whole", count=11, ranks=Ranks())
+    assert len(set(map(repr, whole.samples))) > 4
+    assert grown.samples == whole.samples
+    assert list(grown.samples[:6]) == list(small.samples)
+    assert np.array_equal(grown.latents, whole.latents)
+    assert first.stat().st_mtime_ns == before
+    assert len(np.load(last)) == 4
+    less = opened(pictures, folder, count=6, ranks=Ranks())
+    assert less.samples == small.samples
+    assert np.array_equal(less.latents, small.latents)

@@ -1,7 +1,7 @@
 """Latents of samples of the glyph mixture, computed once; captions are drawn anew each time.
 
-What lies in a bank is a function of the data set, a seed, a count and an autoencoder. It is made in
-pieces, by all ranks, and an interrupted one goes on.
+What lies in a bank is a function of the data set, a seed and an autoencoder; how much, of a count.
+It is made in pieces, by all ranks; an interrupted one goes on, and one that is there may grow.
 """
 
 from __future__ import annotations
@@ -57,21 +57,21 @@ def open_bank(
 ) -> LatentBank:
     """Read a bank of ``count`` samples from ``folder``, or make what is missing of it.
 
-    Every rank calls it and makes its share of the pieces.
+    Every rank calls it and makes its share of the pieces. The samples of a small bank are the first
+    ones of a larger one.
 
     Raises:
         ConfigError: the folder holds a bank of other samples, or of another autoencoder.
         DataError: latents without a scale.
     """
-    samples = mixture.draw(count, np.random.default_rng(seed))
-    held_samples = held.draw(min(HELD, count), np.random.default_rng(seed))
+    samples = _drawn(mixture, count, seed)
+    held_samples = _drawn(held, min(HELD, count), seed)
     folder.mkdir(parents=True, exist_ok=True)
     weights = autoencoder.cpu().state_dict().values()
     facts = {
-        "count": count,
         "seed": seed,
         "size": mixture.pictures.size,
-        "samples": _digest(repr([samples, held_samples]).encode()),
+        "samples": _digest(repr([_drawn(one, PIECE, seed) for one in (mixture, held)]).encode()),
         "autoencoder": _digest(*(tensor.numpy().tobytes() for tensor in weights)),
     }
     _same_facts(folder, facts, ranks)
@@ -83,14 +83,14 @@ def open_bank(
         for first in range(0, len(some), PIECE)
     ]
     for number, (source, some, path) in enumerate(jobs):
-        if number % ranks.count == ranks.rank and not path.is_file():
+        if number % ranks.count == ranks.rank and not _is_made(path, len(some)):
             latents = _encoded(autoencoder, source, some, ranks.device)
             with replacing(path) as temporary, temporary.open("wb") as file:
                 np.save(file, latents)
             report(f"{folder}: piece {number + 1} of {len(jobs)}")
     ranks.wait()
     halves = [
-        np.concatenate([np.load(path) for source, _, path in jobs if source is one])
+        np.concatenate([np.load(path)[: len(some)] for source, some, path in jobs if source is one])
         for one in (mixture, held)
     ]
     rms = _rms(halves[0])
@@ -150,6 +150,19 @@ def _rms(latents: Latents) -> float:
     if not 0 < total < float("inf"):
         raise DataError(f"the squares of {latents.size} values of latents sum to {total}")
     return (total / latents.size) ** 0.5
+
+
+def _drawn(mixture: Mixture, count: int, seed: int) -> list[Sample]:
+    """Piece by piece, each of a generator of its own."""
+    samples: list[Sample] = []
+    for first in range(0, count, PIECE):
+        samples += mixture.draw(PIECE, np.random.default_rng((seed, first)))
+    return samples[:count]
+
+
+def _is_made(path: Path, count: int) -> bool:
+    """Whether a piece is there, and was not the last, shorter one of a smaller bank."""
+    return path.is_file() and len(np.load(path, mmap_mode="r")) >= count
 
 
 def _digest(*parts: bytes) -> str:
