@@ -116,7 +116,7 @@ def size_and_scale(folder: Path) -> tuple[int, float]:
     Raises:
         DataError: it is not finished.
     """
-    found = {}
+    found: dict[str, Any] = {}
     for name in (SCALE, FACTS):
         path = folder / name
         if not path.is_file():
