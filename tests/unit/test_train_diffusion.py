@@ -112,8 +112,9 @@ def test_a_null_share_of_one_empties_every_caption(
     recipe = recipe_of(pictures, null_share=1.0)
     batch = drawn(recipe, 8)
     empty = recipe.tokenizer([""])["input_ids"]
-    assert batch.ids.tolist() == empty * 8
-    assert batch.mask.all()
+    assert batch.ids.shape[1] == batch.mask.shape[1] == WIDTHS
+    assert batch.mask.sum(dim=1).tolist() == [1] * 8
+    assert batch.ids[batch.mask].tolist() == empty[0] * 8
     told = drawn(recipe_of(pictures, null_share=0.0), 8)
     assert torch.equal(batch.x0, told.x0)  # what is drawn does not depend on what is said
 
@@ -187,9 +188,10 @@ def test_evaluation_uses_held_styles_even_levels_and_the_same_noise(
     assert first["loss"] == pytest.approx(float((noise - x0).square().mean()), rel=1e-5)
 
 
-def test_blocks_are_the_transformers(pictures: GlyphPictures) -> None:
+def test_blocks_are_the_transformers_and_the_text_encoders(pictures: GlyphPictures) -> None:
     recipe = recipe_of(pictures)
-    assert list(recipe.blocks()) == list(recipe.module["transformer"].transformer_blocks)
+    parts = recipe.module["transformer"].transformer_blocks, recipe.module["text_encoder"].layers
+    assert list(recipe.blocks()) == [*parts[0], *parts[1]]
 
 
 def test_behind_an_instruction_the_transformer_is_told_what_a_prompt_encoder_tells(

@@ -35,7 +35,7 @@ from sanakit.train.shares import (
 from sanakit.train.timers import Timers
 
 WIDTHS = 16
-"""The transformer sees as many text tokens as a multiple of it."""
+"""Texts are as wide as a multiple of it, so that few shapes are compiled for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,8 +131,9 @@ class DiffusionRecipe(Recipe[DiffusionBatch]):
         return {"loss": float(torch.cat(errors).mean())}
 
     def blocks(self) -> Iterator[nn.Module]:
-        """The transformer's blocks."""
+        """The transformer's, and the text encoder's layers, which are as dear if it learns along."""
         yield from self.module.get_submodule("transformer.transformer_blocks").children()
+        yield from self.module.get_submodule("text_encoder.layers").children()
 
     def checkpoint_gradients(self) -> None:
         """In the transformer's blocks."""
@@ -170,7 +171,7 @@ class DiffusionRecipe(Recipe[DiffusionBatch]):
     def _kept(self, along: Text | TextMask) -> Text | TextMask:
         """The first token and all from the instruction's last place on; source: reference 3.8.
 
-        Widened with zeros to a multiple of `WIDTHS`, so that few shapes are compiled for.
+        Widened with zeros to a multiple of `WIDTHS`.
         """
         kept = torch.cat([along[:, :1], along[:, self._kept_from :]], dim=1)
         missing = -kept.shape[1] % WIDTHS
@@ -186,11 +187,12 @@ class DiffusionRecipe(Recipe[DiffusionBatch]):
         texts = [self.instruction + text.lower().strip() if text else "" for text in captions]
         sequences = self.tokenizer(texts)["input_ids"]
         lengths = [len(sequence) for sequence in sequences]
-        ids = torch.zeros(len(sequences), max(lengths), dtype=torch.long)
+        width = -(-max(lengths) // WIDTHS) * WIDTHS
+        ids = torch.zeros(len(sequences), width, dtype=torch.long)
         for row, sequence in zip(ids, sequences, strict=True):
             row[: len(sequence)] = torch.tensor(sequence)
         x0 = torch.from_numpy(latents.astype(np.float32))
-        return DiffusionBatch(x0=x0, noise=noise, level=level, ids=ids, mask=length_mask(lengths))
+        return DiffusionBatch(x0=x0, noise=noise, level=level, ids=ids, mask=length_mask(lengths, width))
 
 
 def _by_thirds(error: Tensor, sigma: Tensor) -> dict[str, Tensor]:
