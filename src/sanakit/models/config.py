@@ -211,15 +211,17 @@ TRANSFORMERS: Mapping[str, TransformerConfig] = MappingProxyType(
             cross_attention_dim=8,
             caption_channels=8,
         ),
-        # The embedded model's: 128 px is a grid of 4 x 4.
+        # The embedded model's: 256 px is a latent of 8 x 8. Patches of 2 x 2, where the published
+        # networks have single ones, are four times as many pictures for the same compute.
         "glyph": TransformerConfig(
             num_attention_heads=12,
-            num_layers=6,
+            num_layers=12,
             num_cross_attention_heads=6,
             cross_attention_head_dim=64,
             cross_attention_dim=384,
             caption_channels=256,
-            sample_size=4,
+            sample_size=8,
+            patch_size=2,
         ),
         "sana-0.6b": _sana(1152, 16, 28),
         "sana-0.6b-512": _sana(1152, 16, 28, sample_size=16),

@@ -50,7 +50,7 @@ def glyph_autoencoder(
     size: int | None = None,
     settings: Sequence[str] = (),
 ) -> AutoencoderRun:
-    """The embedded model's DC-AE: 128 px to 4 x 4 x 32, 17.5 M parameters.
+    """The embedded model's DC-AE: 256 px to 8 x 8 x 32, 17.5 M parameters.
 
     ``start`` is what `start_autoencoder` takes: the weights to begin with; ``size`` is which of the
     data set's sizes to train on, where there are several; ``settings`` are

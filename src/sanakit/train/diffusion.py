@@ -192,7 +192,9 @@ class DiffusionRecipe(Recipe[DiffusionBatch]):
         for row, sequence in zip(ids, sequences, strict=True):
             row[: len(sequence)] = torch.tensor(sequence)
         x0 = torch.from_numpy(latents.astype(np.float32))
-        return DiffusionBatch(x0=x0, noise=noise, level=level, ids=ids, mask=length_mask(lengths, width))
+        return DiffusionBatch(
+            x0=x0, noise=noise, level=level, ids=ids, mask=length_mask(lengths, width)
+        )
 
 
 def _by_thirds(error: Tensor, sigma: Tensor) -> dict[str, Tensor]:

@@ -43,8 +43,8 @@ from sanakit.weights.store import Storage
 TEXT = "text"
 """Folder inside a data set: ``tokenizer/``, ``rows.npy`` and ``held.npy``."""
 LATENTS = "latents"
-GLYPH_LAYERS = 6
-GLYPH_SAMPLES = 60_000
+GLYPH_LAYERS = 12
+GLYPH_SAMPLES = 32_768
 GLYPH_GUIDANCE = 5.0
 GLYPH_FLOW_SHIFT = 1.0
 GLYPH_INSTRUCTION = "draw the subject, number, color, style and place of: "
