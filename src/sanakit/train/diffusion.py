@@ -131,7 +131,7 @@ class DiffusionRecipe(Recipe[DiffusionBatch]):
         return {"loss": float(torch.cat(errors).mean())}
 
     def blocks(self) -> Iterator[nn.Module]:
-        """The transformer's, and the text encoder's layers, which are as dear if it learns along."""
+        """The transformer's, and the text encoder's layers: as dear if they learn along."""
         yield from self.module.get_submodule("transformer.transformer_blocks").children()
         yield from self.module.get_submodule("text_encoder.layers").children()
 
