@@ -41,6 +41,8 @@ def test_larger_patches_compute_the_same_of_latents_that_are_constant_on_them() 
     grow_into(coarse, trained)
     fine = velocity(trained).repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
     torch.testing.assert_close(velocity(coarse, side=2), fine, rtol=0, atol=1e-6)
+    seen = coarse.patch_embed.proj.weight
+    assert (seen - seen.mean(dim=(2, 3), keepdim=True)).abs().mean() > 0.01
 
 
 def test_what_the_new_blocks_end_in_learns_at_once() -> None:

@@ -18,7 +18,8 @@ def grow_into(larger: LinearDiT, trained: LinearDiT) -> None:
     set to zero, and the rest of them stays as it was initialised, so that the same function is
     computed. Where patches of p x p take the place of single ones, the mean of each is seen as one
     latent was, and the velocity found for it is given to all of it: the same function of latents
-    that are constant on patches. Source of the depth: SANA-1.5, "partial preservation" (reference
+    that are constant on patches. How latents differ from that mean is seen as it was initialised:
+    unseen, it would be learned as slowly as from zeros in two layers. Source of the depth: SANA-1.5, "partial preservation" (reference
     4.8), which drops the last tenth of the trained blocks.
 
     Raises:
@@ -31,8 +32,8 @@ def grow_into(larger: LinearDiT, trained: LinearDiT) -> None:
             f"{len(larger.transformer_blocks)}",
             hint=f"layers must be at least {len(trained.transformer_blocks)}",
         )
-    if trained.config.patch_size == 1:
-        _spread(theirs, larger.config.patch_size)
+    if trained.config.patch_size == 1 < larger.config.patch_size:
+        _spread(theirs, larger)
     for name, value in theirs.items():
         if name not in ours or ours[name].shape != value.shape:
             found = tuple(ours[name].shape) if name in ours else "nothing"
@@ -47,9 +48,10 @@ def grow_into(larger: LinearDiT, trained: LinearDiT) -> None:
                 parameter.zero_()
 
 
-def _spread(state: dict[str, Tensor], patch: int) -> None:
+def _spread(state: dict[str, Tensor], larger: LinearDiT) -> None:
     """Have both ends of a transformer of single latents read and write patches."""
-    into = state["patch_embed.proj.weight"]
-    state["patch_embed.proj.weight"] = into.expand(-1, -1, patch, patch) / patch**2
+    patches, name = larger.config.patch_size**2, "patch_embed.proj.weight"
+    own = larger.patch_embed.proj.weight
+    state[name] = own - own.mean(dim=(2, 3), keepdim=True) + state[name] / patches
     for name in ("proj_out.weight", "proj_out.bias"):
-        state[name] = repeat(state[name], "c ... -> (p c) ...", p=patch**2)
+        state[name] = repeat(state[name], "c ... -> (p c) ...", p=patches)
