@@ -13,7 +13,7 @@ from recipes.glyph.carry import CARRY, pack, unpack
 from recipes.glyph.cost import machine, plan, read_ledger, write_ledger
 from recipes.glyph.presets import known_presets, read_preset
 from recipes.glyph.running import execute
-from recipes.glyph.stages import STAGES, Execute, Work, required
+from recipes.glyph.stages import STAGES, Execute, NoTimeLeft, Work, required
 from sanakit.errors import ConfigError, DataError, Interrupted, SanakitError
 from sanakit.pipeline.keywords import nearest
 
@@ -66,13 +66,15 @@ def _go(options: argparse.Namespace, run: Execute) -> int:
         return 0
     out.mkdir(parents=True, exist_ok=True)
     inputs = None if options.inputs is None else options.inputs.resolve()
-    work = Work(preset=preset, out=out.resolve(), inputs=inputs, execute=run, report=_say)
-    if options.carry is not None and not unpack(work, options.carry):
-        _say(f"{out} is as far as {options.carry}: nothing is taken from there")
     until = None
     if options.minutes is not None:
         until = began + 60 * options.minutes - preset.whole.reserve
-    _piece(work, options.until, until)
+    work = Work(
+        preset=preset, out=out.resolve(), inputs=inputs, execute=run, report=_say, until=until
+    )
+    if options.carry is not None and not unpack(work, options.carry):
+        _say(f"{out} is as far as {options.carry}: nothing is taken from there")
+    _piece(work, options.until)
     left = [name for name in STAGES if name in required(work) and not STAGES[name].is_done(work)]
     if options.minutes is not None or options.until is not None:
         folder = pack(work)
@@ -89,7 +91,7 @@ def _go(options: argparse.Namespace, run: Execute) -> int:
     return 0
 
 
-def _piece(work: Work, last: str | None, until: float | None) -> None:
+def _piece(work: Work, last: str | None) -> None:
     """Do stage after stage, as far as the time reaches.
 
     Raises:
@@ -102,13 +104,13 @@ def _piece(work: Work, last: str | None, until: float | None) -> None:
     for name, stage in STAGES.items():
         if name in required(work) and not stage.is_done(work):
             began, stopped = time.monotonic(), False
-            if until is not None and began >= until:
+            if work.until is not None and began >= work.until:
                 return
             _say(f"== {name}")
             try:
                 for command in stage.commands(work):
                     _say(f"   {command}")
-                    ended = work.execute(command, until=until)
+                    ended = work.execute(command, until=work.until)
                     if ended.interrupted:
                         raise Interrupted(f"stopped in {name}", hint="the same command goes on")
                     stopped = stopped or ended.stopped
@@ -119,6 +121,9 @@ def _piece(work: Work, last: str | None, until: float | None) -> None:
                             f"{name} ended with exit code {ended.code}",
                             hint="mend what it says above; the same command goes on",
                         )
+            except NoTimeLeft as error:
+                _say(error)
+                return
             finally:
                 done = stage.is_done(work)
                 seen = stage.pictures(work) if done or stopped else None

@@ -63,6 +63,8 @@ class Training:
     rate: float = 1.0
     """Pictures a second, of all ranks."""
     ranks: int = 1
+    in_one_piece: bool = False
+    """Fit it to what is left of its piece, too, after the bank and before the ending."""
     settings: tuple[str, ...] = ()
     """``key=value``, as `--set` takes them."""
 

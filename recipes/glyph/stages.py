@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from recipes.glyph.presets import Preset, Training
 from recipes.glyph.running import ROOT, Command, Ended
 from sanakit.data.glyph.pictures import SUMMARY, store_folder
 from sanakit.data.glyph.store import INDEX as STORE
-from sanakit.errors import ConfigError, DataError
+from sanakit.errors import ConfigError, DataError, SanakitError
 from sanakit.train.autoencoder_files import VAE
 from sanakit.train.checkpoint import checkpoints, read_manifest
 from sanakit.train.recipes import TEXT
@@ -24,7 +25,13 @@ Execute = Callable[..., Ended]
 TRAININGS = ("lm", "autoencoder", "decoder", "diffusion")
 FITTED = 0.9
 """Share of a training's minutes that its steps are fitted to; the rest is for its start and end."""
+LEAST = 30.0
+"""Seconds of training that are worth beginning."""
 _RATE = re.compile(r"at ([\d.e+]+) images/s on one rank")
+
+
+class NoTimeLeft(SanakitError):
+    """A training that has to end in its piece would not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +46,8 @@ class Work:
     inputs: Path | None
     execute: Execute
     report: Callable[[str], object] = print
+    until: float | None = None
+    """When the piece ends, on the monotonic clock; None: it does not."""
 
     @property
     def data(self) -> Path:
@@ -191,7 +200,11 @@ def _training(
 
 
 def _length(work: Work, name: str, told: list[str]) -> int:
-    """The images of a training: those of the preset, or as many as its minutes are enough for."""
+    """The images of a training: those of the preset, or as many as its minutes are enough for.
+
+    Raises:
+        DataError: no rate could be measured. NoTimeLeft: too little is left of the piece.
+    """
     training = work.training(name)
     if not training.minutes:
         return training.images
@@ -200,10 +213,24 @@ def _length(work: Work, name: str, told: list[str]) -> int:
     match = _RATE.search(ended.said)
     if ended.code or match is None:
         raise DataError(f"{name}: its rate could not be measured: {ended.said.strip()[-300:]}")
-    rate = float(match[1]) * training.ranks
-    fitting = int(FITTED * 60 * training.minutes * rate)
-    work.report(f"{name}: {rate:.3g} a second; {training.minutes:g} minutes are {fitting:,} images")
+    rate, seconds = float(match[1]) * training.ranks, 60 * training.minutes
+    if training.in_one_piece and work.until is not None:
+        seconds = min(seconds, work.until - time.monotonic() - _beside(work, name))
+        if seconds < LEAST:
+            raise NoTimeLeft(
+                f"{name} has to end in the piece that it begins in: not begun for the "
+                f"{max(0, seconds):.0f} s that are left"
+            )
+    fitting = int(FITTED * seconds * rate)
+    work.report(f"{name}: {rate:.3g} a second; in {seconds:.0f} s {fitting:,} images")
     return max(1, min(training.images, fitting))
+
+
+def _beside(work: Work, name: str) -> float:
+    """Seconds that a piece needs beside a training: for its latents, and for what comes of it."""
+    diffusion = work.preset.diffusion
+    bank = diffusion.samples / diffusion.bank_rate if name == "diffusion" else 0.0
+    return bank + work.preset.ending.seconds
 
 
 def _sized(work: Work) -> list[str]:
