@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import sys
@@ -333,7 +334,7 @@ def test_what_a_preset_does_not_know_is_refused_with_the_nearest_name(
 ) -> None:
     with pytest.raises(ConfigError) as error:
         read_preset("tiny", [change])
-    assert __import__("re").search(said, str(error.value)), str(error.value)
+    assert re.search(said, str(error.value)), str(error.value)
 
 
 def test_a_file_of_ones_own_is_a_preset_and_a_slip_in_it_is_named(tmp_path: Path) -> None:
