@@ -8,8 +8,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from sanakit.train.signals import noted_signals
 
@@ -76,7 +79,21 @@ def execute(command: Command, *, until: float | None = None, listen: bool = Fals
                 now = time.monotonic()
             if not stopped and (caught or (until is not None and now >= until)):
                 stopped, told = True, now
-                process.terminate()
+                _tell_to_end(process, command)
             elif stopped and now > told + PATIENCE:
                 os.killpg(process.pid, signal.SIGKILL)
     return Ended(code=process.returncode, stopped=stopped, interrupted=bool(caught), said=said)
+
+
+def _tell_to_end(process: subprocess.Popen[str], command: Command) -> None:
+    """Send SIGTERM to the process; of several ranks to each, who then save and end in peace.
+
+    torchrun itself, if told, would wait for thirty seconds only, and end with a traceback.
+    """
+    ranks = []
+    if command.ranks > 1:
+        with suppress(psutil.Error):
+            ranks = psutil.Process(process.pid).children()
+    for one in ranks or [process]:
+        with suppress(psutil.Error):
+            one.terminate()
