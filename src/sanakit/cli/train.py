@@ -41,13 +41,20 @@ def tokenizer(
     packages: Annotated[
         Path | None, typer.Option(help="Folder with the packages, if already downloaded.")
     ] = None,
+    dictionary: Annotated[
+        bool, typer.Option(help="Read WordNet's glosses, too, or captions alone.")
+    ] = True,
 ) -> None:
     """Learn a tokenizer on captions and dictionary glosses; pack rows for the language model."""
     with friendly_errors():
         _known(recipe)
+        if packages is not None and not dictionary:
+            raise ConfigError(
+                "--packages without the dictionary", hint="captions alone need no package"
+            )
         from sanakit.train.recipes import glyph_tokenizer
 
-        glyph_tokenizer(data, packages=packages, report=typer.echo)
+        glyph_tokenizer(data, packages=packages, dictionary=dictionary, report=typer.echo)
 
 
 @app.command()

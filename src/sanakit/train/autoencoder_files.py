@@ -143,7 +143,9 @@ def finish_autoencoder(
     if recipe.settings.phase not in FROZEN_ENCODER or factor == 1:
         batches = recipe.stream(Share(seed=0, batch_size=min(_BATCH, pictures)))
         some = islice(batches, max(1, pictures // _BATCH))
-        factor = latent_scale(autoencoder, (batch.image for batch in some))
+        device = next(recipe.autoencoder.parameters()).device
+        factor = latent_scale(autoencoder.to(device), (batch.image for batch in some))
+        autoencoder.cpu()
     folder = run / VAE
     write_weights(folder, autoencoder.state_dict())
     write_config(folder, replace(config, scaling_factor=factor), "AutoencoderDC")

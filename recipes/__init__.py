@@ -1,0 +1,1 @@
+"""Whole trainings as one command each: `python -m recipes.glyph gpu`."""

@@ -1,0 +1,166 @@
+"""What a preset is: plain data, read from an INI file whose values are JSON or plain words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from configparser import ConfigParser, Error
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+
+from sanakit.errors import ConfigError
+from sanakit.pipeline.keywords import nearest
+from sanakit.train.settings import with_overrides
+
+FOLDER = Path(__file__).parent / "presets"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Whole:
+    """The run as a whole; ``minutes`` are what it is expected to take."""
+
+    about: str = ""
+    minutes: float = 0.0
+    device: str = "auto"
+    reserve: float = 30.0
+    """Seconds before a piece ends at which its stage is told to save."""
+    file_mb: float = 15.5
+    """Most of a file that travels, and of all of them, in MB of 10^6 bytes."""
+    carry_mb: float = 64.0
+    files: int = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """The pictures; ``without`` are rows to leave out, ``limit`` is about how many to keep."""
+
+    size: int = 128
+    without: tuple[str, ...] = ()
+    limit: int | None = None
+    workers: int = 2
+    made_up: bool = False
+    """Discs and squares instead of art: nothing is fetched, and nothing is worth drawing."""
+    seconds: float = 0.0
+    """Expected, as everywhere in a preset."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """The tokenizer; without ``dictionary`` it and the language model read captions alone."""
+
+    dictionary: bool = True
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """One training: at most ``images`` pictures (rows of text), at most ``minutes``.
+
+    With ``minutes`` the rate is measured before the run begins, and its length fitted to it.
+    """
+
+    images: int
+    minutes: float = 0.0
+    rate: float = 1.0
+    """Pictures a second, of all ranks."""
+    ranks: int = 1
+    in_one_piece: bool = False
+    """Fit it to what is left of its piece, too, after the bank and before the ending."""
+    settings: tuple[str, ...] = ()
+    """``key=value``, as `--set` takes them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diffusion(Training):
+    """The transformer's: its blocks, and of how many samples latents are kept."""
+
+    layers: int = 6
+    samples: int = 60_000
+    tune_text: bool = True
+    bank_rate: float = 1.0
+    """Samples a second whose latents are computed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """Export, contact sheet and evaluation; a count of 0 leaves a measure out."""
+
+    storage: str = "int8-rows"
+    prompts: str = "benchmarks/prompts/unseen.txt"
+    steps: int = 20
+    autoencoder: int = 128
+    """Held-out pictures that are restored and compared."""
+    generation: int = 0
+    """Held-out captions that are drawn and compared; needs the extra `eval`."""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """All of it, one section of the file each."""
+
+    name: str
+    whole: Whole = field(default_factory=Whole)
+    data: Data = field(default_factory=Data)
+    tokenizer: Text = field(default_factory=Text)
+    lm: Training = field(default_factory=lambda: Training(images=1))
+    autoencoder: Training = field(default_factory=lambda: Training(images=1))
+    decoder: Training = field(default_factory=lambda: Training(images=1))
+    diffusion: Diffusion = field(default_factory=lambda: Diffusion(images=1))
+    ending: Ending = field(default_factory=Ending)
+
+
+SECTIONS = tuple(one.name for one in fields(Preset) if one.name != "name")
+
+
+def known_presets() -> list[str]:
+    """The names of the presets that come with the recipe."""
+    return sorted(path.stem for path in FOLDER.glob("*.ini"))
+
+
+def read_preset(name: str, changes: Sequence[str] = ()) -> Preset:
+    """Read a preset by its name, or the path of one's own; ``changes`` are ``section.key=value``.
+
+    Raises:
+        ConfigError: no such preset, section or key, or a value of another type.
+    """
+    path = FOLDER / f"{name}.ini"
+    if not path.is_file():
+        path = Path(name)
+        if path.suffix != ".ini" or not path.is_file():
+            raise ConfigError(f"no preset {name!r}", hint=f"presets: {', '.join(known_presets())}")
+    file = ConfigParser(interpolation=None)
+    file.optionxform = str  # type: ignore[assignment,method-assign]
+    try:
+        file.read_string(path.read_text(encoding="utf-8"), source=path.name)
+    except (Error, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path.name} cannot be read: {error}") from error
+    pairs = [
+        (section, f"{key}={value}")
+        for section in file.sections()
+        for key, value in file[section].items()
+    ]
+    for change in changes:
+        section, dot, pair = change.partition(".")
+        if not dot or "=" not in pair:
+            raise ConfigError(f"--set {change}", hint="like --set diffusion.images=100000")
+        pairs.append((section, pair))
+    preset = Preset(name=path.stem)
+    for section, pair in pairs:
+        preset = _with(preset, section, pair, path.name)
+    return preset
+
+
+def _with(preset: Preset, section: str, pair: str, source: str) -> Preset:
+    if section not in SECTIONS:
+        raise ConfigError(f"{source}: no section {section!r}", hint=nearest(section, SECTIONS))
+    part = getattr(preset, section)
+    key = pair.partition("=")[0]
+    known = [one.name for one in fields(part)]
+    if key not in known:
+        raise ConfigError(f"{source}: [{section}] has no {key!r}", hint=nearest(key, known))
+    try:
+        part = with_overrides(part, [pair])
+    except ConfigError as error:
+        said = error.message.removeprefix("--set ")
+        raise ConfigError(f"{source}: [{section}] {said}", hint=error.hint) from error
+    return replace(preset, **{section: part})

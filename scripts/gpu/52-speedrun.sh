@@ -1,0 +1,3 @@
+#!/usr/bin/env bash
+# The speedrun, last piece: latents, the transformer, the model, its contact sheet and figures.
+. "$(dirname "$0")/speedrun.sh"
