@@ -51,7 +51,7 @@ bench: $(RUNTIME) ## time the embedded model, cold and warm
 
 clean: ## remove the environment, the drawn pictures and all caches
 	rm -rf .venv demo build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
-	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests benchmarks recipes -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A file, not the folder: an interrupted installation leaves no stamp and is taken up again.
 .venv/.made:
