@@ -6,7 +6,6 @@ Results go to benchmarks/results/claims, one file a run; a run whose file is the
 from __future__ import annotations
 
 import argparse
-import json
 from functools import partial
 from pathlib import Path
 
@@ -14,36 +13,15 @@ import torch
 
 from benchmarks.claims.attention_time import time_blocks
 from benchmarks.claims.autoencoders import train_autoencoders
+from benchmarks.claims.bank import first_of_bank
 from benchmarks.claims.compression import compare_systems
 from benchmarks.claims.diffusion import VARIANTS, Material, train_variant
 from benchmarks.claims.plots import draw_all
 from benchmarks.claims.short_run import RESULTS, is_done
 from benchmarks.claims.solvers import draw_by_all
 from benchmarks.generate import ROOT
-from sanakit.data.glyph.mixture import Mixture
-from sanakit.data.glyph.pictures import GlyphPictures
-from sanakit.models.config import AUTOENCODERS
-from sanakit.train.autoencoder_files import start_autoencoder
-from sanakit.train.autoencoder_recipes import channels_last
-from sanakit.train.latent_bank import FACTS, LatentBank, open_bank
-from sanakit.train.ranks import Ranks
 
 EXPERIMENTS = ("time", "autoencoders", "solvers", "systems", "variants", "plots")
-
-
-def bank_of(args: argparse.Namespace) -> LatentBank:
-    """The bank of a training of `sanakit train diffusion glyph`."""
-    facts = json.loads((args.bank / FACTS).read_text(encoding="utf-8"))
-    pictures = GlyphPictures.open(args.data, facts["size"])
-    return open_bank(
-        channels_last(start_autoencoder(args.autoencoder, config=AUTOENCODERS["glyph"])),
-        Mixture(pictures),
-        Mixture(pictures, split="held_style", composites=0, white=1),
-        args.bank,
-        count=facts["count"],
-        seed=facts["seed"],
-        ranks=Ranks(),
-    )
 
 
 def main() -> None:
@@ -72,7 +50,9 @@ def main() -> None:
         compare_systems(args.model, *where, report=report)
     elif args.experiment == "variants":
         if not all(is_done(name, args.results) for name in args.only):
-            material = Material.with_text_of(args.model, bank_of(args))
+            material = Material.with_text_of(
+                args.model, first_of_bank(args.bank, args.data, args.autoencoder)
+            )
             for name in args.only:
                 train_variant(name, VARIANTS[name], material, args.results, report=report)
     else:

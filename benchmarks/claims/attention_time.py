@@ -59,5 +59,6 @@ def time_blocks(
             for kind, values in taken.items()
         }
         found.append({"tokens": side * side, **row})
-        report(f"{side * side:6} tokens " + str({k: round(v["seconds"], 5) for k, v in row.items()}))
+        told = ", ".join(f"{kind} {1000 * each['seconds']:.2f} ms" for kind, each in row.items())
+        report(f"{side * side} tokens: {told}")
     keep(NAME, {"width": config.width, "repeats": repeats, "blocks": found}, results)

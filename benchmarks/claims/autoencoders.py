@@ -1,4 +1,4 @@
-"""Short trainings of small autoencoders at 128 px: by width, and f32 against f8 at equal compute."""
+"""Short trainings of autoencoders at 128 px: by width, and f32 against f8 at equal compute."""
 
 from __future__ import annotations
 

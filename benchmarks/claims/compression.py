@@ -1,9 +1,9 @@
-"""f32 against f8 at equal compute: a transformer on the latents of each of two small autoencoders."""
+"""f32 against f8 at equal compute: transformers on the latents of two small autoencoders."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -135,7 +135,7 @@ def compare_systems(
         bank, autoencoder, of_restored, restored = made[system.autoencoder]
         material = Material.with_text_of(model, bank)
         count = samples_for(system)
-        variant = replace(Variant(patch=system.patch), samples=count, batch=32, halflife=count // 12)
+        variant = Variant(patch=system.patch, samples=count, batch=32, halflife=count // 12)
         recipe = material.recipe(variant)
         report(f"{name}: {count} samples")
         trained = short_run(recipe, variant.loop(), halflives=[variant.halflife], report=report)

@@ -1,6 +1,7 @@
-"""Trainings of a small transformer that differ in one thing each, measured on the same held samples.
+"""Trainings of a small transformer that differ in one thing each.
 
-A run's result holds the error of every held sample, so that two runs are compared sample by sample.
+A run's result holds the error of every held sample, the same ones for all: two runs are compared
+sample by sample.
 """
 
 from __future__ import annotations
@@ -175,7 +176,9 @@ def train_variant(
         name,
         {
             "variant": asdict(variant),
-            "parameters": sum(p.numel() for p in recipe.module.get_submodule("transformer").parameters()),
+            "parameters": sum(
+                p.numel() for p in recipe.module.get_submodule("transformer").parameters()
+            ),
             "loss": trained.loss,
             "cpu_seconds": round(trained.cpu_seconds, 1),
             **found,

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -146,9 +147,7 @@ def tenths(values: Sequence[float]) -> list[float]:
     """Means of ten parts, in order; fewer of fewer values."""
     parts = min(10, len(values))
     edges = [round(number * len(values) / parts) for number in range(parts + 1)]
-    return [
-        round(sum(values[a:b]) / (b - a), 5) for a, b in zip(edges[:-1], edges[1:], strict=True)
-    ]
+    return [round(sum(values[a:b]) / (b - a), 5) for a, b in pairwise(edges)]
 
 
 def path_of(name: str, results: Path = RESULTS) -> Path:

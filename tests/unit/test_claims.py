@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from benchmarks.claims.blocks import PlainFFN, SoftmaxAttention, transformer_of
+from benchmarks.claims.blocks import SoftmaxAttention, transformer_of
 from benchmarks.claims.diffusion import VARIANTS, Material, Variant, rounded, train_variant
 from benchmarks.claims.figures import paired
 from benchmarks.claims.short_run import PlainAverage, keep, read, tenths
@@ -17,7 +17,6 @@ from benchmarks.claims.text_recipe import LEVELS_EACH, TextRecipe, plain_words
 from torch.testing import assert_close
 
 from sanakit.data.glyph.mixture import Mixture
-from sanakit.data.glyph.pictures import GlyphPictures
 from sanakit.errors import ConfigError
 from sanakit.models.config import TransformerConfig
 from sanakit.models.text_encoder import TextEncoder
