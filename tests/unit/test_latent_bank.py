@@ -14,7 +14,7 @@ from sanakit.data.glyph.pictures import GlyphPictures
 from sanakit.errors import ConfigError, DataError
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.train import latent_bank
-from sanakit.train.latent_bank import LatentBank, open_bank, scale_of_bank
+from sanakit.train.latent_bank import LatentBank, open_bank, size_and_scale
 from sanakit.train.ranks import Ranks
 from tiny import AUTOENCODER
 from tiny_pictures import tiny_pictures
@@ -60,7 +60,7 @@ def test_latents_are_those_of_the_samples_at_unit_size(
             exact = autoencoder.encode(bank.mixture.images(samples)) * bank.scaling_factor
             error = torch.from_numpy(latents.astype(np.float32)) - exact
             assert error.square().mean().sqrt() < 0.03  # encoded in bf16, kept in fp16
-    assert scale_of_bank(tmp_path / "bank") == bank.scaling_factor
+    assert size_and_scale(tmp_path / "bank") == (pictures.size, bank.scaling_factor)
 
 
 def test_ranks_share_the_pieces_and_what_is_there_is_not_made_again(
@@ -92,7 +92,7 @@ def test_a_bank_of_other_facts_is_refused_and_an_unfinished_one_has_no_scale(
     with pytest.raises(ConfigError, match=r"holds latents of .*'samples'"):
         opened(replace(pictures, records=changed), tmp_path / "bank", ranks=Ranks())
     with pytest.raises(DataError, match=r"scale.json is missing"):
-        scale_of_bank(tmp_path)
+        size_and_scale(tmp_path)
 
 
 def test_latents_of_nothing_have_no_scale() -> None:

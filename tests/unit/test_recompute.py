@@ -162,13 +162,20 @@ def test_the_gradients_of_trained_attention_are_those_of_finite_differences(
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (3, 2, 17, 4), (2, 3, 4, 8)])
+@pytest.mark.parametrize("cached", [1, 2 * 2 * 17 * 4, 10**6])  # samples at a time: 1, 2, all
 @pytest.mark.parametrize(
     ("dtype", "tolerance"),
     [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.02)],  # its last digit
 )
 def test_trained_attention_is_attention_with_the_same_gradients(
-    shape: tuple[int, ...], dtype: torch.dtype, tolerance: float, rng: torch.Generator
+    shape: tuple[int, ...],
+    cached: int,
+    dtype: torch.dtype,
+    tolerance: float,
+    rng: torch.Generator,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(linear_attention, "CACHED", cached)
     *inputs, gradient = (x.to(dtype) for x in heads_of(rng, *shape))
     results = []
     for attend in (trained_linear_attention, relu_linear_attention):

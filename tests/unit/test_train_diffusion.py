@@ -13,12 +13,15 @@ from torch.testing import assert_close
 
 from sanakit.data.glyph.mixture import Mixture
 from sanakit.data.glyph.pictures import GlyphPictures
+from sanakit.pipeline.prompt import PromptEncoder
 from sanakit.shapes import Latent, PerSample, Text, TextMask
-from sanakit.train.diffusion import DiffusionRecipe, _by_thirds
+from sanakit.train.diffusion import WIDTHS, DiffusionRecipe, _by_thirds
 from sanakit.train.latent_bank import LatentBank
 from tiny import tiny_components
 from tiny_pictures import tiny_pictures
 from tiny_recipe import drawn
+
+INSTRUCTION = "draw subject, color and place of: "
 
 
 @pytest.fixture
@@ -46,7 +49,7 @@ def bank_of(pictures: GlyphPictures, count: int = 24) -> LatentBank:
     )
 
 
-def recipe_of(pictures: GlyphPictures, **settings: float) -> DiffusionRecipe:
+def recipe_of(pictures: GlyphPictures, **settings: float | str) -> DiffusionRecipe:
     parts = tiny_components()
     llm = parts.prompts.text_encoder.llm
     for module in (parts.transformer, llm):
@@ -132,8 +135,11 @@ def test_the_loss_is_the_squared_velocity_error_on_the_path(
     x, time, states, mask = silent.asked
     assert_close(x, batch.x0 + sigma * (noise - batch.x0), atol=1e-5, rtol=0)
     assert torch.equal(time, level.timestep)
-    assert torch.equal(mask, batch.mask)
-    assert states.shape == (*batch.ids.shape, 8)
+    own = batch.mask.shape[1]
+    assert torch.equal(mask[:, :own], batch.mask)
+    assert not mask[:, own:].any()
+    assert mask.shape[1] % WIDTHS == 0
+    assert states.shape == (*mask.shape, 8)
     error = (noise - batch.x0).square().mean(dim=(1, 2, 3))
     assert_close(scalars["loss"], error.mean())
     low = level.sigma < 1 / 3
@@ -184,3 +190,26 @@ def test_evaluation_uses_held_styles_even_levels_and_the_same_noise(
 def test_blocks_are_the_transformers(pictures: GlyphPictures) -> None:
     recipe = recipe_of(pictures)
     assert list(recipe.blocks()) == list(recipe.module["transformer"].transformer_blocks)
+
+
+def test_behind_an_instruction_the_transformer_is_told_what_a_prompt_encoder_tells(
+    pictures: GlyphPictures,
+) -> None:
+    recipe = recipe_of(pictures, instruction=INSTRUCTION, null_share=0.3)
+    recipe.module["transformer"] = silent = Silent()
+    batch = drawn(recipe, 16)
+    recipe.loss(batch)
+    _, _, states, mask = silent.asked
+    encoder = PromptEncoder(recipe.tokenizer, tiny_components().prompts.text_encoder)
+    nulls = 0
+    for ids, real, state, kept in zip(batch.ids, batch.mask, states, mask, strict=True):
+        whole = recipe.tokenizer.decode(ids[real], skip_special_tokens=True)
+        text = whole.removeprefix(INSTRUCTION)
+        assert (text == whole) == (text == "")
+        nulls += text == ""
+        lines = (INSTRUCTION,) if text else None
+        wanted = encoder.encode([text], instruction=lines)
+        assert kept.sum() == wanted.mask.sum()
+        assert kept[: int(kept.sum())].all()
+        assert_close(state[kept], wanted.text[0], atol=1e-5, rtol=0)
+    assert 0 < nulls < 16

@@ -75,6 +75,9 @@ def diffusion(
         bool | None,
         typer.Option("--freeze-text/--tune-text", help="glyph: leave the text encoder as it is."),
     ] = None,
+    instruction: Annotated[
+        str | None, typer.Option(help='glyph: what captions are read behind; "" for nothing.')
+    ] = None,
     size: Annotated[int | None, typer.Option(help="glyph: which size of the data set, px.")] = None,
     dry_run: DryRun = False,
     measure: Measure = True,
@@ -104,6 +107,7 @@ def diffusion(
                 "--lm": lm,
                 "--layers": layers,
                 "--samples": samples,
+                "--instruction": instruction,
             }
             if named := [name for name, value in glyphs.items() if value is not None]:
                 raise ConfigError(
@@ -126,6 +130,7 @@ def diffusion(
             "layers": layers,
             "samples": samples,
             "tune_text": None if freeze_text is None else not freeze_text,
+            "instruction": instruction,
             "size": size,
         }
         folder = out or RUNS / "glyph-diffusion"
@@ -179,6 +184,7 @@ def export(
             out=folder,
             storage=storage,
             layers=told["layers"],
+            instruction=told["instruction"],
         )
         typer.echo(f"{folder}: draw with `sanakit generate PROMPT --model {folder}`")
 
@@ -212,6 +218,7 @@ def _glyph(
     from sanakit.train.ranks import Ranks, join_ranks, leave_ranks
     from sanakit.train.recipes import (
         GLYPH_DIFFUSION,
+        GLYPH_INSTRUCTION,
         GLYPH_LAYERS,
         GLYPH_SAMPLES,
         glyph_diffusion,
@@ -226,6 +233,7 @@ def _glyph(
         "layers": GLYPH_LAYERS,
         "samples": GLYPH_SAMPLES,
         "tune_text": True,
+        "instruction": GLYPH_INSTRUCTION,
         **file.arguments,
     }
     config = with_overrides(GLYPH_DIFFUSION, list(file.settings))
@@ -243,6 +251,7 @@ def _glyph(
             layers=told["layers"],
             samples=told["samples"],
             tune_text=told["tune_text"],
+            instruction=told["instruction"],
             size=told.get("size"),
             report=_speaking(),
         )

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sanakit.flow.grids import NoiseLevel
@@ -21,7 +22,7 @@ from sanakit.flow.path import flow_matching_loss, interpolate
 from sanakit.models.flops import language_model_flops, transformer_flops
 from sanakit.models.text_encoder import length_mask
 from sanakit.models.transformer import LinearDiT
-from sanakit.shapes import Latent, PerSample, TextMask, TokenIds
+from sanakit.shapes import Latent, PerSample, Text, TextMask, TokenIds
 from sanakit.train.flops import SeenShapes, Shapes
 from sanakit.train.latent_bank import LatentBank
 from sanakit.train.recipe import Recipe
@@ -32,6 +33,9 @@ from sanakit.train.shares import (
     uniform_of,
 )
 from sanakit.train.timers import Timers
+
+WIDTHS = 16
+"""The transformer sees as many text tokens as a multiple of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +59,16 @@ class DiffusionRecipe(Recipe[DiffusionBatch]):
         tokenizer: PreTrainedTokenizerBase,
         bank: LatentBank,
         *,
+        instruction: str | None = None,
         tune_text: bool = True,
         flow_shift: float = 1.0,
         null_share: float = 0.1,
     ) -> None:
+        """Take the parts; captions are read behind ``instruction``, the null prompt never is."""
+        self.instruction = instruction or ""
+        prefix = tokenizer([self.instruction])["input_ids"][0]
+        # Its last token joins the caption's first word, as where prompts are encoded.
+        self._kept_from = len(prefix) - 1 if self.instruction else 1
         self.module = nn.ModuleDict({"transformer": transformer, "text_encoder": llm})
         self.tokenizer = tokenizer
         self.bank = bank
@@ -141,7 +151,9 @@ class DiffusionRecipe(Recipe[DiffusionBatch]):
     def _operations(self, shapes: Shapes) -> float:
         (height, width), (tokens,) = shapes
         text = self.module.get_submodule("text_encoder").config
-        ours = transformer_flops(self._transformer.config, (height, width), tokens)
+        kept = 1 + tokens - self._kept_from
+        kept += -kept % WIDTHS
+        ours = transformer_flops(self._transformer.config, (height, width), kept)
         return float(ours + language_model_flops(text, tokens))
 
     def _errors(self, module: nn.Module, batch: DiffusionBatch) -> PerSample:
@@ -149,10 +161,20 @@ class DiffusionRecipe(Recipe[DiffusionBatch]):
             states = module.get_submodule("text_encoder")(
                 input_ids=batch.ids, attention_mask=batch.mask, use_cache=False
             ).last_hidden_state
+        text, mask = self._kept(states), self._kept(batch.mask)
         x = interpolate(batch.x0, batch.noise, batch.level.sigma)
         transformer = module.get_submodule("transformer")
-        predicted = transformer(x, batch.level.timestep, states, batch.mask)
+        predicted = transformer(x, batch.level.timestep, text, mask)
         return flow_matching_loss(predicted, batch.x0, batch.noise)
+
+    def _kept(self, along: Text | TextMask) -> Text | TextMask:
+        """The first token and all from the instruction's last place on; source: reference 3.8.
+
+        Widened with zeros to a multiple of `WIDTHS`, so that few shapes are compiled for.
+        """
+        kept = torch.cat([along[:, :1], along[:, self._kept_from :]], dim=1)
+        missing = -kept.shape[1] % WIDTHS
+        return functional.pad(kept, (0, 0) * (kept.ndim - 2) + (0, missing))
 
     def _batch(
         self,
@@ -161,7 +183,8 @@ class DiffusionRecipe(Recipe[DiffusionBatch]):
         noise: Latent,
         level: NoiseLevel,
     ) -> DiffusionBatch:
-        sequences = self.tokenizer([text.lower() for text in captions])["input_ids"]
+        texts = [self.instruction + text.lower().strip() if text else "" for text in captions]
+        sequences = self.tokenizer(texts)["input_ids"]
         lengths = [len(sequence) for sequence in sequences]
         ids = torch.zeros(len(sequences), max(lengths), dtype=torch.long)
         for row, sequence in zip(ids, sequences, strict=True):

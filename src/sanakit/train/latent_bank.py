@@ -25,7 +25,7 @@ from sanakit.weights.atomic import replacing
 
 PIECE = 512
 """Samples in a file."""
-AT_A_TIME = 16
+AT_A_TIME = 8  # more do not fit into the caches of a core
 HELD = 512
 FACTS, SCALE = "bank.json", "scale.json"
 Latents = npt.NDArray[np.float16]  # N c h w
@@ -110,16 +110,19 @@ def open_bank(
     )
 
 
-def scale_of_bank(folder: Path) -> float:
-    """The scaling factor of a finished bank.
+def size_and_scale(folder: Path) -> tuple[int, float]:
+    """The pictures' side, px, and the scaling factor of a finished bank.
 
     Raises:
         DataError: it is not finished.
     """
-    path = folder / SCALE
-    if not path.is_file():
-        raise DataError(f"{path} is missing", hint="run `sanakit train diffusion` first")
-    return float(json.loads(path.read_text(encoding="utf-8"))["scaling_factor"])
+    found = {}
+    for name in (SCALE, FACTS):
+        path = folder / name
+        if not path.is_file():
+            raise DataError(f"{path} is missing", hint="run `sanakit train diffusion` first")
+        found |= json.loads(path.read_text(encoding="utf-8"))
+    return int(found["size"]), float(found["scaling_factor"])
 
 
 def no_bank(mixture: Mixture, shape: tuple[int, int, int]) -> LatentBank:

@@ -30,7 +30,7 @@ from sanakit.train.autoencoder_recipes import channels_last
 from sanakit.train.checkpoint import newest_valid, read_tensors
 from sanakit.train.diffusion import DiffusionRecipe
 from sanakit.train.language_model import LanguageModelRecipe, glyph_lm_config, prepare_rows
-from sanakit.train.latent_bank import no_bank, open_bank, scale_of_bank
+from sanakit.train.latent_bank import no_bank, open_bank, size_and_scale
 from sanakit.train.ranks import Ranks
 from sanakit.train.recipe import Recipe
 from sanakit.train.settings import LoopConfig
@@ -47,6 +47,8 @@ GLYPH_LAYERS = 6
 GLYPH_SAMPLES = 60_000
 GLYPH_GUIDANCE = 5.0
 GLYPH_FLOW_SHIFT = 1.0
+GLYPH_INSTRUCTION = "draw the subject, number, color, style and place of: "
+"""The idea of the published instruction in one line: what an answer in pixels has to settle."""
 CAPTION_WEIGHT = 16
 GLYPH_DIFFUSION = LoopConfig(
     batch_size=128,
@@ -115,6 +117,7 @@ def glyph_diffusion(
     layers: int = GLYPH_LAYERS,
     samples: int = GLYPH_SAMPLES,
     tune_text: bool = True,
+    instruction: str | None = GLYPH_INSTRUCTION,
     size: int | None = None,
     report: Callable[[str], object] = lambda line: None,
 ) -> Run:
@@ -123,8 +126,9 @@ def glyph_diffusion(
     ``autoencoder`` and ``lm`` are runs or models; ``start`` is a model whose transformer is taken
     to begin with, grown to ``layers`` blocks if it has fewer. Latents of ``samples`` of the mixture
     at one ``size`` are computed once and kept in ``out``. ``tune_text`` may change when a run is
-    resumed: weights without a gradient are left as they are. Without ``out`` it is good for
-    planning alone: no weights are read and latents are zero.
+    resumed: weights without a gradient are left as they are. Captions are read behind
+    ``instruction``. Without ``out`` it is good for planning alone: no weights are read and latents
+    are zero.
     """
     pictures = GlyphPictures.open(data, size)
     if out is not None:
@@ -155,7 +159,9 @@ def glyph_diffusion(
         grow_into(transformer, load_components(start).transformer)
     llm = Gemma2Model._from_config(glyph_lm_config(), attn_implementation="eager")
     tokenizer = _tokenizer(data, lm) if out is None else _text_encoder(llm, data, lm)
-    recipe = DiffusionRecipe(transformer, llm, tokenizer, bank, tune_text=tune_text)
+    recipe = DiffusionRecipe(
+        transformer, llm, tokenizer, bank, instruction=instruction, tune_text=tune_text
+    )
     return recipe, GLYPH_DIFFUSION
 
 
@@ -168,19 +174,23 @@ def glyph_export(
     out: Path,
     storage: Storage,
     layers: int = GLYPH_LAYERS,
+    instruction: str | None = GLYPH_INSTRUCTION,
 ) -> None:
     """Write the averaged weights of a diffusion run and its autoencoder as one model folder."""
     restorer = start_autoencoder(autoencoder, config=AUTOENCODERS["glyph"])
-    scale = scale_of_bank(diffusion_run / LATENTS)
+    size, scale = size_and_scale(diffusion_run / LATENTS)
     restorer.config = replace(restorer.config, scaling_factor=scale)
-    transformer = LinearDiT(replace(TRANSFORMERS["glyph"], num_layers=layers))
+    side = size // restorer.config.spatial_factor
+    shape = replace(TRANSFORMERS["glyph"], num_layers=layers, sample_size=side)
+    transformer = LinearDiT(shape)
     llm = Gemma2Model._from_config(glyph_lm_config(), attn_implementation="eager")
     both = nn.ModuleDict({"transformer": transformer, "text_encoder": llm})
     _trained(both, diffusion_run)
     tokenizer = _tokenizer(data, lm)
     scheduler = DPMSolverMultistepScheduler(flow_shift=GLYPH_FLOW_SHIFT)
-    habits = Habits(instruction=None, guidance_scale=GLYPH_GUIDANCE, scheduler=scheduler)
-    prompts = PromptEncoder(tokenizer, TextEncoder(llm), instruction=None)
+    lines = (instruction,) if instruction else None
+    habits = Habits(instruction=lines, guidance_scale=GLYPH_GUIDANCE, scheduler=scheduler)
+    prompts = PromptEncoder(tokenizer, TextEncoder(llm), instruction=lines)
     components = Components(
         transformer=transformer, autoencoder=restorer, prompts=prompts, habits=habits
     )

@@ -16,7 +16,7 @@ from sanakit.data.glyph.split import PROTECTED
 from sanakit.errors import ConfigError, DataError
 from sanakit.shapes import Image
 
-COMPOSITE_SHARE = 0.2
+COMPOSITE_SHARE = 0.3
 WHITE_SHARE = 0.5
 WHITE_SAID = 0.1  # of captions of pictures on white; any other background is always said
 WHITE_SAID_OF_SCENE = 0.25
