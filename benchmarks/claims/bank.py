@@ -17,7 +17,7 @@ from sanakit.train.autoencoder_files import start_autoencoder
 from sanakit.train.autoencoder_recipes import channels_last
 from sanakit.train.latent_bank import FACTS, HELD, PIECE, LatentBank
 
-COUNT = 24 * PIECE
+COUNT = 32 * PIECE
 
 
 def first_of_bank(folder: Path, data: Path, autoencoder: str, *, count: int = COUNT) -> LatentBank:

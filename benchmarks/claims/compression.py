@@ -27,8 +27,8 @@ from sanakit.pipeline.prompt import PromptEncoder
 from sanakit.shapes import Image
 from sanakit.train.latent_bank import LatentBank
 
-PICTURES, DRAWN, REFERENCE = 1_536, 160, 480
-SAMPLES = 9_600
+PICTURES, DRAWN, REFERENCE = 1_536, 128, 384
+SAMPLES = 8_000
 WORDS = 12
 WAY = Way(steps=14, scale=2.5)
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.generate import ROOT, commit
 from sanakit.models import transformer
@@ -60,26 +60,21 @@ class Trained:
         """
         learning = module.training
         module.eval()
-        module.load_state_dict(self.averages[halflife])
+        module.load_state_dict(self.averages[halflife], strict=False)
         try:
             with torch.no_grad(), economy():
                 yield
         finally:
-            module.load_state_dict(self.averages[0])
+            module.load_state_dict(self.averages[0], strict=False)
             module.train(learning)
 
 
 @contextmanager
 def economy() -> Iterator[None]:
-    """bf16 products, and what is fastest for few tokens on a CPU: the same sums, by other kernels.
-
-    Nothing is recomputed, as memory is no concern here, and attention over a dozen words is two
-    plain products: flash attention's backward pass alone took a sixth of a step.
-    """
+    """bf16 products, and nothing recomputed for the backward pass: memory is no concern here."""
     direct = {"recomputed": lambda function, *inputs: function(*inputs)}
     with (
         torch.autocast("cpu", torch.bfloat16),
-        sdpa_kernel(SDPBackend.MATH),
         patch.multiple(transformer, **direct),
         patch.multiple(mix_ffn, **direct),
     ):
@@ -106,14 +101,15 @@ def short_run(
         betas=config.betas,
         weight_decay=config.weight_decay,
     )
-    averages = {each: PlainAverage(module.state_dict(), halflife=each) for each in halflives}
+    trained = partial(trained_tensors, module)
+    averages = {each: PlainAverage(trained(), halflife=each) for each in halflives}
     stream = recipe.stream(Share(seed=config.seed, batch_size=config.batch_size))
     timers, seen, losses = Timers(CPU), 0, list[float]()
     wall, cpu, spent = time.monotonic(), time.process_time(), 0.0
 
     def so_far() -> Trained:
         kept = {each: average.state_dict() for each, average in averages.items()}
-        kept[0] = {name: value.clone() for name, value in module.state_dict().items()}
+        kept[0] = {name: value.clone() for name, value in trained().items()}
         return Trained(
             averages=kept,
             loss=tenths(losses),
@@ -132,7 +128,7 @@ def short_run(
         seen += config.batch_size
         losses.append(float(loss.detach()))
         for average in averages.values():
-            average.update(module.state_dict(), images_seen=seen, batch_size=config.batch_size)
+            average.update(trained(), images_seen=seen, batch_size=config.batch_size)
         if seen % (config.batch_size * 50) == 0:
             last = sum(losses[-50:]) / len(losses[-50:])
             report(f"{seen:6} loss {last:.4f}  {seen / (time.monotonic() - wall):.1f} a second")
@@ -141,6 +137,12 @@ def short_run(
             moments[seen](so_far())
             cpu = time.process_time()
     return so_far()
+
+
+def trained_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """What may change in training, by name: all but frozen parameters."""
+    frozen = {name for name, each in module.named_parameters() if not each.requires_grad}
+    return {name: each for name, each in module.state_dict().items() if name not in frozen}
 
 
 def tenths(values: Sequence[float]) -> list[float]:

@@ -26,11 +26,11 @@ from sanakit.pipeline.images import Pixels, to_pixels
 from sanakit.train.allocator import keep_freed_memory
 
 BEST = Way(steps=200)
-EXACT = 24
+EXACT = 16
 """Prompts whose latents are compared with those of many steps; all in fp32."""
-DRAWN = 160
-REFERENCE = 480
-DPM_STEPS, EULER_STEPS = (6, 10, 14, 20, 28), (10, 14, 20, 28, 50)
+DRAWN = 128
+REFERENCE = 384
+DPM_STEPS, EULER_STEPS = (6, 10, 14, 20), (10, 14, 28, 50)
 STEPS = (
     *(Way(steps=steps) for steps in (10, 14, 20)),
     *(Way(solver="flow-euler", steps=steps) for steps in (14, 28, 50)),

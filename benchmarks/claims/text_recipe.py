@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sanakit.data.glyph.backgrounds import captioned
@@ -17,13 +16,11 @@ from sanakit.data.glyph.mixture import Mixture, Sample
 from sanakit.flow.grids import NoiseLevel
 from sanakit.flow.noise_levels import levels_at
 from sanakit.flow.path import flow_matching_loss, interpolate
-from sanakit.models.text_encoder import length_mask
 from sanakit.models.transformer import LinearDiT
-from sanakit.shapes import PerSample, Text, TextMask
+from sanakit.shapes import PerSample, Text
 from sanakit.train.diffusion import DiffusionBatch, DiffusionRecipe
 from sanakit.train.latent_bank import LatentBank
 from sanakit.train.shares import Share, generator_of, normal_of, uniform_of
-from sanakit.train.timers import Timers
 
 Words = Literal["anew", "plain"]
 Levels = Literal["logit-normal", "uniform"]
@@ -33,16 +30,8 @@ LEVELS_EACH = 3
 AT_A_TIME = 64
 
 
-@dataclass(frozen=True, kw_only=True)
-class TextBatch(DiffusionBatch):
-    """With the places whose states the transformer reads."""
-
-    kept: Tensor
-    kept_mask: TextMask
-
-
 class TextRecipe(DiffusionRecipe):
-    """Captions behind an instruction or not, from a layer of choice, at levels of choice.
+    """Captions drawn anew or not, read from a layer of choice, at levels of choice.
 
     With the defaults it draws and computes what `DiffusionRecipe` does; everything random is drawn
     from the same numbers whatever the choices are.
@@ -63,12 +52,15 @@ class TextRecipe(DiffusionRecipe):
         instruction: str = "",
     ) -> None:
         super().__init__(
-            transformer, llm, tokenizer, bank, tune_text=tune_text, flow_shift=flow_shift
+            transformer,
+            llm,
+            tokenizer,
+            bank,
+            instruction=instruction,
+            tune_text=tune_text,
+            flow_shift=flow_shift,
         )
         self.words, self.levels, self.layer = words, levels, layer
-        self.instruction = instruction
-        # As the prompt encoder has it: the last place of the instruction is the prompt's.
-        self.cut_away = len(tokenizer([instruction])["input_ids"][0]) - 1 if instruction else 1
 
     def stream(self, share: Share) -> Iterator[DiffusionBatch]:
         bank = self.bank
@@ -94,34 +86,8 @@ class TextRecipe(DiffusionRecipe):
             return self.bank.mixture.words(sample, rng)
         return plain_words(self.bank.mixture, sample)
 
-    def prepare(
-        self, batch: DiffusionBatch, device: torch.device, timers: Timers
-    ) -> DiffusionBatch:
-        return batch
-
-    def _batch(
-        self,
-        captions: Sequence[str],
-        latents: npt.NDArray[np.float16],
-        noise: Tensor,
-        level: NoiseLevel,
-    ) -> TextBatch:
-        # The null prompt never stands behind the instruction.
-        whole = [self.instruction + text.strip() if text else "" for text in captions]
-        plain = super()._batch(whole, latents, noise, level)
-        lengths = plain.mask.sum(dim=1).tolist()
-        rows = [
-            [0, *range(self.cut_away if text else 1, length)]
-            for text, length in zip(captions, lengths, strict=True)
-        ]
-        kept = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
-        for row, places in zip(kept, rows, strict=True):
-            row[: len(places)] = torch.tensor(places)
-        values = {field.name: getattr(plain, field.name) for field in fields(plain)}
-        return TextBatch(**values, kept=kept, kept_mask=length_mask([len(row) for row in rows]))
-
-    def states(self, llm: nn.Module, batch: TextBatch) -> Text:
-        """What the transformer reads, ``b l d``: each token of unit size, whatever the layer."""
+    def states(self, llm: nn.Module, batch: DiffusionBatch) -> Text:
+        """Of all tokens, ``b l d``: each of unit size, whatever the layer."""
         found = llm(
             input_ids=batch.ids,
             attention_mask=batch.mask,
@@ -129,21 +95,19 @@ class TextRecipe(DiffusionRecipe):
             output_hidden_states=self.layer != "last",
         )
         if self.layer == "last":
-            states = found.last_hidden_state
-        else:
-            # The last one went through a norm; the others get the same without its weights.
-            depth = len(found.hidden_states) - 1
-            states = found.hidden_states[depth // 2 if self.layer == "middle" else 0].float()
-            states = states * states.square().mean(dim=-1, keepdim=True).add(1e-6).rsqrt()
-        return states.gather(1, batch.kept.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
+            return found.last_hidden_state
+        # The last one went through a norm; the others get the same without its weights.
+        depth = len(found.hidden_states) - 1
+        states = found.hidden_states[depth // 2 if self.layer == "middle" else 0].float()
+        return states * states.square().mean(dim=-1, keepdim=True).add(1e-6).rsqrt()
 
     def _errors(self, module: nn.Module, batch: DiffusionBatch) -> PerSample:
-        assert isinstance(batch, TextBatch)
         with torch.set_grad_enabled(self.tune_text and torch.is_grad_enabled()):
             states = self.states(module.get_submodule("text_encoder"), batch)
         x = interpolate(batch.x0, batch.noise, batch.level.sigma)
         transformer = module.get_submodule("transformer")
-        predicted = transformer(x, batch.level.timestep, states, batch.kept_mask)
+        text, mask = self._kept(states), self._kept(batch.mask)
+        predicted = transformer(x, batch.level.timestep, text, mask)
         return flow_matching_loss(predicted, batch.x0, batch.noise)
 
     def held_errors(
