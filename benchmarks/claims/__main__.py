@@ -19,9 +19,10 @@ from benchmarks.claims.diffusion import VARIANTS, Material, train_variant
 from benchmarks.claims.plots import draw_all
 from benchmarks.claims.short_run import RESULTS, is_done
 from benchmarks.claims.solvers import draw_by_all
+from benchmarks.claims.tables import tables
 from benchmarks.generate import ROOT
 
-EXPERIMENTS = ("time", "autoencoders", "solvers", "systems", "variants", "plots")
+EXPERIMENTS = ("time", "autoencoders", "solvers", "systems", "variants", "plots", "tables")
 
 
 def main() -> None:
@@ -55,8 +56,11 @@ def main() -> None:
             )
             for name in args.only:
                 train_variant(name, VARIANTS[name], material, args.results, report=report)
-    else:
+    elif args.experiment == "plots":
         draw_all(args.results, ROOT / "docs")
+    else:
+        for line in tables(args.results):
+            report(line)
 
 
 if __name__ == "__main__":

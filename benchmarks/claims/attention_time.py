@@ -11,8 +11,8 @@ from typing import cast
 import torch
 
 from benchmarks.claims.blocks import Attention, transformer_of
-from benchmarks.claims.diffusion import Variant
 from benchmarks.claims.short_run import is_done, keep
+from sanakit.models.config import TransformerConfig
 from sanakit.models.transformer import Block
 from sanakit.train.allocator import keep_freed_memory
 
@@ -21,6 +21,14 @@ SIDES = (8, 16, 32, 64, 128)
 """Of the grid of tokens; an f32 autoencoder makes them of pictures 32 times as wide."""
 KINDS: tuple[Attention, ...] = ("linear", "softmax")
 WORDS = 16
+SHAPE = TransformerConfig(
+    num_attention_heads=8,
+    num_layers=1,
+    num_cross_attention_heads=4,
+    cross_attention_head_dim=64,
+    cross_attention_dim=256,
+    caption_channels=256,
+)
 
 
 def time_blocks(
@@ -30,7 +38,7 @@ def time_blocks(
     if is_done(NAME, results):
         return
     keep_freed_memory()
-    config = Variant().config(32, 8, 256)
+    config = SHAPE
     blocks = {
         kind: cast(Block, transformer_of(config, attention=kind).transformer_blocks[0]).eval()
         for kind in KINDS

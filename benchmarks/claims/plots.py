@@ -13,54 +13,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.claims.attention_time import NAME as TIME
-from benchmarks.claims.figures import Difference, held, paired
+from benchmarks.claims.figures import Difference
 from benchmarks.claims.sampling import apart
 from benchmarks.claims.short_run import is_done, read
 from benchmarks.claims.solvers import GUIDED, STEPS, Way
+from benchmarks.claims.tables import BLOCKS, LEVELS, THIRDS, WORDS, differences
 from sanakit.evaluate.figures import bootstrap
 
 BLUE, RED, GREEN, PLUM, INK = "#4a6fa5", "#c8553d", "#588157", "#8e6c8a", "#333333"
 DPI = 90
-Row = tuple[str, str, str]
-"""What is said, a run, and the one it is compared with."""
-BLOCKS: Sequence[Row] = (
-    ("softmax attention, Mix-FFN", "block-softmax-mix", "block-linear-mix"),
-    ("linear, plain FFN + positions", "block-linear-plain", "block-linear-mix"),
-    ("softmax, plain FFN + positions", "block-softmax-plain", "block-linear-mix"),
-    ("linear, Mix-FFN + positions", "block-linear-mix-positions", "block-linear-mix"),
-    ("another seed", "block-linear-mix-seed-1", "block-linear-mix"),
-)
-WORDS: Sequence[Row] = (
-    ("always the plain caption", "words-plain", "words-anew"),
-    ("instruction, encoder frozen", "instruction-frozen", "words-anew"),
-    ("instruction, encoder tuned*", "instruction-tuned", "tuned"),
-    ("middle layer", "layer-middle", "words-anew"),
-    ("input embeddings", "layer-embeddings", "words-anew"),
-    ("encoder tuned along", "tuned", "words-anew"),
-    ("another seed", "words-anew-seed-1", "words-anew"),
-)
-LEVELS: Sequence[Row] = (
-    ("shift 0.5", "levels-shift-0.5", "block-linear-mix"),
-    ("shift 3", "levels-shift-3", "block-linear-mix"),
-    ("uniform", "levels-uniform", "block-linear-mix"),
-)
-THIRDS = ("near the data", "middle", "near the noise")
-
-
-def differences(
-    rows: Sequence[Row], results: Path, *, third: int | None = None
-) -> list[tuple[str, Difference]]:
-    """Of those that are finished."""
-    return [
-        (
-            label,
-            paired(
-                held(one, third=third, results=results), held(base, third=third, results=results)
-            ),
-        )
-        for label, one, base in rows
-        if is_done(one, results) and is_done(base, results)
-    ]
 
 
 def forest(panel: Axes, rows: Sequence[tuple[str, Difference]], *, title: str) -> None:
