@@ -28,7 +28,7 @@ from sanakit.shapes import Image
 from sanakit.train.latent_bank import LatentBank
 
 PICTURES, DRAWN, REFERENCE = 1_536, 128, 384
-SAMPLES = 8_000
+SAMPLES = 4_800
 WORDS = 12
 WAY = Way(steps=14, scale=2.5)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from benchmarks.claims.short_run import Trained, is_done, keep, short_run
 from benchmarks.claims.text_recipe import Layer, Levels, TextRecipe, Words, plain_words
 from sanakit.models.config import TransformerConfig
 from sanakit.pipeline.components import load_components
+from sanakit.shapes import Text
 from sanakit.train.latent_bank import LatentBank
 from sanakit.train.settings import LoopConfig
 
@@ -113,6 +114,7 @@ class Material:
     bank: LatentBank
     llm: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    known: dict[bytes, Text] = field(default_factory=dict)
 
     @classmethod
     def with_text_of(cls, model: str, bank: LatentBank) -> Material:
@@ -139,6 +141,7 @@ class Material:
             levels=variant.levels,
             layer=variant.layer,
             instruction=variant.instruction,
+            known=self.known,
         )
 
 

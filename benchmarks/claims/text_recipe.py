@@ -50,7 +50,9 @@ class TextRecipe(DiffusionRecipe):
         levels: Levels = "logit-normal",
         layer: Layer = "last",
         instruction: str = "",
+        known: dict[bytes, Text] | None = None,
     ) -> None:
+        """``known`` keeps what a frozen text encoder said, for runs that are asked the same."""
         super().__init__(
             transformer,
             llm,
@@ -61,6 +63,7 @@ class TextRecipe(DiffusionRecipe):
             flow_shift=flow_shift,
         )
         self.words, self.levels, self.layer = words, levels, layer
+        self.known = {} if known is None else known
 
     def stream(self, share: Share) -> Iterator[DiffusionBatch]:
         bank = self.bank
@@ -102,13 +105,20 @@ class TextRecipe(DiffusionRecipe):
         return states * states.square().mean(dim=-1, keepdim=True).add(1e-6).rsqrt()
 
     def _errors(self, module: nn.Module, batch: DiffusionBatch) -> PerSample:
-        with torch.set_grad_enabled(self.tune_text and torch.is_grad_enabled()):
-            states = self.states(module.get_submodule("text_encoder"), batch)
+        text = self._text(module.get_submodule("text_encoder"), batch)
         x = interpolate(batch.x0, batch.noise, batch.level.sigma)
         transformer = module.get_submodule("transformer")
-        text, mask = self._kept(states), self._kept(batch.mask)
-        predicted = transformer(x, batch.level.timestep, text, mask)
+        predicted = transformer(x, batch.level.timestep, text, self._kept(batch.mask))
         return flow_matching_loss(predicted, batch.x0, batch.noise)
+
+    def _text(self, llm: nn.Module, batch: DiffusionBatch) -> Text:
+        if self.tune_text:
+            return self._kept(self.states(llm, batch))
+        key = f"{self.layer} {self.instruction}".encode() + batch.ids.numpy().tobytes()
+        if key not in self.known:
+            with torch.no_grad():
+                self.known[key] = self._kept(self.states(llm, batch))
+        return self.known[key]
 
     def held_errors(
         self, caption: Callable[[Sample], str] = lambda sample: sample.caption
