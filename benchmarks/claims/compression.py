@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from sanakit.pipeline.prompt import PromptEncoder
 from sanakit.shapes import Image
 from sanakit.train.latent_bank import LatentBank
 
-PICTURES, DRAWN, REFERENCE = 1_536, 128, 384
+PICTURES, DRAWN, REFERENCE = 1_024, 128, 256
 SAMPLES = 4_800
 WORDS = 12
 WAY = Way(steps=14, scale=2.5)
@@ -86,10 +86,11 @@ def compare_systems(
     work: Path,
     results: Path,
     *,
+    only: Collection[str] = tuple(SYSTEMS),
     report: Callable[[str], object] = print,
 ) -> None:
-    """Every system that is not done; ``model`` gives the text encoder."""
-    if all(is_done(name, results) for name in SYSTEMS):
+    """Every system asked for that is not done; ``model`` gives the text encoder."""
+    if all(is_done(name, results) for name in only):
         return
     pictures = GlyphPictures.open(data, 2 * SIDE)
     mixture = Mixture(pictures)
@@ -105,7 +106,7 @@ def compare_systems(
     report(f"real: FD-EffNetLite0 {yardstick['fd']:.1f}")
     made: dict[str, tuple[LatentBank, Autoencoder, Reference, dict[str, object]]] = {}
     for name, system in SYSTEMS.items():
-        if is_done(name, results):
+        if name not in only or is_done(name, results):
             continue
         if system.autoencoder not in made:
             if system.autoencoder == "glyph":

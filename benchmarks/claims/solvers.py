@@ -28,8 +28,8 @@ from sanakit.train.allocator import keep_freed_memory
 BEST = Way(steps=200)
 EXACT = 16
 """Prompts whose latents are compared with those of many steps; all in fp32."""
-DRAWN = 128
-REFERENCE = 384
+DRAWN = 96
+REFERENCE = 256
 DPM_STEPS, EULER_STEPS = (6, 10, 14, 20), (10, 14, 28, 50)
 STEPS = (
     *(Way(steps=steps) for steps in (10, 14, 20)),
