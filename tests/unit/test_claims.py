@@ -216,6 +216,23 @@ def test_states_of_other_layers_are_of_unit_size(bank: LatentBank, layer: Any) -
     assert_close(sizes[batch.mask], torch.ones(int(batch.mask.sum())), atol=1e-3, rtol=0)
 
 
+def test_what_a_frozen_encoder_said_is_kept_for_those_who_ask_the_same(bank: LatentBank) -> None:
+    known: dict[bytes, torch.Tensor] = {}
+    choices: list[dict[str, Any]] = [{}, {"layer": "embeddings"}, {"instruction": INSTRUCTION}]
+    for number, choice in enumerate(choices, 1):
+        alone, sharing = recipe_of(bank, **choice), recipe_of(bank, **choice, known=known)
+        batch = drawn(alone, 8)
+        wanted = alone.loss(batch)["loss"]
+        for _ in range(2):
+            assert_close(sharing.loss(batch)["loss"], wanted)
+        assert len(known) == number
+    learning = recipe_of(bank, tune_text=True, known=known)
+    learning.loss(drawn(learning, 8))["loss"].backward()
+    llm = learning.module.get_submodule("text_encoder")
+    assert any(each.grad is not None for each in llm.parameters())
+    assert len(known) == len(choices)
+
+
 # Measuring.
 
 
