@@ -101,6 +101,11 @@ VARIANTS: Mapping[str, Variant] = {
     "words-anew-seed-1": replace(_WORDS, seed=1),
     "block-linear-mix-seed-1": Variant(seed=1),
     "levels-shift-0.5": Variant(flow_shift=0.5),
+    "instruction-frozen-seed-1": replace(_WORDS, instruction=INSTRUCTION, seed=1),
+    "layer-middle-seed-1": replace(_WORDS, layer="middle", seed=1),
+    "block-softmax-mix-seed-1": Variant(attention="softmax", seed=1),
+    "tuned-seed-1": replace(_WORDS, tune_text=True, seed=1),
+    "words-plain-seed-1": replace(_WORDS, words="plain", seed=1),
     "block-softmax-plain": Variant(attention="softmax", ffn="plain", positions=True),
     "block-linear-mix-positions": Variant(positions=True),
 }

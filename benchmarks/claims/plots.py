@@ -17,15 +17,31 @@ from benchmarks.claims.figures import Difference
 from benchmarks.claims.sampling import apart
 from benchmarks.claims.short_run import is_done, read
 from benchmarks.claims.solvers import GUIDED, STEPS, Way
-from benchmarks.claims.tables import BLOCKS, LEVELS, THIRDS, WORDS, differences
+from benchmarks.claims.tables import AGAIN, BLOCKS, LEVELS, THIRDS, WORDS, differences
 from sanakit.evaluate.figures import bootstrap
 
 BLUE, RED, GREEN, PLUM, INK = "#4a6fa5", "#c8553d", "#588157", "#8e6c8a", "#333333"
 DPI = 90
+DISTANCES = (0.02, 0.05, 0.1, 0.2)
 
 
-def forest(panel: Axes, rows: Sequence[tuple[str, Difference]], *, title: str) -> None:
-    """Differences with their intervals, one below the other; left is better."""
+def forest(
+    panel: Axes,
+    rows: Sequence[tuple[str, Difference]],
+    again: Sequence[tuple[str, Difference]],
+    *,
+    title: str,
+) -> None:
+    """Differences with their intervals, one below the other; left is better.
+
+    ``again`` are those of another seed, shown as rings.
+    """
+    places = {label: place for place, (label, _) in enumerate(reversed(rows))}
+    for label, found in again:
+        if label in places:
+            at, scale = places[label] - 0.25, 100 * found.relative / found.value
+            panel.plot([found.low * scale, found.high * scale], [at, at], color="#999999", lw=1)
+            panel.plot([100 * found.relative], [at], "o", color="#777777", mfc="white", ms=5)
     for place, (label, found) in enumerate(reversed(rows)):
         scale = 100 * found.relative / found.value if found.value else 0.0
         colour = INK if label == "another seed" else GREEN if found.high < 0 else RED
@@ -62,15 +78,21 @@ def attention(results: Path) -> Figure:
         panels[0].set_title("forward pass of a block, 256 wide", fontsize=9)
         panels[0].legend(fontsize=8)
         panels[0].grid(alpha=0.3)
-    forest(panels[1], differences(BLOCKS, results), title="64 tokens: against linear + Mix-FFN")
+    again = differences(AGAIN, results)
+    forest(
+        panels[1],
+        differences(BLOCKS, results),
+        again,
+        title="64 tokens: against linear + Mix-FFN; ring: seed 1",
+    )
     return figure
 
 
 def words(results: Path) -> Figure:
     """Captions, instruction, layers."""
     figure, panel = pyplot.subplots(figsize=(6.6, 3.2), layout="constrained")
-    title = "against the frozen encoder's last layer, captions anew (* against tuned)"
-    forest(panel, differences(WORDS, results), title=title)
+    title = "against frozen last layer, captions anew (* against tuned); rings: seed 1"
+    forest(panel, differences(WORDS, results), differences(AGAIN, results), title=title)
     return figure
 
 
@@ -138,6 +160,7 @@ def solvers(results: Path) -> Figure:
         panels[0].set_yscale("log")
         ticks = sorted({way["steps"] for way in ways})
         panels[0].set_xticks(ticks, [str(tick) for tick in ticks])
+        panels[0].set_yticks(DISTANCES, [f"{each:g}" for each in DISTANCES])
         panels[0].minorticks_off()
         panels[0].set_xlabel("steps", fontsize=8)
         panels[0].set_title("RMS distance to 200 steps, latents", fontsize=9)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,14 @@ LEVELS: Sequence[Row] = (
     ("shift 3", "levels-shift-3", "block-linear-mix"),
     ("uniform", "levels-uniform", "block-linear-mix"),
 )
+AGAIN: Sequence[Row] = (
+    ("softmax attention, Mix-FFN", "block-softmax-mix-seed-1", "block-linear-mix-seed-1"),
+    ("always the plain caption", "words-plain-seed-1", "words-anew-seed-1"),
+    ("instruction, encoder frozen", "instruction-frozen-seed-1", "words-anew-seed-1"),
+    ("middle layer", "layer-middle-seed-1", "words-anew-seed-1"),
+    ("encoder tuned along", "tuned-seed-1", "words-anew-seed-1"),
+)
+"""The same with another seed, of weights, data and noise."""
 THIRDS = ("near the data", "middle", "near the noise")
 
 
@@ -62,7 +71,7 @@ def tables(results: Path) -> Iterator[str]:
     """Lines of Markdown; what is not finished is left out."""
     yield "| variant | held error | difference (95 %) | near data | middle | near noise |"
     yield "|---|---|---|---|---|---|"
-    for row in (*BLOCKS, *WORDS, *LEVELS):
+    for row in (*BLOCKS, *WORDS, *LEVELS, *AGAIN):
         if not differences([row], results):
             continue
         found = differences([row], results)[0][1]
@@ -99,6 +108,10 @@ def tables(results: Path) -> Iterator[str]:
                 f"- {name}: {mean:.2f} dB ({low:.2f} to {high:.2f}), {work:.2f} Gop, "
                 f"{run['parameters'] / 1e6:.2f} M, {run['samples']} samples, {run['cpu_seconds']} s"
             )
+    wide = [name for name in autoencoder_runs() if "f32" in name and is_done(name, results)]
+    for one, other in pairwise(wide):
+        values = (read(name, results)["psnr"] for name in (other, one))
+        yield f"- {other} against {one}: {paired(*values)} dB"
     if is_done("solvers-distance", results):
         for name, way in read("solvers-distance", results)["ways"].items():
             low, high = bootstrap(way["rms"])
