@@ -91,7 +91,7 @@ def attention(results: Path) -> Figure:
 def words(results: Path) -> Figure:
     """Captions, instruction, layers."""
     figure, panel = pyplot.subplots(figsize=(6.6, 3.2), layout="constrained")
-    title = "against frozen last layer, captions anew (* against tuned); rings: seed 1"
+    title = "against frozen last layer, captions anew (* against tuned)"
     forest(panel, differences(WORDS, results), differences(AGAIN, results), title=title)
     return figure
 
