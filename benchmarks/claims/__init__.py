@@ -1,0 +1,1 @@
+"""Small, honest experiments on what the paper claims; docs/claims.md tells what came out."""
