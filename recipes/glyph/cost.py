@@ -145,17 +145,23 @@ def training_flops(preset: Preset) -> dict[str, float]:
     """Operations to train on one picture, or row of text, by training."""
     size, config = preset.data.size, AUTOENCODERS["glyph"]
     side = size // config.spatial_factor
-    both = counted(lambda: Autoencoder(config)(torch.zeros(1, 3, size, size)))
+    whole = counted(lambda: Autoencoder(config)(torch.zeros(1, 3, size, size)))
     llm = glyph_lm_config()
     shape = replace(TRANSFORMERS["glyph"], num_layers=preset.diffusion.layers)
     text = language_model_flops(llm, CAPTION_TOKENS)
     drawn = transformer_flops(shape, (side, side), CAPTION_TOKENS)
     return {
         "lm": FULL * language_model_flops(llm, ROW_TOKENS, head=True),
-        "autoencoder": FULL * both,
-        "decoder": DECODER_ONLY * both,
+        "autoencoder": FULL * whole * _cut(preset.autoencoder.settings, size),
+        "decoder": DECODER_ONLY * whole * _cut(preset.decoder.settings, size),
         "diffusion": FULL * drawn + (FULL if preset.diffusion.tune_text else 1.0) * text,
     }
+
+
+def _cut(settings: Sequence[str], size: int) -> float:
+    """The share of a picture's pixels that an autoencoder learns on at a time."""
+    sides = [int(one.removeprefix("side=")) for one in settings if one.startswith("side=")]
+    return (sides[-1] / size) ** 2 if sides else 1.0
 
 
 def _bank(preset: Preset) -> tuple[float, str]:

@@ -18,9 +18,9 @@ def grow_into(larger: LinearDiT, trained: LinearDiT) -> None:
     set to zero, and the rest of them stays as it was initialised, so that the same function is
     computed. Where patches of p x p take the place of single ones, the mean of each is seen as one
     latent was, and the velocity found for it is given to all of it: the same function of latents
-    that are constant on patches. How latents differ from that mean is seen as it was initialised:
-    unseen, it would be learned as slowly as from zeros in two layers. Source of the depth: SANA-1.5, "partial preservation" (reference
-    4.8), which drops the last tenth of the trained blocks.
+    that are constant on patches. How latents differ from that mean is seen as it was initialised.
+    Source of the depth: SANA-1.5, "partial preservation" (reference 4.8), which drops the last
+    tenth of the trained blocks.
 
     Raises:
         ConfigError: ``larger`` has fewer blocks, or another shape.
