@@ -13,9 +13,11 @@ from torch.testing import assert_close
 
 from sanakit.data.glyph.mixture import Mixture
 from sanakit.data.glyph.pictures import GlyphPictures
+from sanakit.flow.grids import NoiseLevel
+from sanakit.flow.noise_levels import levels_at
 from sanakit.pipeline.prompt import PromptEncoder
 from sanakit.shapes import Latent, PerSample, Text, TextMask
-from sanakit.train.diffusion import WIDTHS, DiffusionRecipe, _by_thirds
+from sanakit.train.diffusion import MOST_TOKENS, WIDTHS, DiffusionRecipe, _by_thirds
 from sanakit.train.latent_bank import LatentBank
 from tiny import tiny_components
 from tiny_pictures import tiny_pictures
@@ -215,3 +217,25 @@ def test_behind_an_instruction_the_transformer_is_told_what_a_prompt_encoder_tel
         assert kept[: int(kept.sum())].all()
         assert_close(state[kept], wanted.text[0], atol=1e-5, rtol=0)
     assert 0 < nulls < 16
+
+
+@pytest.mark.parametrize("instruction", ["", INSTRUCTION])
+def test_a_long_caption_is_cut_where_a_prompt_encoder_cuts_it(
+    pictures: GlyphPictures, instruction: str
+) -> None:
+    recipe = recipe_of(pictures, instruction=instruction)
+    recipe.module["transformer"] = silent = Silent()
+    long = "a cat left of a dog " * 40
+    bank = recipe.bank
+    batch = recipe._batch([long, "a cat"], bank.latents[:2], *levels_of(2))
+    recipe.loss(batch)
+    _, _, states, mask = silent.asked
+    assert mask.sum(dim=1)[0] == MOST_TOKENS == mask.shape[1]
+    encoder = PromptEncoder(recipe.tokenizer, tiny_components().prompts.text_encoder)
+    lines = (instruction,) if instruction else None
+    wanted = encoder.encode([long], instruction=lines, max_sequence_length=MOST_TOKENS)
+    assert_close(states[0], wanted.text[0], atol=1e-5, rtol=0)
+
+
+def levels_of(count: int) -> tuple[Tensor, NoiseLevel]:
+    return torch.zeros(count, 4, 2, 2), levels_at(torch.full((count,), 0.5), 1.0)

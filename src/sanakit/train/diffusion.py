@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sanakit.flow.grids import NoiseLevel
@@ -35,7 +34,9 @@ from sanakit.train.shares import (
 from sanakit.train.timers import Timers
 
 WIDTHS = 16
-"""Texts are as wide as a multiple of it, so that few shapes are compiled for."""
+"""What is kept of texts is as wide as a multiple of it, so that few shapes are compiled for."""
+MOST_TOKENS = 32
+"""Of a caption, with its first: what is longer, one in a hundred of ours, is cut off."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +154,6 @@ class DiffusionRecipe(Recipe[DiffusionBatch]):
         (height, width), (tokens,) = shapes
         text = self.module.get_submodule("text_encoder").config
         kept = 1 + tokens - self._kept_from
-        kept += -kept % WIDTHS
         ours = transformer_flops(self._transformer.config, (height, width), kept)
         return float(ours + language_model_flops(text, tokens))
 
@@ -169,13 +169,8 @@ class DiffusionRecipe(Recipe[DiffusionBatch]):
         return flow_matching_loss(predicted, batch.x0, batch.noise)
 
     def _kept(self, along: Text | TextMask) -> Text | TextMask:
-        """The first token and all from the instruction's last place on; source: reference 3.8.
-
-        Widened with zeros to a multiple of `WIDTHS`.
-        """
-        kept = torch.cat([along[:, :1], along[:, self._kept_from :]], dim=1)
-        missing = -kept.shape[1] % WIDTHS
-        return functional.pad(kept, (0, 0) * (kept.ndim - 2) + (0, missing))
+        """The first token and all from the instruction's last place on; source: reference 3.8."""
+        return torch.cat([along[:, :1], along[:, self._kept_from :]], dim=1)
 
     def _batch(
         self,
@@ -186,8 +181,10 @@ class DiffusionRecipe(Recipe[DiffusionBatch]):
     ) -> DiffusionBatch:
         texts = [self.instruction + text.lower().strip() if text else "" for text in captions]
         sequences = self.tokenizer(texts)["input_ids"]
+        sequences = [ids[: self._kept_from + MOST_TOKENS - 1] for ids in sequences]
         lengths = [len(sequence) for sequence in sequences]
-        width = -(-max(lengths) // WIDTHS) * WIDTHS
+        cut_away = self._kept_from - 1
+        width = cut_away + max(1, -(-(max(lengths) - cut_away) // WIDTHS)) * WIDTHS
         ids = torch.zeros(len(sequences), width, dtype=torch.long)
         for row, sequence in zip(ids, sequences, strict=True):
             row[: len(sequence)] = torch.tensor(sequence)
