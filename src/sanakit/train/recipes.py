@@ -133,10 +133,10 @@ def glyph_diffusion(
 
     ``autoencoder`` and ``lm`` are runs or models; ``start`` is a model whose transformer is taken
     to begin with, grown to ``layers`` blocks if it has fewer. Latents of ``samples`` of the mixture
-    at one ``size`` are computed once and kept in ``out``. ``tune_text`` may change when a run is
-    resumed: weights without a gradient are left as they are. Captions are read behind
-    ``instruction``. Without ``out`` it is good for planning alone: no weights are read and latents
-    are zero.
+    at one ``size`` are computed once and kept in ``out``; more of them may be asked for when a run
+    is resumed. ``tune_text`` may change then, too: weights without a gradient are left as they are.
+    Captions are read behind ``instruction``. Without ``out`` it is good for planning alone: no
+    weights are read and latents are zero.
     """
     pictures = GlyphPictures.open(data, size)
     if out is not None:

@@ -20,7 +20,7 @@ MAY_CHANGE = frozenset(
         *("weight_decay", "grad_clip", "accumulation", "compute_dtype", "gradient_checkpointing"),
         *("compile_blocks", "strategy", "device", "log_every", "evaluate_every", "pictures_every"),
         *("save_minutes", "async_save", "hang_minutes", "most_skipped"),
-        *("workers", "prompts", "held", "data", "tune_text"),
+        *("workers", "prompts", "held", "data", "tune_text", "samples"),
     }
 )
 """Arguments and settings that a resumed run may be given anew; others would make it another run."""
