@@ -31,7 +31,7 @@ SHAPES = ("square", "disc", "bar", "corner")
 STYLES = {"flat": 1.0, "small": 0.6, "tiny": 0.4}
 HELD = {"red disc", "blue bar", "green corner", "brown square", "orange disc", "purple bar"}
 LOOP = LoopConfig(
-    batch_size=64, total_images=64 * 60, peak_lr=3e-3, schedule="cosine", warmup_images=640,
+    batch_size=64, total_images=64 * 90, peak_lr=3e-3, schedule="cosine", warmup_images=640,
     weight_decay=0.05, compute_dtype="float32", device="cpu", log_every=50, evaluate_every=1000,
 )  # fmt: skip
 

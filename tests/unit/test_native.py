@@ -63,7 +63,7 @@ def tensors(model: NativeModel) -> dict[str, torch.Tensor]:
 def test_a_transformer_of_a_preset_is_told_by_its_shapes(preset: str) -> None:
     config = TRANSFORMERS[preset]
     native = native_transformer(config, device="meta")
-    side = config.sample_size
+    side = config.sample_size // config.patch_size
     native["pos_embed"] = torch.zeros(1, side**2, 1).expand(1, side**2, config.width)
     if config.interpolation_scale is not None:
         # Only the first row of the grid is looked at: a whole real table takes long to make.
