@@ -13,7 +13,6 @@ import torch
 
 from benchmarks.claims.attention_time import time_blocks
 from benchmarks.claims.autoencoders import train_autoencoders
-from benchmarks.claims.bank import first_of_bank
 from benchmarks.claims.compression import SYSTEMS, compare_systems
 from benchmarks.claims.diffusion import VARIANTS, Material, train_variant
 from benchmarks.claims.plots import draw_all
@@ -21,7 +20,12 @@ from benchmarks.claims.short_run import RESULTS, is_done
 from benchmarks.claims.solvers import draw_by_all
 from benchmarks.claims.tables import tables
 from benchmarks.generate import ROOT
+from sanakit.data.glyph.pictures import GlyphPictures
+from sanakit.train.ranks import Ranks
+from sanakit.train.recipes import glyph_bank
 
+BANK = 16_384
+"""Samples that the variants learn from."""
 EXPERIMENTS = ("time", "autoencoders", "solvers", "systems", "variants", "plots", "tables")
 
 
@@ -30,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("experiment", choices=EXPERIMENTS)
     parser.add_argument("--data", type=Path, help="the glyph set at 256 px")
-    parser.add_argument("--bank", type=Path, help="variants: latents of that set")
+    parser.add_argument("--bank", type=Path, help="variants: latents of that set, made if absent")
     parser.add_argument("--autoencoder", help="variants: the one that made the bank")
     parser.add_argument("--model", default="glyph", help="solvers: what draws; else whose text")
     parser.add_argument("--features", type=Path, help="folder of the feature network's two wheels")
@@ -55,9 +59,15 @@ def main() -> None:
         compare_systems(args.model, *where, only=args.only, report=report)
     elif args.experiment == "variants":
         if not all(is_done(name, args.results) for name in args.only):
-            material = Material.with_text_of(
-                args.model, first_of_bank(args.bank, args.data, args.autoencoder)
+            bank = glyph_bank(
+                GlyphPictures.open(args.data),
+                args.bank,
+                autoencoder=args.autoencoder,
+                samples=BANK,
+                ranks=Ranks(),
+                report=report,
             )
+            material = Material.with_text_of(args.model, bank)
             for name in args.only:
                 train_variant(name, VARIANTS[name], material, args.results, report=report)
     elif args.experiment == "plots":

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
@@ -89,7 +90,7 @@ def runs() -> Mapping[str, tuple[AutoencoderConfig, int]]:
 
 def weights_of(name: str, work: Path) -> Path:
     """Where the trained weights are: too large for the repository."""
-    return work / f"{name}.pt"
+    return work / f"{name}.safetensors"
 
 
 def train_autoencoders(
@@ -119,7 +120,7 @@ def train_autoencoders(
                 psnr(module(image).float().clamp(-1, 1), image)
                 for image in recipe.source.held(HELD)
             ]
-        torch.save(module.state_dict(), weights_of(name, work))
+        save_file(module.state_dict(), weights_of(name, work))
         found = {
             "parameters": sum(p.numel() for p in module.parameters()),
             "operations": operations(config),

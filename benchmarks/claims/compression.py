@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 
 from benchmarks.claims.autoencoders import SIDE, f8, f32, halved, weights_of
 from benchmarks.claims.diffusion import Material, Variant
@@ -114,7 +115,7 @@ def compare_systems(
                 autoencoder = load_components("glyph").autoencoder
             else:
                 autoencoder = Autoencoder(system.config)
-                autoencoder.load_state_dict(torch.load(weights_of(system.autoencoder, work)))
+                autoencoder.load_state_dict(load_file(weights_of(system.autoencoder, work)))
             autoencoder.eval()
             raw = [encoded(autoencoder, some) for some in images]
             rms = float(np.sqrt(np.square(raw[0], dtype=np.float64).mean()))

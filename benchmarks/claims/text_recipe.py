@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -14,13 +14,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sanakit.data.glyph.backgrounds import captioned
 from sanakit.data.glyph.mixture import Mixture, Sample
 from sanakit.flow.grids import NoiseLevel
-from sanakit.flow.noise_levels import levels_at
-from sanakit.flow.path import flow_matching_loss, interpolate
 from sanakit.models.transformer import LinearDiT
 from sanakit.shapes import PerSample, Text
 from sanakit.train.diffusion import DiffusionBatch, DiffusionRecipe
 from sanakit.train.latent_bank import LatentBank
-from sanakit.train.shares import Share, generator_of, normal_of, uniform_of
 
 Words = Literal["anew", "plain"]
 Levels = Literal["logit-normal", "uniform"]
@@ -65,60 +62,40 @@ class TextRecipe(DiffusionRecipe):
         self.words, self.levels, self.layer = words, levels, layer
         self.known = {} if known is None else known
 
-    def stream(self, share: Share) -> Iterator[DiffusionBatch]:
-        bank = self.bank
-        for span in share.spans():
-            generators = [generator_of(share.seed, k) for k in span]
-            uniform = uniform_of(generators, 2)
-            rows = (uniform[:, 0] * len(bank.samples)).long().tolist()
-            captions = [
-                ""
-                if null < self.null_share
-                else self.caption(bank.samples[row], np.random.default_rng((share.seed, k)))
-                for k, row, null in zip(span, rows, uniform[:, 1].tolist(), strict=True)
-            ]
-            latents = bank.latents[rows]
-            normal = normal_of(generators)
-            squash = torch.sigmoid if self.levels == "logit-normal" else torch.special.ndtr
-            noise = normal_of(generators, *latents.shape[1:])
-            yield self._batch(captions, latents, noise, levels_at(squash(normal), self.flow_shift))
-
     def caption(self, sample: Sample, rng: np.random.Generator) -> str:
         """What a sample is shown with in training."""
         if self.words == "anew":
-            return self.bank.mixture.words(sample, rng)
+            return super().caption(sample, rng)
         return plain_words(self.bank.mixture, sample)
+
+    def squash(self, normal: PerSample) -> PerSample:
+        """The same numbers, spread as the choice of levels asks."""
+        return (
+            super().squash(normal) if self.levels == "logit-normal" else torch.special.ndtr(normal)
+        )
 
     def states(self, llm: nn.Module, batch: DiffusionBatch) -> Text:
         """Of all tokens, ``b l d``: each of unit size, whatever the layer."""
+        if self.tune_text:
+            return self._read(llm, batch)
+        key = f"{self.layer} {self.instruction}".encode() + batch.ids.numpy().tobytes()
+        if key not in self.known:
+            self.known[key] = self._read(llm, batch)
+        return self.known[key]
+
+    def _read(self, llm: nn.Module, batch: DiffusionBatch) -> Text:
+        if self.layer == "last":
+            return super().states(llm, batch)
         found = llm(
             input_ids=batch.ids,
             attention_mask=batch.mask,
             use_cache=False,
-            output_hidden_states=self.layer != "last",
+            output_hidden_states=True,
         )
-        if self.layer == "last":
-            return found.last_hidden_state
         # The last one went through a norm; the others get the same without its weights.
         depth = len(found.hidden_states) - 1
         states = found.hidden_states[depth // 2 if self.layer == "middle" else 0].float()
         return states * states.square().mean(dim=-1, keepdim=True).add(1e-6).rsqrt()
-
-    def _errors(self, module: nn.Module, batch: DiffusionBatch) -> PerSample:
-        text = self._text(module.get_submodule("text_encoder"), batch)
-        x = interpolate(batch.x0, batch.noise, batch.level.sigma)
-        transformer = module.get_submodule("transformer")
-        predicted = transformer(x, batch.level.timestep, text, self._kept(batch.mask))
-        return flow_matching_loss(predicted, batch.x0, batch.noise)
-
-    def _text(self, llm: nn.Module, batch: DiffusionBatch) -> Text:
-        if self.tune_text:
-            return self._kept(self.states(llm, batch))
-        key = f"{self.layer} {self.instruction}".encode() + batch.ids.numpy().tobytes()
-        if key not in self.known:
-            with torch.no_grad():
-                self.known[key] = self._kept(self.states(llm, batch))
-        return self.known[key]
 
     def held_errors(
         self, caption: Callable[[Sample], str] = lambda sample: sample.caption

@@ -25,7 +25,6 @@ from recipes.glyph.made_up import write_made_up
 from recipes.glyph.presets import Whole, known_presets, read_preset
 from recipes.glyph.running import Command, Ended, execute
 from recipes.glyph.stages import STAGES, NoTimeLeft, Work, images_seen, required
-from transformers import Gemma2Config
 from typer.testing import CliRunner
 
 from command_line import sanakit
@@ -39,26 +38,10 @@ from sanakit.train.ranks import Ranks
 from sanakit.train.recipes import GLYPH_DIFFUSION
 from sanakit.train.settings import LoopConfig, with_overrides
 from tiny import AUTOENCODER, TRANSFORMER
+from tiny_lm import tiny_lm_config
 
 SMALL = 20_000
 """Bytes that a file may have that travels."""
-
-
-def tiny_lm_config() -> Gemma2Config:
-    return Gemma2Config(
-        vocab_size=8192,
-        hidden_size=8,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=4,
-        query_pre_attn_scalar=4,
-        final_logit_softcapping=None,
-        pad_token_id=0,
-        eos_token_id=1,
-        bos_token_id=2,
-    )
 
 
 class Here:

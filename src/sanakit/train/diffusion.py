@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sanakit.data.glyph.mixture import Sample
 from sanakit.flow.grids import NoiseLevel
 from sanakit.flow.noise_levels import levels_at
 from sanakit.flow.path import flow_matching_loss, interpolate
@@ -23,6 +24,7 @@ from sanakit.models.text_encoder import length_mask
 from sanakit.models.transformer import LinearDiT
 from sanakit.shapes import Latent, PerSample, Text, TextMask, TokenIds
 from sanakit.train.flops import SeenShapes, Shapes
+from sanakit.train.language_model import recompute
 from sanakit.train.latent_bank import LatentBank
 from sanakit.train.recipe import Recipe
 from sanakit.train.shares import (
@@ -89,13 +91,21 @@ class DiffusionRecipe(Recipe[DiffusionBatch]):
             captions = [
                 ""
                 if null < self.null_share
-                else bank.mixture.words(bank.samples[row], np.random.default_rng((share.seed, k)))
+                else self.caption(bank.samples[row], np.random.default_rng((share.seed, k)))
                 for k, row, null in zip(span, rows, uniform[:, 1].tolist(), strict=True)
             ]
             latents = bank.latents[rows]
-            u = torch.sigmoid(normal_of(generators))
+            level = levels_at(self.squash(normal_of(generators)), self.flow_shift)
             noise = normal_of(generators, *latents.shape[1:])
-            yield self._batch(captions, latents, noise, levels_at(u, self.flow_shift))
+            yield self._batch(captions, latents, noise, level)
+
+    def caption(self, sample: Sample, rng: np.random.Generator) -> str:
+        """What a sample is shown with: other words of it each time."""
+        return self.bank.mixture.words(sample, rng)
+
+    def squash(self, normal: PerSample) -> PerSample:
+        """Bring normal numbers to noise levels within 0 and 1, before the flow shift."""
+        return torch.sigmoid(normal)
 
     def prepare(
         self, batch: DiffusionBatch, device: torch.device, timers: Timers
@@ -137,8 +147,9 @@ class DiffusionRecipe(Recipe[DiffusionBatch]):
         yield from self.module.get_submodule("text_encoder.layers").children()
 
     def checkpoint_gradients(self) -> None:
-        """In the transformer's blocks."""
+        """In the transformer's blocks, and in the text encoder's layers."""
         self._transformer.gradient_checkpointing = True
+        recompute(self.module.get_submodule("text_encoder.layers").children())
 
     def flops(self) -> float:
         """Of the transformer and the text encoder, at the shapes that :meth:`loss` has seen."""
@@ -159,14 +170,18 @@ class DiffusionRecipe(Recipe[DiffusionBatch]):
 
     def _errors(self, module: nn.Module, batch: DiffusionBatch) -> PerSample:
         with torch.set_grad_enabled(self.tune_text and torch.is_grad_enabled()):
-            states = module.get_submodule("text_encoder")(
-                input_ids=batch.ids, attention_mask=batch.mask, use_cache=False
-            ).last_hidden_state
-        text, mask = self._kept(states), self._kept(batch.mask)
+            text = self._kept(self.states(module.get_submodule("text_encoder"), batch))
         x = interpolate(batch.x0, batch.noise, batch.level.sigma)
         transformer = module.get_submodule("transformer")
-        predicted = transformer(x, batch.level.timestep, text, mask)
+        predicted = transformer(x, batch.level.timestep, text, self._kept(batch.mask))
         return flow_matching_loss(predicted, batch.x0, batch.noise)
+
+    def states(self, llm: nn.Module, batch: DiffusionBatch) -> Text:
+        """Of all tokens, ``b l d``: what the transformer is given of a text."""
+        found: Text = llm(
+            input_ids=batch.ids, attention_mask=batch.mask, use_cache=False
+        ).last_hidden_state
+        return found
 
     def _kept(self, along: Text | TextMask) -> Text | TextMask:
         """The first token and all from the instruction's last place on; source: reference 3.8."""

@@ -194,11 +194,7 @@ class LanguageModelRecipe(Recipe[Batch]):
 
     def checkpoint_gradients(self) -> None:
         """In the decoder's layers."""
-        for layer in self.blocks():
-            # The library's own switch has another name in each of its versions.
-            layer.forward = partial(
-                checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False
-            )
+        recompute(self.blocks())
 
     def flops(self) -> float:
         """Of a full row: its layers, and the output weights of every place but the last."""
@@ -209,6 +205,15 @@ class LanguageModelRecipe(Recipe[Batch]):
     def _batch(self, rows: Rows) -> Batch:
         ids = torch.from_numpy(rows.astype(np.int64))
         return ids, ids != self.config.pad_token_id
+
+
+def recompute(layers: Iterable[nn.Module]) -> None:
+    """Have each layer's inner results computed again in the backward pass, not kept for it."""
+    for layer in layers:
+        # The library's own switch has another name in each of its versions.
+        layer.forward = partial(
+            checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False
+        )
 
 
 def _chunks(

@@ -58,7 +58,8 @@ def open_bank(
     """Read a bank of ``count`` samples from ``folder``, or make what is missing of it.
 
     Every rank calls it and makes its share of the pieces. The samples of a small bank are the first
-    ones of a larger one.
+    ones of a larger one, and the scale is that of the count that was finished first: whatever was
+    learned from a bank keeps the scale that it was learned at.
 
     Raises:
         ConfigError: the folder holds a bank of other samples, or of another autoencoder.
@@ -93,20 +94,22 @@ def open_bank(
         np.concatenate([np.load(path)[: len(some)] for source, some, path in jobs if source is one])
         for one in (mixture, held)
     ]
-    rms = _rms(halves[0])
+    fresh = not (folder / SCALE).is_file()
+    scale = 1 / _rms(halves[0]) if fresh else size_and_scale(folder)[1]
+    ranks.wait()  # until all have seen whether it was there
     for half in halves:
         for rows in np.array_split(half, max(1, len(half) // PIECE)):
-            rows /= rms
-    if ranks.first:
+            rows *= scale
+    if ranks.first and fresh:
         with replacing(folder / SCALE) as temporary:
-            temporary.write_text(json.dumps({"scaling_factor": 1 / rms}) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps({"scaling_factor": scale}) + "\n", encoding="utf-8")
     return LatentBank(
         mixture=mixture,
         samples=samples,
         latents=halves[0],
         held=held_samples,
         held_latents=halves[1],
-        scaling_factor=1 / rms,
+        scaling_factor=scale,
     )
 
 

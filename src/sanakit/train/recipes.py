@@ -30,7 +30,7 @@ from sanakit.train.autoencoder_recipes import channels_last
 from sanakit.train.checkpoint import newest_valid, read_tensors
 from sanakit.train.diffusion import DiffusionRecipe
 from sanakit.train.language_model import LanguageModelRecipe, glyph_lm_config, prepare_rows
-from sanakit.train.latent_bank import no_bank, open_bank, size_and_scale
+from sanakit.train.latent_bank import LatentBank, no_bank, open_bank, size_and_scale
 from sanakit.train.ranks import Ranks
 from sanakit.train.recipe import Recipe
 from sanakit.train.settings import LoopConfig
@@ -139,21 +139,18 @@ def glyph_diffusion(
     weights are read and latents are zero.
     """
     pictures = GlyphPictures.open(data, size)
-    if out is not None:
+    if out is None:
+        config = AUTOENCODERS["glyph"]
+        side = pictures.size // config.spatial_factor
+        bank = no_bank(Mixture(pictures), (config.latent_channels, side, side))
+    else:
         for name in (autoencoder, lm):
             _is_there(name)
-    mixture = Mixture(pictures)
-    config = AUTOENCODERS["glyph"]
-    if out is None:
-        side = pictures.size // config.spatial_factor
-        bank = no_bank(mixture, (config.latent_channels, side, side))
-    else:
-        bank = open_bank(
-            channels_last(start_autoencoder(autoencoder, config=config)),
-            mixture,
-            Mixture(pictures, split="held_style", composites=0, white=1),
+        bank = glyph_bank(
+            pictures,
             out / LATENTS,
-            count=samples,
+            autoencoder=autoencoder,
+            samples=samples,
             ranks=ranks,
             report=report,
         )
@@ -171,6 +168,27 @@ def glyph_diffusion(
         transformer, llm, tokenizer, bank, instruction=instruction, tune_text=tune_text
     )
     return recipe, GLYPH_DIFFUSION
+
+
+def glyph_bank(
+    pictures: GlyphPictures,
+    folder: Path,
+    *,
+    autoencoder: str,
+    samples: int,
+    ranks: Ranks,
+    report: Callable[[str], object],
+) -> LatentBank:
+    """Latents of the mixture, and of concept-style pairs that are not trained on."""
+    return open_bank(
+        channels_last(start_autoencoder(autoencoder, config=AUTOENCODERS["glyph"])),
+        Mixture(pictures),
+        Mixture(pictures, split="held_style", composites=0, white=1),
+        folder,
+        count=samples,
+        ranks=ranks,
+        report=report,
+    )
 
 
 def glyph_export(
