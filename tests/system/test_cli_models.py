@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import command_line
 from sanakit.cli.main import app
+from sanakit.pipeline.components import load_components
 from sanakit.weights.pins import repository_folder
 from stand_in_hub import StandInHub, pipeline_files, serving
 from tiny import write_tiny
@@ -41,7 +42,11 @@ def listed(*arguments: str) -> dict[str, dict[str, object]]:
 
 def test_list_says_what_there_is_and_what_is_on_this_disk(hub: StandInHub) -> None:
     before = listed()
+    glyph = load_components("glyph")
     assert before["glyph"]["on_disk"] == "whole"
+    assert before["glyph"]["resolution"] == 32 * glyph.transformer.config.sample_size
+    assert before["glyph"]["parameters"] == sum(p.numel() for p in glyph.transformer.parameters())
+    assert sanakit("list")[0].splitlines()[1].split()[:4] == ["glyph", "15M", "-", "float32"]
     assert before["sana-0.6b"]["on_disk"] is None
     assert before["sana-0.6b"]["parameters"] == 591_747_872
     assert before["sana-1.6b-4k"]["dtype"] == "bfloat16"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +253,9 @@ def test_the_next_stage_has_its_size_and_late_positions_and_the_weights_of_befor
         (16, SanaSettings(interpolation_scale=0.5), 0.5),
     ):
         assert at_resolution(TRANSFORMER, side, settings).interpolation_scale == scale
+    # A size counts latents, however many of them a patch holds.
+    coarse = replace(TRANSFORMER, patch_size=2)
+    assert at_resolution(coarse, 8, SanaSettings()).sample_size == 8
 
 
 def test_shards_that_were_built_anew_are_not_gone_on_with(tmp_path: Path) -> None:

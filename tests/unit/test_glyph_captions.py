@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
 
 from sanakit.data.glyph.backgrounds import BACKGROUNDS, captioned
 from sanakit.data.glyph.captions import (
+    FREE_SHARE,
+    FREE_WORDS,
     article,
     bare,
     captions,
     coloured,
     flag_captions,
+    freely,
     icon_captions,
     painted_captions,
     phrase,
     spoken,
 )
+from sanakit.data.glyph.colours import WORDS
 from sanakit.data.glyph.names import ALIASES, PHRASES
 from sanakit.data.glyph.rows.avatars import AvatarRow
 from sanakit.data.glyph.rows.emoji import STYLES
@@ -216,3 +221,23 @@ def test_backgrounds_are_colours_in_range_with_white_first() -> None:
         assert len(colour) == 3
         assert all(0 <= channel <= 1 for channel in colour)
     assert captioned("a cat", "pale blue") == "a cat, on a pale blue background"
+
+
+def test_a_free_word_stands_before_the_noun_in_some_captions_that_begin_with_an_article() -> None:
+    rng = np.random.default_rng(0)
+    said = [freely("an orange cat", rng) for _ in range(4000)]
+    changed = [text for text in said if text != "an orange cat"]
+    spread = (FREE_SHARE * (1 - FREE_SHARE) / len(said)) ** 0.5
+    assert abs(len(changed) / len(said) - FREE_SHARE) < 4 * spread
+    assert set(changed) == {f"a {word} orange cat" for word in FREE_WORDS}
+    assert {freely(text, rng) for _ in range(40) for text in ("two cats", "anchor")} == {
+        "two cats",
+        "anchor",
+    }
+
+
+def test_a_free_word_says_nothing_that_a_picture_shows() -> None:
+    assert not set(FREE_WORDS) & {*WORDS, *BACKGROUNDS, "big", "small"}
+    assert all(article(word).startswith("a ") for word in FREE_WORDS)
+    styles = " ".join(word for words in STYLE_WORDS.values() for word in words)
+    assert not set(FREE_WORDS) & set(styles.split())

@@ -140,7 +140,7 @@ def test_held_scenes_are_new_and_training_has_none_of_them(pictures: GlyphPictur
 def test_a_held_split_has_its_own_pictures_and_no_composites(pictures: GlyphPictures) -> None:
     drawn = Mixture(pictures, split="held_concept", composites=0).draw(5, np.random.default_rng(0))
     assert {pictures.records[one.number].name for one in drawn if one.number} == {"gorilla"}
-    with pytest.raises(ConfigError, match=r"composites=0.3 of held_concept"):
+    with pytest.raises(ConfigError, match=rf"composites={COMPOSITE_SHARE} of held_concept"):
         Mixture(pictures, split="held_concept")
     records = [one for one in pictures.records if one.split != "held_style"]
     with pytest.raises(DataError, match="held_style holds no picture"):

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,6 +23,9 @@ app = typer.Typer(help="List, show, fetch, verify and remove models.", no_args_i
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Name = Annotated[str, typer.Argument(help="Alias such as sana-1.6b, or owner/name[@revision].")]
 EMBEDDED = "glyph"
+EMBEDDED_PARAMETERS = 15_271_712
+"""Of its transformer, as everywhere in the list."""
+EMBEDDED_RESOLUTION = 128
 HEADINGS = ("name", "parameters", "download", "dtype", "pixels", "on disk", "repository")
 
 
@@ -36,9 +41,7 @@ def list_(
         from sanakit.weights.catalog import CATALOG
         from sanakit.weights.inventory import holding
 
-        rows: list[dict[str, Any]] = [
-            {"alias": EMBEDDED, "repository": "embedded", "kind": "pipeline", "on_disk": "whole"}
-        ]
+        rows: list[dict[str, Any]] = [_embedded_row()]
         for checkpoint in CATALOG:
             held = holding(checkpoint.repository)
             if not (all_ or checkpoint.loadable or held):
@@ -258,6 +261,22 @@ def _facts(name: str) -> dict[str, Any]:
     }
 
 
+def _embedded_row() -> dict[str, Any]:
+    # Not by `embedded_folder`: its module brings torch, which a list does not need.
+    folder = Path(str(files("sanakit") / "assets" / EMBEDDED))
+    return {
+        "alias": EMBEDDED,
+        "repository": "embedded",
+        "kind": "pipeline",
+        "parameters": EMBEDDED_PARAMETERS,
+        "download_bytes": 0,
+        "dtype": "float32",
+        "resolution": EMBEDDED_RESOLUTION,
+        "on_disk": "whole",
+        "bytes": sum(path.stat().st_size for path in folder.rglob("*")),
+    }
+
+
 def _embedded_facts() -> dict[str, Any]:
     from sanakit.weights.embedded import embedded_folder
 
@@ -297,13 +316,11 @@ def _print_licences(repository: str) -> None:
 
 
 def _row(row: dict[str, Any]) -> tuple[str, ...]:
-    if "parameters" not in row:
-        return (row["alias"], "41M", "-", "float32", "128", "yes", row["repository"])
     disk = "-" if row["on_disk"] is None else _size(row["bytes"])
     return (
         row["alias"],
         _count(row["parameters"]),
-        f"about {_size(row['download_bytes'])}",
+        f"about {_size(row['download_bytes'])}" if row["download_bytes"] else "-",
         row["dtype"],
         str(row["resolution"] or "-"),
         f"{disk} partial" if row["on_disk"] == "partial" else disk,

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sanakit.data.glyph.captions import freely
 from sanakit.data.glyph.mixture import Sample
 from sanakit.flow.grids import NoiseLevel
 from sanakit.flow.noise_levels import levels_at
@@ -101,7 +102,7 @@ class DiffusionRecipe(Recipe[DiffusionBatch]):
 
     def caption(self, sample: Sample, rng: np.random.Generator) -> str:
         """What a sample is shown with: other words of it each time."""
-        return self.bank.mixture.words(sample, rng)
+        return freely(self.bank.mixture.words(sample, rng), rng)
 
     def squash(self, normal: PerSample) -> PerSample:
         """Bring normal numbers to noise levels within 0 and 1, before the flow shift."""

@@ -147,7 +147,7 @@ def at_resolution(
         if side >= LARGE_GRID and (scale is None or side != config.sample_size):
             scale = side / LARGE_GRID
     assert not isinstance(scale, str)
-    return replace(config, sample_size=side * config.patch_size, interpolation_scale=scale)
+    return replace(config, sample_size=side, interpolation_scale=scale)
 
 
 def components_of_run(run: Path, *, device: str = "cpu") -> Components:

@@ -5,12 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
 from sanakit.data.glyph.colours import WORDS
 from sanakit.data.glyph.names import ALIASES, PHRASES
 from sanakit.data.glyph.split import fraction
 from sanakit.data.glyph.styles import STYLE_WORDS
 
 MOST = 5
+FREE_SHARE = 0.25
+"""Of captions that begin with "a"."""
+FREE_WORDS = (
+    *("beautiful", "charming", "favorite", "fine", "funny", "good", "lucky", "neat", "nice"),
+    *("perfect", "pretty", "proper", "sweet", "typical", "wonderful"),
+)
 
 # Words that take no article although they are not plural.
 _MASS_WORDS = """
@@ -68,6 +76,18 @@ def spoken(name: str) -> str:
 def bare(words: str) -> str:
     """A phrase without its article, as people type it in a list of key words."""
     return re.sub(r"^an? ", "", words)
+
+
+def freely(caption: str, rng: np.random.Generator) -> str:
+    """A caption as it is or, rarely, with a word before its noun that says nothing of the picture.
+
+    Prompts have such words where captions have none, and a model that never met one takes it for
+    something to draw.
+    """
+    name = bare(caption)
+    if name == caption or rng.random() >= FREE_SHARE:
+        return caption
+    return f"a {FREE_WORDS[int(rng.integers(len(FREE_WORDS)))]} {name}"
 
 
 def coloured(colour: str, name: str) -> str | None:

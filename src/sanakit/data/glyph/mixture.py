@@ -16,13 +16,13 @@ from sanakit.data.glyph.split import PROTECTED
 from sanakit.errors import ConfigError, DataError
 from sanakit.shapes import Image
 
-COMPOSITE_SHARE = 0.3
+COMPOSITE_SHARE = 0.2
 WHITE_SHARE = 0.5
 WHITE_SAID = 0.1  # of captions of pictures on white; any other background is always said
 WHITE_SAID_OF_SCENE = 0.25
 STYLE_SAID = 0.5
 """Of captions of composites; the captions of pictures have their own shares of style words."""
-EVERYDAY = 2.0
+EVERYDAY = 3.0
 """How much more often than its weight says a thing comes that people ask for first."""
 SILHOUETTE = "silhouette"  # so many that they need no help
 
