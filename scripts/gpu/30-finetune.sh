@@ -7,7 +7,7 @@ images=$([ "$DEVICE" = cpu ] && echo 32 || echo 3200)
 set=$WORK/set
 if [ ! -f "$set/shards/index.json" ]; then
   "$PYTHON" -m benchmarks.zorb "$WORK/pictures"
-  sanakit data build "$WORK/pictures" --out "$set" --resolution 128
+  sanakit data build "$WORK/pictures" --out "$set" --resolution 256
 fi
 
 tune() { # NAME OPTIONS...: one run, its log, and whether it learned

@@ -46,7 +46,7 @@ def test_list_says_what_there_is_and_what_is_on_this_disk(hub: StandInHub) -> No
     assert before["glyph"]["on_disk"] == "whole"
     assert before["glyph"]["resolution"] == 32 * glyph.transformer.config.sample_size
     assert before["glyph"]["parameters"] == sum(p.numel() for p in glyph.transformer.parameters())
-    assert sanakit("list")[0].splitlines()[1].split()[:4] == ["glyph", "15M", "-", "float32"]
+    assert sanakit("list")[0].splitlines()[1].split()[:4] == ["glyph", "29M", "-", "float32"]
     assert before["sana-0.6b"]["on_disk"] is None
     assert before["sana-0.6b"]["parameters"] == 591_747_872
     assert before["sana-1.6b-4k"]["dtype"] == "bfloat16"

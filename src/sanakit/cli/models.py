@@ -23,9 +23,9 @@ app = typer.Typer(help="List, show, fetch, verify and remove models.", no_args_i
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Name = Annotated[str, typer.Argument(help="Alias such as sana-1.6b, or owner/name[@revision].")]
 EMBEDDED = "glyph"
-EMBEDDED_PARAMETERS = 15_271_712
+EMBEDDED_PARAMETERS = 29_211_008
 """Of its transformer, as everywhere in the list."""
-EMBEDDED_RESOLUTION = 128
+EMBEDDED_RESOLUTION = 256
 HEADINGS = ("name", "parameters", "download", "dtype", "pixels", "on disk", "repository")
 
 
