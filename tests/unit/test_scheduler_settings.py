@@ -32,6 +32,7 @@ from sanakit.pipeline.schedulers import (
     scheduler_from_config,
     scheduler_named,
 )
+from sanakit.train.recipes import GLYPH_FLOW_SHIFT
 from tiny import tiny_components, write_tiny
 
 DRAW = {"height": 64, "width": 64, "num_inference_steps": 3, "output_type": "latent"}
@@ -198,7 +199,7 @@ def test_a_model_may_bring_any_scheduler(tmp_path: Path) -> None:
     pipe.save_pretrained(tmp_path / "n")
     assert SanaPipeline.from_pretrained(tmp_path / "n").scheduler == scheduler
     assert UniPCMultistepScheduler.from_pretrained(tmp_path / "m").flow_shift == 3.0
-    assert UniPCMultistepScheduler.from_pretrained("glyph").flow_shift == 1.0
+    assert UniPCMultistepScheduler.from_pretrained("glyph").flow_shift == GLYPH_FLOW_SHIFT
 
 
 def test_a_scheduler_that_was_swapped_in_is_saved_with_the_model(
