@@ -40,7 +40,7 @@ GUIDED = (
     *(Way(steps=14, interval=interval) for interval in ((0.2, 1.0), (0.0, 0.8))),
 )
 ROWS = ("emoji", "emoji_3d")
-"""Of the data set: what the embedded model was trained on."""
+"""Of the data set: what the embedded model was trained on when this was measured, version 0."""
 
 
 def samples_of(pictures: GlyphPictures, split: str, count: int) -> list[Sample]:
