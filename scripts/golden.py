@@ -2,6 +2,7 @@
 
     python scripts/golden.py WORK > before.json     # in one tree
     python scripts/golden.py WORK > after.json      # in the other; WORK is made anew
+    python scripts/golden.py WORK pipeline          # a part: command, pipeline, training
     diff before.json after.json
 
 Pictures by the command and by each published pipeline, of the embedded model and of a random one in
@@ -218,6 +219,7 @@ def by_training(work: Path) -> Iterator[tuple[str, str]]:
     yield "training: checkpoint", checkpoint(run)
     run = work / "run-autoencoder"
     small = ["--set", "total_images=8", "--set", "batch_size=2", "--set", "device=cpu"]
+    small += ["--phase", "decoder", "--from", "glyph"]
     sanakit("train", "autoencoder", "--data", pictures / "shards", "--out", run, *small)
     yield "training: autoencoder", checkpoint(run)
 
@@ -237,8 +239,8 @@ def checkpoint(run: Path) -> str:
     return digest("".join([*names, *(of_weights(path) for path in tensors)]).encode())
 
 
-def main(work: Path) -> int:
-    """Print all digests as JSON, one a line."""
+def main(work: Path, parts: list[str]) -> int:
+    """Print all digests, or those of some parts, as JSON, one a line."""
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     os.environ["SANAKIT_CACHE"] = "off"
@@ -247,8 +249,13 @@ def main(work: Path) -> int:
     os.chdir(work)
     tiny = published_model(work / "tiny")
     found: dict[str, str] = {}
-    for part in (by_command(work, tiny), by_pipeline(tiny), by_training(work)):
-        for name, value in part:
+    known = {
+        "command": by_command(work, tiny),
+        "pipeline": by_pipeline(tiny),
+        "training": by_training(work),
+    }
+    for part in parts or known:
+        for name, value in known[part]:
             print(f"{name}: {value}", file=sys.stderr, flush=True)
             found[name] = value
     print(json.dumps(found, indent=1))
@@ -256,4 +263,4 @@ def main(work: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]).resolve()))
+    sys.exit(main(Path(sys.argv[1]).resolve(), sys.argv[2:]))
