@@ -15,10 +15,13 @@ import torch
 from torch import Tensor
 
 from sanakit.models.discriminator import PatchDiscriminator
-from sanakit.train.autoencoder import AutoencoderBatch, AutoencoderRecipe
-from sanakit.train.autoencoder_files import start_autoencoder
-from sanakit.train.autoencoder_phases import AutoencoderSettings
-from sanakit.train.shares import Share
+from sanakit.train.recipes.autoencoder import (
+    AutoencoderBatch,
+    AutoencoderRecipe,
+    AutoencoderSettings,
+)
+from sanakit.train.recipes.autoencoder_run import start_autoencoder
+from sanakit.train.sample_schedule import Share
 from sanakit.weights.perceptual import load_perceptual
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.generate import ROOT, commit, versions
-from sanakit.data.cached_states import STORAGES, CachedStates, Storage, stored, write_states
+from sanakit.data.encode import STORAGES, CachedStates, Storage, stored, write_states
 from sanakit.pipeline.components import load_components
 from sanakit.pipeline.images import from_pixels
 

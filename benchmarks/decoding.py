@@ -41,7 +41,7 @@ def measure(settings: argparse.Namespace) -> dict[str, Any]:
     from sanakit.models.autoencoder import Autoencoder
     from sanakit.models.config import AUTOENCODERS
     from sanakit.models.tiling import Tiling
-    from sanakit.pipeline import decoding
+    from sanakit.pipeline import decoder
 
     torch.manual_seed(0)
     dtype = getattr(torch, settings.dtype)
@@ -53,20 +53,20 @@ def measure(settings: argparse.Namespace) -> dict[str, Any]:
     side = settings.size // factor
     latent = torch.randn(1, autoencoder.config.latent_channels, side, side)
     if settings.ways == "whole":
-        way = decoding.Way()
+        way = decoder.Way()
     elif settings.ways == "blended":
-        way = decoding.Way(tiling=Tiling(384, 384, 256, 256, exact=False))
+        way = decoder.Way(tiling=Tiling(384, 384, 256, 256, exact=False))
     else:
         high, _, wide = settings.ways.partition("x")
         tiling = Tiling.squares(int(high), int(wide)) if wide else Tiling.rows(int(high))
-        way = decoding.Way(tiling=tiling)
+        way = decoder.Way(tiling=tiling)
     # A first small picture: what libraries keep from their first use is not the picture's.
-    decoding.decode_pixels(autoencoder, latent[:, :, :4, :4])
-    decoding.ways_to_decode = lambda *_: [(way, 0)]
+    decoder.decode_pixels(autoencoder, latent[:, :, :4, :4])
+    decoder.ways_to_decode = lambda *_: [(way, 0)]
     before = resident("VmRSS")
     forget_peak()
     started = time.perf_counter()
-    pixels = decoding.decode_pixels(autoencoder, latent)
+    pixels = decoder.decode_pixels(autoencoder, latent)
     seconds = time.perf_counter() - started
     peak = resident("VmHWM") - before
     raw = latent.to(dtype)
@@ -77,7 +77,7 @@ def measure(settings: argparse.Namespace) -> dict[str, Any]:
         "peak_mb": round(peak / 2**20),
         "estimate_mb": round(estimate / 2**20),
         "estimate_over_peak": round(estimate / peak, 2),
-        "with_overhead_over_peak": round(decoding.with_overhead(estimate) / peak, 2),
+        "with_overhead_over_peak": round(decoder.with_overhead(estimate) / peak, 2),
     }
 
 

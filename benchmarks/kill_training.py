@@ -34,12 +34,11 @@ import torch
 from torch import Tensor, nn
 
 from sanakit.train.checkpoint import CheckpointWriter, checkpoints, read_tensors, what_is_wrong
+from sanakit.train.config import LoopConfig, Strategy
+from sanakit.train.distributed.ranks import join_ranks
 from sanakit.train.loop import train
-from sanakit.train.ranks import join_ranks
-from sanakit.train.recipe import Recipe
-from sanakit.train.settings import LoopConfig, Strategy
-from sanakit.train.shares import Share, generator_of, normal_of
-from sanakit.train.timers import Timers
+from sanakit.train.recipe import Recipe, Timers
+from sanakit.train.sample_schedule import Share, generator_of, normal_of
 
 KILLED = 137
 STEPS = 4

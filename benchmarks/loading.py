@@ -22,7 +22,7 @@ from torch import nn
 
 GB = 1e9
 BAR = 1 * GB
-TOKENIZER = Path(__file__).parents[1] / "tests" / "assets" / "tokenizer"
+TOKENIZER = Path(__file__).parents[1] / "tests" / "fixtures" / "assets" / "tokenizer"
 
 
 def main() -> int:
@@ -105,7 +105,7 @@ def write_model(folder: Path, blocks: int) -> None:
     from sanakit.models.text_encoder import TextEncoder
     from sanakit.models.transformer import LinearDiT
     from sanakit.pipeline.components import Components, save_components
-    from sanakit.pipeline.prompt import PromptEncoder
+    from sanakit.pipeline.prompts import PromptEncoder
 
     tokenizer = AutoTokenizer.from_pretrained(str(TOKENIZER))
     with init_empty_weights(include_buffers=False):

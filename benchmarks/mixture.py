@@ -12,10 +12,10 @@ from pathlib import Path
 from time import process_time
 
 import numpy as np
+from recipes.glyph.data.mixture import COMPOSITE_SHARE, Mixture
+from recipes.glyph.data.pictures import GlyphPictures
 
 from benchmarks.sheet import sheet
-from sanakit.data.glyph.mixture import COMPOSITE_SHARE, Mixture
-from sanakit.data.glyph.pictures import GlyphPictures
 
 
 def main() -> None:

@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from recipes.glyph.data.pictures import GlyphPictures, compose
 
 from benchmarks.sheet import draw
 from sanakit import Pipeline
-from sanakit.data.glyph.pictures import GlyphPictures, compose
 from sanakit.evaluate.features import load_features
 from sanakit.shapes import Image
 

@@ -18,7 +18,7 @@ from torch.optim import AdamW, Optimizer
 
 from sanakit.models.config import TRANSFORMERS
 from sanakit.models.transformer import LinearDiT
-from sanakit.train.optimizers.build import build_optimizer, state_bytes
+from sanakit.train.optim.build import build_optimizer, state_bytes
 
 
 def weights(preset: str, layers: int) -> list[nn.Parameter]:

@@ -23,7 +23,7 @@ from typing import Any
 from benchmarks.generate import ROOT, commit, cores, summarise, versions
 
 RESULTS = ROOT / "benchmarks" / "results" / "prefix.jsonl"
-TOKENIZER = ROOT / "tests" / "assets" / "tokenizer"
+TOKENIZER = ROOT / "tests" / "fixtures" / "assets" / "tokenizer"
 SHAPES = {
     "tiny": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8},
     "moderate": {
@@ -55,8 +55,8 @@ def measure(shape: str, settings: argparse.Namespace) -> dict[str, Any]:
     from transformers import AutoTokenizer, Gemma2Config, Gemma2Model
 
     from sanakit.models.text_encoder import TextEncoder
-    from sanakit.pipeline.prompt import COMPLEX_HUMAN_INSTRUCTION, PromptEncoder
     from sanakit.pipeline.prompt_cache import PromptCache
+    from sanakit.pipeline.prompts import COMPLEX_HUMAN_INSTRUCTION, PromptEncoder
 
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)

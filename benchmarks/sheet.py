@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from recipes.glyph.data.pictures import read_all_records
 
 from sanakit import GenerateRequest, Pipeline
-from sanakit.data.glyph.pictures import read_all_records
 
 LABEL = 34
 MARGIN = 8

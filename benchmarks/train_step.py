@@ -34,13 +34,13 @@ from sanakit.models.config import TRANSFORMERS, TransformerConfig, config_to_dic
 from sanakit.models.flops import transformer_flops
 from sanakit.models.transformer import LinearDiT
 from sanakit.nn import embed, linear_attention, mix_ffn
-from sanakit.train import loop, network
-from sanakit.train.peak import peak_of
-from sanakit.train.ranks import Ranks
-from sanakit.train.recipe import Recipe
-from sanakit.train.settings import LoopConfig
-from sanakit.train.shares import Share
-from sanakit.train.timers import Timers
+from sanakit.train import loop
+from sanakit.train.config import LoopConfig
+from sanakit.train.distributed import network
+from sanakit.train.distributed.ranks import Ranks
+from sanakit.train.mfu import peak_of
+from sanakit.train.recipe import Recipe, Timers
+from sanakit.train.sample_schedule import Share
 
 RESULTS = ROOT / "benchmarks" / "results" / "train_step.jsonl"
 MEASURES = ("memory", "attention", "point", "recompute", "cast", "fused", "layout")
@@ -238,7 +238,7 @@ def undo(name: str) -> None:
     elif name == "cast":
         transformer_module.product_dtype = lambda x: x.dtype  # type: ignore[attr-defined]
     elif name == "fused":
-        from sanakit.train.optimizers import build
+        from sanakit.train.optim import build
 
         build._fused = lambda parameters: False  # type: ignore[assignment]
     elif name == "layout":

@@ -84,7 +84,9 @@ def published_model(folder: Path) -> Path:
     )
 
     torch.manual_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(str(ROOT / "tests" / "assets" / "tokenizer"))
+    tokenizer = AutoTokenizer.from_pretrained(
+        str(ROOT / "tests" / "fixtures" / "assets" / "tokenizer")
+    )
     shape = Gemma2Config(
         vocab_size=len(tokenizer),
         hidden_size=8,

@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from recipes.glyph.data.pictures import GlyphPictures
+from recipes.glyph.train.runs import glyph_bank
 
 from benchmarks.claims.attention_time import time_blocks
 from benchmarks.claims.autoencoders import train_autoencoders
@@ -20,9 +22,7 @@ from benchmarks.claims.short_run import RESULTS, is_done
 from benchmarks.claims.solvers import draw_by_all
 from benchmarks.claims.tables import tables
 from benchmarks.generate import ROOT
-from sanakit.data.glyph.pictures import GlyphPictures
-from sanakit.train.ranks import Ranks
-from sanakit.train.recipes import glyph_bank
+from sanakit.train.distributed.ranks import Ranks
 
 BANK = 16_384
 """Samples that the variants learn from."""

@@ -14,7 +14,7 @@ from benchmarks.claims.blocks import Attention, transformer_of
 from benchmarks.claims.short_run import is_done, keep
 from sanakit.models.config import TransformerConfig
 from sanakit.models.transformer import Block
-from sanakit.train.allocator import keep_freed_memory
+from sanakit.train.distributed.network import keep_freed_memory
 
 NAME = "attention-time"
 SIDES = (8, 16, 32, 64, 128)

@@ -7,20 +7,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from recipes.glyph.data.pictures import GlyphPictures
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.claims.short_run import is_done, keep, short_run
-from sanakit.data.glyph.pictures import GlyphPictures
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.config import AUTOENCODERS, AutoencoderConfig
-from sanakit.train.autoencoder import AutoencoderRecipe, psnr
-from sanakit.train.autoencoder_recipes import GLYPH_LOSSES, channels_last
-from sanakit.train.flops import counted
-from sanakit.train.picture_sources import GlyphSource, as_image
-from sanakit.train.settings import LoopConfig
-from sanakit.train.shares import Share
+from sanakit.train.config import LoopConfig
+from sanakit.train.mfu import counted
+from sanakit.train.recipes.autoencoder import AutoencoderRecipe, psnr
+from sanakit.train.recipes.autoencoder_run import GLYPH_LOSSES, channels_last
+from sanakit.train.recipes.picture_sources import GlyphSource, as_image
+from sanakit.train.sample_schedule import Share
 
 SIDE = 128
 SAMPLES = 1_600

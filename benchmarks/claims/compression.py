@@ -8,25 +8,25 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from recipes.glyph.data.mixture import Mixture, Sample
+from recipes.glyph.data.pictures import GlyphPictures
+from recipes.glyph.train.latent_bank import LatentBank
 from safetensors.torch import load_file
 
 from benchmarks.claims.autoencoders import SIDE, f8, f32, halved, weights_of
 from benchmarks.claims.diffusion import Material, Variant
 from benchmarks.claims.sampling import Way, decoded, described, frechet, latents_by
 from benchmarks.claims.short_run import is_done, keep, short_run
-from sanakit.data.glyph.mixture import Mixture, Sample
-from sanakit.data.glyph.pictures import GlyphPictures
+from sanakit.evaluate.distances import Reference
 from sanakit.evaluate.features import load_features
-from sanakit.evaluate.frechet import Reference
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.config import AutoencoderConfig
 from sanakit.models.flops import transformer_flops
 from sanakit.models.text_encoder import TextEncoder
 from sanakit.pipeline.components import load_components
 from sanakit.pipeline.images import to_pixels
-from sanakit.pipeline.prompt import PromptEncoder
+from sanakit.pipeline.prompts import PromptEncoder
 from sanakit.shapes import Image
-from sanakit.train.latent_bank import LatentBank
 
 PICTURES, DRAWN, REFERENCE = 1_024, 128, 256
 SAMPLES = 4_800

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from recipes.glyph.train.latent_bank import LatentBank
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.claims.blocks import Attention, FeedForward, transformer_of, with_positions
@@ -23,8 +24,7 @@ from benchmarks.claims.text_recipe import Layer, Levels, TextRecipe, Words, plai
 from sanakit.models.config import TransformerConfig
 from sanakit.pipeline.components import load_components
 from sanakit.shapes import Text
-from sanakit.train.latent_bank import LatentBank
-from sanakit.train.settings import LoopConfig
+from sanakit.train.config import LoopConfig
 
 INSTRUCTION = (
     "write down what the picture shows: the thing or things, how many, where, the style, "

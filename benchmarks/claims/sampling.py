@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from benchmarks.claims.short_run import economy
+from sanakit.evaluate.distances import Reference
 from sanakit.evaluate.features import FeatureNetwork, Features, features_of
-from sanakit.evaluate.frechet import Reference
 from sanakit.flow.guidance import Guidance
 from sanakit.flow.solvers import SOLVERS, integrate
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.transformer import LinearDiT
-from sanakit.pipeline.denoiser import Denoiser
-from sanakit.pipeline.generate import seeded_noise
 from sanakit.pipeline.images import Pixels, to_pixels
-from sanakit.pipeline.prompt import EncodedText
+from sanakit.pipeline.pipeline import seeded_noise
+from sanakit.pipeline.prompts import EncodedText
+from sanakit.pipeline.sampler import Denoiser
 from sanakit.shapes import Latent
 
 AT_A_TIME = 64

@@ -21,16 +21,15 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.generate import ROOT, commit
+from sanakit.files import write_atomically
 from sanakit.models import transformer
 from sanakit.nn import mix_ffn
-from sanakit.train.allocator import keep_freed_memory
-from sanakit.train.average import WeightAverage
-from sanakit.train.optimizers.build import build_optimizer, set_rate
-from sanakit.train.recipe import Batch, Recipe
-from sanakit.train.settings import LoopConfig, learning_rate
-from sanakit.train.shares import Share
-from sanakit.train.timers import Timers
-from sanakit.weights.atomic import write_atomically
+from sanakit.train.config import LoopConfig, learning_rate
+from sanakit.train.distributed.network import keep_freed_memory
+from sanakit.train.ema import WeightAverage
+from sanakit.train.optim.build import build_optimizer, set_rate
+from sanakit.train.recipe import Batch, Recipe, Timers
+from sanakit.train.sample_schedule import Share
 
 RESULTS = ROOT / "benchmarks" / "results" / "claims"
 CPU = torch.device("cpu")

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from recipes.glyph.data.mixture import Mixture, Sample
+from recipes.glyph.data.pictures import GlyphPictures
 
 from benchmarks.claims.autoencoders import halved
 from benchmarks.claims.sampling import (
@@ -17,13 +19,11 @@ from benchmarks.claims.sampling import (
     latents_by,
 )
 from benchmarks.claims.short_run import is_done, keep
-from sanakit.data.glyph.mixture import Mixture, Sample
-from sanakit.data.glyph.pictures import GlyphPictures
+from sanakit.evaluate.distances import Reference
 from sanakit.evaluate.features import load_features
-from sanakit.evaluate.frechet import Reference
-from sanakit.pipeline.generate import Pipeline
 from sanakit.pipeline.images import Pixels, to_pixels
-from sanakit.train.allocator import keep_freed_memory
+from sanakit.pipeline.pipeline import Pipeline
+from sanakit.train.distributed.network import keep_freed_memory
 
 BEST = Way(steps=200)
 EXACT = 16

@@ -8,16 +8,16 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+from recipes.glyph.data.backgrounds import captioned
+from recipes.glyph.data.mixture import Mixture, Sample
+from recipes.glyph.train.diffusion import DiffusionBatch, DiffusionRecipe
+from recipes.glyph.train.latent_bank import LatentBank
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sanakit.data.glyph.backgrounds import captioned
-from sanakit.data.glyph.mixture import Mixture, Sample
 from sanakit.flow.grids import NoiseLevel
 from sanakit.models.transformer import LinearDiT
 from sanakit.shapes import PerSample, Text
-from sanakit.train.diffusion import DiffusionBatch, DiffusionRecipe
-from sanakit.train.latent_bank import LatentBank
 
 Words = Literal["anew", "plain"]
 Levels = Literal["logit-normal", "uniform"]

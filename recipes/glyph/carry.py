@@ -24,9 +24,10 @@ from torch import Tensor
 from recipes.glyph.cost import COST
 from recipes.glyph.presets import Whole
 from recipes.glyph.stages import STAGES, TRAININGS, Work, required
-from sanakit.data.stages import sha256_of
+from recipes.glyph.train.latent_bank import SCALE
+from recipes.glyph.train.runs import LATENTS, TEXT
+from sanakit.data.units import sha256_of
 from sanakit.errors import DataError
-from sanakit.train.autoencoder_files import VAE
 from sanakit.train.checkpoint import (
     MANIFEST,
     checkpoints,
@@ -35,14 +36,12 @@ from sanakit.train.checkpoint import (
     what_is_wrong,
     write_checkpoint,
 )
-from sanakit.train.latent_bank import SCALE
-from sanakit.train.ranks import Ranks
-from sanakit.train.recipes import LATENTS, TEXT
-from sanakit.train.run_file import RUN
-from sanakit.weights.compact import pack_int8
-from sanakit.weights.store import CONFIG
-from sanakit.weights.tensors import read_tensors as read_file
-from sanakit.weights.tensors import write_tensors
+from sanakit.train.distributed.ranks import Ranks
+from sanakit.train.recipes.autoencoder_run import VAE
+from sanakit.train.runs.run_config import RUN
+from sanakit.weights.int8_rows import pack_int8
+from sanakit.weights.store import CONFIG, write_tensors
+from sanakit.weights.store import read_tensors as read_file
 
 CARRY, LIST = "carry", "carry.json"
 FORMAT = 1

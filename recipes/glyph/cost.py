@@ -15,14 +15,14 @@ from typing import Any
 import torch
 
 from recipes.glyph.presets import Preset
+from recipes.glyph.train.language_model import glyph_lm_config
 from sanakit.errors import ConfigError, DataError
+from sanakit.files import write_atomically
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.config import AUTOENCODERS, TRANSFORMERS
 from sanakit.models.flops import language_model_flops, transformer_flops
-from sanakit.train.flops import counted
-from sanakit.train.language_model import glyph_lm_config
-from sanakit.train.run_view import spoken
-from sanakit.weights.atomic import write_atomically
+from sanakit.train.mfu import counted
+from sanakit.train.runs.summary import spoken
 
 COST = "cost.json"
 FORMAT = 1

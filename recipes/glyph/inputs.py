@@ -12,12 +12,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from recipes.glyph.data.build import DRAWINGS
+from recipes.glyph.data.packages import WORDNET, verify
+from recipes.glyph.data.rows.all_rows import ROWS
+from recipes.glyph.data.stages import read_marks
 from recipes.glyph.presets import Preset, read_preset
-from sanakit.data.glyph.build import DRAWINGS
-from sanakit.data.glyph.packages import WORDNET, verify
-from sanakit.data.glyph.rows.all_rows import ROWS
-from sanakit.data.glyph.stages import read_marks
-from sanakit.data.stages import MARK
+from sanakit.data.units import MARK
 from sanakit.errors import ConfigError, SanakitError
 
 MOST_MB = 60.0

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sanakit.data.glyph.attribution import Credit
-from sanakit.data.glyph.iconify import Icon
-from sanakit.data.glyph.packages import Package
-from sanakit.data.glyph.rows.row import Art
-from sanakit.data.glyph.stages import DrawingStage
-from sanakit.data.stages import LocalEngine, run_stage
+from recipes.glyph.data.attribution import Credit
+from recipes.glyph.data.iconify import Icon
+from recipes.glyph.data.packages import Package
+from recipes.glyph.data.rows.row import Art
+from recipes.glyph.data.stages import DrawingStage
+from sanakit.data.units import LocalEngine, run_stage
 
 CANVAS = (0.0, 0.0, 64.0, 64.0)
 CORNERS = range(3, 21)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sanakit.errors import ConfigError
 from sanakit.pipeline.keywords import nearest
-from sanakit.train.settings import with_overrides
+from sanakit.train.config import with_overrides
 
 FOLDER = Path(__file__).parent / "presets"
 

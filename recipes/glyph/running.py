@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from sanakit.train.signals import noted_signals
+from sanakit.train.loop import noted_signals
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 60.0

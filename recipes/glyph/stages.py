@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from recipes.glyph.data.pictures import SUMMARY, store_folder
+from recipes.glyph.data.store import INDEX as STORE
 from recipes.glyph.made_up import write_made_up
 from recipes.glyph.presets import Preset, Training
 from recipes.glyph.running import ROOT, Command, Ended
-from sanakit.data.glyph.pictures import SUMMARY, store_folder
-from sanakit.data.glyph.store import INDEX as STORE
+from recipes.glyph.train.runs import TEXT
 from sanakit.errors import ConfigError, DataError, SanakitError
-from sanakit.train.autoencoder_files import VAE
 from sanakit.train.checkpoint import checkpoints, read_manifest
-from sanakit.train.recipes import TEXT
-from sanakit.weights.embedded import INDEX
+from sanakit.train.recipes.autoencoder_run import VAE
+from sanakit.weights.resolve import INDEX
 from sanakit.weights.store import CONFIG
 
 Execute = Callable[..., Ended]

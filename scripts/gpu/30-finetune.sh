@@ -30,7 +30,7 @@ tune() { # NAME OPTIONS...: one run, its log, and whether it learned
 import sys
 from pathlib import Path
 
-from sanakit.train.log import read_log
+from sanakit.train.runs.log import read_log
 
 lines = read_log(Path(sys.argv[1]))
 steps = [line for line in lines if "lr" in line]

@@ -59,8 +59,8 @@ from pathlib import Path
 import torch
 
 from sanakit.train.checkpoint import checkpoints, read_tensors, what_is_wrong
-from sanakit.train.log import read_log
-from sanakit.train.run_view import standing
+from sanakit.train.runs.log import read_log
+from sanakit.train.runs.summary import standing
 
 whole, killed = (Path(name) for name in sys.argv[1:])
 ends = [checkpoints(run)[-1] for run in (whole, killed)]

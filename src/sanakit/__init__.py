@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, TorchAoConfig
 
-    from sanakit.pipeline.generate import Pipeline
-    from sanakit.pipeline.pag import SanaPAGPipeline
-    from sanakit.pipeline.published import AutoencoderDC, SanaTransformer2DModel
-    from sanakit.pipeline.request import GenerateRequest, GenerateResult
-    from sanakit.pipeline.sana import SanaPipeline, SanaPipelineOutput
+    from sanakit.pipeline.networks import AutoencoderDC, SanaTransformer2DModel
+    from sanakit.pipeline.pipeline import GenerateRequest, GenerateResult, Pipeline
+    from sanakit.pipeline.published.pag import SanaPAGPipeline
+    from sanakit.pipeline.published.sana import SanaPipeline, SanaPipelineOutput
     from sanakit.pipeline.schedulers import (
         DPMSolverMultistepScheduler,
         FlowMatchEulerDiscreteScheduler,
@@ -28,18 +27,18 @@ except PackageNotFoundError:  # run from a source tree that was never installed
 
 # Where each public name lives: they load on first use, so that `import sanakit` stays instant.
 _HOMES = {
-    "AutoencoderDC": "sanakit.pipeline.published",
+    "AutoencoderDC": "sanakit.pipeline.networks",
     "BitsAndBytesConfig": "transformers",
     "DPMSolverMultistepScheduler": "sanakit.pipeline.schedulers",
     "FlowMatchEulerDiscreteScheduler": "sanakit.pipeline.schedulers",
     "FlowMatchHeunDiscreteScheduler": "sanakit.pipeline.schedulers",
-    "GenerateRequest": "sanakit.pipeline.request",
-    "GenerateResult": "sanakit.pipeline.request",
-    "Pipeline": "sanakit.pipeline.generate",
-    "SanaPAGPipeline": "sanakit.pipeline.pag",
-    "SanaPipeline": "sanakit.pipeline.sana",
-    "SanaPipelineOutput": "sanakit.pipeline.sana",
-    "SanaTransformer2DModel": "sanakit.pipeline.published",
+    "GenerateRequest": "sanakit.pipeline.pipeline",
+    "GenerateResult": "sanakit.pipeline.pipeline",
+    "Pipeline": "sanakit.pipeline.pipeline",
+    "SanaPAGPipeline": "sanakit.pipeline.published.pag",
+    "SanaPipeline": "sanakit.pipeline.published.sana",
+    "SanaPipelineOutput": "sanakit.pipeline.published.sana",
+    "SanaTransformer2DModel": "sanakit.pipeline.networks",
     "TorchAoConfig": "transformers",
     "UniPCMultistepScheduler": "sanakit.pipeline.schedulers",
 }

@@ -11,8 +11,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sanakit.errors import ConfigError
-from sanakit.flow.grids import flow_dpm_sigmas, flow_euler_sigmas, shift_sigmas, unshift_sigmas
-from sanakit.flow.noise_levels import levels_at, logit_normal_levels, uniform_levels
+from sanakit.flow.grids import (
+    flow_dpm_sigmas,
+    flow_euler_sigmas,
+    levels_at,
+    logit_normal_levels,
+    shift_sigmas,
+    uniform_levels,
+    unshift_sigmas,
+)
 from sanakit.flow.path import (
     flow_matching_loss,
     interpolate,

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sanakit.data.loader.contents import BucketShards, Contents
+from sanakit.data.loader.folders import BucketShards, Contents
 from sanakit.data.loader.order import Order, Remainder, shuffled
 from sanakit.data.shards import ShardFile
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sanakit.data.caption_choice import CaptionChoice
+from sanakit.data.captions.choice import CaptionChoice
 from sanakit.data.loader.loader import Loader
 from tiny_shards import write_shards
 

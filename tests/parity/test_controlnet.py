@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import SanaControlNetModel
+from parity.test_transformer import SMALL, inputs, pair, published, random_weights
 from torch import Tensor
 
-from parity.test_transformer import SMALL, inputs, pair, published, random_weights
 from sanakit.errors import ConfigError
 from sanakit.models.config import TransformerConfig, config_from_dict, config_to_dict
 from sanakit.models.controlnet import ControlBranch

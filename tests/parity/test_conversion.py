@@ -10,16 +10,16 @@ import pytest
 import torch
 from diffusers import AutoencoderDC, SanaControlNetModel, SanaTransformer2DModel
 from diffusers.loaders.single_file_utils import convert_autoencoder_dc_checkpoint_to_diffusers
+from parity.test_transformer import SMALL
+from tests.unit.weights.test_keymaps import narrow_autoencoder
 from torch import Tensor
 
 from native_files import native_autoencoder, native_transformer
-from parity.test_transformer import SMALL
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.config import AUTOENCODERS, AutoencoderConfig, config_to_dict
 from sanakit.models.controlnet import ControlBranch
 from sanakit.models.transformer import LinearDiT
-from sanakit.weights.conversion import Options, carry_out, plan
-from unit.test_keymaps import narrow_autoencoder
+from sanakit.weights.convert.conversion import Options, carry_out, plan
 
 POSITIONED = replace(SMALL, interpolation_scale=2.0)
 

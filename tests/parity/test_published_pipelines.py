@@ -20,7 +20,7 @@ from sanakit import SanaPAGPipeline, SanaPipeline
 from sanakit.flow.grids import flow_dpm_sigmas, unshift_sigmas
 from sanakit.models.transformer import LinearDiT
 from sanakit.pipeline.components import save_components
-from sanakit.pipeline.prompt import COMPLEX_HUMAN_INSTRUCTION
+from sanakit.pipeline.prompts import COMPLEX_HUMAN_INSTRUCTION
 from tiny import TRANSFORMER, tiny_components
 
 CALL = {

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from sanakit.flow.noise_levels import levels_at
+from sanakit.flow.grids import levels_at
 from sanakit.models.config import config_to_dict
-from sanakit.train.sana import SanaBatch, SanaRecipe
-from sanakit.train.sana_runs import export_run
-from sanakit.train.timers import Timers
+from sanakit.train.recipe import Timers
+from sanakit.train.recipes.diffusion import SanaBatch, SanaRecipe
+from sanakit.train.recipes.diffusion_run import export_run
 from tiny_sana import FAST, TinySana, tiny_sana
 
 CPU = torch.device("cpu")
@@ -100,7 +100,7 @@ def test_a_lora_that_begins_has_the_loss_of_its_base_to_the_bit(sana: TinySana) 
 def test_diffusers_draws_with_an_exported_lora_as_we_do(sana: TinySana, tmp_path: Path) -> None:
     pytest.importorskip("peft")
     from sanakit.train.loop import train
-    from sanakit.train.run_file import RunFile, write_run
+    from sanakit.train.runs.run_config import RunFile, write_run
 
     targets = 'lora_targets=["to_q","to_v","to_out.0","caption_projection.linear_1"]'
     settings = ("lora_alpha=3", targets, "peak_lr=0.3")

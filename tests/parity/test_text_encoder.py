@@ -35,10 +35,10 @@ from transformers import (
 
 from sanakit.errors import ConfigError
 from sanakit.models.text_encoder import TextEncoder, length_mask
-from sanakit.pipeline.prompt import EncodedText, PromptEncoder, instruction_lines, padded
 from sanakit.pipeline.prompt_cache import PromptCache
+from sanakit.pipeline.prompts import EncodedText, PromptEncoder, instruction_lines, padded
 
-TOKENIZER = Path(__file__).parents[1] / "assets" / "tokenizer"
+TOKENIZER = Path(__file__).parents[1] / "fixtures" / "assets" / "tokenizer"
 SMALL = {"vocab_size": 1024, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
 HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
 IDS = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}

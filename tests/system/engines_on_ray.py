@@ -14,17 +14,22 @@ import scanned_set
 import tiny
 import tiny_vision_models
 from sanakit.data.build import build_shards
-from sanakit.data.cached_states import NULL
-from sanakit.data.captioning import Captioning, Writing
-from sanakit.data.encoding import LatentEncoding, TextEncoding, autoencoder_hash, text_encoder_hash
+from sanakit.data.captions.captioning import Captioning, Writing
+from sanakit.data.captions.scoring import Scoring
+from sanakit.data.captions.vision_models import fingerprint_of_folder
+from sanakit.data.encode import (
+    NULL,
+    LatentEncoding,
+    TextEncoding,
+    autoencoder_hash,
+    text_encoder_hash,
+)
 from sanakit.data.engines import engine_named, running_engine
 from sanakit.data.scan import scan_source
-from sanakit.data.scoring import Scoring
 from sanakit.data.shard_plan import BuildSettings
 from sanakit.data.sources.opening import open_source
-from sanakit.data.stages import LocalEngine, Stage, read_mark, run_stage
 from sanakit.data.training_set import TrainingSet
-from sanakit.data.vision_models import fingerprint_of_folder
+from sanakit.data.units import LocalEngine, Stage, read_mark, run_stage
 from sanakit.errors import ConfigError, DataError
 from tiny_stages import Doubling, Joined
 
@@ -36,7 +41,7 @@ def ray_runs() -> Iterator[Any]:
     pytest.importorskip("ray", reason="Ray is not installed, or has no build for this Python")
     with pytest.MonkeyPatch.context() as patch:
         # Where workers find the stages of tests, as pytest's own setting lets this process.
-        tests = str(Path(__file__).parents[1])
+        tests = str(Path(__file__).parents[1] / "fixtures")
         patch.setenv("PYTHONPATH", os.pathsep.join([os.environ.get("PYTHONPATH", ""), tests]))
         with running_engine("ray", 1) as engine:
             yield engine

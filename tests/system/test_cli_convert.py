@@ -107,13 +107,13 @@ def test_a_dtype_and_a_variant_are_those_of_the_published_files(
 
 
 def test_a_variant_in_shards_has_the_published_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sanakit.weights import component_files
+    from sanakit.weights.convert import folders
     from sanakit.weights.store import write_weights
 
     def in_shards(folder: Path, state: dict[str, Tensor], *, stem: str) -> None:
         write_weights(folder, state, stem=stem, max_shard_bytes=4000)
 
-    monkeypatch.setattr(component_files, "write_weights", in_shards)
+    monkeypatch.setattr(folders, "write_weights", in_shards)
     torch.save(native_transformer(TINY), "m.pth")
     sanakit("convert", "m.pth", "out", "--variant", "bf16")
     names = {path.name for path in Path("out").iterdir()}
@@ -327,7 +327,7 @@ def test_a_failure_while_writing_leaves_nothing_behind(
     torch.save(native_transformer(TINY), "m.pth")
     sanakit("convert", "m.pth", "out")
     before = Path("out", WEIGHTS).read_bytes()
-    monkeypatch.setattr("sanakit.weights.tensors.save_file", full)
+    monkeypatch.setattr("sanakit.weights.store.save_file", full)
     _, said = sanakit("convert", "m.pth", "out", "--force", code=2)
     assert "No space left" in said
     assert Path("out", WEIGHTS).read_bytes() == before

@@ -120,7 +120,7 @@ def test_glyph_is_the_recipe_and_a_folder_of_that_name_is_dot_slash_glyph(
         asked.append((out, options["size"], options["workers"]))
         return SimpleNamespace(pictures=3)
 
-    monkeypatch.setattr("sanakit.data.glyph.build.build_glyph", build_glyph)
+    monkeypatch.setattr("recipes.glyph.data.build.build_glyph", build_glyph)
     (here / "my-pictures").rename(here / "glyph")
     assert "data/glyph: 3 pictures" in build("glyph", "--size", 64)[0]
     assert asked == [(Path("data/glyph"), [64], 1)]
@@ -172,7 +172,7 @@ def test_ctrl_c_says_that_the_same_command_goes_on(
         def interrupted(*_: Any) -> None:
             raise KeyboardInterrupt
 
-        patch.setattr("sanakit.data.build_stage.BuildShards.process", interrupted)
+        patch.setattr("sanakit.data.build.BuildShards.process", interrupted)
         _, err = build("my-pictures", "--out", "my-set", "--resolution", 64, code=130)
     assert err == (
         "error: stopped; what is finished stays\nhint: the same command goes on from there\n"

@@ -9,7 +9,7 @@ import scanned_set
 import tiny
 import tiny_vision_models
 from command_line import sanakit
-from sanakit.data.cached_states import CachedStates
+from sanakit.data.encode import CachedStates
 from sanakit.data.training_set import TrainingSet
 
 

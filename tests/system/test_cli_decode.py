@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 
 from command_line import sanakit
-from sanakit.pipeline import decoding
-from sanakit.pipeline.generate import Pipeline
-from sanakit.pipeline.latents_file import Origin, read_latents, write_latents
-from sanakit.pipeline.png_settings import read_settings
-from sanakit.pipeline.sana import SanaPipeline
+from sanakit.pipeline import decoder
+from sanakit.pipeline.decoder import Origin, read_latents, write_latents
+from sanakit.pipeline.pipeline import Pipeline
+from sanakit.pipeline.png import read_settings
+from sanakit.pipeline.published.sana import SanaPipeline
 from tiny import write_tiny
 
 
@@ -40,7 +40,7 @@ def test_a_run_without_memory_is_finished_by_the_command_its_error_names(
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")
 
     with monkeypatch.context() as patched:
-        patched.setattr(decoding, "_fill", never)
+        patched.setattr(decoder, "_fill", never)
         _, err = sanakit(*call, "-o", "lost.png", code=4)
     (path,) = Path().glob("latents-*.safetensors")
     assert sorted(os.listdir()) == sorted(["expected.png", path.name])
@@ -131,13 +131,13 @@ def test_pipelines_take_the_calls_that_users_know(
 ) -> None:
     pipe = SanaPipeline.from_pretrained(model)
     seen: list[str] = []
-    fill = decoding._fill
+    fill = decoder._fill
 
-    def watched(out: object, way: decoding.Way, *more: object) -> None:
+    def watched(out: object, way: decoder.Way, *more: object) -> None:
         seen.append(str(way))
         fill(out, way, *more)
 
-    monkeypatch.setattr(decoding, "_fill", watched)
+    monkeypatch.setattr(decoder, "_fill", watched)
     call = {"num_inference_steps": 1, "height": 96, "width": 96}
     pipe.vae.enable_tiling(tile_sample_min_height=64, tile_sample_min_width=64)
     pipe("a tree", **call)
@@ -155,13 +155,13 @@ def test_the_core_saves_what_it_knows_of_the_model(
     model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     core = Pipeline.load(model)
-    monkeypatch.setattr(decoding, "free_bytes", lambda _: 0)
+    monkeypatch.setattr(decoder, "free_bytes", lambda _: 0)
 
     def never(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(decoding, "_fill", never)
-    with pytest.raises(decoding.OutOfMemory) as caught:
+    monkeypatch.setattr(decoder, "_fill", never)
+    with pytest.raises(decoder.OutOfMemory) as caught:
         core.decode(torch.randn(1, 4, 2, 2))
     assert caught.value.latents is not None
     origin = read_latents(caught.value.latents)[1]

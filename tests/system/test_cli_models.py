@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import command_line
 from sanakit.cli.main import app
 from sanakit.pipeline.components import load_components
-from sanakit.weights.pins import repository_folder
+from sanakit.weights.lockfile import repository_folder
 from stand_in_hub import StandInHub, pipeline_files, serving
 from tiny import write_tiny
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tiny_set import picture
 
-TESTS = Path(__file__).parents[1]
+TESTS = Path(__file__).parents[1] / "fixtures"
 EVERY = "13"  # point; all of them: python tests/kill_points.py PICTURES WORK
 
 

@@ -372,7 +372,7 @@ def test_a_dtype_is_refused_before_anything_is_fetched(monkeypatch: pytest.Monke
     def fetched(*_: object, **__: object) -> Path:
         raise AssertionError("asked for the files")
 
-    monkeypatch.setattr("sanakit.pipeline.components.loading.resolve_model", fetched)
+    monkeypatch.setattr("sanakit.pipeline.components.resolve_model", fetched)
     with pytest.raises(ConfigError, match="overflows in float16"):
         SanaPipeline.from_pretrained("sana-1.6b-4k", torch_dtype=torch.float16)
 

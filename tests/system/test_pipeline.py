@@ -16,9 +16,9 @@ from sanakit import GenerateRequest, Pipeline, SanaPipeline
 from sanakit.errors import ConfigError, MissingModelError, NumericsError, WeightsError
 from sanakit.flow.guidance import Guidance
 from sanakit.models.transformer import LinearDiT
-from sanakit.pipeline.arguments import as_output
 from sanakit.pipeline.components import Habits, fingerprint, load_components, save_components
-from sanakit.pipeline.drawing import asked_size, drawn_size
+from sanakit.pipeline.published.arguments import as_output
+from sanakit.pipeline.published.sana import asked_size, drawn_size
 from sanakit.pipeline.schedulers import FlowMatchEulerDiscreteScheduler
 from tiny import tiny_components, write_tiny
 

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from ranks import Ended, run_ranks
 from sanakit.train.checkpoint import checkpoints, read_manifest, read_tensors
-from sanakit.train.log import read_log
+from sanakit.train.runs.log import read_log
 
 SCRIPT = """
 import json, math, os, signal, sys, time
@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 from sanakit.errors import SanakitError
 from sanakit.train.loop import train
-from sanakit.train.ranks import join_ranks, leave_ranks
-from sanakit.train.settings import LoopConfig
+from sanakit.train.distributed.ranks import join_ranks, leave_ranks
+from sanakit.train.config import LoopConfig
 from tiny_recipe import TinyRecipe
 
 torch.set_num_threads(1)

@@ -19,10 +19,10 @@ from ranks import run_ranks
 from sanakit.errors import ConfigError, DataError
 from sanakit.pipeline.components import load_components
 from sanakit.train.checkpoint import checkpoints, read_tensors
-from sanakit.train.log import read_log
 from sanakit.train.loop import train
-from sanakit.train.sana_settings import SanaSettings
-from sanakit.train.sana_start import at_resolution, components_of_run, start_components
+from sanakit.train.recipes.diffusion import SanaSettings
+from sanakit.train.recipes.diffusion_run import at_resolution, components_of_run, start_components
+from sanakit.train.runs.log import read_log
 from tiny import TRANSFORMER
 from tiny_sana import FAST, TinySana, tiny_sana
 
@@ -94,7 +94,7 @@ import json, os, sys
 from pathlib import Path
 import torch
 from sanakit.train.loop import train
-from sanakit.train.ranks import join_ranks, leave_ranks
+from sanakit.train.distributed.ranks import join_ranks, leave_ranks
 from tiny_sana import TinySana
 
 torch.set_num_threads(1)
@@ -228,7 +228,7 @@ def test_a_run_from_scratch_begins_as_published_and_a_run_goes_on_from_it(
 def _note(run: Path, arguments: Any) -> None:
     from dataclasses import asdict
 
-    from sanakit.train.run_file import RunFile, write_run
+    from sanakit.train.runs.run_config import RunFile, write_run
 
     file = RunFile(verb="diffusion", arguments=asdict(arguments), settings=list(FAST))
     write_run(run, file, resume=True)

@@ -19,9 +19,9 @@ from torch.optim import Optimizer
 from torch.testing import assert_close
 
 from sanakit.errors import ConfigError
-from sanakit.train.average import WeightAverage
-from sanakit.train.loss_bins import LossBins
-from sanakit.train.optimizers.build import NAMES, build_optimizer, state_bytes
+from sanakit.train.ema import WeightAverage
+from sanakit.train.optim.build import NAMES, build_optimizer, state_bytes
+from sanakit.train.recipes.diffusion import LossBins
 
 RANKS = 2
 SAME = 2e-4

@@ -11,26 +11,25 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
+from recipes.glyph.data.mixture import Mixture
+from recipes.glyph.data.pictures import GlyphPictures
+from recipes.glyph.train.diffusion import DiffusionRecipe
+from recipes.glyph.train.latent_bank import open_bank
 from torch.testing import assert_close
 from typer.testing import CliRunner
 
 from sanakit.cli.main import app
-from sanakit.data.glyph.mixture import Mixture
-from sanakit.data.glyph.pictures import GlyphPictures
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.discriminator import PatchDiscriminator
 from sanakit.train import checkpoint
-from sanakit.train.autoencoder import AutoencoderRecipe
-from sanakit.train.autoencoder_files import start_autoencoder
-from sanakit.train.autoencoder_phases import AutoencoderSettings
 from sanakit.train.checkpoint import checkpoints, read_tensors
-from sanakit.train.diffusion import DiffusionRecipe
-from sanakit.train.latent_bank import open_bank
+from sanakit.train.config import LoopConfig
+from sanakit.train.distributed.ranks import Ranks
 from sanakit.train.loop import train
-from sanakit.train.picture_sources import GlyphSource
-from sanakit.train.ranks import Ranks
-from sanakit.train.settings import LoopConfig
-from sanakit.train.shares import Share
+from sanakit.train.recipes.autoencoder import AutoencoderRecipe, AutoencoderSettings
+from sanakit.train.recipes.autoencoder_run import start_autoencoder
+from sanakit.train.recipes.picture_sources import GlyphSource
+from sanakit.train.sample_schedule import Share
 from tiny import AUTOENCODER, tiny_components
 from tiny_pictures import tiny_pictures, tiny_record, write_pictures
 from tiny_recipe import TinyRecipe

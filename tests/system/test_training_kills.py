@@ -15,9 +15,9 @@ import pytest
 
 from sanakit.errors import DataError
 from sanakit.train.checkpoint import checkpoints, what_is_wrong
-from sanakit.train.log import read_log
+from sanakit.train.config import LoopConfig
 from sanakit.train.loop import train
-from sanakit.train.settings import LoopConfig
+from sanakit.train.runs.log import read_log
 from tiny_recipe import TinyRecipe
 
 ROOT = Path(__file__).parents[2]

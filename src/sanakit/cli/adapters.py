@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from sanakit.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sanakit.pipeline.generate import Pipeline
+    from sanakit.pipeline.pipeline import Pipeline
 
 EMBEDDED = "glyph"
 HELP = "LoRA to draw with: a run, a folder or a file; FILE:0.7 weighs it. May be repeated."
@@ -36,8 +36,8 @@ def model_behind(model: str | None, specs: Sequence[str]) -> str:
     for spec in specs:
         run = Path(strength_of(spec)[0]).expanduser()
         if (run / "run.json").is_file():
-            from sanakit.train.run_file import is_run
-            from sanakit.train.sana_start import told
+            from sanakit.train.recipes.diffusion_run import told
+            from sanakit.train.runs.run_config import is_run
 
             arguments = told(run)[0]
             start = arguments.start
@@ -58,7 +58,7 @@ def put_on(pipeline: Pipeline, specs: Sequence[str]) -> None:
         MissingModelError: no such file, or a run without a checkpoint. WeightsError: a LoRA of
             another model. ConfigError: a run that trained all weights.
     """
-    from sanakit.pipeline.sana import SanaPipeline
+    from sanakit.pipeline.published.sana import SanaPipeline
 
     pipe = SanaPipeline(pipeline)
     strengths = {}
@@ -66,7 +66,7 @@ def put_on(pipeline: Pipeline, specs: Sequence[str]) -> None:
         path, strength = strength_of(spec)
         name = f"lora-{number}"
         if (Path(path).expanduser() / "run.json").is_file():
-            from sanakit.train.sana_start import lora_of_run
+            from sanakit.train.recipes.diffusion_run import lora_of_run
             from sanakit.weights.lora import lora_tensors
 
             pipe.load_lora_weights(lora_tensors(lora_of_run(Path(path).expanduser())), name)

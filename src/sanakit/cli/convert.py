@@ -67,7 +67,7 @@ def convert(
 ) -> None:
     """Convert an original checkpoint to a published folder, or back; config from the shapes."""
     with friendly_errors():
-        from sanakit.weights.conversion import Options, carry_out, plan
+        from sanakit.weights.convert.conversion import Options, carry_out, plan
 
         options = Options(
             base=base,

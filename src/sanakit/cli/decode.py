@@ -15,7 +15,7 @@ from sanakit.cli.generate import STANDARD_OUTPUT, output_paths, peak_memory_mb
 from sanakit.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sanakit.pipeline.latents_file import Origin
+    from sanakit.pipeline.decoder import Origin
 
 DTYPES = ("float32", "bfloat16")
 
@@ -45,7 +45,7 @@ def decode(
             raise ConfigError(f"--dtype {dtype!r} is unknown", hint=f"one of {', '.join(DTYPES)}")
         if tile is not None and tile < 1:
             raise ConfigError(f"--tile {tile} must be at least 1 pixel", hint="512 is usual")
-        from sanakit.pipeline.latents_file import read_latents
+        from sanakit.pipeline.decoder import read_latents
 
         latent, origin = read_latents(latents)
         name = model or origin.model
@@ -73,12 +73,12 @@ def _run(
 ) -> dict[str, Any]:
     import torch
 
+    from sanakit.files import write_atomically
     from sanakit.pipeline.components import fingerprint
-    from sanakit.pipeline.decoding import decode_pixels
-    from sanakit.pipeline.png_settings import encode_png
-    from sanakit.pipeline.published import AutoencoderDC
-    from sanakit.weights.atomic import write_atomically
-    from sanakit.weights.embedded import resolve_model
+    from sanakit.pipeline.decoder import decode_pixels
+    from sanakit.pipeline.networks import AutoencoderDC
+    from sanakit.pipeline.png import encode_png
+    from sanakit.weights.resolve import resolve_model
 
     started = time.perf_counter()
     where = _device(device)

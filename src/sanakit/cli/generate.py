@@ -18,8 +18,7 @@ from sanakit.cli.errors import friendly_errors
 from sanakit.errors import ConfigError, Interrupted
 
 if TYPE_CHECKING:
-    from sanakit.pipeline.generate import OnStep
-    from sanakit.pipeline.request import GenerateRequest, GenerateResult
+    from sanakit.pipeline.pipeline import GenerateRequest, GenerateResult, OnStep
 
 STANDARD_OUTPUT = "-"
 SOLVER_HELP = (
@@ -63,7 +62,7 @@ def generate(
     """Draw pictures from a prompt and store all settings inside them."""
     with friendly_errors():
         paths = output_paths(out, count, seed)
-        from sanakit.pipeline.request import GenerateRequest
+        from sanakit.pipeline.pipeline import GenerateRequest
 
         request = GenerateRequest(
             prompt=prompt,
@@ -132,9 +131,9 @@ def run(
     started = time.perf_counter()
     stop = StopFlag()
     with stop:
-        from sanakit.pipeline.generate import Pipeline
-        from sanakit.pipeline.png_settings import encode_png
-        from sanakit.weights.atomic import write_atomically
+        from sanakit.files import write_atomically
+        from sanakit.pipeline.pipeline import Pipeline
+        from sanakit.pipeline.png import encode_png
 
         pipeline = Pipeline.load(model, offline=offline)
         adapters.put_on(pipeline, loras)

@@ -21,7 +21,7 @@ def info(
 ) -> None:
     """Print the settings stored inside a picture."""
     with friendly_errors():
-        from sanakit.pipeline.png_settings import read_settings
+        from sanakit.pipeline.png import read_settings
 
         settings = read_settings(image)
         if json_:
@@ -46,8 +46,8 @@ def again(
 ) -> None:
     """Draw a picture again from the settings inside it; the same bits on the same machine."""
     with friendly_errors():
-        from sanakit.pipeline.png_settings import read_settings
-        from sanakit.pipeline.request import GenerateRequest
+        from sanakit.pipeline.pipeline import GenerateRequest
+        from sanakit.pipeline.png import read_settings
 
         settings = read_settings(image)
         wanted = {k: v for k, v in settings.items() if k not in ABOUT_THE_FILE}
@@ -79,7 +79,7 @@ def _loras(settings: dict[str, Any], image: Path) -> list[str]:
 
 def _warn_of_another_model(settings: dict[str, Any], name: str) -> None:
     from sanakit.pipeline.components import fingerprint
-    from sanakit.weights.embedded import resolve_model
+    from sanakit.weights.resolve import resolve_model
 
     stored = settings.get("model_hash")
     if stored and fingerprint(resolve_model(name)) != stored:

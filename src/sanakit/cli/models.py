@@ -39,7 +39,7 @@ def list_(
     """List the published checkpoints: size, dtype, and what of them is on this disk."""
     with friendly_errors():
         from sanakit.weights.catalog import CATALOG
-        from sanakit.weights.inventory import holding
+        from sanakit.weights.hub import holding
 
         rows: list[dict[str, Any]] = [_embedded_row()]
         for checkpoint in CATALOG:
@@ -106,7 +106,7 @@ def pull(
         from huggingface_hub import is_offline_mode
 
         from sanakit.weights.hub import fetch, latest_commit
-        from sanakit.weights.pins import known_commit, read_pins, split_revision
+        from sanakit.weights.lockfile import known_commit, read_pins, split_revision
 
         notes: list[str] = []
         repository = _repository(name, revision)
@@ -143,8 +143,8 @@ def verify(
     """Hash the files on this disk again; exit code 2 if one is not what was fetched."""
     with friendly_errors():
         from sanakit.weights.catalog import CATALOG
-        from sanakit.weights.inventory import holding
-        from sanakit.weights.inventory import verify as hash_again
+        from sanakit.weights.hub import holding
+        from sanakit.weights.hub import verify as hash_again
 
         if name == EMBEDDED:
             raise ConfigError(f"{name} ships with sanakit", hint="`pip check` looks after it")
@@ -179,7 +179,7 @@ def rm(
 ) -> None:
     """Remove a model from the cache, for every program that shares it."""
     with friendly_errors():
-        from sanakit.weights.inventory import holding, remove
+        from sanakit.weights.hub import holding, remove
 
         if name == EMBEDDED:
             raise ConfigError(f"{name} ships with sanakit", hint="it cannot be removed alone")
@@ -206,7 +206,7 @@ def _repository(name: str, revision: str | None) -> str:
         MissingModelError: neither an alias nor a repository. ConfigError: two revisions.
     """
     from sanakit.weights.catalog import find_checkpoint, nearest_names
-    from sanakit.weights.pins import split_revision
+    from sanakit.weights.lockfile import split_revision
 
     own, wanted = split_revision(name, revision)
     checkpoint = find_checkpoint(own)
@@ -224,8 +224,8 @@ def _repository(name: str, revision: str | None) -> str:
 
 def _facts(name: str) -> dict[str, Any]:
     from sanakit.weights.catalog import find_checkpoint
-    from sanakit.weights.inventory import holding
-    from sanakit.weights.pins import read_pins, snapshot_folder
+    from sanakit.weights.hub import holding
+    from sanakit.weights.lockfile import read_pins, snapshot_folder
 
     repository = _repository(name, None).partition("@")[0]
     checkpoint = find_checkpoint(repository)
@@ -278,7 +278,7 @@ def _embedded_row() -> dict[str, Any]:
 
 
 def _embedded_facts() -> dict[str, Any]:
-    from sanakit.weights.embedded import embedded_folder
+    from sanakit.weights.resolve import embedded_folder
 
     folder = embedded_folder(EMBEDDED)
     return {

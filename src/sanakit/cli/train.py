@@ -52,7 +52,7 @@ def tokenizer(
             raise ConfigError(
                 "--packages without the dictionary", hint="captions alone need no package"
             )
-        from sanakit.train.recipes import glyph_tokenizer
+        from recipes.glyph.train.runs import glyph_tokenizer
 
         glyph_tokenizer(data, packages=packages, dictionary=dictionary, report=typer.echo)
 
@@ -73,9 +73,10 @@ def lm(
     with friendly_errors():
         _known(recipe)
         check_dry(dry_run, measure)
+        from recipes.glyph.train.runs import glyph_language_model
+
+        from sanakit.train.config import with_overrides
         from sanakit.train.loop import train
-        from sanakit.train.recipes import glyph_language_model
-        from sanakit.train.settings import with_overrides
 
         given = {"data": None if data is None else str(data)}
         file = as_told("lm", given, settings or [], out, resume=resume)

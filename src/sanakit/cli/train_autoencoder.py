@@ -83,8 +83,8 @@ def autoencoder(
             shards = told["data"] if _holds_shards(told) else None
             print_plan(run, config, frozen=beside, shards=shards, measure=measure)
             return
-        from sanakit.train.autoencoder_files import finish_autoencoder
         from sanakit.train.loop import train
+        from sanakit.train.recipes.autoencoder_run import finish_autoencoder
 
         keep(out, VERB, told, run.settings, config, resume=resume)
         if train(run, config, out, resume=resume, report=typer.echo):
@@ -92,7 +92,7 @@ def autoencoder(
 
 
 def _put_together(told: dict[str, Any], settings: list[str], *, resume: bool) -> Any:
-    from sanakit.train.autoencoder_recipes import glyph_autoencoder, shards_autoencoder
+    from sanakit.train.recipes.autoencoder_run import glyph_autoencoder, shards_autoencoder
 
     data, phase, start = told["data"], told["phase"], told.get("start")
     if phase != "full" and start is None and not resume:
@@ -125,6 +125,6 @@ def _put_together(told: dict[str, Any], settings: list[str], *, resume: bool) ->
 
 
 def _holds_shards(told: dict[str, Any]) -> bool:
-    from sanakit.train.autoencoder_recipes import is_shards
+    from sanakit.train.recipes.autoencoder_run import is_shards
 
     return is_shards(told["data"])

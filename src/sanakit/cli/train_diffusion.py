@@ -158,10 +158,10 @@ def export(
 ) -> None:
     """Write what a run learned: a model in the published layout, or the file of a LoRA."""
     with friendly_errors():
-        from sanakit.train.run_file import is_run, read_run
+        from sanakit.train.runs.run_config import is_run, read_run
 
         if is_run(recipe):
-            from sanakit.train.sana_runs import export_run
+            from sanakit.train.recipes.diffusion_run import export_run
 
             folder = out or Path("models") / Path(recipe).resolve().name
             written = export_run(Path(recipe), folder, storage=storage, merged=merged)
@@ -172,7 +172,7 @@ def export(
             raise ConfigError(f"no recipe {recipe!r}", hint="recipes: glyph; or a run's folder")
         if merged:
             raise ConfigError("--merged is of a run with a LoRA", hint="name the run's folder")
-        from sanakit.train.recipes import glyph_export
+        from recipes.glyph.train.runs import glyph_export
 
         folder = out or Path("models/glyph")
         told = read_run(diffusion).arguments
@@ -197,7 +197,7 @@ def _is_own(given: set[str], data: str | None, out: Path | None, resume: bool) -
         return True
     if not resume or data is not None:
         return False
-    from sanakit.train.run_file import is_run, read_run
+    from sanakit.train.runs.run_config import is_run, read_run
 
     if out is not None:
         return is_run(out) and read_run(out).verb != GLYPH_VERB
@@ -214,16 +214,17 @@ def _glyph(
     dry: bool,
     measure: bool,
 ) -> None:
-    from sanakit.train.loop import train
-    from sanakit.train.ranks import Ranks, join_ranks, leave_ranks
-    from sanakit.train.recipes import (
+    from recipes.glyph.train.runs import (
         GLYPH_DIFFUSION,
         GLYPH_INSTRUCTION,
         GLYPH_LAYERS,
         GLYPH_SAMPLES,
         glyph_diffusion,
     )
-    from sanakit.train.settings import with_overrides
+
+    from sanakit.train.config import with_overrides
+    from sanakit.train.distributed.ranks import Ranks, join_ranks, leave_ranks
+    from sanakit.train.loop import train
 
     file = as_told(GLYPH_VERB, arguments, settings, out, resume=resume)
     told = {
@@ -274,9 +275,8 @@ def _own(
     measure: bool,
 ) -> None:
     from sanakit.train.loop import train
-    from sanakit.train.run_file import newest_run, read_run
-    from sanakit.train.sana_runs import sana_run
-    from sanakit.train.sana_start import SanaArguments
+    from sanakit.train.recipes.diffusion_run import SanaArguments, sana_run
+    from sanakit.train.runs.run_config import newest_run, read_run
 
     if resume:
         out = out or newest_run(RUNS, VERB)

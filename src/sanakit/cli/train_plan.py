@@ -31,8 +31,8 @@ def print_plan(
     run: Any, config: Any, *, measure: bool, frozen: Any = (), shards: Any = None
 ) -> None:
     """Plan a recipe and its loop's settings."""
-    from sanakit.train.plan import plan_of
-    from sanakit.train.ranks import join_ranks
+    from sanakit.train.distributed.ranks import join_ranks
+    from sanakit.train.runs.plan import plan_of
 
     device = join_ranks(config.device).device
     plan = plan_of(run, config, device=device, frozen=frozen, shards=shards, measure=measure)

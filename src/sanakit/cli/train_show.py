@@ -15,7 +15,7 @@ Run = Annotated[Path, typer.Argument(help="Folder of a run: --out of the trainin
 def show(run: Run) -> None:
     """Tell how far a run is, its losses, its checkpoints and whether they are whole."""
     with friendly_errors():
-        from sanakit.train.run_view import view_run
+        from sanakit.train.runs.summary import view_run
 
         for line in view_run(run.expanduser()).lines():
             typer.echo(line)
@@ -31,9 +31,9 @@ def plot(
     """Draw the curves of a run's log as one SVG."""
     with friendly_errors():
         from sanakit.errors import ConfigError, DataError
-        from sanakit.train.curves import curves
-        from sanakit.train.log import LOG, read_log
-        from sanakit.weights.atomic import write_atomically
+        from sanakit.files import write_atomically
+        from sanakit.train.runs.curves import curves
+        from sanakit.train.runs.log import LOG, read_log
 
         run = run.expanduser()
         target = out or run / "curves.svg"

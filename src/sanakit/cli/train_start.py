@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sanakit.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sanakit.train.run_file import RunFile
+    from sanakit.train.runs.run_config import RunFile
 
 PATHS = ("data", "start", "held", "autoencoder", "text_encoder", "lm")
 
@@ -26,7 +26,7 @@ def as_told(
         ConfigError: the folder's run is of another verb, or the change would make it another run.
         DataError: its file is damaged.
     """
-    from sanakit.train.run_file import RunFile, is_run, read_run
+    from sanakit.train.runs.run_config import RunFile, is_run, read_run
 
     given = {key: _lasting(key, value) for key, value in arguments.items() if value is not None}
     if not resume or not is_run(run):  # runs that are older left nothing behind
@@ -45,7 +45,7 @@ def keep(run: Path, verb: str, arguments: Mapping[str, Any], *configs: Any, resu
     Raises:
         ConfigError: the folder holds a run, and it is not to be resumed. DataError: the disk.
     """
-    from sanakit.train.run_file import RunFile, as_settings, write_run
+    from sanakit.train.runs.run_config import RunFile, as_settings, write_run
 
     if speaks():
         file = RunFile(verb=verb, arguments=arguments, settings=as_settings(*configs))
@@ -61,7 +61,7 @@ def _lasting(key: str, value: Any) -> Any:
     """An argument as it can be read from any folder: paths that are there become absolute."""
     if key not in PATHS or "://" in value:
         return value
-    from sanakit.weights.embedded import EMBEDDED
+    from sanakit.weights.resolve import EMBEDDED
 
     path = Path(value).expanduser()
     return value if value in EMBEDDED or not path.exists() else str(path.resolve())

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
-from sanakit.data.buckets import Bucket, BucketKind, bucket_table, nearest
+from sanakit.data.images.resize_and_crop import Bucket, BucketKind, bucket_table, nearest
 from sanakit.data.samples import Refusal, Sample, to_line
 from sanakit.errors import ConfigError
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 from urllib.parse import quote
 
-from sanakit.data.buckets import Bucket
+from sanakit.data.images.resize_and_crop import Bucket
 from sanakit.errors import DataError
 
 FORMAT = 1

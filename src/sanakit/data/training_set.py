@@ -10,7 +10,7 @@
     latents/KEY/, text/KEY/     states of frozen networks, one file a shard
     report/                     index.html and its pictures
 
-Every stage folder holds a mark for each finished unit (`data/stages.py`).
+Every stage folder holds a mark for each finished unit (`data/units.py`).
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from sanakit.data.samples import Caption, Refusal, Sample, refusal_from, sample_from
-from sanakit.data.stages import clear_leftovers, read_mark
+from sanakit.data.units import clear_leftovers, read_mark
 from sanakit.errors import DataError
-from sanakit.weights.atomic import write_atomically
+from sanakit.files import write_atomically
 
 FORMAT = 1
 SET = "set.json"

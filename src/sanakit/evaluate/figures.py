@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sanakit.errors import ConfigError
-from sanakit.weights.atomic import replacing
+from sanakit.files import replacing
 
 RESAMPLES = 1000
 LEVEL = 0.95

@@ -8,20 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from recipes.glyph.data.backgrounds import BACKGROUNDS
+from recipes.glyph.data.mixture import Mixture, Sample
+from recipes.glyph.data.pictures import RECORDS, SUMMARY, GlyphPictures, compose
+from recipes.glyph.data.store import INDEX
 
-from sanakit.data.buckets import fitted
-from sanakit.data.glyph.backgrounds import BACKGROUNDS
-from sanakit.data.glyph.mixture import Mixture, Sample
-from sanakit.data.glyph.pictures import RECORDS, SUMMARY, GlyphPictures, compose
-from sanakit.data.glyph.store import INDEX
-from sanakit.data.pictures import BadPicture, decode
+from sanakit.data.images.decode import BadPicture, decode
+from sanakit.data.images.resize_and_crop import fitted
 from sanakit.data.samples import Refusal
 from sanakit.data.samples import Sample as Listed
 from sanakit.data.sources.opening import open_source
 from sanakit.data.sources.places import read_place
 from sanakit.errors import ConfigError, DataError
 from sanakit.pipeline.images import Pixels, to_pixels
-from sanakit.train.picture_sources import GlyphSource
+from sanakit.train.recipes.picture_sources import GlyphSource
 
 HELD = ("held_concept", "held_style")
 WHITE = "white"

@@ -15,8 +15,8 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from sanakit.errors import ConfigError
+from sanakit.files import replacing
 from sanakit.pipeline.images import Pixels
-from sanakit.weights.atomic import replacing
 
 WIDE, TALL = 720, 400
 BINS = 40

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Literal, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 
-from sanakit.flow.exponential import half_log_snr, moments, node_weights
 from sanakit.flow.grids import (
     Leg,
     NoiseLevel,
@@ -20,6 +21,47 @@ from sanakit.flow.grids import (
     sigmas_given,
 )
 from sanakit.shapes import Latent
+
+SERIES_BELOW = 1.0  # the recurrence loses digits in h where h is small, the series is exact there
+SERIES_TERMS = 20
+
+
+def half_log_snr(sigma: float) -> float:
+    """Give lambda: plus infinity at sigma 0, minus infinity at sigma 1."""
+    if sigma == 0:
+        return math.inf
+    return math.log((1 - sigma) / sigma) if sigma < 1 else -math.inf
+
+
+def moments(h: float, count: int) -> list[float]:
+    """Give the weights of ``1, s, s^2, ...`` over a step of width ``h``, infinity included. (S9).
+
+    ``s`` runs from 0 where the step begins to 1 where it ends.
+    """
+    if h < SERIES_BELOW:
+        return [_series(h, power) for power in range(count)]
+    found = [-math.expm1(-h)]
+    for power in range(1, count):
+        found.append(1 - power / h * found[-1])
+    return found
+
+
+def node_weights(h: float, nodes: Sequence[float]) -> list[float]:
+    """Give the weights of values at ``nodes``, which a polynomial through all of them joins. (S10).
+
+    Nodes are places ``s`` on the scale of `moments`, finite and different.
+    """
+    powers = np.vander(np.asarray(nodes, dtype=np.float64), increasing=True).T
+    return np.linalg.solve(powers, np.asarray(moments(h, len(nodes)))).tolist()
+
+
+def _series(h: float, power: int) -> float:
+    term, total = h / (power + 1), 0.0
+    for n in range(SERIES_TERMS):
+        total += term
+        term *= -h / (power + n + 2)
+    return total
+
 
 HISTORY = 3  # finished steps that the loop keeps for the multistep solvers
 MANY_STEPS = 15  # from here on DPM-Solver of order 3 needs no care at the end

@@ -1,4 +1,4 @@
-"""One network from its folder: built without memory, filled strictly, quantised where asked."""
+"""The networks under the names they are published with: load, build and save one alone."""
 
 from __future__ import annotations
 
@@ -9,14 +9,23 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import nn
 
-from sanakit.errors import ConfigError, WeightsError
-from sanakit.models.config import config_from_dict
-from sanakit.quant.quantise import quantise, restore
+from sanakit.errors import ConfigError, MissingModelError, WeightsError
+from sanakit.models.autoencoder import Autoencoder
+from sanakit.models.config import AutoencoderConfig, TransformerConfig, config_from_dict
+from sanakit.models.transformer import LinearDiT
+from sanakit.pipeline.keywords import bytes_of, refuse_other_readers, refuse_pickles, refuse_unknown
+from sanakit.pipeline.placement import Placed, place_one
+from sanakit.quant.quantize import quantise, restore
 from sanakit.quant.recipe import BitsAndBytes, Recipe, recipe_of
-from sanakit.weights.load import load_strict
+from sanakit.weights.catalog import find_checkpoint
+from sanakit.weights.dtypes import resolve_dtypes
+from sanakit.weights.hub_files import PLAIN, stored_variant
+from sanakit.weights.resolve import resolve_model
 from sanakit.weights.store import (
+    CONFIG,
     MAX_SHARD_BYTES,
     Storage,
+    load_strict,
     read_config,
     read_quantization,
     read_weights,
@@ -152,3 +161,184 @@ def stored_as(network: nn.Module) -> Mapping[str, Any] | None:
             hint="save the model before it is quantised, and quantise when loading",
         )
     return recipe.to_json()
+
+
+P = TypeVar("P", bound="Published")
+
+
+class Published(Network):
+    """`from_pretrained`, `from_config` and `save_pretrained` of one network."""
+
+    role: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights that are not quantised."""
+        return next(p.dtype for p in self.parameters() if p.is_floating_point())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first weights are."""
+        return next(self.parameters()).device
+
+    @classmethod
+    @refuse_unknown
+    def from_pretrained(
+        cls: type[P],
+        pretrained_model_name_or_path: str | Path,
+        *,
+        subfolder: str | None = None,
+        torch_dtype: torch.dtype | None = None,
+        variant: str | None = None,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        use_safetensors: bool = True,
+        low_cpu_mem_usage: bool = True,
+        quantization_config: Any = None,
+        device_map: Placed | None = None,
+        allow_unsafe_dtype: bool = False,
+    ) -> P:
+        """Load one network, frozen and ready to run.
+
+        Args:
+            pretrained_model_name_or_path: a model by name, folder or ``owner/name``; without
+                ``subfolder`` also the network's own folder.
+            subfolder: ``transformer`` or ``vae``; needed where the folder holds a whole model.
+            torch_dtype: of what is not quantised; None is the checkpoint's own, fp32 for folders.
+            variant: the ``fp16`` of ``diffusion_pytorch_model.fp16.safetensors``.
+            revision: of a hub repository.
+            local_files_only: fail rather than download.
+            use_safetensors: only True: pickles are never read.
+            low_cpu_mem_usage: only True: weights are read straight into place.
+            quantization_config: a `BitsAndBytesConfig` or ``TorchAoConfig``, or a short name:
+                bnb-int8, bnb-nf4, bnb-fp4, or torchao's int8, int4, fp8.
+            device_map: a device, or "auto" or "balanced" for the one with the most free memory.
+            allow_unsafe_dtype: run a dtype that is known to overflow.
+
+        Raises:
+            ConfigError: an unknown keyword, an unsafe dtype, a config that cannot be built.
+            MissingModelError: no such model. WeightsError: weights that do not fit.
+        """
+        refuse_other_readers(use_safetensors=use_safetensors, low_cpu_mem_usage=low_cpu_mem_usage)
+        name = pretrained_model_name_or_path
+        asked = {} if torch_dtype is None else {cls.role: torch_dtype}
+        checkpoint = find_checkpoint(str(name))
+        dtypes = resolve_dtypes(checkpoint, asked or None, allow_unsafe=allow_unsafe_dtype)
+        folder = component_folder(
+            name, subfolder, variant=variant, revision=revision, offline=local_files_only
+        )
+        files = variant
+        if variant in (None, PLAIN):
+            files = stored_variant(folder, variant or (checkpoint.variant if checkpoint else None))
+        network = build(cls, folder)
+        return fill(
+            network,
+            folder,
+            dtype=getattr(dtypes, cls.role),
+            variant=files,
+            quantization=quantization_config,
+            device=place_one(device_map),
+        )
+
+    @classmethod
+    def from_config(cls: type[P], config: Any) -> P:
+        """Build with new random weights, from a config or the content of a ``config.json``.
+
+        Raises:
+            ConfigError: for a field that does not exist or a value that cannot be built.
+        """
+        if isinstance(config, Mapping):
+            config = config_from_dict(cls.config_class, config, source=cls.__name__)
+        return cls(config)
+
+    @refuse_unknown
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        variant: str | None = None,
+        max_shard_size: int | str = MAX_SHARD_BYTES,
+        safe_serialization: bool = True,
+    ) -> None:
+        """Write ``config.json`` and safetensors, which diffusers reads too.
+
+        ``max_shard_size``: bytes, or text like "5GB"; larger weights come in shards with an index.
+
+        Raises:
+            ConfigError: an unknown keyword, a size that is none, weights of torchao.
+        """
+        refuse_pickles(safe_serialization)
+        write(
+            self,
+            Path(save_directory),
+            published_name=self.published_name,
+            variant=variant,
+            max_shard_bytes=bytes_of(max_shard_size),
+        )
+
+
+class SanaTransformer2DModel(Published, LinearDiT):
+    """`LinearDiT` under its published name.
+
+    Quantised, it keeps in full what is small and what all blocks hang on: the timestep and caption
+    embedders, 3 percent of the weights, and the last projection.
+    """
+
+    config_class = TransformerConfig
+    published_name = "SanaTransformer2DModel"
+    role = "transformer"
+    keep = ("time_embed", "caption_projection")
+    always_keep = ("proj_out",)
+
+    @classmethod
+    def explain_misfit(cls, names: Collection[str], config: TransformerConfig) -> str | None:
+        """Name the two slips that are made with configs of one family."""
+        normed = any(".norm_q." in name for name in names)
+        if normed and config.qk_norm is None:
+            return (
+                "these are weights of SANA 1.5 or Sprint, the config is of SANA 1.0: it needs "
+                '"qk_norm": "rms_norm_across_heads"'
+            )
+        if config.qk_norm is not None and not normed:
+            return "the config is of SANA 1.5 or Sprint, the weights have no q and k norms"
+        if any("guidance_embedder" in name for name in names) != config.guidance_embeds:
+            return f'"guidance_embeds": {str(not config.guidance_embeds).lower()} fits the weights'
+        return None
+
+
+class AutoencoderDC(Published, Autoencoder):
+    """`Autoencoder` under its published name."""
+
+    config_class = AutoencoderConfig
+    published_name = "AutoencoderDC"
+    role = "vae"
+
+
+def component_folder(
+    name: str | Path,
+    subfolder: str | None,
+    *,
+    variant: str | None = None,
+    revision: str | None = None,
+    offline: bool = False,
+) -> Path:
+    """Where a network's ``config.json`` is.
+
+    Raises:
+        ConfigError: a subfolder that leads elsewhere. MissingModelError: there is none.
+    """
+    if subfolder is not None and (Path(subfolder).is_absolute() or ".." in Path(subfolder).parts):
+        raise ConfigError(f"subfolder={subfolder!r} leads out of the model", hint="e.g. 'vae'")
+    local = Path(name).expanduser() / (subfolder or "")
+    if (local / CONFIG).is_file():
+        return local
+    model = resolve_model(
+        name, variant=variant, revision=revision, subfolder=subfolder, offline=offline
+    )
+    folder = model / (subfolder or "")
+    if not (folder / CONFIG).is_file():
+        raise MissingModelError(
+            f"{folder}: holds no {CONFIG}",
+            hint='name the part: subfolder="transformer" or "vae"',
+        )
+    return folder

@@ -19,9 +19,9 @@ from torch import nn
 from sanakit.errors import ConfigError
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.pipeline.components import Components
-from sanakit.pipeline.generate import Decoded, Pipeline
+from sanakit.pipeline.pipeline import Decoded, Pipeline
 from sanakit.pipeline.placement import accelerator, device_named
-from sanakit.quant.quantise import is_movable, is_quantised
+from sanakit.quant.quantize import is_movable, is_quantised
 from sanakit.shapes import Latent
 from sanakit.weights.catalog import find_checkpoint
 from sanakit.weights.dtypes import resolve_dtypes

@@ -17,8 +17,7 @@ from typing import Any
 import torch
 
 from sanakit.errors import ConfigError, WeightsError
-from sanakit.models.prefix import Prefix, depth_of
-from sanakit.models.text_encoder import TextEncoder
+from sanakit.models.text_encoder import Prefix, TextEncoder, depth_of
 from sanakit.shapes import Text, TextMask
 from sanakit.weights.cache_folder import cache_folder
 from sanakit.weights.fingerprint import llm_fingerprint, weights_stamp

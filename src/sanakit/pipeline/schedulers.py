@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Collection, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from types import MappingProxyType
 from typing import Any, NoReturn, TypeVar
 
 from sanakit.errors import ConfigError
+from sanakit.files import write_atomically
 from sanakit.flow.grids import (
     TRAIN_STEPS,
     SigmaGrid,
@@ -24,17 +26,136 @@ from sanakit.flow.grids import (
     timesteps_given,
 )
 from sanakit.flow.solvers import Solver, dpmpp_step, euler_step, heun_step, unipc_step
-from sanakit.pipeline.scheduler_config import (
-    FLOW_SHIFTS,
-    NO_NOISE,
-    REFUSED,
-    SchedulerConfig,
-    positive,
-    settings_for,
-)
-from sanakit.weights.atomic import write_atomically
-from sanakit.weights.embedded import resolve_model
+from sanakit.weights.resolve import resolve_model
 from sanakit.weights.store import read_json
+
+FLOW_SHIFTS = ("flow_shift", "shift")  # one thing, by the two names that published classes use
+# Published keys that decide nothing where levels are those of a flow: they describe a schedule of
+# betas, or an option that is refused when it is on.
+WITHOUT_EFFECT = frozenset(
+    {"beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr"}
+    | {"timestep_spacing", "steps_offset", "lambda_min_clipped", "sigma_min", "sigma_max"}
+    | {"dynamic_thresholding_ratio", "sample_max_value", "time_shift_type"}
+    | {"base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len"}
+)
+OTHER_SIGMAS = "these networks were trained at levels of a flow"
+NO_NOISE = "solvers here add no noise, so that a seed decides the picture"
+# Options that exist, the one value that can be honoured (the default of their field), and why.
+REFUSED = {
+    "num_train_timesteps": "networks are told timesteps of 0 to 1000",
+    "prediction_type": "these networks predict a flow's velocity",
+    "use_flow_sigmas": OTHER_SIGMAS,
+    "use_karras_sigmas": OTHER_SIGMAS,
+    "use_exponential_sigmas": OTHER_SIGMAS,
+    "use_beta_sigmas": OTHER_SIGMAS,
+    "use_lu_lambdas": OTHER_SIGMAS,
+    "use_dynamic_shifting": "the shift is a number of the model, not of a picture's size",
+    "shift_terminal": "grids end at no noise",
+    "final_sigmas_type": "grids end at no noise, or noise would be left in the picture",
+    "invert_sigmas": "1 is noise and 0 is data for these networks",
+    "thresholding": "it is made for pixels, not for latents",
+    "variance_type": "no variance is read",
+    "stochastic_sampling": NO_NOISE,
+    "predict_x0": "the flow is solved for x0",
+    "solver_p": "the predictor is its own",
+}
+# Published values of ``solver_type``; a class that has others takes its own default for them.
+SOLVER_TYPES = {
+    "DPMSolverMultistepScheduler": frozenset({"midpoint", "heun"}),
+    "UniPCMultistepScheduler": frozenset({"bh1", "bh2"}),
+}
+ELSEWHERE = frozenset(
+    {"algorithm_type", "disable_corrector", "euler_at_final", "lower_order_final"}
+)
+
+
+class SchedulerConfig(Mapping[str, Any]):
+    """A scheduler's settings, read as ``config["flow_shift"]`` or as ``config.flow_shift``."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._values = MappingProxyType(dict(values))
+
+    def __getitem__(self, key: str) -> Any:
+        return self._values[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name not in self._values:
+            raise AttributeError(f"the scheduler has no setting {name!r}")
+        return self._values[name]
+
+    def __repr__(self) -> str:
+        return f"SchedulerConfig({dict(self._values)})"
+
+
+def settings_for(
+    class_name: str, own: Collection[str], config: Mapping[str, Any], changes: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Choose from any scheduler's settings those that a class has, and lay ``changes`` over them.
+
+    Args:
+        class_name: the class that will be built.
+        own: the settings that it has.
+        config: settings of this or another class, as published or as `SchedulerConfig`.
+        changes: settings that the caller asks for: each must be one of the class.
+
+    Raises:
+        ConfigError: for a name that no published scheduler has, or a change without effect.
+    """
+    values: dict[str, Any] = {}
+    for name, value in config.items():
+        key = _known_as(name, own)
+        if key in own:
+            values[key] = value
+        elif not (name.startswith("_") or name in PUBLISHED):
+            refuse_unknown(name, {*own, *WITHOUT_EFFECT})
+    types = SOLVER_TYPES.get(class_name, frozenset())
+    if values.get("solver_type") not in types and values.get("solver_type") in ALL_SOLVER_TYPES:
+        del values["solver_type"]
+    for name, value in changes.items():
+        key = _known_as(name, own)
+        if key in WITHOUT_EFFECT:
+            raise ConfigError(
+                f"{name}={value!r} has no effect on the levels of a flow", hint="leave it out"
+            )
+        if key not in own:
+            refuse_unknown(name, own)
+        values[key] = value
+    return values
+
+
+def refuse_unknown(name: str, known: Collection[str]) -> NoReturn:
+    """Say that a scheduler has no such setting, and which is nearest.
+
+    Raises:
+        ConfigError: always.
+    """
+    near = difflib.get_close_matches(name, sorted(known), n=1)
+    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(known))}"
+    raise ConfigError(f"{name!r} is no setting of this scheduler", hint=hint)
+
+
+def positive(value: object) -> bool:
+    """Whether a setting is a finite number above 0."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value) and value > 0  # type: ignore[arg-type,operator]
+
+
+def _known_as(name: str, own: Collection[str]) -> str:
+    """The class's own name of a setting."""
+    if name in FLOW_SHIFTS:
+        return next((known for known in FLOW_SHIFTS if known in own), name)
+    return name
+
+
+ALL_SOLVER_TYPES = frozenset({"logrho"}).union(*SOLVER_TYPES.values())
+PUBLISHED = WITHOUT_EFFECT | ELSEWHERE | {*REFUSED, *FLOW_SHIFTS, "solver_order", "solver_type"}
+
 
 CONFIG = "scheduler_config.json"
 S = TypeVar("S", bound="Scheduler")

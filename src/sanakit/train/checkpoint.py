@@ -31,9 +31,9 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
-from sanakit.data.stages import sha256_of
+from sanakit.data.units import sha256_of
 from sanakit.errors import WeightsError
-from sanakit.train.ranks import Ranks
+from sanakit.train.distributed.ranks import Ranks
 
 KEEP = 2
 FORMAT = 2

@@ -7,11 +7,13 @@ It knows no model and no data: a recipe gives batches, losses and evaluations. R
 from __future__ import annotations
 
 import json
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from types import FrameType
 from typing import Any, Generic
 
 import torch
@@ -19,7 +21,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from sanakit.errors import ConfigError, DataError
-from sanakit.train.average import WeightAverage
 from sanakit.train.checkpoint import (
     CheckpointWriter,
     checkpoints,
@@ -29,18 +30,35 @@ from sanakit.train.checkpoint import (
     newest_valid,
     read_manifest,
 )
-from sanakit.train.log import RunLog
-from sanakit.train.network import Network
-from sanakit.train.optimizers.build import build_optimizer, materialise, set_rate
-from sanakit.train.peak import model_share
-from sanakit.train.precision import LossScale, SkippedSteps
-from sanakit.train.ranks import Ranks, join_ranks, leave_ranks
-from sanakit.train.recipe import Batch, Recipe
-from sanakit.train.settings import LoopConfig, learning_rate
-from sanakit.train.shares import Prefetched, Share
-from sanakit.train.signals import noted_signals
-from sanakit.train.timers import Timers
-from sanakit.train.watchdog import Watchdog
+from sanakit.train.config import LoopConfig, learning_rate
+from sanakit.train.distributed.loss_scale import LossScale, SkippedSteps
+from sanakit.train.distributed.network import Network
+from sanakit.train.distributed.ranks import Ranks, Watchdog, join_ranks, leave_ranks
+from sanakit.train.ema import WeightAverage
+from sanakit.train.mfu import model_share
+from sanakit.train.optim.build import build_optimizer, materialise, set_rate
+from sanakit.train.recipe import Batch, Recipe, Timers
+from sanakit.train.runs.log import RunLog
+from sanakit.train.sample_schedule import Prefetched, Share
+
+
+@contextmanager
+def noted_signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM, so that a run ends after its step and not inside it."""
+    caught: list[int] = []
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        caught.append(number)
+
+    previous = {
+        number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield caught
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
 
 Report = Callable[[str], object]
 PICTURES = "pictures"

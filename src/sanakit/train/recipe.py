@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 import numpy.typing as npt
@@ -11,8 +13,49 @@ import torch
 from torch import Tensor, nn
 
 from sanakit.errors import ConfigError
-from sanakit.train.shares import Share
-from sanakit.train.timers import Timers
+from sanakit.train.sample_schedule import Share
+
+NAMES = ("data", "text", "autoencoder", "model")
+
+
+class Timers:
+    """Adds up seconds by name; a name inside another takes its time out of the outer one."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds = dict.fromkeys(NAMES, 0.0)
+        self._open: list[tuple[str, float]] = []
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Count the block's time under ``name``, one of `NAMES`."""
+        self._switch(name)
+        try:
+            yield
+        finally:
+            self._switch(None)
+
+    def shares(self) -> dict[str, float]:
+        """Each name's part of the time since the last call, as ``time_NAME``; then from 0 again."""
+        total = sum(self.seconds.values())
+        shares = {f"time_{name}": value / total for name, value in self.seconds.items() if total}
+        self.seconds = dict.fromkeys(NAMES, 0.0)
+        return shares
+
+    def _switch(self, name: str | None) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        now = time.monotonic()
+        if self._open:
+            outer, since = self._open[-1]
+            self.seconds[outer] += now - since
+        if name is None:
+            self._open.pop()
+        else:
+            self._open.append((name, now))
+        if self._open:
+            self._open[-1] = (self._open[-1][0], now)
+
 
 Batch = TypeVar("Batch")
 

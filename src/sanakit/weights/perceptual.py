@@ -7,8 +7,8 @@ from pathlib import Path
 
 from sanakit.errors import MissingModelError
 from sanakit.models.perceptual import PerceptualNetwork
-from sanakit.weights.load import load_strict
-from sanakit.weights.native import read_file
+from sanakit.weights.convert.original_format import read_file
+from sanakit.weights.store import load_strict
 
 PACKAGE = "stlpips_pytorch"
 INSIDE = Path("weights", "vST0.0", "vgg_shift_tolerant.pth")

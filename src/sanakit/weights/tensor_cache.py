@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sanakit.errors import SanakitError
-from sanakit.weights.tensors import tensor_bytes, write_tensors
+from sanakit.weights.store import tensor_bytes, write_tensors
 
 FORMAT = "sanakit-cache-1"
 SUFFIX = ".safetensors"

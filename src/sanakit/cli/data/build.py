@@ -207,7 +207,7 @@ def _going_on_later() -> Iterator[None]:
 
 
 def _build_glyph(out: Path, workers: int, **options: Any) -> None:
-    from sanakit.data.glyph.build import build_glyph
+    from recipes.glyph.data.build import build_glyph
 
     summary = build_glyph(out, workers=workers, report=typer.echo, **options)
     typer.echo(f"{out}: {summary.pictures} pictures")
@@ -259,7 +259,7 @@ def _build_set(folder: Path, options: dict[str, Any], workers: int) -> None:
 def _tell(training_set: TrainingSet, summary: BuildSummary, page: Path, resolution: int) -> None:
     """The summary: what there is, what there is not, and what to do next."""
     from sanakit.data.build import LEFT_OUT
-    from sanakit.data.scan_stage import REMARKS
+    from sanakit.data.scan import REMARKS
     from sanakit.data.training_set import SHARDS
 
     reasons = Counter(one.reason for one in training_set.quarantined())

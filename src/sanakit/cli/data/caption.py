@@ -51,10 +51,10 @@ def caption(
 ) -> None:
     """Let models describe every picture of a set; finished parts are not done again."""
     with friendly_errors():
-        from sanakit.data.captioning import Captioning, Writing, captioner_names
+        from sanakit.data.captions.captioning import Captioning, Writing, captioner_names
+        from sanakit.data.captions.vision_models import find_vision_model, fingerprint_of_folder
         from sanakit.data.engines import running_engine
         from sanakit.data.training_set import TrainingSet
-        from sanakit.data.vision_models import find_vision_model, fingerprint_of_folder
 
         writing = Writing(
             max_new_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, side=side

@@ -21,7 +21,7 @@ from sanakit.cli.errors import friendly_errors
 from sanakit.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sanakit.data.stages import Stage
+    from sanakit.data.units import Stage
 
 KINDS = ("both", "latents", "text")
 STORES = ("float16", "bfloat16")
@@ -53,8 +53,8 @@ def encode(
                 raise ConfigError(
                     f"{option} {value!r} is unknown", hint=f"one of {', '.join(known)}"
                 )
-        from sanakit.data.cached_states import NULL
-        from sanakit.data.encoding import (
+        from sanakit.data.encode import (
+            NULL,
             LatentEncoding,
             TextEncoding,
             autoencoder_hash,

@@ -13,7 +13,7 @@ from sanakit.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sanakit.data.stages import Engine, Stage
+    from sanakit.data.units import Engine, Stage
 
 SetFolder: TypeAlias = Annotated[
     Path, typer.Argument(metavar="SET", help="Folder that `sanakit data scan` made.")
@@ -43,7 +43,7 @@ def chosen(
     """
     import torch
 
-    from sanakit.data.vision_models import DTYPES
+    from sanakit.data.captions.vision_models import DTYPES
 
     for name, value in (("--batch-size", batch_size), ("--threads", threads)):
         if value < 1:
@@ -57,7 +57,7 @@ def chosen(
 
 def run(stage: Stage, units: Sequence[str], engine: Engine) -> Counter[str]:
     """Run a stage with progress on the terminal, and give the sums of its statistics."""
-    from sanakit.data.stages import run_stage
+    from sanakit.data.units import run_stage
 
     marks = run_stage(stage, units, engine=engine, report=typer.echo)
     total: Counter[str] = Counter()

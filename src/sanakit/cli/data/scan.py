@@ -51,7 +51,7 @@ def scan(
         if captions not in ("source", "none"):
             raise ConfigError(f"--captions {captions!r} is not one of source, none")
         from sanakit.data.engines import engine_named
-        from sanakit.data.pictures import DecodeLimits
+        from sanakit.data.images.decode import DecodeLimits
         from sanakit.data.scan import scan_source
         from sanakit.data.sources.captions import CaptionPolicy
         from sanakit.data.sources.opening import open_source

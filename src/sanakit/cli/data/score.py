@@ -37,10 +37,14 @@ def score(
 ) -> None:
     """Give every caption 100 times its cosine with the picture; finished parts stay."""
     with friendly_errors():
+        from sanakit.data.captions.scoring import Scoring
+        from sanakit.data.captions.vision_models import (
+            find_vision_model,
+            fingerprint_of_folder,
+            safe_name,
+        )
         from sanakit.data.engines import engine_named
-        from sanakit.data.scoring import Scoring
         from sanakit.data.training_set import TrainingSet
-        from sanakit.data.vision_models import find_vision_model, fingerprint_of_folder, safe_name
 
         training_set = TrainingSet.open(folder)
         what, where = chosen(dtype, device, batch_size=batch_size, threads=threads)

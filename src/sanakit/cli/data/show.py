@@ -27,13 +27,13 @@ def show(
     with friendly_errors():
         from PIL import Image
 
-        from sanakit.data.buckets import fitted
-        from sanakit.data.pictures import decode
+        from sanakit.data.images.decode import decode
+        from sanakit.data.images.resize_and_crop import fitted
         from sanakit.data.report.sheet import png, stored_pictures
         from sanakit.data.shards import read_index
         from sanakit.data.sources.places import read_place
         from sanakit.data.training_set import SHARDS, TrainingSet
-        from sanakit.weights.atomic import write_atomically
+        from sanakit.files import write_atomically
 
         training_set = TrainingSet.open(folder)
         sample = _find(training_set, which)

@@ -46,7 +46,7 @@ def autoencoder(
     with friendly_errors():
         from sanakit.evaluate.pictures import pictures_to_restore
         from sanakit.evaluate.restoration import evaluate_autoencoder
-        from sanakit.train.autoencoder_files import start_autoencoder
+        from sanakit.train.recipes.autoencoder_run import start_autoencoder
         from sanakit.weights.perceptual import load_perceptual
 
         network = feature_network(features, device) if rfd else None

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from sanakit.evaluate.drawn import DrawSettings
     from sanakit.evaluate.features import FeatureNetwork
     from sanakit.evaluate.figures import Evaluation
+    from sanakit.evaluate.generated import DrawSettings
 
 Model = Annotated[str, typer.Argument(help="Embedded name, folder, or owner/name.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for figures and plots.")]
@@ -53,7 +53,7 @@ def draw_settings(
     seed: int, steps: int, guidance: float | None, solver: str | None, flow_shift: float | None
 ) -> DrawSettings:
     """How to draw, by the names that users know."""
-    from sanakit.evaluate.drawn import DrawSettings
+    from sanakit.evaluate.generated import DrawSettings
 
     return DrawSettings(
         seed=seed, num_steps=steps, guidance_scale=guidance, solver=solver, flow_shift=flow_shift

@@ -23,8 +23,8 @@ from sanakit.cli.evaluate.options import (
 from sanakit.errors import ConfigError
 
 if TYPE_CHECKING:
+    from sanakit.evaluate.benchmark_prompts import Job
     from sanakit.evaluate.figures import Figure
-    from sanakit.evaluate.standard import Job
 
 Kind = Annotated[
     Literal["geneval", "dpg", "clip", "fid"],
@@ -76,12 +76,17 @@ def standard(
         _check(kind, clip, real, count)
         from dataclasses import asdict, replace
 
+        from sanakit.evaluate.benchmark_prompts import (
+            PICTURES,
+            USUAL,
+            draw_jobs,
+            jobs_of,
+            read_prompts,
+        )
+        from sanakit.evaluate.clip import frechet_inception
         from sanakit.evaluate.figures import Evaluation
         from sanakit.evaluate.figures import Figure as Number
-        from sanakit.evaluate.standard import PICTURES, USUAL, draw_jobs, jobs_of
-        from sanakit.evaluate.standard_prompts import read_prompts
-        from sanakit.evaluate.standard_scores import frechet_inception
-        from sanakit.pipeline.generate import Pipeline
+        from sanakit.pipeline.pipeline import Pipeline
 
         listed = read_prompts(prompts, kind)[:count]
         jobs = jobs_of(listed, kind, each=USUAL[kind] if each is None else each, seed=seed)
@@ -148,8 +153,8 @@ def _scores(
     real: Path | None,
     device: str,
 ) -> tuple[list[Figure], dict[str, Any]]:
+    from sanakit.evaluate.clip import clip_scores, fid, read_drawn
     from sanakit.evaluate.pictures import pictures_to_restore
-    from sanakit.evaluate.standard_scores import clip_scores, fid, read_drawn
 
     if clip is not None:
         figures, by_prompt = clip_scores(pictures, jobs, clip=clip, device=device)

@@ -10,13 +10,19 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from sanakit.data.caption_choice import CaptionChoice
-from sanakit.data.loader.fitting import fit_into
+from sanakit.data.captions.choice import CaptionChoice
+from sanakit.data.images.decode import BadPicture, decoded_image
+from sanakit.data.images.resize_and_crop import fit_into
 from sanakit.data.loader.folders import ShardFolder
 from sanakit.data.loader.order import Order, Plan
-from sanakit.data.loader.reading import DamagedSample, ShardReader, StoredSample
-from sanakit.data.loader.states import StateReader, padded, stacked
-from sanakit.data.pictures import BadPicture, decoded_image
+from sanakit.data.loader.reading import (
+    DamagedSample,
+    ShardReader,
+    StateReader,
+    StoredSample,
+    padded,
+    stacked,
+)
 from sanakit.data.samples import Caption
 from sanakit.data.shards import ShardFile
 from sanakit.errors import DataError, SanakitError

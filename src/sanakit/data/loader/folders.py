@@ -1,8 +1,4 @@
-"""Where built shards lie: a folder here, or any place that fsspec reads, kept in a local cache.
-
-What a reader gets is always a local file that is whole: sizes are compared, and SHA-256 where a
-shard came over a network or the user asks for it.
-"""
+"""What a folder of built shards holds, as the loader needs it: buckets in order, nothing empty."""
 
 from __future__ import annotations
 
@@ -12,16 +8,16 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 import fsspec
 from filelock import FileLock
 
 from sanakit.data.shards import INDEX, KEYS, Index, ShardFile, read_index
-from sanakit.data.stages import sha256_of
+from sanakit.data.units import fingerprint, sha256_of
 from sanakit.errors import ConfigError, DataError
 from sanakit.weights.cache_folder import cache_folder
 
@@ -268,3 +264,53 @@ def _ask(path: Path, ask: Callable[[Path], Any]) -> Any:
         return ask(path)
     except OSError:
         return None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BucketShards:
+    """The shards whose pictures are ``height`` x ``width`` pixels, or are to be made so."""
+
+    height: int
+    width: int
+    shards: tuple[ShardFile, ...]
+
+    @property
+    def samples(self) -> int:
+        """The number of samples in all shards; at least 1."""
+        return sum(shard.samples for shard in self.shards)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """All buckets that hold samples. Equal ``digest``: the same samples in the same places."""
+
+    buckets: tuple[BucketShards, ...]
+
+    @property
+    def samples(self) -> int:
+        """The number of samples in all buckets."""
+        return sum(bucket.samples for bucket in self.buckets)
+
+    @property
+    def digest(self) -> str:
+        """64 hexadecimal digits that change with any shard, its name, place or content."""
+        return fingerprint([asdict(bucket) for bucket in self.buckets])
+
+
+def contents_of(index: Index, *, source: str) -> Contents:
+    """Take over an index; ``source`` names it in errors.
+
+    Raises:
+        DataError: it lists no samples, or files outside its folder.
+    """
+    buckets = []
+    for (height, width), shards in index.buckets.items():
+        for shard in shards:
+            if PurePosixPath(shard.file).name != shard.file or "\\" in shard.file:
+                raise DataError(f"{source} names {shard.file!r}, which is outside its folder")
+        filled = tuple(shard for shard in shards if shard.samples > 0)
+        if filled:
+            buckets.append(BucketShards(height=height, width=width, shards=filled))
+    if not buckets:
+        raise DataError(f"{source} lists no samples", hint="look at the report of the build")
+    return Contents(buckets=tuple(buckets))

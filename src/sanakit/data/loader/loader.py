@@ -10,12 +10,11 @@ from typing import Any, get_args
 
 import torch
 
-from sanakit.data.caption_choice import CaptionChoice
+from sanakit.data.captions.choice import CaptionChoice
 from sanakit.data.loader.batches import Batch, BatchReader, Share
-from sanakit.data.loader.contents import contents_of
-from sanakit.data.loader.folders import open_folder
+from sanakit.data.loader.folders import contents_of, open_folder
 from sanakit.data.loader.order import Order, Remainder
-from sanakit.data.loader.states import open_states
+from sanakit.data.loader.reading import open_states
 from sanakit.data.loader.workers import received, started
 from sanakit.errors import ConfigError, DataError, SanakitError
 

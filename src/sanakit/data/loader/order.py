@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from sanakit.data.loader.contents import BucketShards, Contents
+from sanakit.data.loader.folders import BucketShards, Contents
 
 Remainder: TypeAlias = Literal["repeat", "drop"]
 _Value = TypeVar("_Value")

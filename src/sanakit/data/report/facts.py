@@ -12,10 +12,10 @@ from typing import Any
 
 from sanakit.data.build import LEFT_OUT
 from sanakit.data.samples import Refusal, Sample, refusal_from
-from sanakit.data.scan_stage import DUPLICATE, REMARKS
+from sanakit.data.scan import DUPLICATE, REMARKS
 from sanakit.data.shards import Index, read_index
-from sanakit.data.stages import read_mark
 from sanakit.data.training_set import SHARDS, TrainingSet, read_lines
+from sanakit.data.units import read_mark
 
 EXAMPLES = 5
 DUPLICATE_KEY = "duplicate key"

@@ -16,9 +16,9 @@ from sanakit.data.report.facts import CaptionerFacts, Facts, Refused, gather
 from sanakit.data.report.plots import bars, binned, histogram
 from sanakit.data.report.sheet import Shown, contact_sheet, jpeg, png, show_samples
 from sanakit.data.shards import Index
-from sanakit.data.stages import clear_leftovers
 from sanakit.data.training_set import REPORT, TrainingSet
-from sanakit.weights.atomic import write_atomically
+from sanakit.data.units import clear_leftovers
+from sanakit.files import write_atomically
 
 PAGE, SHEET = "index.html", "contact-sheet.png"
 _SIDES = (0, 64, 128, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)

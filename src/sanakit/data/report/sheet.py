@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from sanakit.data.pictures import decode
+from sanakit.data.images.decode import decode
 from sanakit.data.samples import Sample
 from sanakit.data.shards import Index, read_keys, read_span
 from sanakit.data.sources.places import read_place

@@ -17,7 +17,6 @@ from sanakit.data.sources.captions import (
     from_text,
     parsed,
 )
-from sanakit.data.sources.columns import Columns, named_file, recognise, told
 from sanakit.data.sources.listing import Listing, join
 from sanakit.data.sources.names import PICTURES, ending, safe_name, shown, without_ending, words_of
 from sanakit.data.sources.places import LARGEST_TEXT, read_inside
@@ -30,7 +29,8 @@ from sanakit.data.sources.source import (
     file_state,
     unit_names,
 )
-from sanakit.data.stages import fingerprint
+from sanakit.data.sources.table import Columns, named_file, recognise, told
+from sanakit.data.units import fingerprint
 from sanakit.errors import DataError
 
 LIST = "meta_data.json"

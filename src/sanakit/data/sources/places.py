@@ -7,8 +7,8 @@ import stat
 from pathlib import Path
 
 from sanakit.data.samples import Place
-from sanakit.data.sources.arrow import read_cell
 from sanakit.data.sources.names import path_inside, shown
+from sanakit.data.sources.rows import read_cell
 from sanakit.errors import DataError
 
 LARGEST = 1 << 29

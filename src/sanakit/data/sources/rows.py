@@ -3,15 +3,210 @@
 from __future__ import annotations
 
 import csv
+import importlib
 from array import array
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
-from sanakit.data.sources.arrow import ArrowRows
 from sanakit.data.sources.captions import BadCaptions, parsed
 from sanakit.data.sources.names import PICTURES, ending
+from sanakit.data.sources.source import file_state
 from sanakit.errors import DataError
+
+KEPT = 1 << 28
+"""Bytes of pictures of parquet files that stay decoded, beside those of the last row group."""
+LARGEST_GROUP = 1 << 32
+"""Bytes of a column in a row group of parquet: it is decoded whole, so more cannot be held."""
+
+State: TypeAlias = tuple[int, int]
+
+
+class ArrowRows:
+    """The rows of one parquet or Arrow file (`.arrow`: what `save_to_disk` of `datasets` writes).
+
+    ``binary`` are the columns that hold bytes; ``rows`` never gives those.
+
+    Raises:
+        DataError: pyarrow is missing, or the file is damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        file = _open(path, file_state(path))
+        schema = file.schema
+        self.columns: tuple[str, ...] = tuple(schema.names)
+        self.binary = tuple(name for name in schema.names if _holds_bytes(schema.field(name).type))
+        self._starts = file.starts
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def rows(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """The values of ``columns`` in the rows from ``start`` to before ``stop``.
+
+        Text that is not UTF-8 has lone surrogates for its bytes.
+
+        Raises:
+            DataError: the file is damaged.
+        """
+        wanted = tuple(name for name in self.columns if name in columns and name not in self.binary)
+        for group, first in enumerate(self._starts[:-1]):
+            low, high = max(first, start), min(self._starts[group + 1], stop)
+            if low < high and not wanted:
+                yield from ({} for _ in range(low, high))
+            elif low < high:
+                table = _texts(self.path, file_state(self.path), group, wanted)
+                with _reading(self.path):
+                    yield from _values(table.slice(low - first, high - low))
+
+
+def read_cell(path: Path, row: int, column: str) -> bytes | str:
+    """The bytes of a picture, or the name of its file where the row names one instead.
+
+    Raises:
+        DataError: there is no such row or column, it is empty, or the file is damaged.
+    """
+    state = file_state(path)
+    file = _open(path, state)
+    if column not in file.schema.names or not 0 <= row < file.starts[-1]:
+        raise DataError(
+            f"{path.name} has no row {row} with a column {column!r}",
+            hint="it changed: run `sanakit data scan` again",
+        )
+    group = next(number for number, stop in enumerate(file.starts[1:]) if row < stop)
+    with _reading(path):
+        value = _pictures(path, state, group, column)[row - file.starts[group]].as_py()
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    if not isinstance(value, (bytes, str)) or not value:
+        raise DataError(f"{path.name}: row {row} holds no picture in {column!r}")
+    return value
+
+
+class _Parquet:
+    """A parquet file; its row groups are compressed whole and so decoded whole."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = _pyarrow(".parquet").ParquetFile(path)
+        self.schema = self._file.schema_arrow
+        metadata = self._file.metadata
+        self.starts = [0]
+        for number in range(metadata.num_row_groups):
+            group = metadata.row_group(number)
+            self.starts.append(self.starts[-1] + group.num_rows)
+            sizes = [group.column(i).total_uncompressed_size for i in range(group.num_columns)]
+            if max(sizes, default=0) > LARGEST_GROUP:
+                raise DataError(
+                    f"{path}: row group {number} has a column of {max(sizes)} bytes, which cannot"
+                    f" be decoded at once (at most {LARGEST_GROUP})",
+                    hint="write it again in smaller row groups: row_group_size=256",
+                )
+
+    def read(self, group: int, columns: tuple[str, ...]) -> Any:
+        return self._file.read_row_group(group, columns=list(columns), use_threads=False)
+
+
+class _Mapped:
+    """An Arrow file mapped into memory: any row is read by itself."""
+
+    def __init__(self, path: Path) -> None:
+        pyarrow = _pyarrow("")
+        ipc = _pyarrow(".ipc")
+        mapped = pyarrow.memory_map(str(path))
+        magic = mapped.read(6)
+        mapped.seek(0)
+        reader = ipc.open_file if magic == b"ARROW1" else ipc.open_stream
+        self._table = reader(mapped).read_all()
+        self.schema = self._table.schema
+        self.starts = [0, self._table.num_rows]
+
+    def read(self, group: int, columns: tuple[str, ...]) -> Any:
+        return self._table.select(list(columns))
+
+
+@lru_cache(maxsize=64)
+def _open(path: Path, state: State) -> _Parquet | _Mapped:
+    """The file, opened once while its size and time, ``state``, stay the same."""
+    with _reading(path):
+        return (_Parquet if path.suffix.lower() == ".parquet" else _Mapped)(path)
+
+
+@lru_cache(maxsize=2)
+def _texts(path: Path, state: State, group: int, columns: tuple[str, ...]) -> Any:
+    with _reading(path):
+        return _open(path, state).read(group, columns)
+
+
+_decoded: OrderedDict[tuple[Path, State, int, str], Any] = OrderedDict()
+
+
+def _pictures(path: Path, state: State, group: int, column: str) -> Any:
+    file = _open(path, state)
+    if isinstance(file, _Mapped):
+        return file.read(group, (column,)).column(column)
+    key = (path, state, group, column)
+    if key not in _decoded:
+        _decoded[key] = file.read(group, (column,)).column(column)
+    _decoded.move_to_end(key)
+    while len(_decoded) > 1 and sum(kept.nbytes for kept in _decoded.values()) > KEPT:
+        _decoded.popitem(last=False)
+    return _decoded[key]
+
+
+def _values(table: Any) -> list[dict[str, Any]]:
+    try:
+        return table.to_pylist()
+    except UnicodeDecodeError:
+        names = [name for name in table.column_names if _is_text(table.schema.field(name).type)]
+        for name in names:
+            place = table.column_names.index(name)
+            table = table.set_column(place, name, table.column(name).cast("binary"))
+        return [
+            {
+                name: value.decode("utf-8", "surrogateescape")
+                if isinstance(value, bytes)
+                else value
+                for name, value in row.items()
+            }
+            for row in table.to_pylist()
+        ]
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except DataError:
+        raise
+    except (OSError, _pyarrow("").ArrowException, ValueError, TypeError, LookupError) as error:
+        raise DataError(f"{path} cannot be read: damaged or cut short ({error})") from error
+
+
+def _pyarrow(module: str) -> Any:
+    try:
+        return importlib.import_module(f"pyarrow{module}")
+    except ImportError as error:
+        raise DataError(
+            "reading parquet files and Hugging Face datasets needs the package pyarrow",
+            hint='pip install "sanakit[data]"',
+        ) from error
+
+
+def _holds_bytes(kind: Any) -> bool:
+    types = _pyarrow(".types")
+    if types.is_struct(kind):
+        return any(_holds_bytes(field.type) for field in kind)
+    return bool(types.is_binary(kind) or types.is_large_binary(kind))
+
+
+def _is_text(kind: Any) -> bool:
+    types = _pyarrow(".types")
+    return bool(types.is_string(kind) or types.is_large_string(kind))
+
 
 TEXT_TABLES = frozenset((".csv", ".tsv", ".jsonl", ".ndjson", ".json"))
 TABLES = TEXT_TABLES | {".parquet"}

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from sanakit.data.samples import Refusal, Sample
 
-# Reasons of the refusals that sources make; `data/pictures.py` has those of pictures.
+# Reasons of the refusals that sources make; `data/images/decode.py` has those of pictures.
 DUPLICATE, UNREADABLE, UNSAFE = "duplicate key", "unreadable", "unsafe name"
 BAD_CAPTIONS, NO_PICTURE, FORMAT = "bad captions", "no picture", "unsupported format"
 UNLISTED = "not listed"

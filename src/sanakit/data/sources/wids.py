@@ -27,10 +27,9 @@ from sanakit.data.sources.captions import (
 from sanakit.data.sources.names import without_ending
 from sanakit.data.sources.places import read_inside
 from sanakit.data.sources.source import BAD_CAPTIONS, UNREADABLE, file_state
-from sanakit.data.sources.tar_index import Keyed, index_tar
-from sanakit.data.sources.tars import Shard, TarSource
+from sanakit.data.sources.tars import Keyed, Shard, TarSource, index_tar
 from sanakit.errors import ConfigError, DataError
-from sanakit.weights.atomic import write_atomically
+from sanakit.files import write_atomically
 
 META = "wids-meta.json"
 KIND = "SANA-WebDataset"

@@ -1,0 +1,1 @@
+"""The commands that measure on the data set of the embedded model."""

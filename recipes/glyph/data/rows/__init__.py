@@ -1,0 +1,1 @@
+"""Every set of pictures that the data is taken from."""

@@ -1,0 +1,1 @@
+"""Instruments that need the data set of the embedded model: judge, composition, memorisation."""

@@ -1,0 +1,1 @@
+"""The embedded model's own stages: tokenizer, language model, transformer."""

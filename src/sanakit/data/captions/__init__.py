@@ -1,0 +1,1 @@
+"""Captions: written by models, scored against their pictures, chosen for an epoch."""

@@ -1,1 +1,0 @@
-"""The recipe `glyph`: packages of permissively licensed art become captioned pictures."""

@@ -1,0 +1,151 @@
+"""Sizes that the pictures of a set share, and how a picture is made to fit its size."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal, TypeAlias, get_args
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from sanakit.errors import ConfigError
+from sanakit.pipeline.aspect_ratios import Table, nearest_bin, published_table
+
+BucketKind: TypeAlias = Literal["training", "inference", "square"]
+Bucket: TypeAlias = tuple[int, int]
+MULTIPLE = 32
+_PUBLISHED_AT = 1024
+_INFERENCE_HAS_ALL = (2048, 4096)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """How a picture covers a bucket.
+
+    It is scaled by ``scale``; ``top`` and ``left``, of which one is 0, are what is cut from either
+    end of a side, in pixels of the picture as it was.
+    """
+
+    top: float
+    left: float
+    scale: float
+
+
+def bucket_table(
+    resolution: int, kind: BucketKind = "training", *, multiple: int = MULTIPLE
+) -> Table:
+    """The (height, width) of all buckets by the key of their ratio, height over width.
+
+    ``training`` has the 40 published ratios; ``inference`` the 33 of them that pictures are drawn
+    at, all 40 at 2048 and 4096 px; ``square`` one. Sizes are those at 1024 px, scaled and rounded
+    to ``multiple``, which changes none at 512 px and its multiples. A table with a rounded size has
+    the true quotients as keys, and each quotient once. The published 256 px table is the one of
+    ``multiple=16``: an autoencoder of 32x cannot take it.
+
+    Raises:
+        ConfigError: the resolution is not a positive multiple of ``multiple``.
+    """
+    if kind not in get_args(BucketKind):
+        raise ConfigError(f"no buckets {kind!r}", hint=f"one of {', '.join(get_args(BucketKind))}")
+    if resolution < multiple or resolution % multiple:
+        near = max(1, round(resolution / multiple)) * multiple
+        raise ConfigError(
+            f"resolution {resolution} is not a multiple of {multiple}", hint=f"try {near}"
+        )
+    if kind == "square":
+        return {1.0: (resolution, resolution)}
+    extra = kind == "training" or resolution in _INFERENCE_HAS_ALL
+    table: Table = {}
+    rounded: Table = {}
+    exact = True
+    for key, (height, width) in published_table(1, extra=extra).items():
+        size = (_scaled(height, resolution, multiple), _scaled(width, resolution, multiple))
+        exact = exact and size[0] * _PUBLISHED_AT == height * resolution
+        exact = exact and size[1] * _PUBLISHED_AT == width * resolution
+        table[key] = size
+        quotient = size[0] / size[1]
+        rival = rounded.get(quotient, size)
+        rounded[quotient] = min(size, rival, key=lambda one: abs(one[0] * one[1] - resolution**2))
+    return table if exact else dict(sorted(rounded.items()))
+
+
+def nearest(height: int, width: int, table: Table) -> Bucket:
+    """The bucket whose key is nearest to ``height / width``; of two as near, the wider."""
+    return nearest_bin(height, width, table)
+
+
+def fit(height: int, width: int, bucket: Bucket) -> Fit:
+    """How a picture of some size covers a bucket: one side fits, the other is cut at both ends."""
+    scale = max(bucket[0] / height, bucket[1] / width)
+    # The side that decides the scale is not cut; the division could leave a rounding error of it.
+    top = 0.0 if scale == bucket[0] / height else (height - bucket[0] / scale) / 2
+    left = 0.0 if scale == bucket[1] / width else (width - bucket[1] / scale) / 2
+    return Fit(top=max(0.0, top), left=max(0.0, left), scale=scale)
+
+
+def fitted(pixels: np.ndarray, bucket: Bucket) -> np.ndarray:
+    """Scale a picture to cover a bucket and cut its centre out: uint8 ``H W 3`` to ``h w 3``.
+
+    Lanczos with antialiasing where it shrinks, bicubic where it grows; a picture of the bucket's
+    size is returned as it is. Source: NVlabs' loader uses bicubic for both.
+    """
+    height, width = pixels.shape[:2]
+    if (height, width) == bucket:
+        return pixels
+    how = fit(height, width, bucket)
+    # Only the part that is kept is scaled: covering a bucket with a thin strip would make a
+    # picture of a thousand times its area. Equal scales, so only the ends of the other side go.
+    box = (how.left, how.top, width - how.left, height - how.top)
+    filter_ = Image.Resampling.LANCZOS if how.scale < 1 else Image.Resampling.BICUBIC
+    scaled = Image.fromarray(pixels).resize((bucket[1], bucket[0]), filter_, box=box)
+    return np.asarray(scaled)
+
+
+def _scaled(side: int, resolution: int, multiple: int) -> int:
+    return max(1, math.floor(side * resolution / (_PUBLISHED_AT * multiple) + 0.5)) * multiple
+
+
+def fit_into(slot: Tensor, image: Image.Image) -> None:
+    """Write an RGB picture into its slot of a batch, uint8 ``h w 3``.
+
+    A picture of the slot's size is copied. Others are as :func:`fitted` makes them,
+    to within half a pixel of place and a few levels: torch's resize of uint8 takes a quarter
+    of Pillow's time, but starts at whole pixels.
+    """
+    height, width = slot.shape[:2]
+    if image.size == (width, height):
+        slot.numpy()[...] = np.asarray(image)
+        return
+    how = fit(image.height, image.width, (height, width))
+    if not _has_lanczos():
+        slot.numpy()[...] = fitted(np.asarray(image), (height, width))
+        return
+    top, left = round(how.top), round(how.left)
+    # Cut before it becomes an array: what is thrown away need not be copied. And not asarray, as
+    # torch warns of arrays that it could write to but must not.
+    kept = np.array(image.crop((left, top, image.width - left, image.height - top)))
+    resized = F.interpolate(
+        torch.from_numpy(kept).permute(2, 0, 1)[None],
+        size=(height, width),
+        mode="lanczos" if how.scale < 1 else "bicubic",
+        antialias=True,
+    )
+    slot.copy_(resized[0].permute(1, 2, 0))
+
+
+@cache
+def _has_lanczos() -> bool:
+    """Whether this version of torch resizes by Lanczos."""
+    try:
+        # Not to a single pixel: torch 2.13 fails there, by an assertion of its own.
+        F.interpolate(
+            torch.zeros(1, 3, 8, 8, dtype=torch.uint8), size=4, mode="lanczos", antialias=True
+        )
+    except (NotImplementedError, ValueError, RuntimeError):
+        return False
+    return True

@@ -1,0 +1,256 @@
+"""The way every stage of `sanakit data` runs: unit by unit, resumable, on any engine.
+
+A unit is the smallest piece that is finished or not. Its files are written in a folder of their
+own and renamed when they are whole and on disk; its mark, `UNIT.done.json`, is written last and
+says what the unit was made from. A unit with a valid mark is never computed twice; what a killed
+one leaves behind does not count and is cleared away by the next run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import secrets
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, field
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+from sanakit.errors import DataError
+from sanakit.files import write_atomically
+
+Report: TypeAlias = Callable[[str], object]
+MARK = ".done.json"
+_STAGING = ".unfinished-"
+
+
+class Stage(Protocol):
+    """One kind of work; pickled to other processes before :meth:`open`, so it holds settings only.
+
+    A frozen dataclass with a cache outside its fields serves.
+    """
+
+    @property
+    def folder(self) -> Path:
+        """Where the files of the units go."""
+
+    def made_from(self, unit: str) -> str:
+        """Identify everything the result depends on: settings, models, the unit's input."""
+
+    def open(self) -> None:
+        """Load models and read indices: once in each process, before its first unit."""
+
+    def process(self, unit: str, staging: Path) -> dict[str, Any]:
+        """Write the unit's files into the empty folder ``staging``; returns statistics as JSON.
+
+        The same unit must give the same bytes in any process, at any time.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """What the mark of a finished unit says.
+
+    ``files`` are sizes in bytes and SHA-256 by name; ``fresh`` is False for a unit that was found
+    finished.
+    """
+
+    unit: str
+    made_from: str
+    files: dict[str, tuple[int, str]] = field(default_factory=dict)
+    stats: dict[str, Any] = field(default_factory=dict)
+    fresh: bool = True
+
+
+class Engine(Protocol):
+    """Runs units of a stage somewhere and gives their marks as they finish, in any order."""
+
+    def run(self, stage: Stage, units: Sequence[str]) -> Iterator[Mark]:
+        """Finish the units."""
+
+
+def fingerprint(*values: Any) -> str:
+    """The SHA-256 of JSON values, the same for equal values on every machine."""
+    text = json.dumps(values, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read_mark(folder: Path, unit: str) -> Mark | None:
+    """The mark of a unit; None if there is none, it is damaged, or a file it names is not whole.
+
+    Sizes are compared, not hashes: a finished file is on disk before its mark is.
+    """
+    try:
+        value = json.loads((folder / f"{unit}{MARK}").read_text(encoding="utf-8"))
+        files = {name: (int(size), str(digest)) for name, (size, digest) in value["files"].items()}
+        mark = Mark(
+            unit=value["unit"],
+            made_from=value["made_from"],
+            files=files,
+            stats=value["stats"],
+            fresh=False,
+        )
+        whole = all((folder / name).stat().st_size == size for name, (size, _) in files.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return mark if whole and mark.unit == unit else None
+
+
+def finish_unit(stage: Stage, unit: str) -> Mark:
+    """Compute one unit and put it in place: files first, their mark last.
+
+    Raises:
+        DataError: the disk refuses; nothing of the unit counts then.
+    """
+    folder = stage.folder
+    # Never the folder of another process, which may be one that outlived the run that began it.
+    staging = folder / f"{_STAGING}{unit}-{secrets.token_hex(4)}"
+    try:
+        (folder / f"{unit}{MARK}").unlink(missing_ok=True)
+        staging.mkdir(parents=True)
+        stats = stage.process(unit, staging)
+        files = {}
+        for path in sorted(staging.iterdir()):
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+            files[path.name] = (path.stat().st_size, sha256_of(path))
+        for name in files:
+            os.replace(staging / name, folder / name)
+        mark = Mark(unit=unit, made_from=stage.made_from(unit), files=files, stats=stats)
+        text = json.dumps(
+            {key: value for key, value in asdict(mark).items() if key != "fresh"},
+            ensure_ascii=False,
+        )
+        write_atomically(folder / f"{unit}{MARK}", f"{text}\n".encode())
+    except OSError as error:
+        raise DataError(
+            f"{folder}: unit {unit} cannot be written ({error.strerror or error})",
+            hint="make room or name another folder, then run the same command again",
+        ) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return mark
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalEngine:
+    """Runs units in this process, or in ``workers`` processes of this machine."""
+
+    workers: int = 1
+
+    def run(self, stage: Stage, units: Sequence[str]) -> Iterator[Mark]:
+        """Finish the units; an error of one ends the run, and the finished ones stay."""
+        if not units:
+            return  # and no model is loaded
+        if self.workers <= 1 or len(units) <= 1:
+            stage.open()
+            yield from (finish_unit(stage, unit) for unit in units)
+            return
+        yield from self._spread(stage, units)
+
+    def _spread(self, stage: Stage, units: Sequence[str]) -> Iterator[Mark]:
+        """Finish the units in processes; whatever ends this ends them at once.
+
+        Not a `multiprocessing.Pool`: that one waits for ever for a worker that was killed.
+        """
+        context = multiprocessing.get_context("spawn")
+        stop = context.Event()
+        pool = ProcessPoolExecutor(
+            min(self.workers, len(units)), context, initializer=_begin_here, initargs=(stage, stop)
+        )
+        try:
+            tasks = [pool.submit(_finish_here, unit) for unit in units]
+            for task in as_completed(tasks):
+                yield task.result()
+        except BrokenProcessPool as error:
+            raise DataError(
+                f"{stage.folder}: a process that worked on it was killed",
+                hint="if memory ran out, use fewer --workers; the same command goes on",
+            ) from error
+        except BaseException:
+            stop.set()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def run_stage(
+    stage: Stage, units: Sequence[str], *, engine: Engine, report: Report
+) -> dict[str, Mark]:
+    """Finish all units that have no valid mark, and give the marks of all, in order of ``units``.
+
+    Raises:
+        DataError: the disk refuses, or what the stage itself raises.
+    """
+    stage.folder.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(stage.folder)
+    marks: dict[str, Mark] = {}
+    for unit in units:
+        mark = read_mark(stage.folder, unit)
+        if mark is not None and mark.made_from == stage.made_from(unit):
+            marks[unit] = mark
+    missing = [unit for unit in units if unit not in marks]
+    if marks:
+        report(f"{stage.folder}: {len(marks)} of {len(units)} units were finished before")
+    try:
+        for mark in engine.run(stage, missing):
+            marks[mark.unit] = mark
+            report(f"{stage.folder}: {len(marks)} of {len(units)} units")
+    finally:
+        clear_leftovers(stage.folder)  # of processes that were stopped because another one failed
+    return {unit: marks[unit] for unit in units}
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what processes that were killed left half written in a folder."""
+    for left in folder.glob(f"{_STAGING}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    for left in folder.glob(".*.tmp"):  # a mark that was being written
+        left.unlink(missing_ok=True)
+
+
+_begun: Stage | None = None
+_opened = False
+
+
+def _end_with(stop: Event) -> None:
+    """Leave when told to, or when the main process is gone: killed, it cannot tell anybody."""
+    parent = multiprocessing.parent_process()
+    while not stop.wait(0.2):
+        if parent is not None and not parent.is_alive():
+            break
+    os._exit(1)
+
+
+def _begin_here(stage: Stage, stop: Event) -> None:
+    global _begun  # a pool's initializer has no other way to leave something for its process
+    # Ctrl-C reaches all processes of a terminal; the main one says so and stops the others.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(stop,), daemon=True).start()
+    _begun = stage
+
+
+def _finish_here(unit: str) -> Mark:
+    global _opened
+    assert _begun is not None
+    if not _opened:  # not when the process begins: an error would not find its way back
+        _begun.open()
+        _opened = True
+    return finish_unit(_begun, unit)

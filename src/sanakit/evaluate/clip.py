@@ -1,0 +1,111 @@
+"""CLIP score and FID of drawn pictures, by networks that their user brings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from sanakit.data.captions.scoring import Scorer
+from sanakit.data.captions.vision_models import find_vision_model
+from sanakit.data.images.decode import decode
+from sanakit.errors import ConfigError, MissingModelError
+from sanakit.evaluate.benchmark_prompts import Job, Prompt
+from sanakit.evaluate.figures import Figure, mean_figure
+from sanakit.evaluate.pictures import FilePictures, GlyphSamples
+from sanakit.pipeline.images import Pixels
+
+BATCH = 16
+TORCHMETRICS = "pip install 'torchmetrics[image]'; its first use fetches the Inception network"
+
+
+def read_drawn(folder: Path, jobs: Sequence[Job]) -> Iterator[tuple[Prompt, Pixels]]:
+    """The drawn pictures with their prompts, in order."""
+    for job in jobs:
+        for file in job.files:
+            yield job.prompt, decode((folder / file).read_bytes()).pixels
+
+
+def clip_scores(
+    folder: Path, jobs: Sequence[Job], *, clip: str, device: str = "cpu"
+) -> tuple[list[Figure], dict[str, float]]:
+    """CLIP score: 100 times the cosine of picture and prompt, none below 0; its floor; by prompt.
+
+    The floor is the same pictures with the prompts of others, each moved on by half the list.
+
+    Raises:
+        MissingModelError: there is no such model. ConfigError: it is no CLIP.
+    Source: Hessel et al. 2021, with w = 100 as published tables have it.
+    """
+    scorer = Scorer(find_vision_model(clip), dtype="float32", device=device)
+    texts, seen = [], []
+    with torch.inference_mode():
+        found = list(read_drawn(folder, jobs))
+        for first in range(0, len(found), BATCH):
+            part = found[first : first + BATCH]
+            texts.append(scorer.texts([prompt.text for prompt, _ in part]))
+            seen.append(scorer.pictures([Image.fromarray(pixels) for _, pixels in part]))
+    said, shown = torch.cat(texts), torch.cat(seen)
+    scores = 100 * (said * shown).sum(dim=1).clamp(min=0)
+    figures = [mean_figure("CLIP score", scores.numpy(), better="higher")]
+    if len(scores) > 1:
+        other = 100 * (said.roll(len(said) // 2, dims=0) * shown).sum(dim=1).clamp(min=0)
+        figures.append(mean_figure("CLIP score: other prompts", other.numpy()))
+    cut = sum(scorer.tokens(prompt.text) > scorer.limit for prompt, _ in found)
+    figures.append(
+        Figure(name="prompts longer than CLIP reads", value=float(cut), count=len(found))
+    )
+    rows = zip(found, scores.tolist(), strict=True)
+    return figures, {prompt.name: round(score, 4) for (prompt, _), score in rows}
+
+
+def fid(
+    folder: Path, jobs: Sequence[Job], real: FilePictures | GlyphSamples, *, device: str = "cpu"
+) -> Figure:
+    """FID on Inception's 2,048 features by `torchmetrics`, against all of ``real``.
+
+    Raises:
+        MissingModelError: `torchmetrics` or its network is not installed.
+        ConfigError: fewer than two pictures on a side.
+    """
+    count = sum(len(job.files) for job in jobs)
+    if min(count, len(real)) < 2:
+        raise ConfigError(
+            f"FID of {count} drawn and {len(real)} real pictures", hint="give thousands of each"
+        )
+    metric = frechet_inception(device)
+    batch: list[Pixels] = []
+    for number, (_, pixels) in enumerate(read_drawn(folder, jobs)):
+        batch.append(pixels)
+        if len(batch) == BATCH or number == count - 1:
+            metric.update(_channels_first(np.stack(batch), device), real=False)
+            batch = []
+    for first in range(0, len(real), BATCH):
+        metric.update(_channels_first(real[first : first + BATCH], device), real=True)
+    return Figure(name="FID", value=float(metric.compute()), count=count, better="lower")
+
+
+def frechet_inception(device: str) -> Any:
+    """The metric of `torchmetrics`, which takes uint8 ``b 3 h w``.
+
+    Raises:
+        MissingModelError: the package, or the one it takes Inception from, is not installed.
+    """
+    if find_spec("torchmetrics") is None:
+        raise MissingModelError("FID needs torchmetrics", hint=TORCHMETRICS)
+    from torchmetrics.image.fid import FrechetInceptionDistance  # noqa: PLC0415
+
+    try:
+        return FrechetInceptionDistance(feature=2048).to(device)
+    except (ModuleNotFoundError, OSError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise MissingModelError(f"FID: {reason[:200]}", hint=TORCHMETRICS) from error
+
+
+def _channels_first(pixels: Pixels, device: str) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))).to(device)

@@ -1,0 +1,443 @@
+"""The parts of a model: loaded from a folder or the hub, checked against each other, saved."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate import init_empty_weights
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from sanakit.errors import ConfigError, MissingModelError
+from sanakit.files import write_atomically
+from sanakit.models.autoencoder import Autoencoder
+from sanakit.models.text_encoder import TextEncoder
+from sanakit.models.transformer import LinearDiT
+from sanakit.pipeline.networks import (
+    AutoencoderDC,
+    SanaTransformer2DModel,
+    build,
+    fill,
+    stored_as,
+    write,
+)
+from sanakit.pipeline.placement import Placed, place
+from sanakit.pipeline.prompts import COMPLEX_HUMAN_INSTRUCTION, PromptEncoder
+from sanakit.pipeline.schedulers import (
+    DPMSolverMultistepScheduler,
+    Scheduler,
+    as_scheduler,
+    read_scheduler,
+    scheduler_from_config,
+    scheduler_named,
+)
+from sanakit.quant import bnb, torchao
+from sanakit.quant.quantize import cast_real, is_quantised, quantise, restore
+from sanakit.quant.recipe import BitsAndBytes, Recipe, recipe_of
+from sanakit.weights.catalog import find_checkpoint
+from sanakit.weights.dtypes import Requested, resolve_dtypes
+from sanakit.weights.hub_files import PLAIN, stored_variant
+from sanakit.weights.resolve import INDEX, resolve_model
+from sanakit.weights.store import (
+    CONFIG,
+    MAX_SHARD_BYTES,
+    Storage,
+    load_strict,
+    read_json,
+    read_quantization,
+    read_weights,
+    write_weights,
+)
+
+LM_STEM = "model"
+NETWORKS = ("transformer", "text_encoder", "vae")
+PARTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
+PUBLISHED_SCHEDULER = DPMSolverMultistepScheduler(flow_shift=3.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Habits:
+    """What a model expects of a caller who says nothing; ``_sanakit`` in ``model_index.json``."""
+
+    instruction: tuple[str, ...] | None = COMPLEX_HUMAN_INSTRUCTION
+    guidance_scale: float = 4.5
+    scheduler: Scheduler = PUBLISHED_SCHEDULER
+
+
+@dataclass(frozen=True, kw_only=True)
+class Components:
+    """The networks of one model, ready to run. Nothing in here changes from call to call."""
+
+    transformer: LinearDiT
+    autoencoder: Autoencoder
+    prompts: PromptEncoder
+    habits: Habits = field(default_factory=Habits)
+    name: str = "unnamed"
+    fingerprint: str = ""
+
+
+def habits_of(scheduler: Scheduler, index: Mapping[str, Any]) -> Habits:
+    """Read habits from a model's ``model_index.json``."""
+    ours = index.get("_sanakit", {})
+    instruction = ours.get("instruction", COMPLEX_HUMAN_INSTRUCTION)
+    return Habits(
+        instruction=None if instruction is None else tuple(instruction),
+        guidance_scale=float(ours.get("guidance_scale", 4.5)),
+        scheduler=scheduler,
+    )
+
+
+def fingerprint(folder: Path) -> str:
+    """Sixteen hex digits that differ between models: size and both ends of every weights file."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*/*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(folder)}:{size}".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(1 << 20))
+            file.seek(max(0, size - (1 << 20)))
+            digest.update(file.read())
+    return digest.hexdigest()[:16]
+
+
+HEAD = "lm_head.weight"
+
+
+def build_llm(folder: Path) -> PreTrainedModel:
+    """Build the LLM on the meta device, eagerly attending: fused attention skips a softcap.
+
+    Raises:
+        MissingModelError: no config. ConfigError: not JSON.
+    """
+    read_json(folder / CONFIG)
+    config = AutoConfig.from_pretrained(str(folder))
+    if hasattr(config, "quantization_config"):  # ours to apply, from the same file
+        del config.quantization_config
+    # Buffers stay real: they are computed, not stored.
+    with init_empty_weights(include_buffers=False), no_init_weights():
+        llm: PreTrainedModel = AutoModel.from_config(config, attn_implementation="eager")
+    return llm
+
+
+def fill_llm(
+    llm: PreTrainedModel,
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    variant: str | None,
+    quantization: Any,
+    device: torch.device,
+) -> None:
+    """Give the LLM its weights, as `networks.fill` does; a language model's head is left aside.
+
+    Raises:
+        MissingModelError, WeightsError, ConfigError: as there.
+    """
+    stored = read_quantization(folder)
+    if stored is not None and quantization is not None:
+        raise ConfigError(f"{folder}: is quantised already", hint="leave quantization_config out")
+    asked = quantization if stored is None else stored
+    recipe = None if asked is None else recipe_of(asked)
+    raw = read_weights(
+        folder, stem=LM_STEM, variant=variant, dtype=dtype if recipe is None else None
+    )
+    state = {name.removeprefix("model."): tensor for name, tensor in raw.items() if name != HEAD}
+    del raw
+    filled: list[str] = []
+    if recipe is not None and stored is not None:
+        filled = restore(llm, state, recipe, dtype=dtype, device=device, source=str(folder))
+        state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
+    load_strict(llm, state, source=str(folder), filled=filled)
+    del state
+    llm.requires_grad_(False)
+    if recipe is not None and stored is None:
+        quantise(llm, recipe, dtype=dtype, device=device)
+    if isinstance(recipe, BitsAndBytes):
+        llm.config.quantization_config = recipe.to_json()
+    nn.Module.to(llm, device)  # transformers' own refuses quantised models
+
+
+def adopt_llm(given: Any, *, allow_unsafe: bool) -> TextEncoder:
+    """Take a text encoder that the caller loaded, in place, and make it safe to run.
+
+    Attention with a softcap is switched from sdpa, which skips it, to eager. Where a quantised
+    model's other tensors are fp16 they become bf16: norms and embeddings of these models overflow
+    in fp16, and it is what loading in 8 bits by the published example gives.
+
+    Raises:
+        ConfigError: something that is no decoder-only LLM, or an fp16 one that is not quantised.
+    """
+    llm = given.llm if isinstance(given, TextEncoder) else given
+    if not isinstance(llm, PreTrainedModel):
+        raise ConfigError(
+            f"text_encoder is a {type(given).__name__}",
+            hint="pass a model of transformers, e.g. from AutoModel.from_pretrained",
+        )
+    config = llm.config
+    softcap = getattr(config, "attn_logit_softcapping", None)
+    if softcap is not None and config._attn_implementation == "sdpa":
+        llm.set_attn_implementation("eager")
+    half = any(p.dtype == torch.float16 for p in llm.parameters())
+    if half and not allow_unsafe:
+        if not is_quantised(llm):
+            raise ConfigError(
+                "text_encoder in float16 overflows: pictures come out black or grey",
+                hint="load it with torch_dtype=torch.bfloat16; allow_unsafe_dtype=True overrides",
+            )
+        cast_real(llm, torch.bfloat16)
+    bnb.settle(llm)
+    return given if isinstance(given, TextEncoder) else TextEncoder(llm)
+
+
+M = TypeVar("M", bound=nn.Module)
+Variants = dict[str, str | None]
+NONE: Mapping[str, Any] = {}
+
+
+def load_components(
+    name_or_folder: str | Path,
+    *,
+    dtype: Requested = None,
+    device: Placed | None = None,
+    variant: str | None = None,
+    revision: str | None = None,
+    offline: bool = False,
+    quantization: Any = None,
+    components: Mapping[str, Any] = NONE,
+    allow_unsafe_dtype: bool = False,
+) -> Components:
+    """Load all parts of a model that the caller does not have. All is checked, then read.
+
+    Args:
+        name_or_folder: an embedded name, a folder in the published layout, or ``owner/name``.
+        dtype: of the transformer, or by component; `resolve_dtypes` says what follows from it.
+        device: where parts go, see `placement.place`; parts that are passed stay where they are.
+        variant: the ``fp16`` of ``diffusion_pytorch_model.fp16.safetensors``; parts that are not
+            published in it are read without.
+        revision: of a hub repository.
+        offline: fail rather than download.
+        quantization: what `recipe_of` reads, for transformer and text encoder, or a mapping from
+            components to that.
+        components: parts that are not read from disk: ``transformer``, ``vae``, ``text_encoder``,
+            ``tokenizer``, ``scheduler`` (also a solver's name, or a published
+                scheduler's config).
+        allow_unsafe_dtype: run a dtype that is known to overflow.
+
+    Raises:
+        MissingModelError: nothing of that name. WeightsError: files that are damaged or misfit.
+        ConfigError: a config that cannot be built, parts of different models, an unsafe dtype.
+    """
+    given = {part: value for part, value in components.items() if value is not None}
+    _check_names("components", given, PARTS)
+    recipes = _by_component(quantization, given)
+    checkpoint = find_checkpoint(str(name_or_folder))
+    # Before gigabytes are fetched for a request that will be refused.
+    resolve_dtypes(checkpoint, dtype, allow_unsafe=allow_unsafe_dtype)
+    folder = resolve_model(name_or_folder, variant=variant, revision=revision, offline=offline)
+    index = read_json(folder / INDEX)
+    habits = _habits(folder, index, given.get("scheduler"))
+    adopted: TextEncoder | None = None
+    if "text_encoder" in given:
+        adopted = adopt_llm(given["text_encoder"], allow_unsafe=allow_unsafe_dtype)
+    transformer = _given(given, "transformer", LinearDiT)
+    transformer = transformer or build(SanaTransformer2DModel, folder / "transformer")
+    autoencoder = _given(given, "vae", Autoencoder) or build(AutoencoderDC, folder / "vae")
+    llm = build_llm(folder / "text_encoder") if adopted is None else adopted.llm
+    _check_fit(transformer, autoencoder, llm, source=str(folder), unsafe=allow_unsafe_dtype)
+    networks: dict[str, nn.Module] = {
+        "transformer": transformer,
+        "text_encoder": llm,
+        "vae": autoencoder,
+    }
+    missing = {part: networks[part] for part in NETWORKS if part not in given}
+    variants = _variants(folder, variant, checkpoint.variant if checkpoint else None, missing)
+    sizes = {part: 2 * sum(p.numel() for p in each.parameters()) for part, each in missing.items()}
+    places = place(sizes, device)
+    dtypes = resolve_dtypes(
+        checkpoint,
+        dtype,
+        allow_unsafe=allow_unsafe_dtype,
+        device=places.get("transformer", torch.device("cpu")),
+    )
+    tokenizer = given.get("tokenizer")
+    if tokenizer is None:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder / "tokenizer"))
+    for part in missing:
+        settings: dict[str, Any] = {
+            "dtype": getattr(dtypes, part),
+            "variant": variants[part],
+            "quantization": recipes.get(part),
+            "device": places[part],
+        }
+        network: Any = networks[part]
+        if part == "text_encoder":
+            fill_llm(network, folder / part, **settings)
+        else:
+            fill(network, folder / part, **settings)
+    encoder = adopted or TextEncoder(llm)
+    for module in (transformer, autoencoder, encoder):
+        module.eval()
+    as_published = len(missing) == len(NETWORKS) and not recipes
+    return Components(
+        transformer=transformer,
+        autoencoder=autoencoder,
+        prompts=PromptEncoder(tokenizer, encoder, instruction=habits.instruction),
+        habits=habits,
+        name=str(name_or_folder),
+        # Pictures of other weights are not pictures of this folder.
+        fingerprint=fingerprint(folder) if as_published else "",
+    )
+
+
+def _check_names(what: str, names: Iterable[str], known: Sequence[str]) -> None:
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise ConfigError(
+                f"{what} names {name!r}",
+                hint=(f"did you mean {near[0]!r}? " if near else "") + f"known: {', '.join(known)}",
+            )
+
+
+def _by_component(quantization: Any, given: Mapping[str, Any]) -> dict[str, Recipe]:
+    """One recipe means the two large networks; parts that were passed are the caller's to make."""
+    if quantization is None:
+        return {}
+    by_part = getattr(quantization, "quant_mapping", quantization)
+    if not isinstance(by_part, Mapping) or "quant_method" in by_part:
+        recipe = recipe_of(by_part)
+        return {part: recipe for part in ("transformer", "text_encoder") if part not in given}
+    _check_names("quantization_config", by_part, NETWORKS)
+    for part in by_part:
+        if part in given:
+            raise ConfigError(
+                f"quantization_config names {part}, which was passed loaded",
+                hint="quantise it when loading it, or let it be loaded here",
+            )
+    return {part: recipe_of(config) for part, config in by_part.items()}
+
+
+def _given(given: Mapping[str, Any], part: str, kind: type[M]) -> M | None:
+    module = given.get(part)
+    if module is not None and not isinstance(module, kind):
+        owner = type(module).__module__.partition(".")[0]
+        raise ConfigError(
+            f"{part} is a {type(module).__name__} of {owner}",
+            hint="save it with save_pretrained, and load that folder with the class of sanakit",
+        )
+    return module
+
+
+def _habits(folder: Path, index: Mapping[str, Any], scheduler: object | None) -> Habits:
+    if scheduler is None:
+        return habits_of(read_scheduler(folder / "scheduler"), index)
+    if isinstance(scheduler, str):
+        shift = read_scheduler(folder / "scheduler").flow_shift
+        return habits_of(scheduler_named(scheduler, shift), index)
+    if isinstance(scheduler, Mapping):
+        return habits_of(scheduler_from_config(scheduler), index)
+    return habits_of(as_scheduler(scheduler), index)
+
+
+def _check_fit(
+    transformer: LinearDiT,
+    autoencoder: Autoencoder,
+    llm: PreTrainedModel,
+    *,
+    source: str,
+    unsafe: bool,
+) -> None:
+    """Compare what one part gives with what the next takes, before any weights are read."""
+    width, taken = llm.config.hidden_size, transformer.config.caption_channels
+    if width != taken:
+        raise ConfigError(
+            f"{source}: the text encoder gives {width} channels, the transformer takes {taken}",
+            hint="the two parts are of different models",
+        )
+    made, taken = transformer.config.output_channels, autoencoder.config.latent_channels
+    if transformer.config.in_channels != taken or made % taken:
+        raise ConfigError(
+            f"{source}: the transformer makes {made} channels, the autoencoder takes {taken}",
+            hint="the two parts are of different models",
+        )
+    if not unsafe and next(autoencoder.parameters()).dtype == torch.float16:
+        raise ConfigError(
+            "vae in float16 overflows: pictures come out black or grey",
+            hint="vae.to(torch.bfloat16); allow_unsafe_dtype=True overrides",
+        )
+
+
+def _variants(
+    folder: Path, asked: str | None, usual: str | None, missing: Iterable[str]
+) -> Variants:
+    """In which files each part is: published models vary only some of them."""
+    found = {part: stored_variant(folder / part, asked or usual) for part in missing}
+    if asked not in (None, PLAIN) and found and asked not in found.values():
+        raise MissingModelError(
+            f"{folder}: no part has weights of variant {asked!r}",
+            hint="leave variant out, or download that variant",
+        )
+    return found
+
+
+def save_components(
+    components: Components,
+    folder: Path,
+    *,
+    storage: Storage = "as-is",
+    variant: str | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    **notes: str,
+) -> None:
+    """Write a model in the published layout; the index, by which it is found, goes last.
+
+    ``variant`` goes into the names of the weights files. ``notes`` are kept in the index. Layers
+    that bitsandbytes quantised are written as they are.
+
+    Raises:
+        ConfigError: for weights of torchao, before anything is written. DataError: the disk.
+    """
+    transformer, autoencoder = components.transformer, components.autoencoder
+    llm = components.prompts.text_encoder.llm
+    if any(torchao.is_quantised(module) for module in llm.modules()):
+        raise ConfigError(
+            "the text encoder holds weights of torchao, which have no published layout",
+            hint="save the model before it is quantised, and quantise when loading",
+        )
+    for network in (transformer, autoencoder):
+        stored_as(network)  # refuses before the first file
+    folder.mkdir(parents=True, exist_ok=True)
+    shape: dict[str, Any] = {"variant": variant, "max_shard_bytes": max_shard_bytes}
+    shape["storage"] = storage
+    write(transformer, folder / "transformer", published_name="SanaTransformer2DModel", **shape)
+    write(autoencoder, folder / "vae", published_name="AutoencoderDC", **shape)
+    llm.config.architectures = [type(llm).__name__]
+    llm.config.save_pretrained(str(folder / "text_encoder"))
+    write_weights(folder / "text_encoder", llm.state_dict(), stem=LM_STEM, **shape)
+    components.prompts.tokenizer.save_pretrained(str(folder / "tokenizer"))
+    habits = components.habits
+    habits.scheduler.save_pretrained(folder / "scheduler")
+    instruction = None if habits.instruction is None else list(habits.instruction)
+    tokenizer_class = type(components.prompts.tokenizer).__name__
+    index: dict[str, Any] = {
+        "_class_name": "SanaPipeline",
+        "_sanakit": {"instruction": instruction, "guidance_scale": habits.guidance_scale, **notes},
+        "scheduler": ["diffusers", type(habits.scheduler).__name__],
+        "text_encoder": ["transformers", type(llm).__name__],
+        "tokenizer": ["transformers", tokenizer_class],
+        "transformer": ["diffusers", "SanaTransformer2DModel"],
+        "vae": ["diffusers", "AutoencoderDC"],
+    }
+    _write_json(folder / INDEX, index)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())

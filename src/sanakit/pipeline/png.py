@@ -1,0 +1,286 @@
+"""The settings that a picture was drawn with, inside its PNG: written, read, and read of others."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import struct
+import zlib
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as PILImage
+from PIL.PngImagePlugin import PngInfo
+
+from sanakit.errors import ConfigError, DataError
+from sanakit.files import write_atomically
+
+LABELS: Mapping[str, tuple[str, Callable[[str], Any]]] = MappingProxyType(
+    {
+        "Steps": ("num_steps", int),
+        "Sampler": ("solver", str),
+        "CFG scale": ("guidance_scale", float),
+        "Seed": ("seed", int),
+        "Model": ("model", str),
+        "Model hash": ("model_hash", str),
+    }
+)
+"""Label of the format, key of a request, reader of the value; ``Size`` is two keys, done apart."""
+
+NEGATIVE = "Negative prompt:"
+PAIR = re.compile(r'\s*([A-Za-z][\w /-]*):\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)')
+SIZE = re.compile(r"(\d{1,6})\s*x\s*(\d{1,6})")
+
+
+def format_parameters(settings: Mapping[str, Any], *, made_by: str) -> str:
+    """Write the settings that the format knows; a key that is absent or None is left out."""
+    pairs = [
+        f"{label}: {_quoted(settings[key])}"
+        for label, (key, _) in LABELS.items()
+        if settings.get(key) is not None
+    ]
+    if settings.get("width") is not None and settings.get("height") is not None:
+        place = next((i for i, pair in enumerate(pairs) if pair.startswith("Model")), len(pairs))
+        pairs.insert(place, f"Size: {settings['width']}x{settings['height']}")
+    pairs.append(f"Version: sanakit {made_by}")
+    lines = [str(settings.get("prompt") or "")]
+    if settings.get("negative_prompt"):
+        lines.append(f"{NEGATIVE} {settings['negative_prompt']}")
+    return "\n".join([*lines, ", ".join(pairs)])
+
+
+def parse_parameters(text: str) -> dict[str, Any]:
+    """Read such a text as far as it can be understood; an empty text gives an empty dict."""
+    if not text.strip():
+        return {}
+    lines = text.strip().replace("\r\n", "\n").split("\n")
+    # Extensions append lines of their own, so the pairs are not always on the last one.
+    starts = [number for number, line in enumerate(lines) if line.lstrip().startswith("Steps:")]
+    end = starts[-1] if starts else len(lines)
+    negatives = [number for number in range(end) if lines[number].startswith(NEGATIVE)]
+    cut = negatives[0] if negatives else end
+    negative = "\n".join(lines[cut:end]).removeprefix(NEGATIVE)
+    settings: dict[str, Any] = {
+        "prompt": "\n".join(lines[:cut]).strip(),
+        "negative_prompt": negative.strip(),
+    }
+    if starts:
+        settings |= _parse_pairs(lines[end])
+    return settings
+
+
+def _parse_pairs(line: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for label, value in PAIR.findall(line):
+        plain = _unquoted(value.strip())
+        if label == "Size" and (match := SIZE.fullmatch(plain)):
+            found |= {"width": int(match[1]), "height": int(match[2])}
+        elif label in LABELS:
+            key, read = LABELS[label]
+            try:
+                found[key] = read(plain)
+            except ValueError:
+                continue  # another program's idea of the field: better none than a wrong one
+    return found
+
+
+def _quoted(value: Any) -> str:
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if set(text) & set(',:\n"') else text
+
+
+def _unquoted(value: str) -> str:
+    if not value.startswith('"'):
+        return value
+    try:
+        return str(json.loads(value))
+    except ValueError:
+        return value
+
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+LARGEST_TEXT = 16 << 20
+"""Bytes a compressed text may unpack to; a small file can claim gigabytes."""
+OTHER_FORMATS = {b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF", b"RIFF": "WebP", b"BM": "BMP"}
+
+
+def read_texts(data: bytes, *, source: str) -> dict[str, str]:
+    """Give keyword to text for all tEXt, zTXt and iTXt chunks; of equal keywords the first counts.
+
+    A file that is cut off after its texts is read as far as it goes.
+
+    Raises:
+        DataError: not a PNG, cut off before any text, or damaged.
+    """
+    if not data.startswith(SIGNATURE):
+        other = next((name for head, name in OTHER_FORMATS.items() if data.startswith(head)), None)
+        raise DataError(
+            f"{source}: is not a PNG" + (f" but {other}" if other else ""),
+            hint="settings are kept in the PNG that was generated; conversions lose them",
+        )
+    texts: dict[str, str] = {}
+    place = len(SIGNATURE)
+    kind = b""
+    while kind != b"IEND":
+        length, kind = _header(data, place)
+        end = place + 8 + length
+        if len(data) < end + 4 or not kind:
+            if texts:
+                break
+            raise DataError(f"{source}: is cut off at {len(data)} bytes", hint="copy it again")
+        body = data[place + 8 : end]
+        (checksum,) = struct.unpack(">I", data[end : end + 4])
+        # Of every chunk: a text whose kind was garbled would otherwise pass for absent.
+        if zlib.crc32(kind + body) != checksum:
+            raise DataError(f"{source}: is damaged near byte {place}", hint="copy it again")
+        if kind in (b"tEXt", b"zTXt", b"iTXt"):
+            try:
+                keyword, text = _decoded(kind, body)
+            except (ValueError, IndexError, zlib.error) as error:
+                raise DataError(
+                    f"{source}: a text chunk is damaged ({error})", hint="copy it again"
+                ) from error
+            texts.setdefault(keyword, text)
+        place = end + 4
+    return texts
+
+
+def _header(data: bytes, place: int) -> tuple[int, bytes]:
+    """Length and kind of the chunk there; no kind where the data ends."""
+    head = data[place : place + 8]
+    return struct.unpack(">I4s", head) if len(head) == 8 else (0, b"")
+
+
+def _decoded(kind: bytes, body: bytes) -> tuple[str, str]:
+    key, rest = body.split(b"\0", 1)
+    keyword = key.decode("latin-1")
+    if kind == b"tEXt":
+        return keyword, rest.decode("latin-1")
+    if kind == b"zTXt":
+        return keyword, _inflated(rest[1:]).decode("latin-1")
+    compressed, rest = rest[0], rest[2:]
+    _language, _translated, text = rest.split(b"\0", 2)
+    return keyword, (_inflated(text) if compressed else text).decode("utf-8")
+
+
+def _inflated(data: bytes) -> bytes:
+    stream = zlib.decompressobj()
+    text = stream.decompress(data, LARGEST_TEXT)
+    if stream.unconsumed_tail:
+        raise ValueError(f"it unpacks to more than {LARGEST_TEXT} bytes")
+    return text
+
+
+KEY = "sanakit"
+PARAMETERS = "parameters"
+FORMAT = 1
+"""Raised when a reader of the last format would misunderstand the next."""
+
+
+def encode_png(pixels: NDArray[np.uint8], settings: Mapping[str, Any]) -> bytes:
+    """Give one picture ``H W 3`` as PNG bytes with ``settings`` inside; same input, same bytes.
+
+    Settings are JSON values under string keys; tuples are read back as lists. Those named in
+    :data:`sanakit.pipeline.png.LABELS` also go into the ``parameters`` line.
+
+    Raises:
+        ConfigError: pixels of another shape or type, or a setting that JSON cannot carry.
+    """
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise ConfigError(
+            f"pixels of shape {pixels.shape}, type {pixels.dtype} are not uint8 H W 3"
+        )
+    made_by = _version()
+    odd = [key for key in settings if not isinstance(key, str)]
+    try:
+        content = {"format": FORMAT, "version": made_by, "settings": dict(settings)}
+        # ASCII throughout: escapes carry what UTF-8 cannot, such as half a surrogate pair.
+        payload = json.dumps(content, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"settings cannot be written as JSON ({error})") from error
+    if odd:
+        raise ConfigError(f"settings have the key {odd[0]!r}, which is not a string")
+    chunks = PngInfo()
+    chunks.add_itxt(KEY, payload)  # first, so that a file cut off never passes for a foreign one
+    parameters = format_parameters(settings, made_by=made_by)
+    # Half a surrogate pair and NUL have no place in PNG text; only this courtesy copy loses them.
+    parameters = parameters.encode("utf-8", "replace").decode().replace("\0", " ")
+    if parameters.isascii():
+        chunks.add_text(PARAMETERS, parameters)
+    else:
+        chunks.add_itxt(PARAMETERS, parameters)
+    buffer = io.BytesIO()
+    PILImage.fromarray(np.ascontiguousarray(pixels)).save(buffer, "png", pnginfo=chunks)
+    return buffer.getvalue()
+
+
+def write_png(path: str | Path, pixels: NDArray[np.uint8], settings: Mapping[str, Any]) -> None:
+    """Write one picture with its settings, whole or not at all; an existing file is replaced.
+
+    Raises:
+        ConfigError: as :func:`encode_png`. DataError: the folder is missing or the disk refuses.
+    """
+    write_atomically(path, encode_png(pixels, settings))
+
+
+def read_settings(source: str | Path | bytes) -> dict[str, Any]:
+    """Give the settings inside a PNG, from its path or its bytes.
+
+    Ours come back exactly. From a foreign ``parameters`` text come ``prompt`` and
+    ``negative_prompt``, and as far as they are there ``num_steps``, ``solver``, ``guidance_scale``,
+    ``seed``, ``width``, ``height``, ``model``, ``model_hash``.
+
+    Raises:
+        DataError: no such file, not a PNG, no settings, broken JSON, or a newer format.
+    """
+    name = "picture" if isinstance(source, bytes) else str(source)
+    if isinstance(source, bytes):
+        data = source
+    else:
+        try:
+            data = Path(source).read_bytes()
+        except OSError as error:
+            raise DataError(f"{name}: cannot be read ({error.strerror or error})") from error
+    texts = read_texts(data, source=name)
+    if KEY in texts:
+        return _own_settings(texts[KEY], name)
+    settings = parse_parameters(texts.get(PARAMETERS, ""))
+    if settings:
+        return settings
+    others = f" (it has text named {', '.join(sorted(texts)[:5])})" if texts else ""
+    raise DataError(
+        f"{name}: carries no settings{others}",
+        hint="sharing sites and editors strip them: use the file that was generated",
+    )
+
+
+def _own_settings(payload: str, name: str) -> dict[str, Any]:
+    try:
+        content = json.loads(payload)
+        stored, settings = content["format"], content["settings"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(
+            f"{name}: its settings are damaged ({error})", hint="generate the picture again"
+        ) from error
+    if not isinstance(stored, int) or stored > FORMAT:
+        raise DataError(
+            f"{name}: written by sanakit {content.get('version')} in format {stored}; "
+            f"this one reads up to {FORMAT}",
+            hint="pip install --upgrade sanakit",
+        )
+    if not isinstance(settings, dict):
+        raise DataError(f"{name}: its settings are damaged (not an object)")
+    return settings
+
+
+def _version() -> str:
+    try:
+        return version("sanakit")
+    except PackageNotFoundError:
+        return "unknown"

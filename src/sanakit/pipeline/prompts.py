@@ -1,0 +1,292 @@
+"""Prompts become text embeddings: instruction in front, LLM, first token and the prompt's kept.
+
+Nothing is padded beyond the longest prompt of a call. What is stored between calls is in one
+object, the encoder's `PromptCache`, and changes no result.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch.nn import functional
+from transformers import PreTrainedTokenizerBase
+
+from sanakit.errors import ConfigError
+from sanakit.models.text_encoder import TextEncoder, length_mask
+from sanakit.pipeline.prompt_cache import PromptCache
+from sanakit.shapes import Text, TextMask
+
+_CAPTION_NOISE = tuple(
+    (re.compile(pattern, re.IGNORECASE), replacement)
+    for pattern, replacement in (
+        (r"<[^<>]*>", " "),  # markup
+        (r"\b(?:https?://|www\.)\S+", " "),
+        (r"@\w+", " "),  # mentions
+        (r"\S+\.(?:png|jpe?g|gif|bmp|webp|tiff?|svg|eps|pdf|mp4)\b", " "),  # file names
+        (r"#?\b\d{6,}\b|#\d+\b", " "),  # article numbers
+        (r"[\u2010-\u2015\u2212]", "-"),
+        (r"[\u2018\u2019]", "'"),
+        (r"[\u201c\u201d\u00ab\u00bb]", '"'),
+        (r"[#\u00ae\u2122\u00a9|*{}\[\]\\]+", " "),
+        (r"\s+", " "),
+    )
+)
+
+
+def cleaned(caption: str) -> str:
+    """Remove markup, addresses, mentions, file names and article numbers; even out quotes.
+
+    Our own rules: unlike the reference's they keep every script, Chinese among them.
+    """
+    caption = html.unescape(caption)
+    for pattern, replacement in _CAPTION_NOISE:
+        caption = pattern.sub(replacement, caption)
+    return caption.strip()
+
+
+Compat = Literal["diffusers", "nvlabs"]
+
+# Part of the contract of the published weights: they were trained behind these very words.
+COMPLEX_HUMAN_INSTRUCTION = (
+    "Given a user prompt, generate an 'Enhanced prompt' that provides detailed visual descriptions "
+    "suitable for image generation. Evaluate the level of detail in the user prompt:",
+    "- If the prompt is simple, focus on adding specifics about colors, shapes, sizes, textures, "
+    "and spatial relationships to create vivid and concrete scenes.",
+    "- If the prompt is already detailed, refine and enhance the existing details slightly without "
+    "overcomplicating.",
+    "Here are examples of how to transform or refine prompts:",
+    "- User Prompt: A cat sleeping -> Enhanced: A small, fluffy white cat curled up in a round "
+    "shape, sleeping peacefully on a warm sunny windowsill, surrounded by pots of blooming red "
+    "flowers.",
+    "- User Prompt: A busy city street -> Enhanced: A bustling city street scene at dusk, "
+    "featuring glowing street lamps, a diverse crowd of people in colorful clothing, and a "
+    "double-decker bus passing by towering glass skyscrapers.",
+    "Please generate only the enhanced description for the prompt below and avoid including any "
+    "additional commentary or evaluations:",
+    "User Prompt: ",
+)
+
+
+def instruction_lines(quotes: Literal["single", "double"] = "single") -> tuple[str, ...]:
+    """Give the published instruction; diffusers quotes with single marks, NVlabs with double ones.
+
+    The marks are tokens of their own, so the choice changes the embeddings a little.
+    """
+    mark = {"single": "'", "double": '"'}[quotes]
+    return tuple(line.replace("'", mark) for line in COMPLEX_HUMAN_INSTRUCTION)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncodedText:
+    """Embeddings of a batch of prompts, as wide as the longest of them."""
+
+    text: Text
+    mask: TextMask
+    dropped: tuple[int, ...]
+    """Tokens cut off the end of each prompt; 0 where it fitted."""
+
+    def repeat(self, count: int) -> EncodedText:
+        """Give every prompt ``count`` times in a row, its own mask beside it."""
+        return EncodedText(
+            text=self.text.repeat_interleave(count, dim=0),
+            mask=self.mask.repeat_interleave(count, dim=0),
+            dropped=tuple(dropped for dropped in self.dropped for _ in range(count)),
+        )
+
+
+def padded(encoded: EncodedText, length: int = 300) -> tuple[Text, TextMask]:
+    """Give embeddings and mask in the published form, ``length`` tokens wide.
+
+    New places hold zeros and are masked; the reference holds states of padding tokens there, which
+    no attention reads.
+
+    Raises:
+        ConfigError: the text is already longer than ``length``.
+    """
+    missing = length - encoded.text.shape[1]
+    if missing < 0:
+        raise ConfigError(f"length={length} is less than the {encoded.text.shape[1]} tokens held")
+    return _widened(encoded.text, encoded.mask, length)
+
+
+def _widened(text: Text, mask: TextMask, length: int) -> tuple[Text, TextMask]:
+    missing = length - text.shape[1]
+    return functional.pad(text, (0, 0, 0, missing)), functional.pad(mask, (0, missing))
+
+
+class PromptEncoder:
+    """A tokenizer and a text encoder; ``instruction`` is what the model was trained behind."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        text_encoder: TextEncoder,
+        *,
+        instruction: Sequence[str] | None = COMPLEX_HUMAN_INSTRUCTION,
+        max_sequence_length: int = 300,
+        cache: PromptCache | None = None,
+    ) -> None:
+        """Hold the parts; ``cache`` None is a new one with its usual settings.
+
+        Raises:
+            ConfigError: the tokenizer ends a text with ``eos``, which truncation would lose.
+        """
+        self.tokenizer = tokenizer
+        self.text_encoder = text_encoder
+        self.instruction = instruction
+        self.max_sequence_length = max_sequence_length
+        self.cache = PromptCache() if cache is None else cache
+        if self._ids(["a"])[0][-1] == tokenizer.eos_token_id:
+            raise ConfigError(
+                "the tokenizer ends every text with eos", hint="load it with add_eos_token=False"
+            )
+
+    def encode(
+        self,
+        prompts: Sequence[str],
+        *,
+        instruction: Sequence[str] | None,
+        max_sequence_length: int | None = None,
+        compat: Compat = "diffusers",
+        clean_caption: bool = False,
+    ) -> EncodedText:
+        """Encode prompts behind an instruction, which itself is cut away again.
+
+        Kept are the first token and all from the last place of the instruction on: a template that
+        ends in a space gives it to the prompt's first word, so that place is the prompt's. ``None``
+        or no lines: the plain prompt. At most ``max_sequence_length`` tokens remain of each.
+
+        ``compat``: "diffusers" lower-cases and strips prompts, "nvlabs" only strips them.
+        ``clean_caption`` first removes what alt texts drag along, see ``cleaned``.
+
+        Raises:
+            ConfigError: no prompt, a string where a list belongs, a length below 1.
+        Source: reference 3.8; equal to ``SanaPipeline.encode_prompt`` on real tokens.
+        """
+        most = self.max_sequence_length if max_sequence_length is None else max_sequence_length
+        if most < 1:
+            raise ConfigError(f"max_sequence_length={most} must be at least 1")
+        if isinstance(instruction, str):
+            raise ConfigError("instruction is a list of lines, not one string", hint="wrap it: [ ]")
+        prefix = "\n".join(instruction or ())
+        # Without its last token, which the prompt's first word joins.
+        prefix_ids = self._ids([prefix])[0][:-1] if prefix else []
+        cut_away = len(prefix_ids) if prefix else 1
+        limit = cut_away + most - 1
+        sequences = self._prompt_ids(prompts, prefix, compat, clean_caption)
+        on_disk = self._is_published(instruction)
+        parts = [
+            self.cache.finished(
+                self.text_encoder,
+                ("behind", cut_away, prefix_ids, batch),
+                partial(self._kept_states, batch, prefix_ids, cut_away, on_disk=on_disk),
+            )
+            for batch in self._batches([ids[:limit] for ids in sequences])
+        ]
+        width = max(mask.shape[1] for _, mask in parts)
+        text, mask = (
+            torch.cat(each)
+            for each in zip(*(_widened(*part, width) for part in parts), strict=True)
+        )
+        dropped = tuple(max(0, len(ids) - limit) for ids in sequences)
+        return EncodedText(text=text, mask=mask, dropped=dropped)
+
+    def encode_null(
+        self,
+        prompts: Sequence[str],
+        beside: EncodedText,
+        *,
+        max_sequence_length: int | None = None,
+        compat: Compat = "diffusers",
+        clean_caption: bool = False,
+    ) -> EncodedText:
+        """Encode empty or negative prompts, never behind an instruction, for guidance.
+
+        "diffusers" gives each its own mask. "nvlabs", and so the training of the published weights,
+        gives it the mask of the prompt ``beside`` it: attention then reads padding states up to
+        that prompt's length and nothing beyond it.
+
+        Raises:
+            ConfigError: as ``encode``; for "nvlabs" also unless there is one for each prompt.
+        """
+        if compat == "diffusers":
+            return self.encode(
+                prompts,
+                instruction=None,
+                max_sequence_length=max_sequence_length,
+                clean_caption=clean_caption,
+            )
+        if len(prompts) != len(beside.mask):
+            raise ConfigError(f"{len(prompts)} null prompts beside {len(beside.mask)} prompts")
+        width = beside.mask.shape[1]
+        sequences = self._prompt_ids(prompts, "", compat, clean_caption)
+        lengths = [min(len(ids), width) for ids in sequences]
+        ids = torch.full((len(prompts), width), int(self.tokenizer.pad_token_id))
+        for row, sequence, length in zip(ids, sequences, lengths, strict=True):
+            row[:length] = torch.tensor(sequence[:length])
+        device = self.text_encoder.device
+        mask = length_mask(lengths, width).to(device)
+        states, _ = self.cache.finished(
+            self.text_encoder,
+            ("null", lengths, ids.tolist()),
+            lambda: (self.text_encoder.hidden_states(ids.to(device), mask), mask),
+        )
+        dropped = tuple(max(0, len(ids) - width) for ids in sequences)
+        return EncodedText(text=states, mask=beside.mask, dropped=dropped)
+
+    def _batches(self, sequences: list[list[int]]) -> list[list[list[int]]]:
+        """What runs at once: on the CPU one row, so that it has the bits that it has alone."""
+        on_cpu = self.text_encoder.device.type == "cpu"
+        return [[ids] for ids in sequences] if on_cpu else [sequences]
+
+    def _kept_states(
+        self,
+        sequences: list[list[int]],
+        prefix_ids: list[int],
+        cut_away: int,
+        *,
+        on_disk: bool,
+    ) -> tuple[Text, TextMask]:
+        """States of each first token and of all from ``cut_away`` on.
+
+        A tokenizer may join a prompt to more of the template than its last token. A call with such
+        a prompt is run as a whole.
+        """
+        if all(ids[:cut_away] == prefix_ids for ids in sequences):
+            prefix = self.cache.prefix(self.text_encoder, prefix_ids, on_disk=on_disk)
+            if prefix is not None:
+                return self.text_encoder.encode_behind(
+                    prefix, [ids[cut_away:] for ids in sequences]
+                )
+        states, mask = self.text_encoder.encode(sequences)
+        kept = [0, *range(cut_away, states.shape[1])]
+        return states[:, kept], mask[:, kept]
+
+    def _is_published(self, instruction: Sequence[str] | None) -> bool:
+        """Whether the words are a model's own, rather than a user's, which stay off the disk."""
+        own = (self.instruction, instruction_lines("single"), instruction_lines("double"))
+        return tuple(instruction or ()) in {tuple(lines or ()) for lines in own}
+
+    def _prompt_ids(
+        self, prompts: Sequence[str], prefix: str, compat: Compat, clean_caption: bool
+    ) -> list[list[int]]:
+        """Bring prompts into the form they were trained in and tokenise them behind ``prefix``."""
+        if isinstance(prompts, str) or not prompts:
+            raise ConfigError(f"prompts={prompts!r}: a list with at least one string is needed")
+        texts = [cleaned(prompt) if clean_caption else prompt for prompt in prompts]
+        if compat == "diffusers":
+            texts = [text.lower() for text in texts]
+        return self._ids([prefix + text.strip() for text in texts])
+
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokenise without padding or truncation, which would leave settings in the tokenizer."""
+        found: list[list[int]] = self.tokenizer(list(texts), verbose=False)["input_ids"]
+        # A tokenizer without bos makes nothing of an empty text; attention needs one token.
+        eos = self.tokenizer.eos_token_id
+        return [ids or [int(eos)] for ids in found]

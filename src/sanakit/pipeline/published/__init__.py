@@ -1,0 +1,1 @@
+"""The pipelines that users of diffusers know, under their published arguments."""

@@ -1,0 +1,144 @@
+"""What a caller may see and change between two steps of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from sanakit.errors import ConfigError
+from sanakit.flow.guidance import Guidance
+from sanakit.flow.solvers import Stepped
+from sanakit.pipeline.keywords import nearest
+from sanakit.pipeline.pipeline import Sampling
+from sanakit.pipeline.prompts import EncodedText, padded
+from sanakit.pipeline.published.arguments import TENSOR_INPUTS, Call, rows_of
+from sanakit.pipeline.sampler import Change
+
+
+class Live(Protocol):
+    """What of a pipeline a callback may set, and the run reads after each step."""
+
+    _guidance_scale: float
+    _interrupt: bool
+
+
+def effective_scale(guidance_scale: float) -> float:
+    """Give the scale as guidance has it: published pipelines take 1 and below as off."""
+    return max(guidance_scale, 1.0)
+
+
+class StepHook:
+    """Called after every step of one run: shows the callback its tensors, takes what it changed.
+
+    ``prompt_embeds`` are shown as the published pipelines show them, ``max_sequence_length`` wide
+    and, under guidance, behind the negative ones. They come back like that or without those;
+    ``negative_prompt_embeds`` that come back changed take effect, too.
+    """
+
+    def __init__(
+        self,
+        pipe: Live,
+        call: Call,
+        sampling: Sampling,
+        positive: EncodedText,
+        negative: EncodedText | None,
+        *,
+        tick: Callable[[], Any],
+    ) -> None:
+        self.pipe = pipe
+        self.call = call
+        self.timesteps = sampling.grid.timesteps
+        self.guidance: Guidance = sampling.guidance
+        self.tick = tick
+        self.positive, self.negative = positive, negative
+        if call.callback_on_step_end is not None:
+            sides = [positive] if negative is None else [positive, negative]
+            width = max(call.max_sequence_length, *(side.text.shape[1] for side in sides))
+            self.positive = _widened(positive, width)
+            self.negative = None if negative is None else _widened(negative, width)
+
+    def __call__(self, index: int, stepped: Stepped) -> Change | None:
+        """Take part after step ``index``.
+
+        Raises:
+            ConfigError: the callback gave back a name or a shape that it was not shown.
+        """
+        self.tick()
+        latents = texts = None
+        callback = self.call.callback_on_step_end
+        if callback is not None:
+            shown = self._shown(stepped)
+            asked = {name: shown[name] for name in self.call.tensor_inputs if name in shown}
+            changed = callback(self.pipe, index, self.timesteps[index], asked) or {}
+            for name in changed:
+                if name not in TENSOR_INPUTS:
+                    raise ConfigError(
+                        f"the callback gave back {name!r}", hint=nearest(name, TENSOR_INPUTS)
+                    )
+            latents = self._latents(changed, stepped.x)
+            texts = self._texts(changed, shown)
+        guidance = None
+        scale = effective_scale(self.pipe._guidance_scale)
+        if scale != self.guidance.guidance_scale:
+            guidance = self.guidance = replace(self.guidance, guidance_scale=scale)
+        return Change(latents=latents, texts=texts, guidance=guidance, stop=self.pipe._interrupt)
+
+    def _shown(self, stepped: Stepped) -> dict[str, Tensor]:
+        shown = {"latents": stepped.x, "prompt_embeds": self.positive.text}
+        if self.negative is not None:
+            shown["negative_prompt_embeds"] = self.negative.text
+            if self.guidance.guidance_scale != 1.0:
+                shown["prompt_embeds"] = torch.cat([self.negative.text, self.positive.text])
+        return shown
+
+    def _latents(self, changed: dict[str, Tensor], x: Tensor) -> Tensor | None:
+        latents = changed.get("latents")
+        if latents is None or latents is x:
+            return None
+        return _fitting("latents", latents, x.shape)
+
+    def _texts(
+        self, changed: dict[str, Tensor], shown: dict[str, Tensor]
+    ) -> tuple[EncodedText, EncodedText | None] | None:
+        text = changed.get("prompt_embeds")
+        null = changed.get("negative_prompt_embeds")
+        text = None if text is shown["prompt_embeds"] else text
+        null = None if null is shown.get("negative_prompt_embeds") else null
+        if text is None and null is None:
+            return None
+        if text is not None:
+            shape = self.positive.text.shape
+            if self.negative is not None and text.shape == (2 * shape[0], *shape[1:]):
+                behind, text = text.chunk(2)
+                self.negative = replace(self.negative, text=behind)
+            self.positive = replace(self.positive, text=_fitting("prompt_embeds", text, shape))
+        if null is not None:
+            if self.negative is None:
+                raise ConfigError(
+                    "the callback gave back negative_prompt_embeds, which this call does not read",
+                    hint="it needs a guidance_scale above 1",
+                )
+            shape = self.negative.text.shape
+            null = _fitting("negative_prompt_embeds", null, shape)
+            self.negative = replace(self.negative, text=null)
+        every = slice(None)
+        negative = None if self.negative is None else rows_of(self.negative, every)
+        return rows_of(self.positive, every), negative
+
+
+def _widened(encoded: EncodedText, width: int) -> EncodedText:
+    text, mask = padded(encoded, width)
+    return replace(encoded, text=text, mask=mask)
+
+
+def _fitting(name: str, tensor: Tensor, shape: torch.Size) -> Tensor:
+    if tensor.shape != shape:
+        raise ConfigError(
+            f"the callback gave back {name} of shape {tuple(tensor.shape)}",
+            hint=f"this call goes on with {tuple(shape)} only",
+        )
+    return tensor

@@ -1,0 +1,59 @@
+"""Where the two published stacks differ: diffusers, and NVlabs' own, which the weights come from.
+
+Besides what is here, prompts are lower-cased by diffusers alone, and the null text wears the
+prompt's mask in NVlabs' stack alone; both are in `prompt`. Source: reference 3.8 and 6.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+from sanakit.errors import ConfigError
+from sanakit.models.config import TRANSFORMERS, TransformerConfig
+from sanakit.pipeline.components import Habits
+from sanakit.pipeline.prompts import COMPLEX_HUMAN_INSTRUCTION, Compat, instruction_lines
+from sanakit.pipeline.schedulers import Scheduler
+
+COMPATS: tuple[Compat, ...] = ("diffusers", "nvlabs")
+# Its native config samples at 4; every converted folder says 3.
+_SMALL = TRANSFORMERS["sana-0.6b"]
+_SMALL_SHIFT = 4.0
+_CONVERTED_SHIFT = 3.0
+
+
+def check_compat(value: str) -> Compat:
+    """Give ``value`` if it names a stack.
+
+    Raises:
+        ConfigError: naming the nearest stack.
+    """
+    for known in COMPATS:
+        if value == known:
+            return known
+    near = difflib.get_close_matches(str(value).lower(), COMPATS, n=1)
+    raise ConfigError(
+        f"compat={value!r} is unknown",
+        hint=f"did you mean {near[0]!r}?" if near else f"one of {', '.join(COMPATS)}",
+    )
+
+
+def instruction_as(instruction: Sequence[str] | None, compat: Compat) -> Sequence[str] | None:
+    """Quote the published instruction as the stack does; any other stays as it is."""
+    if compat == "nvlabs" and instruction == COMPLEX_HUMAN_INSTRUCTION:
+        return instruction_lines("double")
+    return instruction
+
+
+def scheduler_as(habits: Habits, config: TransformerConfig, compat: Compat) -> Scheduler:
+    """Give a model's scheduler: NVlabs samples SANA 1.0 0.6B at 1024 px with a flow shift of 4."""
+    scheduler = habits.scheduler
+    small = (
+        config.width == _SMALL.width
+        and config.sample_size == _SMALL.sample_size
+        and config.qk_norm is None
+        and not config.guidance_embeds
+    )
+    if compat == "nvlabs" and small and scheduler.flow_shift == _CONVERTED_SHIFT:
+        return scheduler.shifted(_SMALL_SHIFT)
+    return scheduler

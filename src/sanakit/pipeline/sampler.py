@@ -1,0 +1,195 @@
+"""A network, a text and a guidance become one velocity field for the solvers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sanakit.errors import ConfigError
+from sanakit.flow.grids import NoiseLevel
+from sanakit.flow.guidance import Guidance
+from sanakit.models.transformer import LinearDiT, PreparedText
+from sanakit.pipeline.numerics import all_finite, require_finite, safer_copy
+from sanakit.pipeline.prompts import EncodedText
+from sanakit.shapes import Latent, TextMask
+
+
+def join_text(first: EncodedText, second: EncodedText) -> EncodedText:
+    """Stack two batches of embeddings, the narrower one padded with masked places."""
+    width = max(first.text.shape[1], second.text.shape[1])
+    texts, masks = [], []
+    for part in (first, second):
+        missing = width - part.text.shape[1]
+        texts.append(functional.pad(part.text, (0, 0, 0, missing)))
+        masks.append(functional.pad(part.mask, (0, missing)))
+    return EncodedText(
+        text=torch.cat(texts), mask=torch.cat(masks), dropped=first.dropped + second.dropped
+    )
+
+
+class Change(NamedTuple):
+    """What shall be different from the next step on; None stays as it is."""
+
+    latents: Latent | None = None
+    texts: tuple[EncodedText, EncodedText | None] | None = None
+    """Of the prompts and of the negative ones."""
+    guidance: Guidance | None = None
+    stop: bool = False
+    """Leave all steps to come undone: the state now is the result."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Denoiser:
+    """Callable as the solvers' ``velocity``; runs all passes of a step as one batch.
+
+    Rows are unconditional, conditional, perturbed, as in the published pipelines. Everything that
+    the text alone decides was computed once, in :meth:`prepare`.
+    """
+
+    model: LinearDiT
+    positive: EncodedText
+    negative: EncodedText | None
+    prepared: PreparedText  # rows: [unconditional,] conditional
+    mask: TextMask
+    batch: int
+    guidance: Guidance
+    pag_layers: frozenset[int]
+
+    @classmethod
+    def prepare(
+        cls,
+        model: LinearDiT,
+        positive: EncodedText,
+        negative: EncodedText | None,
+        guidance: Guidance,
+        *,
+        pag_layers: frozenset[int] = frozenset(),
+    ) -> Denoiser:
+        """Project the text and compute every block's keys and values.
+
+        Raises:
+            ConfigError: if guidance needs a negative text and there is none.
+        """
+        embeds = model.config.guidance_embeds
+        if guidance.guidance_scale != 1.0 and negative is None and not embeds:
+            raise ConfigError(
+                f"guidance_scale={guidance.guidance_scale} needs a negative prompt's embeddings",
+                hint="pass them, or guidance_scale=1 to do without",
+            )
+        weight = model.proj_out.weight
+        both = positive if negative is None else join_text(negative, positive)
+        text = both.text.to(device=weight.device, dtype=weight.dtype)
+        return cls(
+            model=model,
+            positive=positive,
+            negative=negative,
+            prepared=model.prepare_text(text),
+            mask=both.mask.to(weight.device),
+            batch=positive.text.shape[0],
+            guidance=guidance,
+            pag_layers=pag_layers,
+        )
+
+    def with_model(self, model: LinearDiT) -> Denoiser:
+        """Give the same of another network: of the same weights in another dtype, say."""
+        return Denoiser.prepare(
+            model, self.positive, self.negative, self.guidance, pag_layers=self.pag_layers
+        )
+
+    def changed(self, change: Change) -> Denoiser:
+        """Give the same with another text or guidance; text alone costs a new projection of it."""
+        guidance = change.guidance or self.guidance
+        if change.texts is None and (guidance.guidance_scale == 1.0 or self.negative is not None):
+            return replace(self, guidance=guidance)
+        positive, negative = change.texts or (self.positive, self.negative)
+        return Denoiser.prepare(
+            self.model, positive, negative, guidance, pag_layers=self.pag_layers
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the network; states stay in fp32 between calls."""
+        return self.model.proj_out.weight.dtype
+
+    def __call__(self, x: Latent, level: NoiseLevel) -> Latent:
+        """Velocity at a state ``b c h w``, guided, fp32."""
+        config = self.model.config
+        if config.guidance_embeds:
+            return self._run(x, level, self._rows(0), mix=None).float()
+        passes = self.guidance.passes(level)
+        conditional = self._rows(self.mask.shape[0] - self.batch)
+        rows = [conditional]
+        if passes.uncond:
+            rows.insert(0, self._rows(0))
+        if passes.perturbed:
+            rows.append(conditional)
+        mix = None
+        if passes.perturbed:
+            mix = torch.ones(len(rows) * self.batch, dtype=torch.bool, device=x.device)
+            mix[-self.batch :] = False
+        parts = list(self._run(x, level, torch.cat(rows), mix=mix).split(self.batch))
+        uncond = parts.pop(0) if passes.uncond else None
+        perturbed = parts.pop() if passes.perturbed else None
+        return self.guidance.combine(level, parts[0], uncond=uncond, perturbed=perturbed)
+
+    def _rows(self, start: int) -> Tensor:
+        return torch.arange(start, start + self.batch, device=self.mask.device)
+
+    def _run(self, x: Latent, level: NoiseLevel, rows: Tensor, *, mix: Tensor | None) -> Latent:
+        config = self.model.config
+        count = rows.shape[0]
+        every = count == self.mask.shape[0] and mix is None
+        prepared = self.prepared if every else self.prepared.rows(rows)
+        x = x.to(self.dtype).repeat(count // self.batch, 1, 1, 1)
+        timestep = (level.timestep * config.timestep_scale).to(x.device).expand(count)
+        embedded = None
+        if config.guidance_embeds:
+            scale = self.guidance.guidance_scale * config.guidance_embeds_scale
+            embedded = torch.full((count,), scale, device=x.device, dtype=self.dtype)
+        velocity = self.model(
+            x,
+            timestep,
+            prepared,
+            self.mask if every else self.mask[rows],
+            guidance=embedded,
+            mix=mix,
+            mix_layers=self.pag_layers if mix is not None else frozenset(),
+        )
+        # Old published heads also predict a variance, which no flow solver reads.
+        return velocity[:, : x.shape[1]]
+
+
+class GuardedDenoiser:
+    """A denoiser for one run: a step that failed starts again in a safer dtype, kept from there on.
+
+    The run sets ``step``, counted from 0, for the messages, and may exchange ``denoiser``.
+    """
+
+    def __init__(self, denoiser: Denoiser, num_steps: int) -> None:
+        self.denoiser = denoiser
+        self.num_steps = num_steps
+        self.step = 0
+
+    @property
+    def where(self) -> str:
+        """The step in words."""
+        return f" at step {self.step + 1} of {self.num_steps}"
+
+    def __call__(self, x: Latent, level: NoiseLevel) -> Latent:
+        """Velocity at a state ``b c h w``, guided, fp32 and finite.
+
+        Raises:
+            NumericsError: it is not finite in the safer dtype either, or there is none.
+        """
+        velocity = self.denoiser(x, level)
+        if all_finite(velocity):
+            return velocity
+        safer = safer_copy(self.denoiser.model, "transformer", self.where)
+        self.denoiser = self.denoiser.with_model(safer)
+        velocity = self.denoiser(x, level)
+        require_finite(velocity, "transformer", self.where, dtype=self.denoiser.dtype)
+        return velocity

@@ -1,0 +1,163 @@
+"""A recipe's module made ready for its ranks: copied or sharded, in its compute dtype.
+
+All calls that touch the module go through one outer module, so that the wrappers of
+`torch.distributed`, which act when their module is called, see every one of them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from sanakit.train.config import LoopConfig
+from sanakit.train.distributed.loss_scale import ComputeDtype
+from sanakit.train.distributed.ranks import Ranks
+
+# Names of glibc's <malloc.h>.
+_TRIM_THRESHOLD = -1
+_MMAP_MAX = -4
+_NEVER = 2**31 - 1
+
+
+def keep_freed_memory() -> bool:
+    """Have this process reuse freed memory rather than return it; whether that could be set.
+
+    By default glibc maps each large tensor anew, and the system fills its pages with zeros before
+    the first write: for tensors of tens of megabytes, two thirds of the time of an activation
+    function. Other C libraries are left as they are.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return mallopt is not None and all(
+        mallopt(option, value) == 1 for option, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _NEVER))
+    )
+
+
+Result = TypeVar("Result")
+DTYPES: dict[ComputeDtype, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+class _Outer(nn.Module):
+    """Calls whatever it is given; its parameters are those of the module inside."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, call: Callable[..., Result], *arguments: Any) -> Result:
+        """Call ``call`` while this module is being called."""
+        return call(*arguments)
+
+
+class Network:
+    """The module of a recipe, spread over the ranks.
+
+    With ``ddp`` every rank holds it whole; with ``fsdp`` and ``hsdp`` its ``blocks`` and what is
+    left over are sharded in place (FSDP2) and its parameters become distributed tensors. Sums of
+    gradients are fp32. On a CPU this process keeps freed memory from now on.
+    """
+
+    def __init__(
+        self, module: nn.Module, blocks: Iterable[nn.Module], config: LoopConfig, ranks: Ranks
+    ) -> None:
+        if ranks.device.type == "cpu":
+            keep_freed_memory()
+        self.module = module.to(ranks.device)
+        self.config = config
+        self.device = ranks.device
+        self.outer: nn.Module = _Outer(module)
+        if config.compile_blocks:
+            # Every width and grid of an autoencoder's blocks is a shape of its own; the default
+            # stops compiling at the eighth.
+            torch._dynamo.config.recompile_limit = 64
+            for block in blocks:
+                block.compile(dynamic=False)
+        if ranks.count == 1:
+            return
+        if config.strategy == "ddp":
+            places = [ranks.device] if ranks.device.type == "cuda" else None
+            self.outer = DistributedDataParallel(
+                self.outer,
+                device_ids=places,
+                gradient_as_bucket_view=True,
+            )
+            return
+        for parameter in module.parameters():  # FSDP2 takes no other layout
+            parameter.data = parameter.data.contiguous()
+        mesh = ranks.mesh(config.strategy)
+        policy = MixedPrecisionPolicy(
+            param_dtype=None if config.compute_dtype == "float32" else DTYPES[config.compute_dtype],
+            reduce_dtype=torch.float32,
+            cast_forward_inputs=False,  # autocast decides, as on one rank
+        )
+        for block in blocks:
+            fully_shard(block, mesh=mesh, mp_policy=policy)
+        fully_shard(self.outer, mesh=mesh, mp_policy=policy)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether parameters are distributed tensors."""
+        return isinstance(self.outer, FSDPModule)
+
+    def losses(
+        self, loss: Callable[[Any], dict[str, Tensor]], batch: Any, *, last: bool
+    ) -> AbstractContextManager[dict[str, Tensor]]:
+        """Compute losses; the last part's backward pass sums gradients over the ranks.
+
+        A context: the backward pass belongs inside it.
+        """
+        return _Losses(self, loss, batch, last)
+
+    def call(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Call a function of the module, such as an evaluation, on every rank alike."""
+        # DDP's own forward would get ready for a backward pass that does not come.
+        outer = self.outer.module if isinstance(self.outer, DistributedDataParallel) else self.outer
+        with self.autocast():
+            return outer(function, *arguments)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Products in the compute dtype, weights and sums in fp32; used in training alone."""
+        return torch.autocast(
+            self.device.type,
+            DTYPES[self.config.compute_dtype],
+            enabled=self.config.compute_dtype != "float32",
+            cache_enabled=True,
+        )
+
+
+class _Losses(AbstractContextManager[dict[str, Tensor]]):
+    def __init__(
+        self,
+        network: Network,
+        loss: Callable[[Any], dict[str, Tensor]],
+        batch: Any,
+        last: bool,
+    ) -> None:
+        self.network, self.loss, self.batch = network, loss, batch
+        outer = network.outer
+        self.quiet: AbstractContextManager[Any] = nullcontext()
+        if isinstance(outer, FSDPModule):
+            outer.set_requires_gradient_sync(last)
+        elif isinstance(outer, DistributedDataParallel) and not last:
+            self.quiet = outer.no_sync()
+
+    def __enter__(self) -> dict[str, Tensor]:
+        self.quiet.__enter__()
+        with self.network.autocast():
+            return self.network.outer(self.loss, self.batch)
+
+    def __exit__(self, *error: Any) -> None:
+        self.quiet.__exit__(*error)

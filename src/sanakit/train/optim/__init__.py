@@ -1,0 +1,1 @@
+"""Optimizers, and their states in eight bits and over ranks."""

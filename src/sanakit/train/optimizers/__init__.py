@@ -1,1 +1,0 @@
-"""Optimizers whose states are small, load bit for bit, and lie as their weights are sharded."""

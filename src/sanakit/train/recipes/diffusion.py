@@ -1,0 +1,441 @@
+"""Train a SANA transformer, or a LoRA of one, on one's own pictures.
+
+Source of the loss: reference 4.2. Rectified flow, logit-normal levels, whole timesteps; the null
+prompt is the text encoder's own from the first step, with its own mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import islice
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from sanakit.data.captions.choice import CaptionChoice, Rule
+from sanakit.data.loader.batches import Batch as Read
+from sanakit.errors import ConfigError, NumericsError
+from sanakit.flow.grids import NoiseLevel, levels_at
+from sanakit.flow.guidance import Guidance
+from sanakit.flow.path import flow_matching_loss, interpolate
+from sanakit.flow.solvers import integrate
+from sanakit.models.transformer import LinearDiT
+from sanakit.pipeline.components import Habits
+from sanakit.pipeline.decoder import decode_pixels
+from sanakit.pipeline.images import Pixels
+from sanakit.pipeline.pipeline import seeded_noise
+from sanakit.shapes import Latent, PerSample, Text, TextMask
+from sanakit.train.config import LoopConfig, with_overrides
+from sanakit.train.mfu import SeenShapes, Shapes, counted
+from sanakit.train.recipe import Recipe, Timers
+from sanakit.train.recipes.frozen_encoders import Frozen
+from sanakit.train.recipes.lora import USUAL_TARGETS
+from sanakit.train.recipes.shard_dataset import OwnPictures
+from sanakit.train.sample_schedule import Share, generator_of, normal_of, uniform_of
+
+
+class LossBins:
+    """Means of per-sample losses in equal bins of sigma in [0, 1], summed over steps and ranks.
+
+    ``sums`` is fp64 ``2 bins``, losses and counts, so that ranks need one message; it moves to the
+    device of what is added first and never waits for it.
+
+    Raises:
+        ConfigError: no bin, or more than a hundred.
+    """
+
+    def __init__(self, bins: int = 10) -> None:
+        if not 1 <= bins <= 100:
+            raise ConfigError(f"bins={bins} must be between 1 and 100")
+        self.sums = torch.zeros(2, bins, dtype=torch.float64)
+
+    @torch.no_grad()
+    def add(self, losses: Tensor, sigma: Tensor) -> None:
+        """Count samples in: ``losses`` and ``sigma`` of shape ``b``; sigma 1 is in the last bin.
+
+        A loss that is not finite is left out: its step is skipped, and it would hide all others.
+        """
+        self.sums = self.sums.to(losses.device)
+        bins = self.sums.shape[1]
+        index = (sigma.to(losses.device, torch.float64) * bins).long().clamp_(0, bins - 1)
+        # A product and not a scatter: sums in a fixed order, on a GPU too.
+        member = torch.nn.functional.one_hot(index, bins).double()
+        finite = torch.isfinite(losses)
+        values = torch.where(finite, losses, 0).double()
+        self.sums += torch.stack([values, finite.double()]) @ member
+
+    def all_reduce(self, group: dist.ProcessGroup | None = None) -> None:
+        """Sum over ranks, in one message; every rank has the same means afterwards."""
+        dist.all_reduce(self.sums, group=group)
+
+    def means(self) -> dict[str, float]:
+        """The mean loss of each bin that had samples, by names such as ``loss_sigma_0.3``."""
+        bins = self.sums.shape[1]
+        losses, counts = self.sums.tolist()
+        return {
+            f"loss_sigma_{index / bins:.3g}": loss / count
+            for index, (loss, count) in enumerate(zip(losses, counts, strict=True))
+            if count
+        }
+
+    def reset(self) -> None:
+        """Forget everything, as after a line of the log."""
+        self.sums.zero_()
+
+
+Levels = Literal["logit-normal", "uniform"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SanaSettings:
+    """The loss, the captions, and what is trained. Defaults are the published recipe's."""
+
+    flow_shift: float | None = None
+    """Of the noise levels; None: as the model draws with."""
+    levels: Levels = "logit-normal"
+    level_mean: float = 0.0
+    level_std: float = 1.0
+    """Of the logit of a level, before the shift."""
+    null_chance: float = 0.1
+    """Share of samples that show the null prompt."""
+    caption_rule: Rule = "softmax"
+    caption_temperature: float = 1.0
+    caption_threshold: float | None = None
+    max_tokens: int = 300
+    """Of a caption; what is beyond is cut off."""
+    lora_rank: int = 0
+    """0: all weights are trained."""
+    lora_alpha: float | None = None
+    """None: the rank, so that the factor is one."""
+    lora_targets: tuple[str, ...] = USUAL_TARGETS
+    base_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the frozen weights under a LoRA; bfloat16 halves their memory."""
+    interpolation_scale: float | Literal["keep", "auto"] | None = "auto"
+    """Of positional encoding: a number turns it on, null off; auto turns it on for pictures of 2048
+    px and more where the model has none, keep leaves the model as it is."""
+    caption_gain: float = 0.01
+    """What the caption norm's weights begin at, from scratch."""
+
+    def __post_init__(self) -> None:
+        if self.flow_shift is not None and not self.flow_shift > 0:
+            raise ConfigError(f"flow_shift={self.flow_shift} must be more than 0")
+        if not self.level_std > 0:
+            raise ConfigError(f"level_std={self.level_std} must be more than 0")
+        if self.levels == "uniform" and (self.level_mean, self.level_std) != (0.0, 1.0):
+            raise ConfigError(
+                "level_mean and level_std have no meaning for levels=uniform",
+                hint="leave them out, or use levels=logit-normal",
+            )
+        if self.max_tokens < 1:
+            raise ConfigError(f"max_tokens={self.max_tokens} must be at least 1")
+        if self.lora_rank < 0:
+            raise ConfigError(f"lora_rank={self.lora_rank} must be at least 0")
+        if not self.lora_rank:
+            for name in ("lora_alpha", "lora_targets", "base_dtype"):
+                if getattr(self, name) != SANA_DEFAULTS[name]:
+                    raise ConfigError(
+                        f"{name} has no meaning where all weights are trained",
+                        hint="train a LoRA: --lora 16",
+                    )
+        self.choice()
+
+    def choice(self, *, null: bool = True) -> CaptionChoice:
+        """How a caption is chosen; without ``null`` never the null prompt.
+
+        Raises:
+            ConfigError: settings that do not go together.
+        """
+        return CaptionChoice(
+            rule=self.caption_rule,
+            temperature=self.caption_temperature,
+            threshold=self.caption_threshold,
+            null_chance=self.null_chance if null else 0.0,
+        )
+
+
+SANA_DEFAULTS = {"lora_alpha": None, "lora_targets": USUAL_TARGETS, "base_dtype": "float32"}
+NAMES = {field.name for field in fields(SanaSettings)}
+
+
+def split_settings(pairs: Sequence[str]) -> tuple[list[str], list[str]]:
+    """``key=value`` texts for `SanaSettings`, and all others, which are the loop's.
+
+    Raises:
+        ConfigError: a key that neither knows.
+    """
+    loop = {field.name for field in fields(LoopConfig)}
+    for pair in pairs:
+        key = pair.partition("=")[0]
+        if key not in NAMES | loop:
+            known = ", ".join([*sorted(NAMES), *sorted(loop)])
+            raise ConfigError(f"--set {pair}: no setting {key!r}", hint=f"known: {known}")
+    mine = [pair for pair in pairs if pair.partition("=")[0] in NAMES]
+    return mine, [pair for pair in pairs if pair not in mine]
+
+
+def sana_settings(pairs: Sequence[str], *, lora: int | None = None) -> SanaSettings:
+    """Settings from ``key=value`` texts; ``lora`` is a rank.
+
+    Raises:
+        ConfigError: as `with_overrides`, or a value that breaks a rule.
+    """
+    ranked = [] if lora is None else [f"lora_rank={lora}"]
+    return with_overrides(SanaSettings(), [*ranked, *pairs])
+
+
+def usual_loop(*, width: int, lora: bool, scratch: bool) -> LoopConfig:
+    """How a run steps where nobody says; rates fall with the transformer's ``width``.
+
+    From scratch: the published recipe (reference 2.5). Fine-tuning: what the embedded model was
+    found to learn thirty pictures with (docs/training.md).
+    """
+    if scratch:
+        return LoopConfig(
+            batch_size=256,
+            total_images=50_000_000,
+            peak_lr=1e-4,
+            lr_rule="sqrt",
+            schedule="constant",
+            warmup_images=2_000 * 256,
+            optimizer="came",
+            betas=(0.9, 0.999, 0.9999),
+            weight_decay=0.0,
+            grad_clip=0.1,
+            average_halflife=1_000_000,
+            pictures_every=500,
+        )
+    # At SANA 1.6B it gives 2e-5 for all weights, the published rate, and 3.5e-4 for a LoRA.
+    narrow = (384 / width) ** 1.5
+    return LoopConfig(
+        batch_size=16,
+        total_images=4_800 if lora else 3_200,
+        peak_lr=(5e-3 if lora else 3e-4) * narrow,
+        warmup_images=320,
+        decay_share=0.3,
+        weight_decay=0.01,
+        betas=(0.9, 0.99),
+        average_halflife=None,
+        log_every=20,
+        evaluate_every=100,
+        pictures_every=50,
+    )
+
+
+EVALUATED = 32
+EVALUATION_BATCH = 8
+STEPS = 20
+"""Of the solver, for the validation grid."""
+SEEDS = (0, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SanaBatch:
+    """Pictures and captions of one size, and where on the path they are seen.
+
+    As drawn it has ``pixels``, uint8 ``b H W 3``, and ``captions``, or what was computed of them in
+    advance; as prepared it has scaled latents ``x0``, states ``text`` and their ``mask``.
+    """
+
+    noise: Latent
+    level: NoiseLevel
+    ids: Sequence[str] = ()
+    captions: Sequence[str] = ()
+    pixels: Tensor | None = None
+    x0: Latent | None = None
+    text: Text | None = None
+    mask: TextMask | None = None
+
+
+class SanaRecipe(Recipe[SanaBatch]):
+    """Velocity regression on latents; ``module`` is the transformer, whose weights or LoRA learn.
+
+    ``held`` are pictures to measure on; without them some that are trained on are taken, and the
+    measure is called ``seen_loss``. ``prompts`` are what the validation grid is drawn from.
+    """
+
+    module: LinearDiT
+
+    def __init__(
+        self,
+        module: LinearDiT,
+        frozen: Frozen,
+        habits: Habits,
+        pictures: OwnPictures,
+        settings: SanaSettings,
+        *,
+        held: OwnPictures | None = None,
+        prompts: Sequence[str] = (),
+    ) -> None:
+        self.module, self.frozen, self.habits = module, frozen, habits
+        self.pictures, self.held, self.settings = pictures, held, settings
+        self.prompts = tuple(prompts)
+        shift = settings.flow_shift
+        self.flow_shift = habits.scheduler.flow_shift if shift is None else shift
+        self.bins = LossBins()
+        self._measured: list[SanaBatch] = []
+        self._seen = SeenShapes(self._operations)
+
+    def stream(self, share: Share) -> Iterator[SanaBatch]:
+        """A rank's part of each batch of the loader, in parts, with noise by sample number."""
+        spans = share.spans()
+        for batch in self.pictures.batches(share):
+            for part in range(share.parts):
+                rows = slice(part * share.size, (part + 1) * share.size)
+                generators = [generator_of(share.seed, k) for k in next(spans)]
+                level = levels_at(self._positions(generators), self.flow_shift)
+                noise = normal_of(generators, *self._latent_shape(batch))
+                yield _drawn(batch, rows, noise, level)
+
+    def prepare(self, batch: SanaBatch, device: torch.device, timers: Timers) -> SanaBatch:
+        """Bring it to the device, with latents and text states, computed or read."""
+        x0, text, mask = batch.x0, batch.text, batch.mask
+        if x0 is None:
+            assert batch.pixels is not None
+            with timers("autoencoder"):
+                x0 = self.frozen.latents(batch.ids, batch.pixels, device)
+        if text is None or mask is None:
+            with timers("text"):
+                text, mask = self.frozen.texts(batch.captions, device)
+        return SanaBatch(
+            noise=batch.noise.to(device),
+            level=NoiseLevel(*(part.to(device) for part in batch.level)),
+            x0=x0.to(device).float(),
+            text=text.to(device).float(),
+            mask=mask.to(device),
+        )
+
+    def loss(self, batch: SanaBatch) -> dict[str, Tensor]:
+        """Mean squared velocity error; by noise level too, see :meth:`log_extras`."""
+        assert batch.x0 is not None
+        assert batch.text is not None
+        self._seen.add(len(batch.x0), batch.x0.shape[1:], batch.text.shape[1:])
+        errors = self._errors(self.module, batch)
+        self.bins.add(errors.detach(), batch.level.sigma)
+        return {"loss": errors.mean()}
+
+    def evaluate(self, module: nn.Module) -> dict[str, float]:
+        """The same loss on fixed pictures with fixed noise, at levels evenly over the path."""
+        device = next(module.parameters()).device
+        if not self._measured:
+            self._measured = [self.prepare(b, device, Timers(device)) for b in self._fixed()]
+        errors = torch.cat([self._errors(module, batch) for batch in self._measured])
+        return {"loss" if self.held else "seen_loss": float(errors.mean())}
+
+    def blocks(self) -> Iterator[nn.Module]:
+        """The transformer's blocks."""
+        yield from self.module.transformer_blocks.children()
+
+    def checkpoint_gradients(self) -> None:
+        """Recompute the transformer's blocks."""
+        self.module.gradient_checkpointing = True
+
+    def log_extras(self) -> dict[str, float]:
+        """Mean losses of ten bins of sigma since the last line, over all ranks."""
+        if dist.is_initialized():
+            self.bins.all_reduce()
+        means = {name: round(value, 4) for name, value in self.bins.means().items()}
+        self.bins.reset()
+        return means
+
+    def validation_grid(self, module: nn.Module) -> npt.NDArray[Any] | None:
+        """A row for each prompt, a column for each seed; None without prompts, or after NaN."""
+        if not self.prompts:
+            return None
+        rows = [self._drawn_of(module, prompt) for prompt in self.prompts]
+        whole = [np.concatenate(row, axis=1) for row in rows if row is not None]
+        return np.concatenate(whole, axis=0) if len(whole) == len(rows) else None
+
+    def flops(self) -> float:
+        """Of the transformer without adapters, at the shapes that :meth:`loss` has seen."""
+        return self._seen.mean()
+
+    def _operations(self, shapes: Shapes) -> float:
+        def forward() -> Tensor:
+            x, text = (torch.zeros(1, *shape) for shape in shapes)
+            mask = torch.ones(text.shape[:2], dtype=torch.bool)
+            velocity: Tensor = LinearDiT(self.module.config)(x, torch.zeros(1), text, mask)
+            return velocity
+
+        return counted(forward)
+
+    def _drawn_of(self, module: nn.Module, prompt: str) -> Pixels | None:
+        """A picture ``H W 3`` uint8 for each seed; None if a number is not finite."""
+        device = next(module.parameters()).device
+        autoencoder = self.frozen.autoencoder.to(device)
+        side = self.module.config.sample_size
+        noise = [seeded_noise(seed, self.module.config.in_channels, side, side) for seed in SEEDS]
+        guidance = Guidance(guidance_scale=self.habits.guidance_scale)
+        text, mask = self.frozen.texts([prompt, ""], device)
+        text, mask = (each.repeat_interleave(len(SEEDS), dim=0) for each in (text, mask))
+
+        def velocity(x: Latent, level: NoiseLevel) -> Latent:
+            timestep = (level.timestep * self.module.config.timestep_scale).to(device)
+            both = module(x.repeat(2, 1, 1, 1), timestep.expand(len(text)), text, mask)
+            cond, uncond = both[:, : x.shape[1]].float().chunk(2)
+            return guidance.combine(level, cond, uncond=uncond, perturbed=None)
+
+        scheduler = self.habits.scheduler
+        latent = integrate(
+            scheduler.solver.step, velocity, torch.cat(noise).to(device), scheduler.grid(STEPS)
+        )
+        try:
+            with torch.autocast(device.type, enabled=False):
+                return decode_pixels(autoencoder, latent)
+        except NumericsError:
+            return None  # the run itself counts steps that are not finite
+
+    def _errors(self, module: nn.Module, batch: SanaBatch) -> PerSample:
+        assert batch.x0 is not None
+        x = interpolate(batch.x0, batch.noise, batch.level.sigma)
+        timestep = batch.level.timestep * self.module.config.timestep_scale
+        predicted = module(x, timestep, batch.text, batch.mask)[:, : x.shape[1]]
+        return flow_matching_loss(predicted, batch.x0, batch.noise)
+
+    def _positions(self, generators: list[torch.Generator]) -> Tensor:
+        """Places in [0, 1] of the path before its shift, one for each sample."""
+        settings = self.settings
+        if settings.levels == "uniform":
+            return uniform_of(generators)
+        return torch.sigmoid(settings.level_mean + settings.level_std * normal_of(generators))
+
+    def _latent_shape(self, batch: Read) -> tuple[int, int, int]:
+        factor = self.frozen.autoencoder.config.spatial_factor
+        return self.module.config.in_channels, batch.height // factor, batch.width // factor
+
+    def _fixed(self) -> Iterator[SanaBatch]:
+        """The first pictures in an order of their own; never the null prompt."""
+        source = replace(self.held or self.pictures, captions=self.settings.choice(null=False))
+        generator = torch.Generator().manual_seed(0)
+        share = Share(seed=1, batch_size=EVALUATION_BATCH)
+        count = EVALUATED // EVALUATION_BATCH
+        levels = (torch.arange(EVALUATED) + 0.5) / EVALUATED
+        for number, batch in enumerate(islice(source.batches(share), count)):
+            sigma = levels[number::count]
+            shape = (EVALUATION_BATCH, *self._latent_shape(batch))
+            noise = torch.randn(shape, generator=generator)
+            level = NoiseLevel(sigma, (1000 * sigma).floor())
+            drawn = _drawn(batch, slice(None), noise, level)
+            yield replace(drawn, ids=[f"{source.shards}: {id}" for id in drawn.ids])
+
+
+def _drawn(batch: Read, rows: slice, noise: Latent, level: NoiseLevel) -> SanaBatch:
+    """Some samples of a batch that was read."""
+
+    def some(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor[rows]
+
+    return SanaBatch(
+        noise=noise,
+        level=level,
+        ids=batch.ids[rows],
+        captions=batch.captions[rows],
+        pixels=some(batch.pixels),
+        x0=some(batch.latents),
+        text=some(batch.text),
+        mask=some(batch.text_mask),
+    )

@@ -1,0 +1,95 @@
+"""The networks that a diffusion run leaves as they are: pictures to latents, captions to states."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sanakit.data.loader.reading import padded
+from sanakit.models.autoencoder import Autoencoder
+from sanakit.pipeline.prompts import PromptEncoder
+from sanakit.shapes import Latent, Text, TextMask
+
+LATENT_BYTES = 256 * 2**20
+
+
+class Frozen:
+    """Autoencoder and text encoder, on the device that asks; results are kept while there is room.
+
+    The null prompt has the states and the mask of an empty text behind no instruction, as
+    pictures are drawn with. On the CPU pictures are encoded one by one, so that a latent does not
+    depend on its neighbours in a batch, nor on what is still known.
+    """
+
+    def __init__(
+        self,
+        autoencoder: Autoencoder,
+        prompts: PromptEncoder,
+        *,
+        max_tokens: int = 300,
+        latent_bytes: int = LATENT_BYTES,
+    ) -> None:
+        self.autoencoder = autoencoder
+        self.prompts = prompts
+        self.max_tokens = max_tokens
+        self.latent_bytes = latent_bytes
+        self._latents: OrderedDict[str, Tensor] = OrderedDict()
+        self._null: Tensor | None = None
+
+    @torch.no_grad()
+    def latents(self, ids: Sequence[str], pixels: Tensor, device: torch.device) -> Latent:
+        """Scaled latents ``b c h w``, fp32, of pictures uint8 ``b H W 3`` by their names."""
+        if next(self.autoencoder.parameters()).device != device:
+            self.autoencoder.to(device)
+        missing = [row for row, id in enumerate(ids) if id not in self._latents]
+        fresh: dict[str, Tensor] = {}
+        for rows in [[row] for row in missing] if device.type == "cpu" else [missing]:
+            if rows:
+                found = self._encoded(pixels[rows].to(device))
+                fresh |= {ids[row]: latent for row, latent in zip(rows, found, strict=True)}
+        x0 = torch.stack([fresh[id] if id in fresh else self._latents[id].to(device) for id in ids])
+        for id in ids:
+            if id in fresh:
+                self._latents[id] = fresh[id].cpu()
+            self._latents.move_to_end(id)
+        most = max(1, self.latent_bytes // x0[0].nbytes)
+        while len(self._latents) > most:
+            self._latents.popitem(last=False)
+        return x0
+
+    @torch.no_grad()
+    def texts(self, captions: Sequence[str], device: torch.device) -> tuple[Text, TextMask]:
+        """States ``b l d``, fp32, and mask of captions behind the model's instruction.
+
+        An empty caption is the null prompt.
+        """
+        with torch.autocast(device.type, enabled=False):
+            if self.prompts.text_encoder.device != device:
+                self.prompts.text_encoder.to(device)
+            rows = {caption: self._null_states() for caption in captions if not caption.strip()}
+            spoken = list(dict.fromkeys(caption for caption in captions if caption.strip()))
+            if spoken:
+                instruction = self.prompts.instruction
+                encoded = self.prompts.encode(
+                    spoken, instruction=instruction, max_sequence_length=self.max_tokens
+                )
+                for caption, states, mask in zip(spoken, encoded.text, encoded.mask, strict=True):
+                    rows[caption] = states[mask]
+            text, mask = padded([rows[caption] for caption in captions])
+        return text.float().to(device), mask.to(device)
+
+    def _null_states(self) -> Tensor:
+        if self._null is None:
+            null = self.prompts.encode([""], instruction=None, max_sequence_length=self.max_tokens)
+            self._null = null.text[0][null.mask[0]]
+        return self._null
+
+    def _encoded(self, pixels: Tensor) -> Latent:
+        weight = next(self.autoencoder.parameters())
+        image = pixels.permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
+        with torch.autocast(pixels.device.type, enabled=False):
+            raw = self.autoencoder.encode(image.to(weight.dtype))
+        return raw.float() * self.autoencoder.config.scaling_factor

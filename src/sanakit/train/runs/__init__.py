@@ -1,0 +1,1 @@
+"""A run on disk: what it was told, its log, how it does, what it will cost."""

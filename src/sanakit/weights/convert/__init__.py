@@ -1,0 +1,1 @@
+"""Original checkpoints to published folders, and back."""

@@ -1,0 +1,190 @@
+"""Original checkpoints: single files under the authors' own names, most of them pickles.
+
+This is the only place that unpickles, with torch's allow-list of tensors and plain containers, and
+only `sanakit convert` and the training of autoencoders come here; what serves pictures reads
+safetensors alone.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sanakit.errors import WeightsError
+from sanakit.files import replacing
+from sanakit.weights.convert.parts import NativeModel, identified
+from sanakit.weights.store import read_tensors, tensor_bytes, write_tensors
+
+PICKLED = (".pth", ".pt", ".ckpt", ".bin")
+SAFE = ".safetensors"
+# Where training scripts put the weights, the moving average last.
+NESTS = ("state_dict", "model", "module", "params")
+AVERAGES = ("state_dict_ema", "ema", "model_ema", "params_ema")
+PREFIXES = ("_orig_mod.", "module.", "model.diffusion_model.")
+REBUILD: Any = np.empty(0).__reduce__()[0]
+# Resumable checkpoints keep the state of numpy's generator, an array of integers.
+HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    (np.ndarray, "numpy.ndarray"),
+    (np.dtype, "numpy.dtype"),
+    (type(np.dtype(np.uint32)), "numpy.dtypes.UInt32DType"),
+    # The one function that rebuilds an array moved when numpy 2 came; files of both are about.
+    (REBUILD, "numpy.core.multiarray._reconstruct"),
+    (REBUILD, "numpy._core.multiarray._reconstruct"),
+]
+
+
+def read_native(path: Path, *, config: str | None = None, average: bool = False) -> NativeModel:
+    """Read an original file and give it in the published layout; tensors stay on disk until used.
+
+    Args:
+        path: a ``.pth``, ``.pt``, ``.ckpt``, ``.bin`` or ``.safetensors`` file.
+        config: a preset's name or a ``config.json``, in place of what the shapes say.
+        average: take the moving average of a training checkpoint.
+
+    Raises:
+        WeightsError: a file that is cut, not of tensors alone, of another kind, or whose tensors
+            do not fit. ConfigError: shapes that leave something open; a config that is not there.
+    """
+    state, notes = unwrapped(read_file(path), source=str(path), average=average)
+    return identified(state, source=str(path), config=config, notes=notes)
+
+
+def write_native(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Write one file under the original names, whole or not at all.
+
+    ``.safetensors`` holds the tensors; any other ending a pickle ``{"state_dict": tensors}`` that
+    ``torch.load(weights_only=True)`` reads.
+
+    Raises:
+        DataError: the disk refuses.
+    """
+    if path.suffix == SAFE:
+        write_tensors(path, state, {})
+        return
+    # A view would take its whole storage along.
+    own = {name: t if _whole(t) else t.clone() for name, t in state.items()}
+    with replacing(path) as temporary:
+        torch.save({"state_dict": {name: t.contiguous() for name, t in own.items()}}, temporary)
+
+
+def read_file(path: Path) -> Mapping[str, Any]:
+    """Give what a pickle or a safetensors file holds, as it is nested there.
+
+    Raises:
+        WeightsError: not a file, cut, not a dictionary, or holding more than tensors and numbers.
+    """
+    if path.is_dir():
+        raise WeightsError(f"{path}: is a folder, not a checkpoint file", hint="name the file")
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file", hint="check the path")
+    if path.suffix == SAFE:
+        return read_tensors(path)
+    if path.suffix not in PICKLED:
+        raise WeightsError(
+            f"{path}: is no checkpoint by its name", hint=f"known: {', '.join((*PICKLED, SAFE))}"
+        )
+    with _diagnosed(path):
+        content = _unpickled(path)
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"{path}: holds a {type(content).__name__}, not a dictionary")
+    return content
+
+
+def unwrapped(
+    content: Mapping[str, Any], *, source: str, average: bool = False
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Find the tensors inside what training scripts write; give them and what was passed over.
+
+    Raises:
+        WeightsError: no tensors, no average where one is asked for, or tensors that claim far more
+            room than the file has.
+    """
+    notes: tuple[str, ...] = ()
+    while True:
+        kept = [name for name in AVERAGES if isinstance(content.get(name), Mapping)]
+        if average and kept:
+            content, average = content[kept[0]], False
+            continue
+        nest = next((name for name in NESTS if isinstance(content.get(name), Mapping)), None)
+        if nest is None and not kept:
+            break
+        if kept:
+            notes += (f"its moving average ({kept[0]}) was left out; --average takes it",)
+        content = content[nest or kept[0]]
+    if average:
+        raise WeightsError(f"{source}: holds no moving average", hint="leave out --average")
+    state: dict[str, Tensor] = {}
+    for name, value in content.items():
+        if isinstance(value, Tensor):
+            state[_plain(str(name))] = value.detach()
+    claimed = sum(map(tensor_bytes, state.values()))
+    stored = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in state.values()}
+    if claimed > 2 * sum(stored.values()):
+        raise WeightsError(
+            f"{source}: its tensors claim {claimed} bytes and have {sum(stored.values())}",
+            hint="do not use this file: it was made to exhaust memory",
+        )
+    return state, notes
+
+
+def _plain(name: str) -> str:
+    while prefix := next((each for each in PREFIXES if name.startswith(each)), None):
+        name = name.removeprefix(prefix)
+    return name
+
+
+def _unpickled(path: Path) -> Any:
+    with torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of pickle protocols; what cannot be read raises
+        return torch.load(
+            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+        )
+
+
+@contextmanager
+def _diagnosed(path: Path) -> Iterator[None]:
+    """Say in one line what is wrong with a pickle; damaged ones fail in many ways."""
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL ([\w.]+\.\w+)", str(error))
+        if named is None:
+            raise _damaged(path) from error
+        raise WeightsError(
+            f"{path}: refused, it holds code or objects ({named[1]}), not tensors alone",
+            hint="do not load it any other way unless you trust where it comes from",
+        ) from error
+    except (
+        RuntimeError,
+        EOFError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        AssertionError,
+        OverflowError,
+        OSError,
+        zipfile.BadZipFile,
+    ) as error:
+        raise _damaged(path) from error
+
+
+def _damaged(path: Path) -> WeightsError:
+    return WeightsError(
+        f"{path}: damaged, cut off or no checkpoint ({path.stat().st_size} bytes)",
+        hint="download it again",
+    )
+
+
+def _whole(tensor: Tensor) -> bool:
+    return tensor.untyped_storage().nbytes() == tensor_bytes(tensor)

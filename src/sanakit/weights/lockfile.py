@@ -1,0 +1,179 @@
+"""What a repository was when it was first fetched: its commit, and the digest of every file.
+
+Kept beside the files, in the repository's folder of the Hugging Face cache, so that a revision that
+moves and a file that changes are noticed, and so that "what is missing?" needs no network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import constants
+
+from sanakit.errors import ConfigError, WeightsError
+from sanakit.files import write_atomically
+
+PINS = "sanakit-pins.json"
+MAIN = "main"
+COMMIT = re.compile(r"[0-9a-f]{40}")
+_DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_REVISION = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")
+_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FileFact:
+    """Size in bytes, and sha256 (64 digits) of a large file or git blob id (40) of a small one."""
+
+    size: int
+    digest: str
+
+    @property
+    def large(self) -> bool:
+        """Whether it is stored apart from git: weights, mostly."""
+        return len(self.digest) == 64
+
+
+Listing = Mapping[str, FileFact]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pins:
+    """One repository's. Branches and tags to commits, commits to what they hold."""
+
+    revisions: Mapping[str, str] = field(default_factory=dict)
+    listings: Mapping[str, Listing] = field(default_factory=dict)
+    licence: str | None = None
+    """As the repository's page said when it was fetched."""
+
+    def with_commit(
+        self, revision: str, commit: str, listing: Listing, licence: str | None
+    ) -> Pins:
+        """Give the same pins and one more."""
+        return Pins(
+            revisions={**self.revisions, revision: commit},
+            listings={**self.listings, commit: listing},
+            licence=licence or self.licence,
+        )
+
+
+def repository_folder(repository: str) -> Path:
+    """Where the Hugging Face cache keeps a repository, whether it is there or not."""
+    return Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+
+
+def snapshot_folder(repository: str, commit: str) -> Path:
+    """Where one commit's files are."""
+    return repository_folder(repository) / "snapshots" / commit
+
+
+def read_pins(repository: str) -> Pins:
+    """Read a repository's pins; empty where it was never fetched, or by other programs only.
+
+    Raises:
+        WeightsError: a damaged file.
+    """
+    path = repository_folder(repository) / PINS
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return _pins(values)
+    except FileNotFoundError:
+        return Pins()
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise WeightsError(
+            f"{path}: is damaged ({error})",
+            hint=f"run: sanakit models rm {repository}, then pull it again",
+        ) from error
+
+
+def write_pins(repository: str, pins: Pins) -> None:
+    """Write them whole."""
+    content = {
+        "revisions": dict(pins.revisions),
+        "licence": pins.licence,
+        "listings": {
+            commit: {name: [fact.size, fact.digest] for name, fact in sorted(listing.items())}
+            for commit, listing in pins.listings.items()
+        },
+    }
+    folder = repository_folder(repository)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / PINS, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def known_commit(repository: str, revision: str, pins: Pins) -> str | None:
+    """Give the commit that a revision meant here so far; None where it was never asked for."""
+    if COMMIT.fullmatch(revision):
+        return revision
+    if revision in pins.revisions:
+        return pins.revisions[revision]
+    ref = repository_folder(repository) / "refs" / revision
+    commit = ref.read_text(encoding="utf-8").strip() if ref.is_file() else ""
+    return commit if COMMIT.fullmatch(commit) else None
+
+
+def write_ref(repository: str, revision: str, commit: str, *, replace: bool) -> None:
+    """Tell other programs that share the cache what a branch or tag means, unless they know."""
+    ref = repository_folder(repository) / "refs" / revision
+    if COMMIT.fullmatch(revision) or (ref.exists() and not replace):
+        return
+    ref.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(ref, commit.encode())
+
+
+def split_revision(name: str, revision: str | None) -> tuple[str, str]:
+    """Take ``owner/name@revision`` apart; the revision is ``main`` where nobody names one.
+
+    Raises:
+        ConfigError: two different revisions, or one that is no branch, tag or commit.
+    """
+    name, at, inner = name.partition("@")
+    if at and revision not in (None, inner):
+        raise ConfigError(
+            f"two revisions of {name}: @{inner} and revision={revision!r}", hint="name one"
+        )
+    chosen = inner if at else revision or MAIN
+    if not _REVISION.fullmatch(chosen) or ".." in chosen:
+        raise ConfigError(
+            f"{name}: {chosen!r} is no revision",
+            hint="a revision is a branch, a tag or the 40 digits of a commit",
+        )
+    return name, chosen
+
+
+def digest_of(path: Path, like: str) -> str:
+    """Hash a file the way ``like`` was made: sha256 for 64 digits, a git blob's sha1 for 40."""
+    if len(like) == 64:
+        digest = hashlib.sha256()
+    else:
+        # The object id of git, not a defence: that is what the hub says of small files.
+        digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def is_digest(name: str) -> bool:
+    """Whether a file of the cache is named by its content."""
+    return _DIGEST.fullmatch(name) is not None
+
+
+def _pins(values: Any) -> Pins:
+    listings = {
+        commit: {name: FileFact(size=size, digest=digest) for name, (size, digest) in held.items()}
+        for commit, held in values["listings"].items()
+    }
+    commits = [*listings, *values["revisions"].values()]
+    facts = [fact for held in listings.values() for fact in held.values()]
+    if not all(COMMIT.fullmatch(commit) for commit in commits):
+        raise ValueError("a commit is not 40 hex digits")
+    if not all(isinstance(fact.size, int) and is_digest(fact.digest) for fact in facts):
+        raise ValueError("a digest is not 40 or 64 hex digits")
+    return Pins(revisions=values["revisions"], listings=listings, licence=values["licence"])

@@ -1,0 +1,159 @@
+"""Where a model's folder is: inside this package, on the disk, or in the hub's cache."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import re
+from importlib.resources import files
+from pathlib import Path
+
+from sanakit.errors import ConfigError, MissingModelError
+from sanakit.weights import hub
+from sanakit.weights.catalog import Checkpoint, find_checkpoint, nearest_names
+from sanakit.weights.hub_files import INDEX
+from sanakit.weights.store import listed
+
+__all__ = ["EMBEDDED", "INDEX", "embedded_folder", "resolve_model"]
+
+EMBEDDED = ("glyph",)
+REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*(@\S+)?")
+logger = logging.getLogger(__name__)
+
+
+def embedded_folder(name: str) -> Path:
+    """Give the folder of a model that ships inside the package.
+
+    Raises:
+        MissingModelError: no such model, or an installation that left its files out.
+    """
+    if name not in EMBEDDED:
+        raise MissingModelError(
+            f"{name!r} is not embedded", hint=f"embedded models: {', '.join(EMBEDDED)}"
+        )
+    folder = Path(str(files("sanakit") / "assets" / name))
+    if not (folder / INDEX).is_file():
+        raise MissingModelError(
+            f"{folder}: the embedded model {name!r} is not in this installation",
+            hint="install sanakit again; from a clone, its weights must be checked out",
+        )
+    return folder
+
+
+def resolve_model(
+    name_or_folder: str | Path,
+    *,
+    variant: str | None = None,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    offline: bool = False,
+) -> Path:
+    """Give the folder of a model from what a user typed.
+
+    In this order: an embedded name; a folder that exists (write ``./glyph`` for a folder of an
+    embedded model's name; a ``Path`` is always a folder); an alias such as ``sana-1.6b`` or a
+    repository ``owner/name``, both also with ``@revision``, in the local cache; the same,
+    downloaded. What the caller should know of a download is logged as a warning.
+
+    Args:
+        name_or_folder: as above.
+        variant: see :func:`sanakit.weights.hub.fetch`; for a folder it is its reader's business.
+        revision: of a repository; see there.
+        subfolder: of a repository: fetch this component only. The model's folder is given, not the
+            component's.
+        offline: never ask the network.
+
+    Raises:
+        MissingModelError: nothing of that name, with what there is instead.
+        ConfigError: a revision of something that has none.
+        WeightsError: a repository that holds pickles only, or a file that was tampered with.
+    """
+    name = os.fspath(name_or_folder)
+    place = _local(name_or_folder, name)
+    if place is not None:
+        if revision is not None:
+            raise ConfigError(
+                f"{name}: revision={revision!r} of something that is no repository of the hub",
+                hint="leave it out",
+            )
+        return place
+    checkpoint = find_checkpoint(name) if isinstance(name_or_folder, str) else None
+    if checkpoint is not None:
+        _refuse_other_formats(checkpoint)
+    elif not isinstance(name_or_folder, str) or not REPOSITORY.fullmatch(name):
+        raise _unknown(name_or_folder, name)
+    at = name.partition("@")[1:]
+    repository = name if checkpoint is None else checkpoint.repository + "".join(at)
+    folder = hub.fetch(
+        repository,
+        variant=variant,
+        revision=revision,
+        subfolder=subfolder,
+        offline=offline,
+        report=logger.warning,
+    )
+    is_pipeline = checkpoint is None or checkpoint.kind == "pipeline"
+    if is_pipeline and subfolder is None and not (folder / INDEX).is_file():
+        raise MissingModelError(
+            f"{name}: has no {INDEX}", hint="name the variant whose name ends in _diffusers"
+        )
+    return folder
+
+
+def _local(given: str | Path, name: str) -> Path | None:
+    """An embedded model or a folder; None where neither is meant."""
+    if name in EMBEDDED and isinstance(given, str):
+        return embedded_folder(name)
+    folder = Path(name).expanduser()
+    if name and folder.is_dir():
+        if not (folder / INDEX).is_file():
+            held = sorted(path.name for path in folder.iterdir())
+            raise MissingModelError(
+                f"{folder}: is no model folder, it has no {INDEX}; it holds {listed(held)}",
+                hint=_inner_model(folder)
+                or f"a model folder holds {INDEX}, transformer/, vae/ ...",
+            )
+        return folder
+    if name and folder.is_file():
+        raise MissingModelError(f"{name}: is a file", hint="name the model's folder")
+    return None
+
+
+def _refuse_other_formats(checkpoint: Checkpoint) -> None:
+    """Say before a download that the files could not be read."""
+    if checkpoint.loadable:
+        return
+    twin = find_checkpoint(checkpoint.twin) if checkpoint.twin else None
+    use = f"use {twin.alias} ({twin.repository})" if twin is not None else None
+    if checkpoint.kind == "quantized":
+        raise MissingModelError(
+            f"{checkpoint.repository}: is packed for another engine",
+            hint=f"{use or 'use another checkpoint'} and quantize it on loading",
+        )
+    convert = "download its file and run: sanakit convert FILE FOLDER"
+    raise MissingModelError(
+        f"{checkpoint.repository}: is in its original format, which is not loaded directly",
+        hint=f"{use}, or {convert}" if use else convert,
+    )
+
+
+def _unknown(given: str | Path, name: str) -> MissingModelError:
+    plain = isinstance(given, str) and Path(name).name == name and not name.startswith("~")
+    if not plain:
+        return MissingModelError(f"{name}: no such folder", hint="check the path")
+    near = difflib.get_close_matches(name.lower(), EMBEDDED, n=1) or nearest_names(name, most=1)
+    return MissingModelError(
+        f"{name!r} is no model that is here",
+        hint=(f"did you mean {near[0]!r}? " if near else "")
+        + f"embedded: {', '.join(EMBEDDED)}; published: `sanakit models list`; or give a folder, "
+        "or a repository as owner/name",
+    )
+
+
+def _inner_model(folder: Path) -> str | None:
+    """The usual slip is to name the folder above, or one component of the model."""
+    if (folder.parent / INDEX).is_file():
+        return f"name the folder above: {folder.parent}"
+    inner = sorted(path.parent.name for path in folder.glob(f"*/{INDEX}"))
+    return f"models inside it: {listed(inner)}" if inner else None

@@ -1,0 +1,270 @@
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import threading
+import warnings
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageFile
+
+import zoo
+from sanakit.data.images import color, format
+from sanakit.data.images.decode import FORMATS, REASONS, BadPicture, DecodeLimits, decode
+from sanakit.errors import ConfigError, DataError
+
+ANIMALS = {animal.name: animal for animal in zoo.animals()}
+
+
+def fate(data: bytes, limits: DecodeLimits | None = None) -> str:
+    """The reason of the refusal, "" where there is none."""
+    try:
+        decode(data, limits=limits or DecodeLimits())
+    except BadPicture as error:
+        return error.reason
+    return ""
+
+
+@pytest.mark.parametrize("name", ANIMALS)
+def test_each_file_of_the_zoo_is_shown_right_or_refused_for_the_right_reason(name: str) -> None:
+    animal = ANIMALS[name]
+    if animal.reason:
+        with pytest.raises(BadPicture) as caught:
+            decode(animal.data)
+        assert caught.value.reason == animal.reason
+        assert caught.value.reason in REASONS
+        assert isinstance(caught.value, DataError)
+        assert len(caught.value.detail) < 250
+        return
+    shown = decode(animal.data)
+    assert (shown.height, shown.width) == animal.size
+    assert shown.pixels.shape == (*animal.size, 3)
+    assert shown.pixels.dtype == np.uint8
+    assert shown.pixels.flags.writeable
+    assert shown.format in FORMATS
+    assert zoo.shows(shown.pixels, animal.quarters)
+
+
+def test_lossless_files_keep_every_pixel() -> None:
+    expected = np.asarray(zoo.picture())
+    for name in (
+        "plain-PNG.png",
+        "plain-BMP.bmp",
+        "plain-TIFF.tiff",
+        "lossless.webp",
+        "16-bit.png",
+    ):
+        np.testing.assert_array_equal(decode(ANIMALS[name].data).pixels, expected)
+    for turn in range(1, 9):
+        turned = decode(ANIMALS[f"rotated-{turn}-PNG.png"].data).pixels
+        np.testing.assert_array_equal(turned, expected)
+
+
+def test_16_bit_grey_is_scaled_and_not_cut_off() -> None:
+    values = np.linspace(0, 65535, 32 * 32).round().astype(np.uint16).reshape(32, 32)
+    for kind in ("PNG", "TIFF"):
+        pixels = decode(zoo.saved(Image.fromarray(values), kind)).pixels
+        np.testing.assert_array_equal(pixels[..., 0], np.rint(values / 257).astype(np.uint8))
+
+
+def test_a_value_that_is_no_number_is_damage_whatever_numpy_was_told() -> None:
+    with np.errstate(all="ignore"):
+        assert fate(ANIMALS["not-a-number.tif"].data) == "damaged"
+
+
+def test_half_transparent_is_half_white() -> None:
+    image = Image.new("RGBA", (8, 8), (0, 100, 200, 128))
+    pixels = decode(zoo.saved(image, "PNG")).pixels
+    expected = [255 * 127 / 255, (100 * 128 + 255 * 127) / 255, (200 * 128 + 255 * 127) / 255]
+    assert np.abs(pixels[0, 0] - np.array(expected)).max() <= 1
+
+
+def test_the_first_frame_is_taken_where_that_is_wanted() -> None:
+    limits = DecodeLimits(first_frame=True)
+    animated = [animal for animal in ANIMALS.values() if animal.reason == "animated"]
+    assert len(animated) >= 4
+    for animal in animated:
+        shown = decode(animal.data, limits=limits)
+        assert shown.pixels.shape == (*zoo.SIZE, 3)
+        assert zoo.shows(shown.pixels, zoo.COLOURS)
+
+
+def test_limits_are_limits_of_what_is_shown() -> None:
+    data = ANIMALS["plain-PNG.png"].data
+    assert fate(data, DecodeLimits(max_pixels=32 * 48)) == ""
+    assert fate(data, DecodeLimits(max_pixels=32 * 48 - 1)) == "too many pixels"
+    assert fate(data, DecodeLimits(min_side=32)) == ""
+    assert fate(data, DecodeLimits(min_side=33)) == "too small"
+    assert fate(ANIMALS["1x10000.png"].data, DecodeLimits(min_side=2)) == "too small"
+    for bad in ({"max_pixels": 0}, {"min_side": 0}):
+        with pytest.raises(ConfigError, match="is not 1 or more"):
+            DecodeLimits(**bad)
+
+
+@pytest.mark.parametrize("turn", [1, 6])
+@pytest.mark.parametrize("cover", [(40, 60), (60, 96), (130, 30), (63, 97), (7, 1000), (512, 768)])
+def test_a_smaller_decode_covers_what_is_asked_for(cover: tuple[int, int], turn: int) -> None:
+    image = zoo.picture(size=(768, 512) if turn == 6 else (512, 768))
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    data = zoo.saved(image, "JPEG", quality=95, exif=exif)
+    whole, part = decode(data), decode(data, cover=cover)
+    assert (part.height, part.width) == (whole.height, whole.width) == (512, 768)
+    height, width, _ = part.pixels.shape
+    assert (height, width) in [(512 // scale, 768 // scale) for scale in (1, 2, 4, 8)]
+    fits = cover[0] <= 512 and cover[1] <= 768
+    assert (height >= cover[0] and width >= cover[1]) or not fits
+    if fits and (height, width) != (64, 96):  # and not more than needed
+        assert height // 2 < cover[0] or width // 2 < cover[1]
+    small = np.asarray(Image.fromarray(whole.pixels).resize((width, height), Image.Resampling.BOX))
+    assert np.abs(small.astype(int) - part.pixels).mean() < 2
+
+
+@cache
+def noisy_jpeg(progressive: bool) -> bytes:
+    noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    return zoo.saved(Image.fromarray(noise), "JPEG", quality=90, progressive=progressive)
+
+
+@settings(max_examples=60)
+@given(st.booleans(), st.floats(0.001, 1))
+def test_a_smaller_decode_finds_every_end_that_is_missing(progressive: bool, share: float) -> None:
+    data = noisy_jpeg(progressive)
+    part = data[: int(len(data) * share)]
+    if len(part) == len(data):
+        return
+    with pytest.raises(BadPicture):
+        decode(part, cover=(32, 32))
+    with pytest.raises(BadPicture):
+        decode(part)
+
+
+@settings(max_examples=400)
+@given(st.data())
+def test_damage_gives_a_picture_or_a_reason_and_nothing_else(data: st.DataObject) -> None:
+    names = sorted(name for name, animal in ANIMALS.items() if len(animal.data) < 20_000)
+    damaged = bytearray(ANIMALS[data.draw(st.sampled_from(names))].data)
+    for _ in range(data.draw(st.integers(1, 5))):
+        if damaged:
+            at = data.draw(st.integers(0, min(len(damaged), 400) - 1))
+            damaged[at] = data.draw(st.integers(0, 255))
+    limits = DecodeLimits(max_pixels=1 << 22)
+    try:
+        shown, reason = decode(bytes(damaged), limits=limits), ""
+    except BadPicture as error:
+        shown, reason = None, error.reason
+    assert reason in REASONS if shown is None else shown.pixels.shape[2] == 3
+    assert shown is None or shown.pixels.size <= 3 * limits.max_pixels
+
+
+def test_claims_and_bombs_cost_no_memory(tmp_path: Path) -> None:
+    zoo.fill(tmp_path)
+    names = [name for name in ANIMALS if name.startswith(("huge", "bomb", "1x"))]
+    assert len(names) >= 12
+    code = """
+import json, resource, sys
+from pathlib import Path
+from sanakit.data.images.decode import BadPicture, decode
+def use(path):
+    try:
+        decode(Path(path).read_bytes())
+    except BadPicture:
+        pass
+small, *paths = json.loads(sys.argv[1])
+use(small)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for path in paths:
+    use(path)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 16 * 1024, (path, grown)
+"""
+    paths = [str(tmp_path / name) for name in ("plain-WEBP.webp", *names)]
+    paths[0] = str(tmp_path / "lossy.webp")
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(paths)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_header_says_the_size_that_is_decoded() -> None:
+    found = set()
+    for animal in ANIMALS.values():
+        kind, _ = format.format_of(animal.data)
+        if not animal.reason and animal.size == zoo.SIZE and kind != "tiff":
+            claimed = format.claimed_size(animal.data, kind)
+            assert claimed in (zoo.SIZE, zoo.SIZE[::-1]), animal.name
+            found.add(kind)
+    assert found >= {"jpeg", "png", "gif", "bmp", "webp"}
+
+
+def test_only_the_decoder_of_its_own_format_sees_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    def opened(*_: object, **__: object) -> None:
+        raise AssertionError("Pillow guessed")
+
+    monkeypatch.setattr(Image, "open", opened)
+    for animal in ANIMALS.values():
+        assert fate(animal.data) == animal.reason
+
+
+def test_a_limit_that_others_set_in_pillow_is_named_as_a_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    assert fate(ANIMALS["plain-PNG.png"].data) == ""
+    assert fate(ANIMALS["plain-TIFF.tiff"].data) == "too many pixels"
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is False
+
+
+def test_warnings_of_pillow_are_neither_shown_nor_raised_in_any_thread() -> None:
+    odd = [animal for animal in ANIMALS.values() if len(animal.data) < 20_000]
+    before = list(warnings.filters)
+    failed: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            for animal in odd:
+                assert fate(animal.data) == animal.reason
+        except BaseException as error:
+            failed.append(error)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not failed
+        with pytest.raises(UserWarning):
+            warnings.warn("the filters are back", stacklevel=1)
+    assert list(warnings.filters) == before
+
+
+def test_a_profile_that_is_srgb_by_another_name_changes_no_pixel() -> None:
+    expected = np.asarray(zoo.picture())
+    for name in ("srgb.png", "no-profile.png", "bomb-profile.png"):
+        np.testing.assert_array_equal(decode(ANIMALS[name].data).pixels, expected)
+    srgb = Image.open(io.BytesIO(ANIMALS["srgb.png"].data)).info["icc_profile"]
+    assert color._transform(srgb, "RGB") is None
+    assert color._transform(zoo.crossed_profile(), "RGB") is not None
+
+
+def test_scans_and_ends_of_a_jpeg_are_its_own_and_not_those_of_a_thumbnail() -> None:
+    thumbnail = zoo.saved(zoo.picture(size=(16, 16)), "JPEG", progressive=True)
+    exif = b"Exif\0\0" + thumbnail
+    image = zoo.saved(zoo.picture(), "JPEG", quality=95)
+    data = image[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + image[2:]
+    assert format.jpeg_scans(image) == format.jpeg_scans(data) == 1
+    assert format.claimed_size(data, "jpeg") == zoo.SIZE
+    assert format.jpeg_has_end(data)
+    assert not format.jpeg_has_end(data[:-2])
+    assert fate(data) == ""
+    assert fate(data[:-2] + bytes(50)) == "truncated"
+    assert format.jpeg_scans(thumbnail) == thumbnail.count(b"\xff\xda") > 3

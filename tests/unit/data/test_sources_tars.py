@@ -1,0 +1,244 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import struct
+import tarfile
+from pathlib import Path
+
+import pytest
+import webdataset
+from hypothesis import given
+from hypothesis import strategies as st
+from webdataset.tariterators import group_by_keys, tar_file_iterator
+
+from sanakit.data.samples import Refusal, Sample, to_line
+from sanakit.data.sources.captions import CaptionPolicy
+from sanakit.data.sources.opening import open_source
+from sanakit.data.sources.places import read_place
+from sanakit.data.sources.tars import index_tar
+from tiny_sources import everything, fill, png, refusals, samples, tar, texts
+
+
+def numbered(count: int) -> list[tuple[str, bytes | str]]:
+    return [
+        member
+        for number in range(count)
+        for member in ((f"{number:03d}.png", png(number)), (f"{number:03d}.txt", f"text {number}"))
+    ]
+
+
+def test_a_tar_gives_its_keys_with_all_their_captions(tmp_path: Path) -> None:
+    members: list[tuple[str, bytes | str]] = [
+        ("./000.jpg", png(0)),
+        ("000.txt", "T"),
+        ("000.json", json.dumps({"caption": "T", "url": "http://x", "license": "MIT"})),
+        ("sub.v1/001.PNG", png(1)),
+        ("sub.v1/001.cls", "tabby cat"),
+        ("sub.v1/001.llava.txt", "L"),
+        ("002.webp", png(2)),
+        ("002.cls", "17"),
+        ("003.gif", png(3)),
+    ]
+    tar(tmp_path / "shard-0.tar", members)
+    source = open_source(tmp_path, licence="CC0-1.0")
+    assert source.kind == "webdataset"
+    found = samples(source)
+    assert {id: texts(sample) for id, sample in found.items()} == {
+        "shard-0/000": {"original": "T"},
+        "shard-0/sub.v1/001": {"cls": "tabby cat", "llava": "L"},
+        "shard-0/002": {},
+        "shard-0/003": {},
+    }
+    assert [read_place(source.root, s.place) for s in found.values()] == [png(n) for n in range(4)]
+    assert (found["shard-0/000"].licence, found["shard-0/000"].source) == ("MIT", "http://x")
+    assert found["shard-0/002"].licence == "CC0-1.0"
+    assert everything(open_source(tmp_path / "shard-0.tar")) != []
+
+
+def test_the_webdataset_library_reads_the_same(tmp_path: Path) -> None:
+    with webdataset.TarWriter(str(tmp_path / "a.tar")) as writer:
+        for number in range(5):
+            sample = {"__key__": f"k{number}", "png": png(number), "txt": f"text {number}"}
+            writer.write({**sample, "json": {"VILA-3B": f"vila {number}"}})
+    source = open_source(tmp_path)
+    found = samples(source)
+    with (tmp_path / "a.tar").open("rb") as file:
+        theirs = list(
+            group_by_keys({"__url__": "a.tar", **item} for item in tar_file_iterator(file))
+        )
+    expected = {
+        f"a/{item['__key__']}": (
+            item["png"],
+            {"VILA-3B": json.loads(item["json"])["VILA-3B"], "original": item["txt"].decode()},
+        )
+        for item in theirs
+    }
+    assert expected == {
+        id: (read_place(source.root, sample.place), texts(sample)) for id, sample in found.items()
+    }
+
+
+def test_members_in_any_order_belong_to_their_key(tmp_path: Path) -> None:
+    members = numbered(4)
+    tar(tmp_path / "a.tar", members[::2] + members[1::2])
+    found = samples(open_source(tmp_path))
+    assert [texts(sample)["original"] for sample in found.values()] == [
+        f"text {number}" for number in range(4)
+    ]
+
+
+def test_units_are_parts_of_tars(tmp_path: Path) -> None:
+    tar(tmp_path / "b/x.tar", numbered(5))
+    tar(tmp_path / "a.tar", numbered(2))
+    source = open_source(tmp_path, unit_size=2)
+    assert source.units() == ["00000-000", "00001-000", "00001-001", "00001-002"]
+    sizes = [len(list(source.read(unit))) for unit in source.units()]
+    assert sizes == [2, 2, 2, 1]
+    before = [source.made_from(unit) for unit in source.units()]
+    assert len(set(before)) == 4
+    os.utime(tmp_path / "b/x.tar", ns=(1, 1))
+    after = open_source(tmp_path, unit_size=2)
+    same = [after.made_from(u) == old for u, old in zip(after.units(), before, strict=True)]
+    assert same == [True, False, False, False]
+
+
+def test_a_key_has_one_picture(tmp_path: Path) -> None:
+    members = [
+        ("1.depth.png", png(9)),
+        ("1.jpg", png(1)),
+        ("1.mask.png", png(8)),
+        ("2.jpg", png(2)),
+        ("2.png", png(3)),
+        ("2.jpg", png(4)),
+        ("3.left.png", png(5)),
+        ("3.right.png", png(6)),
+        ("4.npy", b"x"),
+        ("4.txt", "latents alone"),
+    ]
+    tar(tmp_path / "a.tar", members)
+    source = open_source(tmp_path)
+    found = samples(source)
+    assert [read_place(source.root, s.place) for s in found.values()] == [png(1), png(2), png(5)]
+    assert sorted(refusals(source)) == [
+        ("a/2", "duplicate key"),
+        ("a/2", "duplicate key"),
+        ("a/3", "duplicate key"),
+        ("a/4", "no picture"),
+    ]
+
+
+def test_hostile_members_are_refused_by_name_and_kind(tmp_path: Path) -> None:
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(png(9))
+    path = tar(tmp_path / "in/a.tar", [("ok.png", png(1)), ("../secret.png", png(2))])
+    with tarfile.open(path, "a") as file:
+        for name, kind, link in [
+            ("link.png", tarfile.SYMTYPE, "../secret.png"),
+            ("hard.png", tarfile.LNKTYPE, "ok.png"),
+            ("pipe.png", tarfile.FIFOTYPE, ""),
+            ("folder", tarfile.DIRTYPE, ""),
+        ]:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, link
+            file.addfile(info)
+        for name in ("/etc/abs.png", "a\\b.png", "C:x.png", "x/../y.png", "caf\udce9.png"):
+            info = tarfile.TarInfo(name)
+            info.size = 3
+            file.addfile(info, io.BytesIO(b"abc"))
+    source = open_source(tmp_path / "in")
+    assert list(samples(source)) == ["a/ok"]
+    refused = refusals(source)
+    assert {reason for _, reason in refused} == {"unsafe name"}
+    assert len(refused) == 9
+    for entry in everything(source):
+        to_line(entry).encode()
+
+
+def test_a_tar_that_is_cut_short_gives_what_is_whole(tmp_path: Path) -> None:
+    path = tar(tmp_path / "a.tar", numbered(3))
+    whole = path.read_bytes()
+    with tarfile.open(path) as file:
+        starts = [(member.offset_data, member.size) for member in file]
+    for length in (*range(0, len(whole) - 10240, 256), starts[2][0] + 10):
+        path.write_bytes(whole[:length])
+        entries = index_tar(path)
+        pictures = [entry for entry in entries if not isinstance(entry, Refusal)]
+        complete = sum(start + size <= length for start, size in starts[::2])
+        assert len(pictures) == complete
+        for entry in pictures:
+            start, size = entry.span
+            assert whole[start : start + size] == png(int(entry.key))
+        is_between_members = length > 0 and complete * 2 == sum(s < length for s, _ in starts)
+        assert (
+            is_between_members
+            or any(isinstance(entry, Refusal) for entry in entries)
+            or (length in {s + 512 * -(-n // 512) for s, n in starts})
+        )
+    source = open_source(tmp_path)
+    assert refusals(source)
+
+
+def test_damage_in_the_middle_is_not_taken_for_the_end(tmp_path: Path) -> None:
+    path = tar(tmp_path / "a.tar", numbered(4))
+    data = bytearray(path.read_bytes())
+    with tarfile.open(path) as file:
+        header = file.getmember("002.png").offset
+    data[header + 150] ^= 0xFF  # in the checksum
+    path.write_bytes(data)
+    source = open_source(tmp_path)
+    assert list(samples(source)) == ["a/000", "a/001"]
+    assert refusals(source) == [("a.tar", "unreadable")]
+    path.write_bytes(tar(tmp_path / "b", numbered(1)).read_bytes() * 2)
+    assert refusals(open_source(path)) == [("a.tar", "unreadable")]
+
+
+@pytest.mark.parametrize("data", [b"", b"\x1f\x8b compressed", b"no tar at all" * 100])
+def test_what_is_no_tar_is_refused_beside_those_that_are(tmp_path: Path, data: bytes) -> None:
+    tar(tmp_path / "a.tar", numbered(1))
+    fill(tmp_path, {"b.tar": data})
+    source = open_source(tmp_path)
+    assert list(samples(source)) == ["a/000"]
+    assert refusals(source) == [("b.tar", "unreadable")]
+
+
+def test_sizes_that_lead_backwards_end_the_reading(tmp_path: Path) -> None:
+    path = tar(tmp_path / "a.tar", numbered(2))
+    data = bytearray(path.read_bytes())
+    data[124:136] = b"\xff" * 4 + struct.pack(">q", -1024)  # base 256, negative
+    data[148:156] = b" " * 8
+    data[148:156] = b"%06o\0 " % sum(data[:512])
+    path.write_bytes(data)
+    entries = everything(open_source(tmp_path))
+    assert any(isinstance(entry, Refusal) and entry.reason == "unreadable" for entry in entries)
+
+
+def test_captions_in_a_tar_that_cannot_be_read_leave_the_picture(tmp_path: Path) -> None:
+    members = [("1.png", png()), ("1.txt", b"\xff"), ("1.json", "{"), ("2.png", png())]
+    tar(tmp_path / "a.tar", [*members, ("2.txt", b"x" * (2 << 20))])
+    source = open_source(tmp_path)
+    assert [sample.captions for sample in samples(source).values()] == [(), ()]
+    assert refusals(source) == [("a/1", "bad captions")] * 2 + [("a/2", "bad captions")]
+    mine = open_source(tmp_path, captions=CaptionPolicy(user="mine"))
+    assert refusals(mine) == []
+    assert [texts(sample) for sample in samples(mine).values()] == [{"user": "mine"}] * 2
+
+
+@given(st.data())
+def test_no_damage_of_a_tar_stops_the_reading(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("damaged")
+    path = tar(folder / "a.tar", numbered(2))
+    raw = bytearray(path.read_bytes()[:5120])
+    for at, value in data.draw(
+        st.lists(st.tuples(st.integers(0, len(raw) - 1), st.integers(0, 255)), max_size=6)
+    ):
+        raw[at] = value
+    path.write_bytes(raw[: data.draw(st.integers(0, len(raw)))])
+    source = open_source(folder)
+    for entry in everything(source):
+        to_line(entry).encode()
+        if isinstance(entry, Sample):
+            assert len(read_place(source.root, entry.place)) == entry.place.length

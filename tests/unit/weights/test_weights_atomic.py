@@ -1,0 +1,41 @@
+"""Files appear whole or not at all, with the mode that the user's umask gives."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from sanakit.errors import DataError
+from sanakit.files import replacing, write_atomically
+from sanakit.weights.store import write_tensors
+
+
+def test_a_weights_file_is_as_readable_as_any_other(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    write_tensors(tmp_path / "a.safetensors", {"x": torch.zeros(3)}, {})
+    write_atomically(tmp_path / "b", b"data")
+    modes = {(tmp_path / name).stat().st_mode for name in ("plain", "a.safetensors", "b")}
+    assert len(modes) == 1
+
+
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    target = tmp_path / "kept"
+    target.write_bytes(b"old")
+
+    def fail() -> None:
+        with replacing(target) as temporary:
+            temporary.write_bytes(b"ne")
+            raise RuntimeError("half way")
+
+    with pytest.raises(RuntimeError, match="half way"):
+        fail()
+    assert target.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["kept"]
+
+
+def test_a_missing_folder_is_named_with_what_makes_it(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="mkdir -p"):
+        write_atomically(tmp_path / "nowhere" / "x.png", b"")
