@@ -10,7 +10,7 @@ from sanakit.models.config import CONTROL_BRANCHES, TRANSFORMERS
 from sanakit.models.controlnet import ControlBranch
 from sanakit.models.transformer import LinearDiT
 
-# Counted by the reference inventory (table 2.1) on the published implementation.
+# Counted on diffusers' SanaTransformer2DModel and SanaControlNetModel.
 PUBLISHED = {
     "sana-0.6b": 591_747_872,
     "sana-0.6b-512": 591_747_872,

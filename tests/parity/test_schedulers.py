@@ -19,7 +19,7 @@ from sanakit.flow.solvers import SolverStep, integrate
 NUM_STEPS = (1, 2, 3, 5, 14, 20)
 SHIFTS = (1.0, 3.0, 6.0)
 
-# From the reference inventory, section 3.9, which ran the published scheduler.
+# As printed by diffusers' DPMSolverMultistepScheduler with flow sigmas.
 PUBLISHED_TIMESTEPS = {
     (20, 3.0): "999 982 963 944 922 899 874 847 817 785 749 710 666 617 562 499 428 345 249 136",
     (14, 3.0): "999 974 947 916 881 843 799 749 691 624 545 449 333 187",

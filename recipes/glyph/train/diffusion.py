@@ -1,7 +1,8 @@
 """Train the linear diffusion transformer on latents of the glyph mixture.
 
-Source of the loss: reference 4.2 (rectified flow, logit-normal levels, null prompt for one sample
-in ten). The text encoder may learn along; it then is part of the trained module.
+Source of the loss: NVlabs/Sana train_scripts/train.py (rectified flow, logit-normal levels, null
+prompt for one sample in ten). The text encoder may learn along; it then is part of the trained
+module.
 """
 
 from __future__ import annotations
@@ -183,7 +184,7 @@ class DiffusionRecipe(Recipe[DiffusionBatch]):
         return found
 
     def _kept(self, along: Text | TextMask) -> Text | TextMask:
-        """The first token and all from the instruction's last place on; source: reference 3.8."""
+        """The first token and all from the instruction's last place on, as `SanaPipeline`."""
         return torch.cat([along[:, :1], along[:, self._kept_from :]], dim=1)
 
     def _batch(

@@ -198,7 +198,7 @@ def logit_normal_levels(
 
     ``mean`` above 0 leans towards noise before the shift does. Both fields are fp32 of shape
     ``count``, on the generator's device; sigma is in [0, 1), timestep an integer in [0, 999].
-    Source: reference 4.2.
+    Source: SANA (arXiv 2410.10629); NVlabs/Sana train_scripts/train.py.
     """
     normal = torch.randn(count, generator=generator, device=generator.device)
     return levels_at(torch.sigmoid(mean + std * normal), flow_shift)

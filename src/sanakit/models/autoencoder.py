@@ -1,7 +1,8 @@
 """The deep-compression autoencoder (DC-AE): pictures to a latent grid 32 to 128 times smaller.
 
 Deterministic both ways; raw latents come out, and whoever calls multiplies by ``scaling_factor``.
-Parameter names are the published ones. Source: DC-AE (Chen et al. 2024); reference 2.4 and 3.13.
+Parameter names are the published ones. Source: DC-AE (arXiv 2410.10733); diffusers
+src/diffusers/models/autoencoders/autoencoder_dc.py.
 """
 
 from __future__ import annotations

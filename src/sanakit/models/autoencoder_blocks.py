@@ -1,6 +1,6 @@
 """The blocks of DC-AE, and each as steps that can run tile by tile.
 
-Source: DC-AE (Chen et al. 2024); reference 3.13.
+Source: DC-AE (arXiv 2410.10733); diffusers src/diffusers/models/autoencoders/autoencoder_dc.py.
 """
 
 from __future__ import annotations

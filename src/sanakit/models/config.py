@@ -50,7 +50,8 @@ def config_to_dict(config: Any) -> dict[str, Any]:
 class TransformerConfig:
     """Everything that decides the shapes and the arithmetic of a linear diffusion transformer.
 
-    Defaults are those of ``SanaTransformer2DModel``. Source: reference table 2.1.
+    Defaults are those of ``SanaTransformer2DModel``. Source: diffusers
+    src/diffusers/models/transformers/sana_transformer.py.
     """
 
     in_channels: int = 32
@@ -122,7 +123,8 @@ class TransformerConfig:
 class AutoencoderConfig:
     """Everything that decides the shapes and the arithmetic of a deep-compression autoencoder.
 
-    Defaults are those of ``AutoencoderDC``. Source: reference table 2.4.
+    Defaults are those of ``AutoencoderDC``. Source: diffusers
+    src/diffusers/models/autoencoders/autoencoder_dc.py.
     """
 
     in_channels: int = 3

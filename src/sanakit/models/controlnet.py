@@ -27,7 +27,9 @@ class ControlBranch(nn.Module):
     """The first blocks of a `LinearDiT` once more, with its own weights and a zero projection each.
 
     The wiring is that of diffusers: the stream starts from the embedded latent. The original
-    starts it one block later, from what block 0 made of the latent. Source: reference 2.1, 3.11.
+    starts it one block later, from what block 0 made of the latent. Source: diffusers
+    src/diffusers/models/controlnets/controlnet_sana.py; the original: NVlabs/Sana
+    diffusion/model/nets/sana_multi_scale_controlnet.py.
 
     Raises:
         ConfigError: for a config with ``qk_norm`` or ``guidance_embeds``, which no published

@@ -21,7 +21,8 @@ def init_transformer(model: LinearDiT, *, generator: torch.Generator) -> None:
 
     Linear weights are Xavier-uniform, those that embed time, guidance and captions normal with
     standard deviation 0.02, tables normal over the root of the width, convolutions of the Mix-FFN
-    uniform by their fan-in, the gain of the caption norm 0.01. Source: reference 4.1.
+    uniform by their fan-in, the gain of the caption norm 0.01. Source: NVlabs/Sana
+    diffusion/model/nets/sana_multi_scale.py.
     """
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
@@ -72,7 +73,7 @@ def grow_into(larger: LinearDiT, trained: LinearDiT) -> None:
     computed. Where patches of p x p take the place of single ones, the mean of each is seen as one
     latent was, and the velocity found for it is given to all of it: the same function of latents
     that are constant on patches. How latents differ from that mean is seen as it was initialised.
-    Source of the depth: SANA-1.5, "partial preservation" (reference 4.8), which drops the last
+    Source of the depth: SANA 1.5 (arXiv 2501.18427), "partial preservation", which drops the last
     tenth of the trained blocks.
 
     Raises:

@@ -127,7 +127,8 @@ class Block(nn.Module):
 class LinearDiT(nn.Module):
     """The network of all SANA 1.0, 1.5 and Sprint models; see `TransformerConfig` for their shapes.
 
-    Source: reference 2.1, 3.1.
+    Source: SANA (arXiv 2410.10629), section 2.2; diffusers
+    src/diffusers/models/transformers/sana_transformer.py.
     """
 
     def __init__(self, config: TransformerConfig) -> None:
@@ -177,7 +178,8 @@ class LinearDiT(nn.Module):
                 (perturbed-attention guidance); None mixes all rows everywhere.
             mix_layers: indices of the blocks that ``mix`` applies to.
             residuals: what a `ControlBranch` gives; number i is added after block i + 1. This is
-                the wiring of diffusers, the original adds each one block earlier (reference 3.11).
+                the wiring of diffusers, the original adds each one block earlier (NVlabs/Sana
+                diffusion/model/nets/sana_multi_scale_controlnet.py).
 
         Raises:
             ConfigError: for a latent of the wrong channels or size, guidance where there is none

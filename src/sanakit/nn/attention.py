@@ -62,7 +62,8 @@ class CrossAttention(nn.Module):
         """Read the text; every row of ``mask`` must keep at least one token.
 
         A masked token has weight zero, where the published networks add -10000 to its logit:
-        the same for any logit that is not itself below -9000. Source: reference 3.4.
+        the same for any logit that is not itself below -9000. Source: diffusers
+        src/diffusers/models/transformers/sana_transformer.py.
         """
         q = self.to_q(x)
         if self.norm_q is not None:

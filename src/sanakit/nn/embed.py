@@ -19,7 +19,7 @@ PERIOD = 10_000.0
 def sinusoid(scalar: PerSample, width: int = FREQUENCIES) -> Float[Tensor, "b width"]:
     """Write one number a sample as cosines, then sines, of falling frequency; always fp32.
 
-    Source: reference 3.2.
+    Source: NVlabs/Sana diffusion/model/nets/sana_blocks.py, ``TimestepEmbedder``.
     """
     half = torch.arange(width // 2, dtype=torch.float32, device=scalar.device)
     frequencies = torch.exp(-math.log(PERIOD) / (width // 2) * half)
@@ -42,7 +42,7 @@ def sincos_positions(
     """Encode every cell of ``grid`` in row-major order; both axes run over [0, span), fp32.
 
     The first half of the channels tells the column, the second the row, so a grid of any size and
-    aspect covers the same field of view. Source: reference 3.7.
+    aspect covers the same field of view. Source: diffusers src/diffusers/models/embeddings.py.
     """
     height, columns = grid
     rows = sincos_axis(height, width // 2, span).to(device)

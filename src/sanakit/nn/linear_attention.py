@@ -24,7 +24,8 @@ def relu_linear_attention(q: Heads, k: Heads, v: Heads, *, eps: float = 1e-15) -
 
     Sums and their quotient are at least fp32, within autocast too (bf16 would keep 8 bits of
     each); the result has the dtype of ``v``. A query that matches no key yields zeros, not NaN.
-    Source: docs/maths/linear_attention.md (L2)-(L4); reference 3.3 for ``eps``.
+    Source: docs/maths/linear_attention.md (L2)-(L4); ``eps`` as in diffusers
+    src/diffusers/models/attention_processor.py.
     """
     wide = torch.promote_types(v.dtype, torch.float32)
     with without_autocast(v):

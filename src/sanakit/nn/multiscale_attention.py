@@ -1,7 +1,8 @@
 """ReLU linear attention over the positions of a map at several scales, as DC-AE has it.
 
 What all positions contribute is one small sum, which can be gathered and read part by part.
-Source: EfficientViT (Cai et al. 2023) and DC-AE (Chen et al. 2024); reference 3.13.
+Source: EfficientViT (Cai et al. 2023), DC-AE (arXiv 2410.10733); diffusers
+src/diffusers/models/attention_processor.py.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ class RMSNorm(nn.Module):
 
     Statistics are fp32 whatever comes in. Where the weight is 16 bit the normalised input is
     rounded to the weight's dtype before the gain; otherwise gain and result are fp32 for a 16-bit
-    input. Source: reference 3.6, the diffusers variant.
+    input. Source: ``RMSNorm`` of diffusers src/diffusers/models/normalization.py.
     """
 
     def __init__(self, width: int, eps: float, *, bias: bool = False) -> None:

@@ -1,6 +1,6 @@
 """Halve and double a feature map, each with the parameter-free shortcut of residual autoencoding.
 
-Source: DC-AE (Chen et al. 2024), section 3.2; reference 3.13.
+Source: DC-AE (arXiv 2410.10733), section 3.2.
 """
 
 from __future__ import annotations

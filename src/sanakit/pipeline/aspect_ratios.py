@@ -1,6 +1,7 @@
 """Draw at the nearest size that a model was trained at, then cut to what was asked.
 
-Source: reference 3.12.
+Source: diffusers src/diffusers/pipelines/sana/pipeline_sana.py and
+src/diffusers/image_processor.py.
 """
 
 from __future__ import annotations

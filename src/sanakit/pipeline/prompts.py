@@ -167,7 +167,8 @@ class PromptEncoder:
 
         Raises:
             ConfigError: no prompt, a string where a list belongs, a length below 1.
-        Source: reference 3.8; equal to ``SanaPipeline.encode_prompt`` on real tokens.
+        Source: diffusers src/diffusers/pipelines/sana/pipeline_sana.py; equal to its
+        ``encode_prompt`` on real tokens.
         """
         most = self.max_sequence_length if max_sequence_length is None else max_sequence_length
         if most < 1:

@@ -89,7 +89,7 @@ def batch_factor(rule: BatchRule, batch_size: int) -> float:
 
     Raises:
         ConfigError: an unknown rule, an empty batch.
-    Source: reference 4.3.
+    Source: NVlabs/Sana diffusion/utils/optimizer.py.
     """
     if batch_size < 1:
         raise ConfigError(f"batch_size={batch_size} must be at least 1")

@@ -1,7 +1,9 @@
 """Every published SANA checkpoint as a value: its names, its rule of precision, its licences.
 
 Knows no file, no network and no torch, so that the command line lists models at once. Source:
-reference tables 2.1, 2.2 and 2.4. The licences are quoted, not judged.
+NVlabs/Sana asset/docs/model_zoo.md and the converters of diffusers
+(scripts/convert_sana_to_diffusers.py, scripts/convert_dcae_to_diffusers.py). The licences are
+quoted, not judged.
 """
 
 from __future__ import annotations

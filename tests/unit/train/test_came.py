@@ -50,7 +50,7 @@ def written_out(
     weight_decay: float,
     clip: float,
 ) -> Tensor:
-    """The formulas of reference 4.4, one tensor, fp64."""
+    """The formulas (M1)-(M8) of the module, one tensor, fp64."""
     factored = len(shape) == 2 or (len(shape) == 4 and shape[2:] == (1, 1))
     p = torch.zeros(shape[:2] if factored else shape, dtype=torch.float64)
     m, v, r, c, rr, rc = (torch.zeros((), dtype=torch.float64) for _ in range(6))

@@ -1,7 +1,9 @@
 """Where the two published stacks differ: diffusers, and NVlabs' own, which the weights come from.
 
 Besides what is here, prompts are lower-cased by diffusers alone, and the null text wears the
-prompt's mask in NVlabs' stack alone; both are in `prompt`. Source: reference 3.8 and 6.
+prompt's mask in NVlabs' stack alone; both are in `prompt`. Source: diffusers
+src/diffusers/pipelines/sana/pipeline_sana.py; NVlabs/Sana
+diffusion/model/nets/sana_multi_scale.py.
 """
 
 from __future__ import annotations

@@ -12,7 +12,8 @@ For a gradient g of a matrix (M1)-(M8); everything else keeps full second moment
     p = p (1 - lr · wd) - lr · m · rsqrt(R' / mean R')_i · rsqrt(C')_j           (M7)
     p = p (1 - lr · wd) - lr · m            where second moments are full        (M8)
 
-No bias correction; all averages start at zero. Source: Luo et al. 2023, algorithm 2; reference 4.4.
+No bias correction; all averages start at zero. Source: Luo et al. 2023, algorithm 2;
+NVlabs/Sana diffusion/utils/optimizer.py.
 """
 
 from __future__ import annotations

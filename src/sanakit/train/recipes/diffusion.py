@@ -1,7 +1,7 @@
 """Train a SANA transformer, or a LoRA of one, on one's own pictures.
 
-Source of the loss: reference 4.2. Rectified flow, logit-normal levels, whole timesteps; the null
-prompt is the text encoder's own from the first step, with its own mask.
+Source of the loss: NVlabs/Sana train_scripts/train.py. Rectified flow, logit-normal levels, whole
+timesteps; the null prompt is the text encoder's own from the first step, with its own mask.
 """
 
 from __future__ import annotations
@@ -191,8 +191,8 @@ def sana_settings(pairs: Sequence[str], *, lora: int | None = None) -> SanaSetti
 def usual_loop(*, width: int, lora: bool, scratch: bool) -> LoopConfig:
     """How a run steps where nobody says; rates fall with the transformer's ``width``.
 
-    From scratch: the published recipe (reference 2.5). Fine-tuning: what the embedded model was
-    found to learn thirty pictures with (docs/training.md).
+    From scratch: the published recipe (NVlabs/Sana configs/sana_config). Fine-tuning: what the
+    embedded model was found to learn thirty pictures with (docs/training.md).
     """
     if scratch:
         return LoopConfig(

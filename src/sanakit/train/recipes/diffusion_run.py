@@ -158,8 +158,8 @@ def at_resolution(
 ) -> TransformerConfig:
     """The shape of the next stage: ``side`` latents, and positions where they are asked for.
 
-    Positional encoding has no weights, so it can be added late (reference 4.6): 2048 px have scale
-    1, 4096 px scale 2.
+    Positional encoding has no weights, so it can be added late (SANA, arXiv 2410.10629): 2048 px
+    have scale 1, 4096 px scale 2.
     """
     scale = settings.interpolation_scale
     if scale == "keep":

@@ -36,7 +36,7 @@ def add_adapters(
 
     Raises:
         ConfigError: a rank below 1 or above what a layer has, a target that no linear layer has.
-    Source: reference 4.9.
+    Source: diffusers examples/dreambooth/train_dreambooth_lora_sana.py.
     """
     if rank < 1:
         raise ConfigError(f"lora_rank={rank} must be at least 1")

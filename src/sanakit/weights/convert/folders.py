@@ -276,7 +276,8 @@ def _places(index: Path) -> dict[str, str]:
 SCHEDULER, SCHEDULER_CONFIG = "scheduler", "scheduler_config.json"
 # What a transformer's config has and a published control branch's has not.
 NOT_OF_BRANCHES = ("guidance_embeds", "guidance_embeds_scale", "qk_norm", "timestep_scale")
-# Published shifts by the side of the latent grid; source: reference 2.2.
+# Published shifts by the side of the latent grid; source: diffusers
+# scripts/convert_sana_to_diffusers.py.
 FLOW_SHIFTS = {16: 3.0, 32: 3.0, 64: 3.0, 128: 6.0}
 SPRINT, CONTROLLED = "SanaSprintPipeline", "SanaControlNetPipeline"
 SCM: Mapping[str, Any] = {

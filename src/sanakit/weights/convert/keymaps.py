@@ -2,7 +2,8 @@
 
 A table is data: one line a parameter or module, read in both directions. What the original keeps
 fused (queries, keys, values) is split along its first axis, its 1x1 convolutions become matrices.
-Source: reference 2.1 and 3.13 for the names.
+Source: diffusers scripts/convert_sana_to_diffusers.py and scripts/convert_dcae_to_diffusers.py for
+the names.
 """
 
 from __future__ import annotations
