@@ -21,7 +21,9 @@ def test_only_wanted_regular_files_are_read_and_nothing_is_written(tmp_path: Pat
     assert not (tmp_path.parent.parent / "evil.json").exists()
 
 
-@pytest.mark.parametrize("content", [b"no archive", tar_bytes({"a": bytes(5000)})[:-20]])
+@pytest.mark.parametrize(
+    "content", [b"no archive", tar_bytes({"a": bytes(5000)})[:-20]], ids=["none", "cut"]
+)
 def test_a_damaged_archive_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "art.tgz"
     path.write_bytes(content)
