@@ -26,11 +26,11 @@ from recipes.glyph.evaluate.composition import (
 from recipes.glyph.evaluate.composition_judge import Describe, KnownThings, known_things
 from recipes.glyph.evaluate.composition_page import Bar, Shown, bars, page
 from recipes.glyph.evaluate.composition_prompts import KINDS, Kind, Wanted, wanted_prompts
+from sanakit.charts import save
 from sanakit.errors import ConfigError
 from sanakit.evaluate.features import BATCH
 from sanakit.evaluate.figures import Evaluation, Figure, mean_figure
 from sanakit.evaluate.generated import DrawSettings, draw_prompts
-from sanakit.evaluate.plots import save
 from sanakit.evaluate.restoration import restored
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.pipeline.images import Pixels, from_pixels, to_pixels

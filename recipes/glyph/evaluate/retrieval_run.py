@@ -27,10 +27,10 @@ from recipes.glyph.evaluate.retrieval import (
 )
 from recipes.glyph.evaluate.retrieval_page import Group, Tile, bars, sheet
 from recipes.glyph.evaluate.visual_features import Sight
+from sanakit.charts import save
 from sanakit.errors import ConfigError
 from sanakit.evaluate.figures import Evaluation
 from sanakit.evaluate.generated import DrawSettings, draw_prompts
-from sanakit.evaluate.plots import save
 from sanakit.pipeline.images import Pixels, from_pixels
 from sanakit.pipeline.pipeline import Pipeline
 

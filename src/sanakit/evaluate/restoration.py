@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sanakit.charts import Mark, histograms, save, sheet
 from sanakit.errors import ConfigError
 from sanakit.evaluate.distances import paired_distance
 from sanakit.evaluate.features import BATCH, NAME, FeatureNetwork, features_of
 from sanakit.evaluate.figures import Evaluation, Figure, bootstrap, mean_figure
 from sanakit.evaluate.pictures import FilePictures, GlyphSamples
-from sanakit.evaluate.plots import Mark, histograms, save, sheet
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.perceptual import PerceptualNetwork
 from sanakit.pipeline.images import Pixels, from_pixels, to_pixels
