@@ -1,33 +1,20 @@
-"""`sanakit eval composition` and `sanakit eval standard` as a user types them, on tiny networks."""
+"""`sanakit eval composition` as a user types it, on tiny networks."""
 
 from __future__ import annotations
 
 import json
-import sys
-import types
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 from PIL import Image
 from recipes.glyph.data.pictures import GlyphPictures
 
 from command_line import sanakit
-from sanakit.data.captions.scoring import Scorer
-from sanakit.evaluate import clip, features
-from sanakit.pipeline.pipeline import Pipeline
+from sanakit.evaluate import features
 from tiny import write_tiny
 from tiny_compositions import tiny_compositions
 from tiny_features import tiny_features
-from tiny_vision_models import write_clip
-
-GENEVAL = [
-    {"tag": "counting", "include": [{"class": "clock", "count": 2}], "prompt": "two clocks"},
-    {"tag": "colors", "include": [{"class": "car", "count": 1}], "prompt": "a red car"},
-    {"tag": "position", "include": [], "prompt": "a dog left of a cat"},
-]
 
 
 @pytest.fixture(scope="module")
@@ -44,20 +31,6 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> GlyphPictures:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(features, "load_features", lambda path=None: tiny_features(width=24))
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The prompts of all pictures that are drawn."""
-    seen: list[str] = []
-    generate = Pipeline.generate
-
-    def counted(self: Pipeline, request: Any, **more: Any) -> Any:
-        seen.append(f"{request.prompt} {request.seed}")
-        return generate(self, request, **more)
-
-    monkeypatch.setattr(Pipeline, "generate", counted)
-    return seen
 
 
 def report(folder: Path) -> dict[str, Any]:
@@ -108,125 +81,3 @@ def test_composition_refuses_what_it_cannot_judge(model: str, pictures: GlyphPic
     _, err = sanakit("eval", "composition", model, "--data", data, "--kind", "shape", code=2)
     assert "no kind 'shape'" in err
     assert not Path("runs/eval/composition").exists()
-
-
-def test_geneval_lies_as_its_scorer_reads_it(model: str, drawn: list[str]) -> None:
-    lines = [json.dumps(one) for one in GENEVAL]
-    Path("metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    common = ("eval", "standard", model, "--prompts", "metadata.jsonl", "--steps", 1)
-    out, _ = sanakit(*common, "--kind", "geneval", "--each", 2, "--seed", 7)
-    assert "evaluate_images.py" in out
-    folder = Path("runs/eval/standard/geneval/pictures")
-    assert sorted(path.name for path in folder.iterdir()) == ["00000", "00001", "00002"]
-    for number, line in enumerate(lines):
-        one = folder / f"{number:05d}"
-        assert json.loads((one / "metadata.jsonl").read_text()) == json.loads(line)
-        assert sorted(path.name for path in (one / "samples").iterdir()) == ["0000.png", "0001.png"]
-    assert drawn == [
-        f"{one['prompt']} {7 + 2 * n + k}" for n, one in enumerate(GENEVAL) for k in (0, 1)
-    ]
-
-    drawn.clear()
-    (folder / "00001/samples/0001.png").unlink()
-    sanakit(*common, "--kind", "geneval", "--each", 2, "--seed", 7)
-    assert drawn == ["a red car 9", "a red car 10"]
-    _, err = sanakit(*common, "--kind", "geneval", "--each", 2, "--seed", 8, code=2)
-    assert "another model, list or settings" in err
-    _, err = sanakit(*common, "--kind", "dpg", code=2)
-    assert "is no prompt list of dpg" in err
-
-
-def test_dpg_is_four_pictures_in_one_file(model: str) -> None:
-    folder = Path("prompts")
-    folder.mkdir()
-    for name, text in {"partiprompts2": "a cat\n", "10": "two\ndogs", "9": "a hat"}.items():
-        (folder / f"{name}.txt").write_text(text, encoding="utf-8")
-    common = ("eval", "standard", model, "--prompts", folder, "--kind", "dpg", "--steps", 1)
-    sanakit(*common, "--width", 64, "--height", 32, "-n", 2)
-    pictures = Path("runs/eval/standard/dpg/pictures")
-    assert len(list(pictures.iterdir())) == 2
-    with Image.open(next(pictures.iterdir())) as image:
-        assert image.size == (128, 64)
-        parts = [np.asarray(image.crop((x, y, x + 64, y + 32))) for y in (0, 32) for x in (0, 64)]
-    assert len({part.tobytes() for part in parts}) == 4
-    sanakit(*common, "--each", 1, "-n", 1, "-o", "one")
-    _, err = sanakit(*common, "--each", 5, "-o", "five", code=2)
-    assert "5 pictures a prompt" in err
-
-
-def test_clip_score_of_a_local_model_and_what_it_needs(model: str, tmp_path: Path) -> None:
-    clip = write_clip(tmp_path / "clip")
-    Path("list.txt").write_text("a red apple\n\na blue house\na tree\n", encoding="utf-8")
-    common = ("eval", "standard", model, "--prompts", "list.txt", "--kind", "clip", "--steps", 1)
-    sanakit(*common, "--clip", clip)
-    found = report(Path("runs/eval/standard/clip"))
-    figures = {one["name"]: one for one in found["figures"]}
-    by_prompt = found["details"]["by prompt"]
-    assert list(by_prompt) == ["00000", "00001", "00002"]
-    assert figures["CLIP score"]["value"] == pytest.approx(
-        np.mean(list(by_prompt.values())), abs=1e-3
-    )
-    scorer = Scorer(clip, dtype="float32", device="cpu")
-    with Image.open("runs/eval/standard/clip/pictures/00001.png") as image, torch.no_grad():
-        cosine = (scorer.texts(["a blue house"]) * scorer.pictures([image])).sum()
-    assert by_prompt["00001"] == pytest.approx(max(0.0, 100 * float(cosine)), abs=1e-3)
-    assert 0 <= figures["CLIP score"]["low"] <= figures["CLIP score"]["high"] <= 100
-    assert figures["CLIP score: other prompts"]["value"] != figures["CLIP score"]["value"]
-    for options, said in (
-        ((), "--kind clip without --clip"),
-        (("--clip", tmp_path / "none"), "no such folder"),
-        (("--clip", clip, "--real", "x"), "--real with --kind clip"),
-        (("--clip", clip, "-n", 0), "--count 0"),
-    ):
-        _, err = sanakit(*common, *options, code=3 if "folder" in said else 2)
-        assert said in err
-
-
-class TinyInception:
-    """Stands in for the metric: what it is told of, and a distance that only means can have."""
-
-    def __init__(self, feature: int) -> None:
-        assert feature == 2048
-        self.seen: dict[bool, list[torch.Tensor]] = {True: [], False: []}
-
-    def to(self, device: str) -> TinyInception:
-        return self
-
-    def update(self, pixels: torch.Tensor, real: bool) -> None:
-        assert pixels.dtype == torch.uint8
-        assert pixels.shape[1] == 3
-        self.seen[real].append(pixels)
-
-    def compute(self) -> torch.Tensor:
-        real, drawn = (torch.cat(self.seen[which]) for which in (True, False))
-        return torch.tensor(100.0 * len(real) + len(drawn))
-
-
-def test_fid_by_torchmetrics_and_a_word_where_it_is_absent(
-    model: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    Path("list.json").write_text('{"a1": {"prompt": "x"}, "b2": "y"}', encoding="utf-8")
-    Path("real").mkdir()
-    for number in range(3):
-        pixels = np.random.default_rng(number).integers(0, 256, (40, 48, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(f"real/{number}.png")
-    common = ("eval", "standard", model, "--prompts", "list.json", "--kind", "fid", "--steps", 1)
-    monkeypatch.setattr(clip, "find_spec", lambda name: None)
-    _, err = sanakit(*common, "--real", "real", code=3)
-    assert "pip install 'torchmetrics[image]'" in err
-    assert not Path("runs").exists()
-
-    monkeypatch.setattr(clip, "find_spec", lambda name: object())
-    module = types.ModuleType("torchmetrics.image.fid")
-    module.FrechetInceptionDistance = TinyInception  # type: ignore[attr-defined]
-    for name in ("torchmetrics", "torchmetrics.image"):
-        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-    monkeypatch.setitem(sys.modules, "torchmetrics.image.fid", module)
-    sanakit(*common, "--real", "real")
-    figures = {one["name"]: one for one in report(Path("runs/eval/standard/fid"))["figures"]}
-    assert figures["FID"]["value"] == 302
-    assert figures["FID"]["better"] == "lower"
-    names = sorted(path.name for path in Path("runs/eval/standard/fid/pictures").iterdir())
-    assert names == ["a1.png", "b2.png"]
-    _, err = sanakit(*common, "--real", "real", "-n", 1, "-o", "few", code=2)
-    assert "FID of 1 drawn" in err

@@ -1,23 +1,24 @@
-"""CLIP score and FID of drawn pictures, by networks that their user brings."""
+"""CLIP score and FID of generated pictures, by networks that their user brings."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from sanakit.data.captions.scoring import Scorer
 from sanakit.data.captions.vision_models import find_vision_model
 from sanakit.data.images.decode import decode
 from sanakit.errors import ConfigError, MissingModelError
 from sanakit.evaluate.benchmark_prompts import Job, Prompt
+from sanakit.evaluate.distances import frechet_distance
+from sanakit.evaluate.features import PictureSet, features_of
 from sanakit.evaluate.figures import Figure, mean_figure
-from sanakit.evaluate.pictures import FilePictures, GlyphSamples
 from sanakit.pipeline.images import Pixels
 
 BATCH = 16
@@ -65,47 +66,59 @@ def clip_scores(
 
 
 def fid(
-    folder: Path, jobs: Sequence[Job], real: FilePictures | GlyphSamples, *, device: str = "cpu"
+    folder: Path, jobs: Sequence[Job], real: PictureSet, *, network: InceptionFeatures
 ) -> Figure:
-    """FID on Inception's 2,048 features by `torchmetrics`, against all of ``real``.
+    """FID on Inception's 2,048 features, against all of ``real``.
 
     Raises:
-        MissingModelError: `torchmetrics` or its network is not installed.
         ConfigError: fewer than two pictures on a side.
     """
-    count = sum(len(job.files) for job in jobs)
-    if min(count, len(real)) < 2:
+    generated = _InFolder([folder / file for job in jobs for file in job.files])
+    if min(len(generated), len(real)) < 2:
         raise ConfigError(
-            f"FID of {count} drawn and {len(real)} real pictures", hint="give thousands of each"
+            f"FID of {len(generated)} generated and {len(real)} real pictures",
+            hint="give thousands of each",
         )
-    metric = frechet_inception(device)
-    batch: list[Pixels] = []
-    for number, (_, pixels) in enumerate(read_drawn(folder, jobs)):
-        batch.append(pixels)
-        if len(batch) == BATCH or number == count - 1:
-            metric.update(_channels_first(np.stack(batch), device), real=False)
-            batch = []
-    for first in range(0, len(real), BATCH):
-        metric.update(_channels_first(real[first : first + BATCH], device), real=True)
-    return Figure(name="FID", value=float(metric.compute()), count=count, better="lower")
+    value = frechet_distance(features_of(network, generated), features_of(network, real))
+    return Figure(name="FID", value=value, count=len(generated), better="lower")
 
 
-def frechet_inception(device: str) -> Any:
-    """The metric of `torchmetrics`, which takes uint8 ``b 3 h w``.
+class InceptionFeatures:
+    """The network by which published FIDs are measured, as `torchmetrics` brings it.
 
     Raises:
         MissingModelError: the package, or the one it takes Inception from, is not installed.
     """
-    if find_spec("torchmetrics") is None:
-        raise MissingModelError("FID needs torchmetrics", hint=TORCHMETRICS)
-    from torchmetrics.image.fid import FrechetInceptionDistance  # noqa: PLC0415
 
-    try:
-        return FrechetInceptionDistance(feature=2048).to(device)
-    except (ModuleNotFoundError, OSError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise MissingModelError(f"FID: {reason[:200]}", hint=TORCHMETRICS) from error
+    fingerprint = "inception-v3-compat"
+
+    def __init__(self, device: str) -> None:
+        if find_spec("torchmetrics") is None:
+            raise MissingModelError("FID needs torchmetrics", hint=TORCHMETRICS)
+        from torchmetrics.image.fid import FrechetInceptionDistance  # noqa: PLC0415
+
+        try:
+            self.network = FrechetInceptionDistance(feature=2048).inception.to(device)
+        except (ModuleNotFoundError, OSError) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise MissingModelError(f"FID: {reason[:200]}", hint=TORCHMETRICS) from error
+        self.device = device
+
+    @torch.no_grad()
+    def __call__(self, pictures: Pixels, /) -> Tensor:
+        """Pixels ``b h w 3`` to ``b 2048``."""
+        pixels = torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2)))
+        return self.network(pixels.to(self.device))
 
 
-def _channels_first(pixels: Pixels, device: str) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))).to(device)
+class _InFolder:
+    """Picture files of one size, read when they are asked for."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, part: slice, /) -> Pixels:
+        return np.stack([decode(path.read_bytes()).pixels for path in self.paths[part]])

@@ -24,6 +24,7 @@ from sanakit.errors import ConfigError
 
 if TYPE_CHECKING:
     from sanakit.evaluate.benchmark_prompts import Job
+    from sanakit.evaluate.clip import InceptionFeatures
     from sanakit.evaluate.figures import Figure
 
 Kind = Annotated[
@@ -83,15 +84,14 @@ def standard(
             jobs_of,
             read_prompts,
         )
-        from sanakit.evaluate.clip import frechet_inception
+        from sanakit.evaluate.clip import InceptionFeatures
         from sanakit.evaluate.figures import Evaluation
         from sanakit.evaluate.figures import Figure as Number
         from sanakit.pipeline.pipeline import Pipeline
 
         listed = read_prompts(prompts, kind)[:count]
         jobs = jobs_of(listed, kind, each=USUAL[kind] if each is None else each, seed=seed)
-        if kind == "fid":  # before hours of drawing
-            frechet_inception(device)
+        inception = InceptionFeatures(device) if kind == "fid" else None  # before hours of drawing
         folder = Path("runs/eval/standard") / kind if out is None else out
         settings = replace(
             draw_settings(seed, steps, guidance, solver, flow_shift), width=width, height=height
@@ -100,7 +100,9 @@ def standard(
         pictures = draw_jobs(pipeline, jobs, settings, folder, report=progress)
         total = sum(len(job.seeds) for job in jobs)
         figures = [Number(name="pictures", value=float(total), count=len(jobs))]
-        scored, details = _scores(kind, pictures, jobs, clip=clip, real=real, device=device)
+        scored, details = _scores(
+            kind, pictures, jobs, clip=clip, real=real, network=inception, device=device
+        )
         evaluation = Evaluation(
             family=f"standard-{kind}",
             model=model,
@@ -151,6 +153,7 @@ def _scores(
     *,
     clip: str | None,
     real: Path | None,
+    network: InceptionFeatures | None,
     device: str,
 ) -> tuple[list[Figure], dict[str, Any]]:
     from sanakit.evaluate.clip import clip_scores, fid, read_drawn
@@ -159,8 +162,8 @@ def _scores(
     if clip is not None:
         figures, by_prompt = clip_scores(pictures, jobs, clip=clip, device=device)
         return figures, {"by prompt": by_prompt}
-    if real is not None:
+    if real is not None and network is not None:
         side = min(next(read_drawn(pictures, jobs))[1].shape[:2])
         others = pictures_to_restore(real, size=side, count=None)
-        return [fid(pictures, jobs, others, device=device)], {}
+        return [fid(pictures, jobs, others, network=network)], {}
     return [], {}
