@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
-import re
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
+from matplotlib.axes import Axes
+from numpy.testing import assert_allclose
+from tensorboardX.event_file_writer import EventsWriter
 
 from command_line import sanakit
 from sanakit.errors import DataError
 from sanakit.train.config import LoopConfig
 from sanakit.train.loop import train
-from sanakit.train.runs.curves import (
-    Axis,
-    Panel,
-    curves,
-    draw_panel,
-    panels,
-    short,
-    smoothed,
-    thinned,
-)
+from sanakit.train.runs.curves import curves, figure_of, smoothed
 from sanakit.train.runs.log import RunLog, read_log
 from sanakit.train.runs.summary import RunView, SavedState, spoken, standing, view_run
 from tiny_recipe import TinyRecipe
@@ -173,6 +167,29 @@ def test_a_number_that_is_not_finite_is_logged_as_null(tmp_path: Path) -> None:
     assert len(read_log(tmp_path)) == 1
 
 
+def test_after_a_full_disk_tensorboard_goes_on_in_another_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    log = RunLog(tmp_path, first=True, report=said.append)
+    log.line(4, 1.0, {"first": 1.0})
+    with monkeypatch.context() as patched:
+        full = OSError("No space left on device")
+        patched.setattr(EventsWriter, "write_event", Mock(side_effect=full))
+        log.line(8, 2.0, {"second": 1.0})
+    log.line(12, 3.0, {"third": 1.0})
+    log.picture("grid", np.zeros((4, 4, 3), np.uint8), 12)
+    log.close()
+    assert [text for text in said if "could not log" in text] == [
+        "could not log: No space left on device"
+    ]
+    found = [path.read_bytes() for path in sorted((tmp_path / "tensorboard").glob("*tfevents*"))]
+    assert len(found) == 2
+    assert b"first" in found[0]
+    assert b"third" in found[1]
+    assert b"grid" in found[1]
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no folder of a run"):
         view_run(tmp_path)
@@ -196,132 +213,65 @@ def test_the_plot_is_one_well_formed_svg_with_a_panel_for_each_kind(run: Path) -
     for title in ("loss", "parts of the loss", "learning rate", "norm of the gradients"):
         assert f">{title}</text>" in text
     assert "loss by noise level" not in text
+    again = sanakit("train", "plot", run, "--log-x")[0].strip()
+    assert Path(again).read_text(encoding="utf-8") != text
+    with pytest.raises(DataError, match="holds nothing to draw"):
+        curves([], title="empty")
 
 
-def test_every_point_lies_inside_its_panel_and_higher_values_lie_higher() -> None:
-    lines = [line(n, n, loss=10.0**-n, grad_norm=float(n)) for n in range(1, 8)]
-    text = curves(lines, title="<run> & more")
-    ElementTree.fromstring(text)
-    rising = False
-    for found in re.findall(r'points="([^"]+)"', text):
-        points = [tuple(map(float, pair.split(","))) for pair in found.split()]
-        assert all(62 <= x <= 506 and 50 <= y <= 216 for x, y in points)
-        assert [x for x, _ in points] == sorted(x for x, _ in points)
-        rising |= points[-1][1] < points[0][1]
-    assert rising
-    # Powers of ten: a loss that falls by a factor a step falls by as much on the page each time.
-    first = re.findall(r'points="([^"]+)"', text)[0].split()
-    heights = [float(pair.split(",")[1]) for pair in first]
-    steps = [b - a for a, b in itertools.pairwise(heights)]
-    assert max(steps) - min(steps) < 0.3
+def axes_of(lines: list[dict[str, Any]], title: str, **more: bool) -> Axes:
+    found = {axes.get_title(): axes for axes in figure_of(lines, title="<a> & $b$", **more).axes}
+    return found[title]
 
 
-def test_a_value_that_was_not_finite_breaks_the_line() -> None:
-    lines = [line(n, n, loss=None if n == 3 else 1.0 + n) for n in range(1, 6)]
-    loss = next(panel for panel in panels(lines) if panel.title == "loss")
-    assert loss.series["loss"][2] == (3, None)
-    alone = curves([{"images": x["images"], "lr": 1.0, "loss": x["loss"]} for x in lines], title="")
-    lengths = [len(found.split()) for found in re.findall(r'points="([^"]+)"', alone)]
-    assert sorted(lengths) == [2, 2, 5]
-
-
-def test_bins_of_sigma_come_in_their_order() -> None:
-    lines = [line(1, 1, **{"loss_sigma_0.9": 1.0, "loss_sigma_0": 2.0, "loss_sigma_0.1": 3.0})]
-    bins = next(panel for panel in panels(lines) if panel.title == "loss by noise level")
-    assert list(bins.series) == ["loss_sigma_0", "loss_sigma_0.1", "loss_sigma_0.9"]
-
-
-def test_ticks_are_round_and_on_the_axis() -> None:
-    assert Axis(low=0, high=10, powers=False).ticks() == [0, 2, 4, 6, 8, 10]
-    assert Axis(low=0.5, high=300_000, powers=True).ticks() == [1, 10, 100, 1e3, 1e4, 1e5]
-
-
-def test_an_axis_holds_its_values_in_steps_or_in_powers() -> None:
-    plain = Axis.over([2.0, 8.0], powers=False, zero=False)
-    assert (plain.low, plain.high, plain.share(5.0)) == (2, 8, 0.5)
-    for values, ends in (([2.0, 8.0], (0, 8)), ([-3.0, -1.0], (-3, 0))):
-        axis = Axis.over(values, powers=False, zero=True)
-        assert (axis.low, axis.high) == ends
-    assert Axis.over([3.0], powers=False, zero=False).share(3.0) == 0.5
-    alone = Axis.over([3.0], powers=True, zero=False)
-    assert (alone.low, alone.high) == (1.5, 6)
-    assert Axis(low=1, high=100, powers=True).share(10) == pytest.approx(0.5)
-    assert Axis(low=3, high=9, powers=False).ticks() == [4, 6, 8]
-    assert Axis(low=3, high=30, powers=True).ticks() == [5, 10, 20]
-    assert Axis(low=3, high=3000, powers=True).ticks() == [1e1, 1e2, 1e3]
-
-
-def test_panels_lie_in_two_columns_below_the_title() -> None:
-    text = curves([line(n, n, loss=1.0 + n, grad_norm=1.0) for n in range(3)], title="t")
-    places = re.findall(r"translate\((\d+) (\d+)\)", text)
-    assert places == [("0", "28"), ("520", "28"), ("0", "278"), ("520", "278")]
-    assert 'viewBox="0 0 1040 528"' in text
-
-
-def test_what_does_not_count_is_not_drawn_and_zero_has_no_place_among_powers() -> None:
-    lines = [line(0, 0, loss=5.0), line(10, 1, loss=4.0), line(20, 2, loss=3.0)]
-    panel = Panel(title="p", series={"loss": [(x["images"], x["loss"]) for x in lines]})
-    assert [len(found.split()) for found in re.findall(r'points="([^"]+)"', drawn(panel))] == [3]
-    powers = re.findall(r'points="([^"]+)"', drawn(panel, log_x=True))
-    assert [pair.split(",")[0] for pair in powers[0].split()] == ["62.0", "506.0"]
+def test_what_is_drawn_are_the_lines_that_count() -> None:
     again = [line(1, 1, loss=1.0), line(3, 3, loss=9.0), line(2, 2, loss=2.0)]
-    whole = curves(again, title="t")
-    assert "9</text>" not in whole  # another process has been there since
+    drawn = axes_of(again, "loss").lines[0]
+    assert drawn.get_xydata().tolist() == [[1, 1], [2, 2]]  # another process has been there since
+    ElementTree.fromstring(curves(again, title="<a> & $b$"))
 
 
-def drawn(panel: Panel, *, log_x: bool = False) -> str:
-    return draw_panel(panel, log_x=log_x)
+def test_a_value_that_was_not_finite_breaks_the_line_and_a_point_alone_is_a_dot() -> None:
+    values = [2.0, 3.0, None, 5.0, None]
+    lines = [line(n, n, loss=value) for n, value in enumerate(values)]
+    whole, dots = axes_of(lines, "loss").lines
+    assert np.isnan(whole.get_ydata()).tolist() == [value is None for value in values]
+    assert dots.get_xydata().tolist() == [[3, 5]]
 
 
 def test_values_over_many_powers_are_drawn_in_powers_unless_they_begin_at_zero() -> None:
-    def middle(*values: float, zero: bool = False) -> float:
-        points = [(float(n), value) for n, value in enumerate(values)]
-        text = drawn(Panel(title="p", series={"x": points}, zero=zero))
-        return float(re.findall(r'points="([^"]+)"', text)[0].split()[1].split(",")[1])
+    def scale(title: str, **values: float) -> str:
+        lines = [line(n, n, **{key: v**n for key, v in values.items()}) for n in (1, 2, 3)]
+        return axes_of(lines, title).get_yscale()
 
-    assert middle(1.0, 10.0, 100.0) == pytest.approx((50 + 216) / 2)
-    assert middle(0.0, 50.0, 100.0) == pytest.approx((50 + 216) / 2)
-    assert middle(1.0, 5.5, 10.0) == pytest.approx((50 + 216) / 2)
-    assert middle(1.0, 50.0, 100.0, zero=True) == pytest.approx((50 + 216) / 2)
+    assert scale("loss", loss=10.0) == "log"
+    assert scale("loss", loss=2.0) == "linear"
+    assert scale("MFU", mfu=10.0) == "linear"
+    lines = [line(n, n, loss=1.0) for n in (0, 10, 20)]
+    assert axes_of(lines, "learning rate").get_ylim()[0] == 0
+    assert axes_of(lines, "loss", log_x=True).get_xscale() == "log"
+
+
+def test_bins_of_sigma_come_in_their_order_with_a_color_each_and_a_legend() -> None:
+    bins = {"loss_sigma_0.9": 1.0, "loss_sigma_0": 2.0, "loss_sigma_0.1": 3.0}
+    axes = axes_of([line(1, 1, **bins), line(2, 2, **bins)], "loss by noise level")
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["0", "0.1", "0.9"]
+    assert len({drawn.get_color().tobytes() for drawn in axes.lines}) == 3
 
 
 def test_many_points_are_pale_beside_their_mean_and_few_are_not() -> None:
-    def opacities(count: int, **more: bool) -> list[str]:
-        points = [(float(n), float(n % 5)) for n in range(count)]
-        panel = Panel(title="p", series={"x": points}, smooth=True, **more)
-        return re.findall(r'stroke-opacity="([^"]+)"', drawn(panel))
+    def opacities(count: int) -> list[float | None]:
+        lines = [line(n, n, loss=float(n % 5)) for n in range(count)]
+        return [one.get_alpha() for one in axes_of(lines, "loss").lines if len(one.get_xdata())]
 
-    assert opacities(20) == ["1"]
-    assert opacities(21) == ["0.3", "1"]
-    assert opacities(21, ordered=True) == ["0.1", "1"]
+    assert opacities(20) == [1.0]
+    assert opacities(21) == [0.3, None]
 
 
-def test_a_point_alone_is_a_dot_and_ordered_lines_go_from_the_first_colour_to_the_last() -> None:
-    series = {"a": [(1.0, 1.0), (2.0, None), (3.0, 2.0)], "b": [(1.0, 1.0), (3.0, 2.0)]}
-    text = drawn(Panel(title="p", series=series, ordered=True))
-    assert text.count("<circle") == 2
-    assert text.count("<polyline") == 1
-    colours = re.findall(r'<rect [^>]*fill="([^"]+)"', text)
-    assert colours == ["#442c82", "#f09628"]
-
-
-def test_numbers_of_an_axis_are_short() -> None:
-    numbers = (1e9, 2.5e6, 1e6, 1e3, 999, 0.001, -2e3)
-    assert [short(n) for n in numbers] == ["1G", "2.5M", "1M", "1k", "999", "0.001", "-2k"]
-
-
-def test_a_gap_stays_a_gap_and_a_mean_is_of_both_sides() -> None:
-    points: list[tuple[float, float | None]] = [(float(n), 1.0) for n in range(1_200)]
-    points[7] = (7.0, None)
-    few = thinned(points)
-    assert [x for x, y in few if y is None] == [7.0]
-    kink = [(0.0, 0.0), (1.0, 0.0), (2.0, 3.0), (3.0, 3.0)]
-    assert smoothed(kink) == [(0, 0), (1, 1), (2, 2), (3, 3)]
-
-
-def test_thinning_keeps_means_and_smoothing_keeps_straight_lines() -> None:
-    points = [(float(n), float(n)) for n in range(3_000)]
-    few = thinned(points)
-    assert len(few) == 600
-    assert few[0] == (4.0, 2.0)
-    assert smoothed(points[:100]) == points[:100]
+def test_a_mean_is_of_both_sides_keeps_straight_lines_and_leaves_gaps() -> None:
+    kink = np.array([[0, 0], [1, 0], [2, 3], [3, 3]], dtype=float)
+    assert smoothed(kink).tolist() == [[0, 0], [1, 1], [2, 2], [3, 3]]
+    straight = np.stack([np.arange(100.0)] * 2, axis=1)
+    assert_allclose(smoothed(straight), straight)
+    straight[50, 1] = np.nan
+    assert np.flatnonzero(np.isnan(smoothed(straight)[:, 1])).tolist() == [50]

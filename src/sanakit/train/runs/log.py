@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy.typing as npt
 from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
-from tensorboardX.record_writer import RecordWriter
 
 LOG = "log.jsonl"
 
@@ -28,12 +28,12 @@ class RunLog:
 
     def __init__(self, run: Path, *, first: bool, report: Callable[[str], object]) -> None:
         self.run, self.first, self.report = run, first, report
-        self.board = _Board(run / "tensorboard") if first else None
+        self.board: EventsWriter | None = None
         self.wandb: Any = _wandb(run) if first else None
 
     def line(self, images_seen: int, seconds: float, values: Mapping[str, float]) -> None:
         """Log numbers; one that is not finite is written as null."""
-        if self.board is None:
+        if not self.first:
             return
         clean = {key: value if math.isfinite(value) else None for key, value in values.items()}
         entry = {"images": images_seen, "seconds": round(seconds, 1), **clean}
@@ -42,7 +42,7 @@ class RunLog:
             with (self.run / LOG).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(entry, allow_nan=False) + "\n")
             scalars = {key: value for key, value in clean.items() if value is not None}
-            self.board.add([summary.scalar(*pair) for pair in scalars.items()], images_seen)
+            self._show([summary.scalar(*pair) for pair in scalars.items()], images_seen)
         except OSError as error:
             self.report(f"could not log: {error}")
         if self.wandb is not None:
@@ -50,51 +50,37 @@ class RunLog:
 
     def picture(self, name: str, pixels: npt.NDArray[Any], images_seen: int) -> None:
         """Log a picture ``H W 3`` uint8."""
-        if self.board is not None:
-            self.board.add([summary.image(name, pixels, dataformats="HWC")], images_seen)
+        if self.first:
+            self._show([summary.image(name, pixels, dataformats="HWC")], images_seen)
 
     def close(self) -> None:
         """Write what is left."""
-        if self.board is not None:
-            self.board.close()
+        with suppress(OSError):
+            if self.board is not None:
+                self.board.close()
+        self.board = None
         if self.wandb is not None:
             self.wandb.finish()
 
+    def _show(self, summaries: list[Any], images_seen: int) -> None:
+        """Write to TensorBoard's files, at once: `SummaryWriter` does it in a thread.
 
-class _Board:
-    """Event files for TensorBoard, written at once.
-
-    The library's own writer has a thread, which a full disk ends and the run then waits for.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.records: Any = None
-
-    def add(self, summaries: list[Any], images_seen: int) -> None:
-        now = time.time()
+        That thread ends on a full disk, and the run would then wait for its queue.
+        """
+        board, self.board = self.board, None  # after half a record go on in another file
+        if board is None:
+            folder = self.run / "tensorboard"
+            folder.mkdir(exist_ok=True)
+            board = EventsWriter(str(folder / "events"), f".{os.getpid()}.{time.time_ns()}")
         try:
-            if self.records is None:
-                self.folder.mkdir(exist_ok=True)
-                # TensorBoard reads the files of a folder by name, which must hold "tfevents".
-                name = f"events.out.tfevents.{now:017.6f}.{os.getpid()}"
-                self.records = RecordWriter(str(self.folder / name))
-                self._write(Event(wall_time=now, file_version="brain.Event:2"))
             for one in summaries:
-                self._write(Event(wall_time=now, step=images_seen, summary=one))
-            self.records.flush()
+                board.write_event(Event(wall_time=time.time(), step=images_seen, summary=one))
+            board.flush()
         except OSError:
-            self.close()  # after half a record nothing can be read: go on in another file
+            with suppress(OSError):
+                board.close()
             raise
-
-    def close(self) -> None:
-        with suppress(OSError):
-            if self.records is not None:
-                self.records.close()
-        self.records = None
-
-    def _write(self, event: Any) -> None:
-        self.records.write(event.SerializeToString())
+        self.board = board
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
