@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from inspect import formatannotation
 from types import MappingProxyType
@@ -16,72 +16,12 @@ from sanakit.train.optim.build import OptimizerName
 
 BatchRule = Literal["sqrt", "linear", "none"]
 ScheduleName = Literal["constant", "linear-end", "cosine", "cosine-then-constant"]
+FLOORS: Mapping[ScheduleName, float] = MappingProxyType(
+    {"constant": 1.0, "linear-end": 0.02, "cosine": 0.0, "cosine-then-constant": 0.1}
+)
+"""Shares of the peak rate that a run ends with."""
 PUBLISHED_BATCH = 256
 """The batch that published rates are meant for."""
-
-
-def warm_up(images_seen: int, *, batch_size: int, warmup_images: int) -> float:
-    """Rise linearly; the first step already moves, and the last of the warm-up is whole."""
-    return min(1.0, (images_seen + batch_size) / max(1, warmup_images))
-
-
-def constant(images_seen: int, *, batch_size: int, warmup_images: int = 0) -> float:
-    """Warm up, then hold: the published recipes."""
-    return warm_up(images_seen, batch_size=batch_size, warmup_images=warmup_images)
-
-
-def linear_end(
-    images_seen: int,
-    *,
-    batch_size: int,
-    total_images: int,
-    warmup_images: int = 0,
-    decay_share: float = 0.3,
-    floor: float = 0.02,
-) -> float:
-    """Warm up, hold, and fall linearly to ``floor`` over the last ``decay_share`` of the run."""
-    _check(total_images, decay_share, floor)
-    left = (total_images - images_seen) / (decay_share * total_images)
-    warm = warm_up(images_seen, batch_size=batch_size, warmup_images=warmup_images)
-    return warm * max(floor, min(1.0, left))
-
-
-def cosine(
-    images_seen: int,
-    *,
-    batch_size: int,
-    total_images: int,
-    warmup_images: int = 0,
-    floor: float = 0.0,
-) -> float:
-    """Warm up, then fall as half a cosine to ``floor`` at the end of the run."""
-    _check(total_images, 1.0, floor)
-    return _half_cosine(images_seen, batch_size, total_images, warmup_images, floor)
-
-
-def cosine_then_constant(
-    images_seen: int,
-    *,
-    batch_size: int,
-    total_images: int,
-    warmup_images: int = 0,
-    decay_share: float = 0.667,
-    floor: float = 0.1,
-) -> float:
-    """Warm up, fall as half a cosine over the first ``decay_share`` of the run, hold ``floor``."""
-    _check(total_images, decay_share, floor)
-    end = decay_share * total_images
-    return _half_cosine(images_seen, batch_size, end, warmup_images, floor)
-
-
-SCHEDULES: Mapping[str, Callable[..., float]] = MappingProxyType(
-    {
-        "constant": constant,
-        "linear-end": linear_end,
-        "cosine": cosine,
-        "cosine-then-constant": cosine_then_constant,
-    }
-)
 
 
 def batch_factor(rule: BatchRule, batch_size: int) -> float:
@@ -104,23 +44,6 @@ def batch_factor(rule: BatchRule, batch_size: int) -> float:
     )
 
 
-def _half_cosine(
-    images_seen: int, batch_size: int, end: float, warmup_images: int, floor: float
-) -> float:
-    warm = warm_up(images_seen, batch_size=batch_size, warmup_images=warmup_images)
-    gone = max(0.0, images_seen - warmup_images) / max(1.0, end - warmup_images)
-    return warm * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, gone))))
-
-
-def _check(total_images: int, decay_share: float, floor: float) -> None:
-    if total_images < 1:
-        raise ConfigError(f"total_images={total_images} must be at least 1")
-    if not 0 < decay_share <= 1:
-        raise ConfigError(f"decay_share={decay_share} must be in (0, 1]")
-    if not 0 <= floor <= 1:
-        raise ConfigError(f"floor={floor} must be in [0, 1]")
-
-
 Strategy = Literal["ddp", "fsdp", "hsdp"]
 
 
@@ -139,7 +62,8 @@ class LoopConfig:
     schedule: ScheduleName = "linear-end"
     warmup_images: int = 0
     decay_share: float = 0.3
-    """linear-end: last share of the run over which the rate falls linearly to 2 % of its peak."""
+    """linear-end: last share of the run, over which the rate falls linearly to 2 % of its peak;
+    cosine-then-constant: first share, over which it falls as half a cosine to 10 %."""
     optimizer: OptimizerName = "adamw"
     weight_decay: float = 0.01
     betas: tuple[float, ...] = (0.9, 0.99)
@@ -195,16 +119,27 @@ class LoopConfig:
 
 
 def learning_rate(config: LoopConfig, images_seen: int) -> float:
-    """The rate of the step that begins at ``images_seen``."""
-    given = {
-        "warmup_images": config.warmup_images,
-        "total_images": config.total_images,
-        "decay_share": config.decay_share,
-    }
-    wanted = {"constant": 1, "cosine": 2}.get(config.schedule, 3)
-    settings = dict(list(given.items())[:wanted])
-    share = SCHEDULES[config.schedule](images_seen, batch_size=config.batch_size, **settings)
-    return config.peak_lr * batch_factor(config.lr_rule, config.batch_size) * share
+    """The rate of the step that begins at ``images_seen``: warm-up, then the schedule.
+
+    The warm-up is linear; its first step already moves, and its last is whole.
+    """
+    warm = min(1.0, (images_seen + config.batch_size) / max(1, config.warmup_images))
+    peak = config.peak_lr * batch_factor(config.lr_rule, config.batch_size)
+    return peak * (warm * _decay(config, images_seen))
+
+
+def _decay(config: LoopConfig, images_seen: int) -> float:
+    """The share of the peak that the schedule leaves."""
+    end, floor = float(config.total_images), FLOORS[config.schedule]
+    if config.schedule == "constant":
+        return 1.0
+    if config.schedule == "linear-end":
+        left = (end - images_seen) / (config.decay_share * end)
+        return max(floor, min(1.0, left))
+    if config.schedule == "cosine-then-constant":
+        end = config.decay_share * end
+    gone = max(0.0, images_seen - config.warmup_images) / max(1.0, end - config.warmup_images)
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, gone)))
 
 
 C = TypeVar("C")

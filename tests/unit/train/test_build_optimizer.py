@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.testing import assert_close
 
-from sanakit.errors import ConfigError, UnknownArgumentError, WeightsError
+from sanakit.errors import ConfigError, WeightsError
 from sanakit.flow.grids import logit_normal_levels
 from sanakit.flow.path import flow_matching_loss, interpolate
 from sanakit.models.init import init_transformer
@@ -62,26 +62,11 @@ def test_each_name_gives_its_optimizer_with_its_settings(name: str, kind: type[O
         assert group.get("eight_bit", False) == (name == "came8bit")
         assert {p.ndim > 1 for p in group["params"]} == {group["weight_decay"] == 0.5}
     assert {g["weight_decay"] for g in optimizer.param_groups} == {0.0, 0.5}
-    betas, eps = ((0.5, 0.6, 0.7), (1e-20, 1e-10)) if came else ((0.5, 0.6), 0.1)
-    other = build_optimizer(name, network(), lr=0.25, betas=betas, eps=eps)
-    assert (other.defaults["betas"], other.defaults["eps"]) == (betas, eps)
-
-
-def test_names_and_patterns_scale_the_rate() -> None:
-    module = network()
-    scales = {"2.*": 0.5, "3.bias": 0.0}
-    optimizer = build_optimizer("came", module, lr=0.25, lr_scale=scales)
-    set_rate(optimizer, 8.0)
-    rates = {p: group["lr"] for group in optimizer.param_groups for p in group["params"]}
-    found = {name: rates[p] for name, p in module.named_parameters()}
-    assert found == {
-        "0.weight": 8.0,
-        "0.bias": 8.0,
-        "2.weight": 4.0,
-        "2.bias": 4.0,
-        "3.weight": 8.0,
-        "3.bias": 0.0,
-    }
+    betas = (0.5, 0.6, 0.7)[: 3 if came else 2]
+    other = build_optimizer(name, network(), lr=0.25, betas=betas)
+    assert other.defaults["betas"] == betas
+    set_rate(other, 8.0)
+    assert {group["lr"] for group in other.param_groups} == {8.0}
 
 
 def test_only_what_asks_for_a_gradient_is_trained() -> None:
@@ -98,11 +83,6 @@ def test_only_what_asks_for_a_gradient_is_trained() -> None:
         ("cane", {}, r"'cane' is unknown\n.*did you mean 'came'"),
         ("came", {"betas": (0.9, 0.99)}, "came takes 3 numbers"),
         ("adamw8bit", {"betas": (0.9, 0.99, 0.9)}, "adamw8bit takes 2 numbers"),
-        ("came8bit", {"eps": 1e-8}, "came8bit takes two numbers"),
-        ("adamw", {"eps": (1e-30, 1e-16)}, "adamw takes one number"),
-        ("adamw", {"lr_scale": {"2.wight": 0.5}}, r"'2.wight' matches no .*\n.*'2.weight'"),
-        ("adamw", {"lr_scale": {"2.*": 0.5, "*.weight": 2}}, r"2.weight is matched by '2.\*' and"),
-        ("adamw", {"lr_scale": {"2.*": -0.5}}, "must not be below 0"),
     ],
 )
 def test_what_does_not_fit_is_refused(name: str, settings: dict[str, object], said: str) -> None:
@@ -110,9 +90,7 @@ def test_what_does_not_fit_is_refused(name: str, settings: dict[str, object], sa
         build_optimizer(name, network(), lr=0.1, **settings)
 
 
-def test_unknown_options_and_nothing_to_train_are_refused() -> None:
-    with pytest.raises(UnknownArgumentError, match=r"no argument 'weight_decy'\n.*weight_decay"):
-        build_optimizer("came", network(), lr=0.1, weight_decy=0.1)
+def test_nothing_to_train_is_refused() -> None:
     with pytest.raises(ConfigError, match="nothing to train"):
         build_optimizer("came", network().requires_grad_(False), lr=0.1)
 

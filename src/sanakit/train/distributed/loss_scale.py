@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -16,55 +14,39 @@ from sanakit.errors import ConfigError, NumericsError
 ComputeDtype = Literal["float32", "bfloat16", "float16"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LossScaleConfig:
-    """How the scale of fp16's loss moves; powers of two, so that scaling never rounds."""
-
-    initial: float = 2.0**16
-    least: float = 1.0
-    most: float = 2.0**24
-    patience: int = 2000
-    """Finite steps in a row before the scale doubles."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.least <= self.initial <= self.most:
-            raise ConfigError(
-                f"least={self.least}, initial={self.initial} and most={self.most} "
-                "must be above 0 and in this order"
-            )
-        for name in ("least", "initial", "most"):
-            value = getattr(self, name)
-            if math.frexp(value)[0] != 0.5:
-                raise ConfigError(f"{name}={value} must be a power of two")
-        if self.patience < 1:
-            raise ConfigError(f"patience={self.patience} must be at least 1")
-
-
 class LossScale:
     """What a loss is multiplied by so that fp16 gradients do not vanish; 1 for all other dtypes.
 
     ``scale`` is there to be logged. It halves after a step whose gradients were not finite, and
-    doubles after ``patience`` finite ones in a row. One decision serves all ranks if they are given
-    the same answer to "finite?", as the norm of the summed gradients is.
+    doubles after ``patience`` finite ones in a row: powers of two never round. One
+    decision serves all ranks if they are given the same answer to "finite?", as the norm of the
+    summed gradients is. torch's `GradScaler` decides by itself, only for fp16, and has no least
+    scale from which a gradient that is not finite is a fault.
     """
 
-    def __init__(self, compute_dtype: ComputeDtype, config: LossScaleConfig | None = None) -> None:
-        if compute_dtype not in ("float32", "bfloat16", "float16"):
+    def __init__(
+        self,
+        compute_dtype: ComputeDtype,
+        *,
+        initial: float = 2.0**16,
+        least: float = 1.0,
+        most: float = 2.0**24,
+        patience: int = 2000,
+    ) -> None:
+        if compute_dtype not in get_args(ComputeDtype):
             raise ConfigError(
                 f"compute_dtype={compute_dtype!r} is unknown",
-                hint="known: float32, bfloat16, float16",
+                hint=f"known: {', '.join(get_args(ComputeDtype))}",
             )
         self.enabled = compute_dtype == "float16"
-        if config is not None and not self.enabled:
-            raise ConfigError(f"a loss scale is for float16, not for {compute_dtype}")
-        self.config = config or LossScaleConfig()
-        self.scale = self.config.initial if self.enabled else 1.0
+        self.least, self.most, self.patience = least, most, patience
+        self.scale = initial if self.enabled else 1.0
         self.finite_in_a_row = 0
 
     @property
     def exhausted(self) -> bool:
         """Whether a smaller scale cannot help: a gradient that is not finite is then a fault."""
-        return not self.enabled or self.scale <= self.config.least
+        return not self.enabled or self.scale <= self.least
 
     def scaled(self, loss: Tensor) -> Tensor:
         """Give the loss to call ``backward`` on, in fp32."""
@@ -85,12 +67,12 @@ class LossScale:
         if not self.enabled:
             return
         if not finite:
-            self.scale = max(self.config.least, self.scale / 2)
+            self.scale = max(self.least, self.scale / 2)
             self.finite_in_a_row = 0
             return
         self.finite_in_a_row += 1
-        if self.finite_in_a_row == self.config.patience:
-            self.scale = min(self.config.most, self.scale * 2)
+        if self.finite_in_a_row == self.patience:
+            self.scale = min(self.most, self.scale * 2)
             self.finite_in_a_row = 0
 
     def state_dict(self) -> dict[str, float]:
@@ -100,8 +82,8 @@ class LossScale:
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         """Go on from a saved scale; a run that changed to another dtype begins its own."""
         if self.enabled:
-            self.scale = min(self.config.most, max(self.config.least, float(state["scale"])))
-            self.finite_in_a_row = int(state["finite_in_a_row"]) % self.config.patience
+            self.scale = min(self.most, max(self.least, float(state["scale"])))
+            self.finite_in_a_row = int(state["finite_in_a_row"]) % self.patience
 
 
 class SkippedSteps:
