@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
+from sanakit.charts import svg
 from sanakit.errors import DataError
 from sanakit.train.runs.summary import loss_names, standing
 
@@ -45,12 +45,8 @@ def curves(lines: Sequence[Mapping[str, Any]], *, title: str, log_x: bool = Fals
     Raises:
         DataError: the log holds no number yet.
     """
-    # Text stays text, and the same log gives the same file.
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "sanakit"}):
-        text = io.StringIO()
-        figure = figure_of(lines, title=title, log_x=log_x)
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()
+    with rc_context({"svg.fonttype": "none"}):  # text stays text
+        return svg(figure_of(lines, title=title, log_x=log_x))
 
 
 def figure_of(lines: Sequence[Mapping[str, Any]], *, title: str, log_x: bool = False) -> Figure:
@@ -125,8 +121,7 @@ def draw_panel(axes: Axes, panel: Panel, *, log_x: bool) -> None:
     elif low > 0 and high > SPREAD * low:
         axes.set_yscale("log")
     if len(panel.series) > 1:
-        handles = [line for line in axes.lines if not line.get_label().startswith("_")]
-        for handle in axes.legend(handles=handles, fontsize="small").legend_handles:
+        for handle in axes.legend(fontsize="small").get_lines():
             handle.set_alpha(1.0)
 
 
