@@ -6,7 +6,7 @@ import logging
 
 import typer
 
-from sanakit.cli import convert, decode, generate, info, models, train
+from sanakit.cli import convert, generate, models, train
 from sanakit.cli.data import app as data
 from sanakit.cli.evaluate import app as evaluate
 
@@ -20,9 +20,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("generate")(generate.generate)
-app.command("decode")(decode.decode)
-app.command("info")(info.info)
-app.command("again")(info.again)
+app.command("decode")(generate.decode)
+app.command("info")(generate.info)
+app.command("again")(generate.again)
 app.command("convert")(convert.convert)
 app.add_typer(data.app, name="data")
 app.add_typer(train.app, name="train")
