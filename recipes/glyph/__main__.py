@@ -16,8 +16,7 @@ from recipes.glyph.cost import machine, plan, read_ledger, write_ledger
 from recipes.glyph.presets import known_presets, read_preset
 from recipes.glyph.running import execute
 from recipes.glyph.stages import STAGES, Execute, NoTimeLeft, Work, required
-from sanakit.errors import ConfigError, DataError, Interrupted, SanakitError
-from sanakit.pipeline.keywords import nearest
+from sanakit.errors import ConfigError, DataError, Interrupted, SanakitError, did_you_mean
 
 MORE = 75
 """Exit code where all went well and something is left to be done."""
@@ -53,7 +52,9 @@ def _parser() -> argparse.ArgumentParser:
 def _go(options: argparse.Namespace, run: Execute, began: float) -> int:
     preset = read_preset(options.preset, options.changes or [])
     if options.until is not None and options.until not in STAGES:
-        raise ConfigError(f"no stage {options.until!r}", hint=nearest(options.until, list(STAGES)))
+        raise ConfigError(
+            f"no stage {options.until!r}", hint=did_you_mean(options.until, list(STAGES))
+        )
     if options.minutes is not None and 60 * options.minutes <= preset.whole.reserve:
         raise ConfigError(
             f"--minutes {options.minutes:g} are no more than the {preset.whole.reserve:g} s that "

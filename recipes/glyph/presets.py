@@ -7,8 +7,7 @@ from configparser import ConfigParser, Error
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
-from sanakit.errors import ConfigError
-from sanakit.pipeline.keywords import nearest
+from sanakit.errors import ConfigError, did_you_mean
 from sanakit.train.config import with_overrides
 
 FOLDER = Path(__file__).parent / "presets"
@@ -152,12 +151,12 @@ def read_preset(name: str, changes: Sequence[str] = ()) -> Preset:
 
 def _with(preset: Preset, section: str, pair: str, source: str) -> Preset:
     if section not in SECTIONS:
-        raise ConfigError(f"{source}: no section {section!r}", hint=nearest(section, SECTIONS))
+        raise ConfigError(f"{source}: no section {section!r}", hint=did_you_mean(section, SECTIONS))
     part = getattr(preset, section)
     key = pair.partition("=")[0]
     known = [one.name for one in fields(part)]
     if key not in known:
-        raise ConfigError(f"{source}: [{section}] has no {key!r}", hint=nearest(key, known))
+        raise ConfigError(f"{source}: [{section}] has no {key!r}", hint=did_you_mean(key, known))
     try:
         part = with_overrides(part, [pair])
     except ConfigError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar
 
@@ -62,3 +64,15 @@ class OutOfMemory(SanakitError):
     ) -> None:
         super().__init__(message, hint=hint)
         self.latents = latents
+
+
+def nearest_names(name: object, known: Iterable[str], *, most: int = 1) -> list[str]:
+    """Give the known names that look most like ``name``, the nearest first."""
+    return difflib.get_close_matches(str(name), known, n=most)
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """Give the hint beside an unknown name: the known one that is nearest, or all of them."""
+    known = list(known)
+    near = nearest_names(name, known)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"

@@ -110,7 +110,7 @@ def test_quiet_prints_nothing(model: str) -> None:
         (["--width", "1000"], 2, "hint: nearest that work: 992 and 1024"),
         (["--steps", "0"], 2, "num_steps=0"),
         (["--seed", "-4"], 2, "seed=-4"),
-        (["--solver", "flow-dpm"], 2, "did you mean flow-dpm-solver"),
+        (["--solver", "flow-dpm"], 2, "did you mean 'flow-dpm-solver'"),
         (["--model", "glyhp"], 3, "did you mean 'glyph'"),
         (["--model", "./nowhere"], 3, "no such folder"),
         (["-o", "picture.jpg"], 2, "hint: try picture.png"),

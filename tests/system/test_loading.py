@@ -203,7 +203,7 @@ def test_a_scheduler_is_a_solvers_name_or_an_object_with_a_config(folder: Path) 
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=5.0)
     held = SanaPipeline.from_pretrained(folder, scheduler=scheduler).core.components.habits
     assert (held.scheduler.solver_name, held.scheduler.flow_shift) == ("flow-euler", 5.0)
-    with pytest.raises(ConfigError, match=r"'flow-hoin' is unknown\n.*did you mean flow-heun"):
+    with pytest.raises(ConfigError, match=r"'flow-hoin' is unknown\n.*did you mean 'flow-heun'"):
         SanaPipeline.from_pretrained(folder, scheduler="flow-hoin")
 
 

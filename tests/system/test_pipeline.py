@@ -247,7 +247,7 @@ def test_what_the_model_cannot_draw_is_refused(changes: dict[str, int], said: st
         ({"sigma_interval": (0.9, 0.1)}, "sigma_interval"),
         ({"count": 0}, "count=0"),
         ({"seed": -1}, "seed=-1"),
-        ({"solver": "flow-eular"}, "did you mean flow-euler"),
+        ({"solver": "flow-eular"}, "did you mean 'flow-euler'"),
         ({"flow_shift": -1.0}, "flow_shift=-1.0"),
         ({"guidance_scale": float("nan")}, "guidance_scale=nan"),
     ],

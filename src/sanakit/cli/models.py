@@ -205,7 +205,7 @@ def _repository(name: str, revision: str | None) -> str:
     Raises:
         MissingModelError: neither an alias nor a repository. ConfigError: two revisions.
     """
-    from sanakit.weights.catalog import find_checkpoint, nearest_names
+    from sanakit.weights.catalog import find_checkpoint, nearest_models
     from sanakit.weights.lockfile import split_revision
 
     own, wanted = split_revision(name, revision)
@@ -213,7 +213,7 @@ def _repository(name: str, revision: str | None) -> str:
     if checkpoint is not None:
         own = checkpoint.repository
     elif own.count("/") != 1 or not all(own.split("/")) or own.startswith((".", "~")):
-        near = nearest_names(own)
+        near = nearest_models(own)
         raise MissingModelError(
             f"{own!r} is no alias and no owner/name",
             hint=(f"did you mean {near[0]!r}? " if near else "")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
 import os
@@ -19,6 +18,7 @@ from sanakit.errors import (
     MissingModelError,
     SanakitError,
     WeightsError,
+    did_you_mean,
 )
 
 ADDRESS = "RAY_ADDRESS"
@@ -217,11 +217,7 @@ def engine_named(name: str, workers: int = 1) -> Engine:
         ConfigError: another name, or no worker.
     """
     if name not in ENGINES:
-        near = difflib.get_close_matches(name, ENGINES, n=1)
-        raise ConfigError(
-            f"no engine {name!r}",
-            hint=(f"did you mean {near[0]!r}? " if near else "") + f"one of {', '.join(ENGINES)}",
-        )
+        raise ConfigError(f"no engine {name!r}", hint=did_you_mean(name, ENGINES))
     if workers < 1:
         raise ConfigError(f"--workers {workers} must be at least 1")
     return RayEngine(workers=workers) if name == "ray" else LocalEngine(workers=workers)

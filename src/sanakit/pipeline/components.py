@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +15,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from sanakit.errors import ConfigError, MissingModelError
+from sanakit.errors import ConfigError, MissingModelError, did_you_mean
 from sanakit.files import write_atomically
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.text_encoder import TextEncoder
@@ -300,11 +299,7 @@ def load_components(
 def _check_names(what: str, names: Iterable[str], known: Sequence[str]) -> None:
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            raise ConfigError(
-                f"{what} names {name!r}",
-                hint=(f"did you mean {near[0]!r}? " if near else "") + f"known: {', '.join(known)}",
-            )
+            raise ConfigError(f"{what} names {name!r}", hint=did_you_mean(name, known))
 
 
 def _by_component(quantization: Any, given: Mapping[str, Any]) -> dict[str, Recipe]:

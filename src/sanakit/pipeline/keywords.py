@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
-from sanakit.errors import ConfigError, UnknownArgumentError
+from sanakit.errors import ConfigError, UnknownArgumentError, did_you_mean
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -30,17 +29,12 @@ def refuse_unknown(function: Callable[P, R]) -> Callable[P, R]:
         for name in kwargs:
             if name not in known:
                 raise UnknownArgumentError(
-                    f"{_called(function, args)} has no argument {name!r}", hint=nearest(name, known)
+                    f"{_called(function, args)} has no argument {name!r}",
+                    hint=did_you_mean(name, known),
                 )
         return function(*args, **kwargs)
 
     return checked
-
-
-def nearest(name: str, known: Sequence[str]) -> str:
-    """Say which known name was probably meant, or all of them."""
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
 
 
 def _called(function: Callable[..., Any], args: tuple[Any, ...]) -> str:

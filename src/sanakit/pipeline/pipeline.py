@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from sanakit.errors import ConfigError, NumericsError
+from sanakit.errors import ConfigError, NumericsError, did_you_mean
 from sanakit.flow.grids import Leg, SigmaGrid
 from sanakit.flow.guidance import Guidance
 from sanakit.flow.solvers import Past, SolverStep, Stepped, Velocity, integrate
@@ -121,11 +120,7 @@ class GenerateRequest:
         """
         known = [field.name for field in dataclasses.fields(cls)]
         for key in values.keys() - set(known):
-            near = difflib.get_close_matches(key, known, n=1)
-            raise ConfigError(
-                f"{key!r} is no setting of a request",
-                hint=f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}",
-            )
+            raise ConfigError(f"{key!r} is no setting of a request", hint=did_you_mean(key, known))
         if "prompt" not in values:
             raise ConfigError("a request needs a prompt", hint='an empty one is ""')
         frozen: dict[str, Any] = {

@@ -5,7 +5,6 @@ What ``scheduler_config.json`` of a published folder says is honoured or refused
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn, TypeVar
 
-from sanakit.errors import ConfigError
+from sanakit.errors import ConfigError, did_you_mean
 from sanakit.files import write_atomically
 from sanakit.flow.grids import (
     TRAIN_STEPS,
@@ -135,8 +134,7 @@ def refuse_unknown(name: str, known: Collection[str]) -> NoReturn:
     Raises:
         ConfigError: always.
     """
-    near = difflib.get_close_matches(name, sorted(known), n=1)
-    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(known))}"
+    hint = did_you_mean(name, sorted(known))
     raise ConfigError(f"{name!r} is no setting of this scheduler", hint=hint)
 
 
@@ -442,11 +440,7 @@ def scheduler_named(solver: str, flow_shift: float) -> Scheduler:
         ConfigError: for an unknown name, with the nearest; for a shift that is not positive.
     """
     if solver not in NAMED:
-        near = difflib.get_close_matches(solver, NAMED, n=1)
-        raise ConfigError(
-            f"solver {solver!r} is unknown",
-            hint=(f"did you mean {near[0]}? " if near else "") + f"known: {', '.join(NAMED)}",
-        )
+        raise ConfigError(f"solver {solver!r} is unknown", hint=did_you_mean(solver, NAMED))
     return NAMED[solver].from_config(NAMED[solver].config, flow_shift=flow_shift)
 
 
@@ -458,11 +452,7 @@ def scheduler_from_config(config: Mapping[str, Any]) -> Scheduler:
     """
     name = str(config.get("_class_name", "without a _class_name"))
     if name not in CLASSES:
-        near = difflib.get_close_matches(name, CLASSES, n=1)
-        raise ConfigError(
-            f"scheduler {name} is not known",
-            hint=(f"did you mean {near[0]}? " if near else "") + f"known: {', '.join(CLASSES)}",
-        )
+        raise ConfigError(f"scheduler {name} is not known", hint=did_you_mean(name, CLASSES))
     return CLASSES[name].from_config(config)
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import MutableMapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sanakit.errors import ConfigError
+from sanakit.errors import ConfigError, did_you_mean
 from sanakit.quant import bnb, torchao
 from sanakit.quant.recipe import BitsAndBytes, Recipe
 
@@ -105,10 +104,9 @@ def skipped(module: nn.Module, recipe: Recipe, keep: Sequence[str]) -> tuple[str
     whole = {name for name, _ in module.named_modules()}
     for name in recipe.skip:
         if name not in parts | whole:
-            near = difflib.get_close_matches(name, sorted(parts - {""}), n=1)
             raise ConfigError(
                 f"modules to skip name {name!r}, which {type(module).__name__} does not have",
-                hint=f"did you mean {near[0]!r}?" if near else "use names of its state_dict",
+                hint=did_you_mean(name, sorted(parts - {""})),
             )
     return recipe.skip
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sanakit.errors import ConfigError
+from sanakit.errors import ConfigError, did_you_mean
 
 TORCHAO_KINDS = ("int8", "int4", "fp8")
 NAMES = ("bnb-int8", "bnb-nf4", "bnb-fp4", *TORCHAO_KINDS)
@@ -96,11 +95,7 @@ def recipe_of(config: Any) -> Recipe:
 
 def _named(name: str) -> Recipe:
     if name not in NAMES:
-        near = difflib.get_close_matches(name, NAMES, n=1)
-        raise ConfigError(
-            f"quantization {name!r} is unknown",
-            hint=(f"did you mean {near[0]}? " if near else "") + f"known: {', '.join(NAMES)}",
-        )
+        raise ConfigError(f"quantization {name!r} is unknown", hint=did_you_mean(name, NAMES))
     if name in TORCHAO_KINDS:
         return TorchAo(kind=name)
     kinds: dict[str, Literal["int8", "nf4", "fp4"]] = {

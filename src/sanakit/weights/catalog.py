@@ -8,9 +8,10 @@ quoted, not judged.
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from typing import Literal
+
+from sanakit.errors import nearest_names
 
 Kind = Literal["pipeline", "transformer", "controlnet", "autoencoder", "quantized"]
 HalfDtype = Literal["float16", "bfloat16"]
@@ -328,10 +329,10 @@ def find_checkpoint(name: str) -> Checkpoint | None:
     return _BY_NAME.get(name.partition("@")[0].strip().lower())
 
 
-def nearest_names(name: str, *, most: int = 3) -> list[str]:
+def nearest_models(name: str, *, most: int = 3) -> list[str]:
     """Give the aliases and repository ids that look most like ``name``, nearest first."""
     owner, _, own = name.partition("@")[0].lower().rpartition("/")
     if owner:
         tails = {c.repository.rpartition("/")[2].lower(): c.repository for c in CATALOG}
-        return [tails[near] for near in difflib.get_close_matches(own, tails, n=most)]
-    return difflib.get_close_matches(own, (a for c in CATALOG for a in c.aliases), n=most)
+        return [tails[near] for near in nearest_names(own, tails, most=most)]
+    return nearest_names(own, [a for c in CATALOG for a in c.aliases], most=most)

@@ -7,13 +7,12 @@ error here, before anything is loaded.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
-from sanakit.errors import ConfigError
+from sanakit.errors import ConfigError, did_you_mean
 from sanakit.weights.catalog import Checkpoint
 
 COMPONENTS = ("transformer", "text_encoder", "vae")
@@ -102,10 +101,8 @@ def recommended(checkpoint: Checkpoint) -> torch.dtype:
 def _checked_keys(requested: Mapping[str, torch.dtype]) -> dict[str, torch.dtype]:
     for key in requested:
         if key not in KEYS:
-            near = difflib.get_close_matches(str(key), KEYS, n=1)
             raise ConfigError(
-                f"torch_dtype names {key!r}, which is no component",
-                hint=(f"did you mean {near[0]!r}? " if near else "") + f"keys: {', '.join(KEYS)}",
+                f"torch_dtype names {key!r}, which is no component", hint=did_you_mean(key, KEYS)
             )
     return dict(requested)
 

@@ -31,7 +31,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
 )
 
 from sanakit.errors import DataError, MissingModelError, WeightsError
-from sanakit.weights.catalog import find_checkpoint, nearest_names
+from sanakit.weights.catalog import find_checkpoint, nearest_models
 from sanakit.weights.hub_files import PLAIN, Selection, missing_by_structure, select_files
 from sanakit.weights.lockfile import (
     COMMIT,
@@ -421,7 +421,7 @@ def _hub_errors(repository: str, revision: str) -> Iterator[None]:
             hint=f"accept its terms on {constants.ENDPOINT}/{repository}, then: hf auth login",
         ) from error
     except RepositoryNotFoundError as error:
-        near = nearest_names(repository)
+        near = nearest_models(repository)
         raise MissingModelError(
             f"{repository}: is no folder here and no repository of the hub (or a private one)",
             hint=(f"did you mean {near[0]}? " if near else "check the spelling; ")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 import re
 from importlib.resources import files
 from pathlib import Path
 
-from sanakit.errors import ConfigError, MissingModelError
+from sanakit.errors import ConfigError, MissingModelError, nearest_names
 from sanakit.weights import hub
-from sanakit.weights.catalog import Checkpoint, find_checkpoint, nearest_names
+from sanakit.weights.catalog import Checkpoint, find_checkpoint, nearest_models
 from sanakit.weights.hub_files import INDEX
 from sanakit.weights.store import listed
 
@@ -142,7 +141,7 @@ def _unknown(given: str | Path, name: str) -> MissingModelError:
     plain = isinstance(given, str) and Path(name).name == name and not name.startswith("~")
     if not plain:
         return MissingModelError(f"{name}: no such folder", hint="check the path")
-    near = difflib.get_close_matches(name.lower(), EMBEDDED, n=1) or nearest_names(name, most=1)
+    near = nearest_names(name.lower(), EMBEDDED) or nearest_models(name, most=1)
     return MissingModelError(
         f"{name!r} is no model that is here",
         hint=(f"did you mean {near[0]!r}? " if near else "")

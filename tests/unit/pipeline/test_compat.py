@@ -115,5 +115,5 @@ def test_a_stack_that_is_not_known_is_refused(pipe: SanaPipeline) -> None:
     assert check_compat("nvlabs") == "nvlabs"
     with pytest.raises(ConfigError, match=r"compat='nvlab' .*\n.*did you mean 'nvlabs'"):
         SanaPipeline(pipe.core, compat="nvlab")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="one of diffusers, nvlabs"):
+    with pytest.raises(ConfigError, match="known: diffusers, nvlabs"):
         draw(pipe, compat="comfy")

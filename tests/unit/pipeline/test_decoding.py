@@ -333,7 +333,7 @@ from dataclasses import replace
 import psutil, torch
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.config import AUTOENCODERS
-from sanakit.pipeline import decoding
+from sanakit.pipeline import decoder
 
 small = dict(block_out_channels=(8, 16, 16, 16, 32, 32), layers_per_block=(0, 1, 1, 1, 1, 1))
 sides = ("encoder", "decoder")
@@ -341,15 +341,15 @@ both = {f"{side}_{name}": value for side in sides for name, value in small.items
 torch.manual_seed(0)
 autoencoder = Autoencoder(replace(AUTOENCODERS["glyph"], **both)).eval().requires_grad_(False)
 latent = torch.randn(1, 32, 32, 32)
-decoding.decode_pixels(autoencoder, latent[:, :, :2, :2])
+decoder.decode_pixels(autoencoder, latent[:, :, :2, :2])
 tried = []
-fill = decoding._fill
-decoding._fill = lambda out, way, *more: (tried.append(str(way)), fill(out, way, *more))
-decoding.free_bytes = lambda device: 1 << 40  # an optimist: only the allocator tells the truth
+fill = decoder._fill
+decoder._fill = lambda out, way, *more: (tried.append(str(way)), fill(out, way, *more))
+decoder.free_bytes = lambda device: 1 << 40  # an optimist: only the allocator tells the truth
 limit = psutil.Process().memory_info().vms + int(sys.argv[1]) * 2**20
 endless = resource.RLIM_INFINITY
 resource.setrlimit(resource.RLIMIT_AS, (limit, endless))
-pixels = decoding.decode_pixels(autoencoder, latent)
+pixels = decoder.decode_pixels(autoencoder, latent)
 resource.setrlimit(resource.RLIMIT_AS, (endless, endless))
 print(pixels.shape, "; ".join(tried))
 """

@@ -97,7 +97,7 @@ def test_configs_of_the_ecosystem_are_read() -> None:
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ("bnb-nf5", r"unknown\n.*did you mean bnb-nf4"),
+        ("bnb-nf5", r"unknown\n.*did you mean 'bnb-nf4'"),
         (8, "is a int"),
         ({"quant_method": "gptq"}, "'gptq' is not supported"),
         ({"quant_method": "bitsandbytes"}, "quantises nothing"),

@@ -10,7 +10,7 @@ from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.config import AUTOENCODERS, CONTROL_BRANCHES, TRANSFORMERS
 from sanakit.models.controlnet import ControlBranch
 from sanakit.models.transformer import LinearDiT
-from sanakit.weights.catalog import CATALOG, Checkpoint, find_checkpoint, nearest_names
+from sanakit.weights.catalog import CATALOG, Checkpoint, find_checkpoint, nearest_models
 
 OWNER = "Efficient-Large-Model"
 # Recommended dtypes as the documentation of the published pipelines lists them.
@@ -104,11 +104,11 @@ def test_anything_else_is_no_checkpoint(name: str) -> None:
 
 
 def test_a_slip_finds_the_name_that_was_meant() -> None:
-    assert nearest_names("sana1.6b")[0] == "sana-1.6b"
-    assert nearest_names("dc-ae-f32c32-sanna")[0] == "dc-ae-f32c32-sana"
-    near = nearest_names("efficient-large-model/Sana_1600M_1024_diffusers")
+    assert nearest_models("sana1.6b")[0] == "sana-1.6b"
+    assert nearest_models("dc-ae-f32c32-sanna")[0] == "dc-ae-f32c32-sana"
+    near = nearest_models("efficient-large-model/Sana_1600M_1024_diffusers")
     assert near[0] == f"{OWNER}/Sana_1600M_1024px_diffusers"
-    assert nearest_names("stable-diffusion-xl") == []
+    assert nearest_models("stable-diffusion-xl") == []
 
 
 def test_the_two_stacks_differ_in_the_shift_of_the_small_model_only() -> None:

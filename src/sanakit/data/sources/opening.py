@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from sanakit.data.sources.table import TableSource
 from sanakit.data.sources.tars import Shard, TarSource
 from sanakit.data.sources.wids import META, WidsSource
 from sanakit.data.training_set import SET, SHARDS
-from sanakit.errors import ConfigError, DataError
+from sanakit.errors import ConfigError, DataError, nearest_names
 
 READ = (
     "a folder of pictures, a table (.csv, .jsonl, .json, .parquet) that names or holds them, a"
@@ -108,7 +107,7 @@ def _saved_by_datasets(path: Path) -> list[str]:
 
 def _absent(path: Path) -> DataError:
     names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, names, n=1)
+    near = nearest_names(path.name, names)
     hint = f"did you mean {path.parent / near[0]}?" if near else f"name {READ}"
     return DataError(f"{path} does not exist", hint=hint)
 

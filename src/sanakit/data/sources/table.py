@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -29,7 +28,7 @@ from sanakit.data.sources.source import (
     unit_names,
 )
 from sanakit.data.units import fingerprint
-from sanakit.errors import DataError
+from sanakit.errors import DataError, did_you_mean
 
 _FILES = listed(
     "file_name filename file image_file file_path filepath image_path img_path path image_name"
@@ -70,11 +69,9 @@ def recognise(rows: Rows, policy: CaptionPolicy) -> Columns:
     texts = [name for name in rows.columns if name not in rows.binary]
     for name in policy.columns:
         if name not in texts:
-            near = difflib.get_close_matches(name, texts, n=1)
             raise DataError(
                 f"{rows.path} has no column {name!r} for captions",
-                hint=(f"did you mean {near[0]!r}? " if near else "")
-                + f"columns: {', '.join(rows.columns)}",
+                hint=did_you_mean(name, texts),
             )
     picture = _first(_BYTES, rows.binary) or next(iter(rows.binary), "")
     named = "" if picture else _first(_FILES, texts) or _looks_like_files(rows)

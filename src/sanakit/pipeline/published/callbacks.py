@@ -9,10 +9,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from sanakit.errors import ConfigError
+from sanakit.errors import ConfigError, did_you_mean
 from sanakit.flow.guidance import Guidance
 from sanakit.flow.solvers import Stepped
-from sanakit.pipeline.keywords import nearest
 from sanakit.pipeline.pipeline import Sampling
 from sanakit.pipeline.prompts import EncodedText, padded
 from sanakit.pipeline.published.arguments import TENSOR_INPUTS, Call, rows_of
@@ -77,7 +76,7 @@ class StepHook:
             for name in changed:
                 if name not in TENSOR_INPUTS:
                     raise ConfigError(
-                        f"the callback gave back {name!r}", hint=nearest(name, TENSOR_INPUTS)
+                        f"the callback gave back {name!r}", hint=did_you_mean(name, TENSOR_INPUTS)
                     )
             latents = self._latents(changed, stepped.x)
             texts = self._texts(changed, shown)

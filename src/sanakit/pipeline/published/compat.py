@@ -8,10 +8,9 @@ diffusion/model/nets/sana_multi_scale.py.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 
-from sanakit.errors import ConfigError
+from sanakit.errors import ConfigError, did_you_mean
 from sanakit.models.config import TRANSFORMERS, TransformerConfig
 from sanakit.pipeline.components import Habits
 from sanakit.pipeline.prompts import COMPLEX_HUMAN_INSTRUCTION, Compat, instruction_lines
@@ -33,11 +32,8 @@ def check_compat(value: str) -> Compat:
     for known in COMPATS:
         if value == known:
             return known
-    near = difflib.get_close_matches(str(value).lower(), COMPATS, n=1)
-    raise ConfigError(
-        f"compat={value!r} is unknown",
-        hint=f"did you mean {near[0]!r}?" if near else f"one of {', '.join(COMPATS)}",
-    )
+    hint = did_you_mean(str(value).lower(), COMPATS)
+    raise ConfigError(f"compat={value!r} is unknown", hint=hint)
 
 
 def instruction_as(instruction: Sequence[str] | None, compat: Compat) -> Sequence[str] | None:

@@ -9,9 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sanakit.errors import ConfigError
+from sanakit.errors import ConfigError, did_you_mean
 from sanakit.nn.lora import LoraLinear
-from sanakit.pipeline.keywords import nearest
 from sanakit.weights.lora import (
     LORA_FILE,
     LoraPair,
@@ -144,7 +143,7 @@ class LoraMethods:
         known = self.get_list_adapters()
         for name in names:
             if name not in known:
-                raise ConfigError(f"adapter {name!r} is not loaded", hint=nearest(name, known))
+                raise ConfigError(f"adapter {name!r} is not loaded", hint=did_you_mean(name, known))
         self._require_unmerged()
         wanted = dict(zip(names, weights, strict=True))
         for layer in lora_layers(self.transformer):

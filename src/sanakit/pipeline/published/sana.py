@@ -12,7 +12,7 @@ from huggingface_hub.utils.tqdm import tqdm
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sanakit.errors import ConfigError
+from sanakit.errors import ConfigError, did_you_mean
 from sanakit.flow.guidance import Guidance
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.text_encoder import TextEncoder
@@ -21,7 +21,6 @@ from sanakit.pipeline.aspect_ratios import TABLES, cut_to, nearest_bin
 from sanakit.pipeline.components import Components, Habits, load_components, save_components
 from sanakit.pipeline.keywords import (
     bytes_of,
-    nearest,
     refuse_other_readers,
     refuse_pickles,
     refuse_unknown,
@@ -247,7 +246,7 @@ class PipelineFace:
         for name in options:
             if name not in BAR_OPTIONS:
                 raise ConfigError(
-                    f"a progress bar has no option {name!r}", hint=nearest(name, BAR_OPTIONS)
+                    f"a progress bar has no option {name!r}", hint=did_you_mean(name, BAR_OPTIONS)
                 )
         self._bar_options = {"disable": None, **options}
 

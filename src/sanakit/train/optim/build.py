@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from sanakit.errors import ConfigError
-from sanakit.pipeline.keywords import nearest
+from sanakit.errors import ConfigError, did_you_mean
 from sanakit.train.optim.adamw8bit import AdamW8bit
 from sanakit.train.optim.came import CAME
 
@@ -36,7 +35,7 @@ def build_optimizer(
         ConfigError: an unknown name, or betas that do not fit it.
     """
     if name not in NAMES:
-        raise ConfigError(f"optimizer {name!r} is unknown", hint=nearest(str(name), NAMES))
+        raise ConfigError(f"optimizer {name!r} is unknown", hint=did_you_mean(str(name), NAMES))
     pairs = parameters.named_parameters() if isinstance(parameters, nn.Module) else parameters
     trained = [(key, value) for key, value in pairs if value.requires_grad]
     if not trained:
