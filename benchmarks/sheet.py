@@ -10,13 +10,10 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 from recipes.glyph.data.pictures import read_all_records
 
 from sanakit import GenerateRequest, Pipeline
-
-LABEL = 34
-MARGIN = 8
+from sanakit.charts import save, sheet
 
 
 def draw(
@@ -30,33 +27,6 @@ def draw(
         )
         pictures.append(pipeline.generate(request).pictures[0].pixels)
     return pictures
-
-
-def sheet(pictures: list[np.ndarray], labels: list[str], columns: int) -> Image.Image:
-    """Lay pictures out in rows, each over its label."""
-    side = pictures[0].shape[0]
-    wide, high = side + MARGIN, side + LABEL + MARGIN
-    rows = -(-len(pictures) // columns)
-    page = Image.new("RGB", (columns * wide + MARGIN, rows * high + MARGIN), "white")
-    pen = ImageDraw.Draw(page)
-    font = ImageFont.load_default(11)
-    for index, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
-        left, top = MARGIN + index % columns * wide, MARGIN + index // columns * high
-        page.paste(Image.fromarray(picture), (left, top))
-        pen.multiline_text((left, top + side + 2), wrapped(label, pen, side), "black", font)
-    return page
-
-
-def wrapped(text: str, pen: ImageDraw.ImageDraw, width: int) -> str:
-    """Break a label into lines that fit."""
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if pen.textlength(longer, ImageFont.load_default(11)) > width:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    return "\n".join(lines[:3])
 
 
 def seen(prompts: list[str], data: Path) -> list[str]:
@@ -86,7 +56,11 @@ def main() -> None:
     pictures = draw(
         pipeline, prompts, seed=arguments.seed, steps=arguments.steps, guidance=arguments.guidance
     )
-    sheet(pictures, prompts, arguments.columns).save(arguments.out)
+    starts = range(0, len(prompts), arguments.columns)
+    rows = [("", np.stack(pictures[at : at + arguments.columns])) for at in starts]
+    labels = {row: prompts[at : at + arguments.columns] for row, at in enumerate(starts)}
+    title = f"{arguments.model}: unselected, seed {arguments.seed}"
+    save(sheet(rows, labels, title=title, side=pictures[0].shape[0]), arguments.out)
     print(f"{arguments.out}: {len(prompts)} prompts at seed {arguments.seed}")
 
 
