@@ -77,7 +77,7 @@ def draw_by_all(
     pictures = GlyphPictures.open(data, side if (data / f"pictures-{side}").is_dir() else 2 * side)
     samples = samples_of(pictures, "held_style", DRAWN)
     prompts = [sample.caption for sample in samples]
-    text = parts.prompts.encode(prompts, instruction=parts.habits.instruction)
+    text = parts.prompts.encode(prompts, instruction=parts.defaults.instruction)
     null = parts.prompts.encode_null([""] * DRAWN, text)
     shape = pipeline.latent_shape(side, side)
 

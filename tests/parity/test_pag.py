@@ -33,7 +33,7 @@ def published(folder: Path, layers: list[str]) -> diffusers.SanaPAGPipeline:
 
 def latents(core: Pipeline, guidance: Guidance, layers: tuple[int, ...]) -> torch.Tensor:
     sampling = core.sampling(
-        scheduler=core.components.habits.scheduler,
+        scheduler=core.components.defaults.scheduler,
         num_steps=4,
         guidance=guidance,
         pag_layers=layers,

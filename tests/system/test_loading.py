@@ -192,16 +192,16 @@ def test_parts_that_are_passed_are_not_read_from_disk(tmp_path: Path, folder: Pa
     assert again.transformer is given.transformer
     assert again.vae is given.vae
     assert again.text_encoder is given.text_encoder
-    habits = again.core.components.habits
-    assert (habits.scheduler.solver_name, habits.scheduler.flow_shift) == ("flow-euler", 2.0)
+    defaults = again.core.components.defaults
+    assert (defaults.scheduler.solver_name, defaults.scheduler.flow_shift) == ("flow-euler", 2.0)
     assert again.core.components.fingerprint == ""
 
 
 def test_a_scheduler_is_a_solvers_name_or_an_object_with_a_config(folder: Path) -> None:
-    named = SanaPipeline.from_pretrained(folder, scheduler="flow-heun").core.components.habits
+    named = SanaPipeline.from_pretrained(folder, scheduler="flow-heun").core.components.defaults
     assert (named.scheduler.solver_name, named.scheduler.flow_shift) == ("flow-heun", 3.0)
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=5.0)
-    held = SanaPipeline.from_pretrained(folder, scheduler=scheduler).core.components.habits
+    held = SanaPipeline.from_pretrained(folder, scheduler=scheduler).core.components.defaults
     assert (held.scheduler.solver_name, held.scheduler.flow_shift) == ("flow-euler", 5.0)
     with pytest.raises(ConfigError, match=r"'flow-hoin' is unknown\n.*did you mean 'flow-heun'"):
         SanaPipeline.from_pretrained(folder, scheduler="flow-hoin")

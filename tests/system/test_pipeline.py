@@ -16,7 +16,12 @@ from sanakit import GenerateRequest, Pipeline, SanaPipeline
 from sanakit.errors import ConfigError, MissingModelError, NumericsError, WeightsError
 from sanakit.flow.guidance import Guidance
 from sanakit.models.transformer import LinearDiT
-from sanakit.pipeline.components import Habits, fingerprint, load_components, save_components
+from sanakit.pipeline.components import (
+    GenerationDefaults,
+    fingerprint,
+    load_components,
+    save_components,
+)
 from sanakit.pipeline.published.arguments import as_output
 from sanakit.pipeline.published.sana import asked_size, drawn_size
 from sanakit.pipeline.schedulers import FlowMatchEulerDiscreteScheduler
@@ -127,7 +132,7 @@ def test_settings_of_a_picture_draw_it_again() -> None:
 
 def test_settings_say_what_the_model_decided() -> None:
     scheduler = FlowMatchEulerDiscreteScheduler(shift=2)
-    core = Pipeline(tiny_components(Habits(guidance_scale=2.5, scheduler=scheduler)))
+    core = Pipeline(tiny_components(GenerationDefaults(guidance_scale=2.5, scheduler=scheduler)))
     plain = core.generate(GenerateRequest(prompt="a tree", num_steps=1)).pictures[0].settings
     expected = {"guidance_scale": 2.5, "solver": "flow-euler", "flow_shift": 2}
     expected |= {"height": 64, "width": 64, "model": "tiny"}
@@ -148,7 +153,7 @@ def test_progress_is_told_over_all_pictures() -> None:
 
 def test_blocks_of_perturbed_attention_matter_only_with_it() -> None:
     core = Pipeline(tiny_components())
-    settings = {"scheduler": Habits().scheduler, "num_steps": 1, "pag_layers": (9,)}
+    settings = {"scheduler": GenerationDefaults().scheduler, "num_steps": 1, "pag_layers": (9,)}
     assert core.sampling(guidance=Guidance(), **settings).pag_layers == frozenset()
     with pytest.raises(ConfigError, match=r"block 9, the model has 2\n.*0 to 1"):
         core.sampling(guidance=Guidance(pag_scale=1.0), **settings)
@@ -188,15 +193,15 @@ def test_compact_storage_draws_nearly_the_same(tmp_path: Path) -> None:
     assert np.abs(exact.astype(int) - small.astype(int)).max() <= 3
 
 
-def test_habits_survive_the_disk(tmp_path: Path) -> None:
+def test_generation_defaults_survive_the_disk(tmp_path: Path) -> None:
     scheduler = FlowMatchEulerDiscreteScheduler(shift=1.5)
-    habits = Habits(instruction=None, guidance_scale=2.5, scheduler=scheduler)
-    save_components(tiny_components(habits), tmp_path / "m")
-    assert load_components(tmp_path / "m").habits == habits
+    defaults = GenerationDefaults(instruction=None, guidance_scale=2.5, scheduler=scheduler)
+    save_components(tiny_components(defaults), tmp_path / "m")
+    assert load_components(tmp_path / "m").defaults == defaults
 
 
 def test_an_empty_prompt_draws_the_null_prompt() -> None:
-    core = Pipeline(tiny_components(Habits(instruction=None)))
+    core = Pipeline(tiny_components(GenerationDefaults(instruction=None)))
     guided = core.generate(GenerateRequest(prompt="", num_steps=2, guidance_scale=7.0))
     plain = core.generate(GenerateRequest(prompt="", num_steps=2, guidance_scale=1.0))
     # Guidance between a prompt and itself is nothing, up to rounding.
@@ -353,7 +358,7 @@ def test_pixels_beyond_white_and_black_are_cut() -> None:
 
 def test_embeddings_made_by_hand_draw_what_their_prompt_draws(pipe: SanaPipeline) -> None:
     core = pipe.core.components
-    text = core.prompts.encode(["a tree"], instruction=core.habits.instruction)
+    text = core.prompts.encode(["a tree"], instruction=core.defaults.instruction)
     call = {"height": 64, "width": 64, "num_inference_steps": 2, "output_type": "latent"}
     by_prompt = pipe("a tree", generator=generator(0), **call).images
     by_hand = pipe(
@@ -419,13 +424,15 @@ def edit(path: Path, **changes: object) -> None:
     path.write_text(json.dumps({k: v for k, v in values.items() if v is not None}))
 
 
-def test_a_published_folder_without_our_notes_has_the_published_habits(tmp_path: Path) -> None:
+def test_a_published_folder_without_our_notes_has_the_published_defaults(tmp_path: Path) -> None:
     folder = write_tiny(tmp_path / "m")
     edit(folder / "model_index.json", _sanakit=None)
-    assert load_components(folder).habits == Habits()
+    assert load_components(folder).defaults == GenerationDefaults()
     scheduler = folder / "scheduler" / "scheduler_config.json"
     edit(scheduler, _class_name="FlowMatchEulerDiscreteScheduler", flow_shift=None)
-    assert load_components(folder).habits == Habits(scheduler=FlowMatchEulerDiscreteScheduler())
+    assert load_components(folder).defaults == GenerationDefaults(
+        scheduler=FlowMatchEulerDiscreteScheduler()
+    )
     edit(scheduler, _class_name="DDIMScheduler")
     with pytest.raises(ConfigError, match="scheduler DDIMScheduler is not known"):
         load_components(folder)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import sanakit
 from sanakit import Pipeline, SanaPAGPipeline, SanaPipeline, SanaPipelineOutput
 from sanakit.errors import ConfigError, UnknownArgumentError
-from sanakit.pipeline.components import Habits
+from sanakit.pipeline.components import GenerationDefaults
 from sanakit.pipeline.schedulers import (
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -30,12 +30,12 @@ CALL: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def pipe() -> SanaPipeline:
-    habits = Habits(
+    defaults = GenerationDefaults(
         instruction=("Draw:", ""),
         guidance_scale=3.0,
         scheduler=DPMSolverMultistepScheduler(flow_shift=2.0),
     )
-    return SanaPipeline(Pipeline(tiny_components(habits)))
+    return SanaPipeline(Pipeline(tiny_components(defaults)))
 
 
 def draw(pipe: SanaPipeline, **more: Any) -> Tensor:
@@ -96,7 +96,7 @@ def test_components_are_the_published_ones(pipe: SanaPipeline) -> None:
 def test_a_scheduler_that_is_set_chooses_solver_and_levels(pipe: SanaPipeline) -> None:
     other = SanaPipeline.from_pipe(pipe)
     other.scheduler = FlowMatchEulerDiscreteScheduler(shift=5.0)
-    euler = Habits(
+    euler = GenerationDefaults(
         instruction=("Draw:", ""),
         guidance_scale=3.0,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=5.0),

@@ -209,7 +209,7 @@ def test_a_run_from_scratch_begins_as_published_and_a_run_goes_on_from_it(
     assert not torch.equal(other.proj_out.weight, module.proj_out.weight)
     assert torch.equal(sana.recipe(preset="tiny").module.proj_out.weight, module.proj_out.weight)
     parts = {"autoencoder": str(sana.model), "text_encoder": str(sana.model)}
-    assert sana.run(start=None, preset="tiny", **parts)[0].habits.scheduler.flow_shift == 3.0
+    assert sana.run(start=None, preset="tiny", **parts)[0].defaults.scheduler.flow_shift == 3.0
     with pytest.raises(ConfigError, match="there is no text encoder"):
         sana.run(start=None, preset="tiny", autoencoder=str(sana.model))
     with pytest.raises(ConfigError, match="nothing to begin with"):

@@ -26,7 +26,12 @@ from sanakit.models.config import AUTOENCODERS, TRANSFORMERS
 from sanakit.models.init import grow_into, init_transformer
 from sanakit.models.text_encoder import TextEncoder
 from sanakit.models.transformer import LinearDiT
-from sanakit.pipeline.components import Components, Habits, load_components, save_components
+from sanakit.pipeline.components import (
+    Components,
+    GenerationDefaults,
+    load_components,
+    save_components,
+)
 from sanakit.pipeline.prompts import PromptEncoder
 from sanakit.pipeline.schedulers import DPMSolverMultistepScheduler
 from sanakit.train.checkpoint import newest_valid, read_tensors
@@ -220,10 +225,12 @@ def glyph_export(
     tokenizer = _tokenizer(data, lm)
     scheduler = DPMSolverMultistepScheduler(flow_shift=GLYPH_FLOW_SHIFT)
     lines = (instruction,) if instruction else None
-    habits = Habits(instruction=lines, guidance_scale=GLYPH_GUIDANCE, scheduler=scheduler)
+    defaults = GenerationDefaults(
+        instruction=lines, guidance_scale=GLYPH_GUIDANCE, scheduler=scheduler
+    )
     prompts = PromptEncoder(tokenizer, TextEncoder(llm), instruction=lines)
     components = Components(
-        transformer=transformer, autoencoder=restorer, prompts=prompts, habits=habits
+        transformer=transformer, autoencoder=restorer, prompts=prompts, defaults=defaults
     )
     save_components(components, out, storage=storage, licence="apache-2.0")
 

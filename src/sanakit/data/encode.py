@@ -33,7 +33,7 @@ from sanakit.data.units import fingerprint, read_mark, sha256_of
 from sanakit.errors import ConfigError, DataError, NumericsError, WeightsError
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.text_encoder import TextEncoder
-from sanakit.pipeline.components import build_llm, fill_llm, habits_of
+from sanakit.pipeline.components import build_llm, fill_llm, read_defaults
 from sanakit.pipeline.images import Pixels, from_pixels
 from sanakit.pipeline.networks import AutoencoderDC, component_folder
 from sanakit.pipeline.placement import device_named
@@ -468,7 +468,7 @@ def load_prompts(model: str, *, dtype: str, device: str) -> PromptEncoder:
 
 def _instruction(folder: Path) -> tuple[str, ...] | None:
     index = read_json(folder / INDEX)
-    return habits_of(read_scheduler(folder / "scheduler"), index).instruction
+    return read_defaults(read_scheduler(folder / "scheduler"), index).instruction
 
 
 def _bucket(unit: str) -> Bucket:

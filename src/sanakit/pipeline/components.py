@@ -63,7 +63,7 @@ PUBLISHED_SCHEDULER = DPMSolverMultistepScheduler(flow_shift=3.0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Habits:
+class GenerationDefaults:
     """What a model expects of a caller who says nothing; ``_sanakit`` in ``model_index.json``."""
 
     instruction: tuple[str, ...] | None = COMPLEX_HUMAN_INSTRUCTION
@@ -78,16 +78,16 @@ class Components:
     transformer: LinearDiT
     autoencoder: Autoencoder
     prompts: PromptEncoder
-    habits: Habits = field(default_factory=Habits)
+    defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
     name: str = "unnamed"
     fingerprint: str = ""
 
 
-def habits_of(scheduler: Scheduler, index: Mapping[str, Any]) -> Habits:
-    """Read habits from a model's ``model_index.json``."""
+def read_defaults(scheduler: Scheduler, index: Mapping[str, Any]) -> GenerationDefaults:
+    """Read generation defaults from a model's ``model_index.json``."""
     ours = index.get("_sanakit", {})
     instruction = ours.get("instruction", COMPLEX_HUMAN_INSTRUCTION)
-    return Habits(
+    return GenerationDefaults(
         instruction=None if instruction is None else tuple(instruction),
         guidance_scale=float(ours.get("guidance_scale", 4.5)),
         scheduler=scheduler,
@@ -242,7 +242,7 @@ def load_components(
     resolve_dtypes(checkpoint, dtype, allow_unsafe=allow_unsafe_dtype)
     folder = resolve_model(name_or_folder, variant=variant, revision=revision, offline=offline)
     index = read_json(folder / INDEX)
-    habits = _habits(folder, index, given.get("scheduler"))
+    defaults = _defaults(folder, index, given.get("scheduler"))
     adopted: TextEncoder | None = None
     if "text_encoder" in given:
         adopted = adopt_llm(given["text_encoder"], allow_unsafe=allow_unsafe_dtype)
@@ -288,8 +288,8 @@ def load_components(
     return Components(
         transformer=transformer,
         autoencoder=autoencoder,
-        prompts=PromptEncoder(tokenizer, encoder, instruction=habits.instruction),
-        habits=habits,
+        prompts=PromptEncoder(tokenizer, encoder, instruction=defaults.instruction),
+        defaults=defaults,
         name=str(name_or_folder),
         # Pictures of other weights are not pictures of this folder.
         fingerprint=fingerprint(folder) if as_published else "",
@@ -331,15 +331,17 @@ def _given(given: Mapping[str, Any], part: str, kind: type[M]) -> M | None:
     return module
 
 
-def _habits(folder: Path, index: Mapping[str, Any], scheduler: object | None) -> Habits:
+def _defaults(
+    folder: Path, index: Mapping[str, Any], scheduler: object | None
+) -> GenerationDefaults:
     if scheduler is None:
-        return habits_of(read_scheduler(folder / "scheduler"), index)
+        return read_defaults(read_scheduler(folder / "scheduler"), index)
     if isinstance(scheduler, str):
         shift = read_scheduler(folder / "scheduler").flow_shift
-        return habits_of(scheduler_named(scheduler, shift), index)
+        return read_defaults(scheduler_named(scheduler, shift), index)
     if isinstance(scheduler, Mapping):
-        return habits_of(scheduler_from_config(scheduler), index)
-    return habits_of(as_scheduler(scheduler), index)
+        return read_defaults(scheduler_from_config(scheduler), index)
+    return read_defaults(as_scheduler(scheduler), index)
 
 
 def _check_fit(
@@ -418,14 +420,18 @@ def save_components(
     llm.config.save_pretrained(str(folder / "text_encoder"))
     write_weights(folder / "text_encoder", llm.state_dict(), stem=LM_STEM, **shape)
     components.prompts.tokenizer.save_pretrained(str(folder / "tokenizer"))
-    habits = components.habits
-    habits.scheduler.save_pretrained(folder / "scheduler")
-    instruction = None if habits.instruction is None else list(habits.instruction)
+    defaults = components.defaults
+    defaults.scheduler.save_pretrained(folder / "scheduler")
+    instruction = None if defaults.instruction is None else list(defaults.instruction)
     tokenizer_class = type(components.prompts.tokenizer).__name__
     index: dict[str, Any] = {
         "_class_name": "SanaPipeline",
-        "_sanakit": {"instruction": instruction, "guidance_scale": habits.guidance_scale, **notes},
-        "scheduler": ["diffusers", type(habits.scheduler).__name__],
+        "_sanakit": {
+            "instruction": instruction,
+            "guidance_scale": defaults.guidance_scale,
+            **notes,
+        },
+        "scheduler": ["diffusers", type(defaults.scheduler).__name__],
         "text_encoder": ["transformers", type(llm).__name__],
         "tokenizer": ["transformers", tokenizer_class],
         "transformer": ["diffusers", "SanaTransformer2DModel"],

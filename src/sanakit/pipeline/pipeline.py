@@ -232,7 +232,7 @@ class Pipeline:
 
     def scheduler(self, request: GenerateRequest) -> Scheduler:
         """Give the scheduler that a request names, or the model's own, with the shift it asks."""
-        own = self.components.habits.scheduler
+        own = self.components.defaults.scheduler
         shift = own.flow_shift if request.flow_shift is None else request.flow_shift
         if request.solver is not None:
             return scheduler_named(request.solver, shift)
@@ -420,8 +420,8 @@ class Pipeline:
         width = request.width or self.default_size
         shape = self.latent_shape(height, width)
         watch = Stopwatch()
-        habits = self.components.habits
-        guidance = request.guidance(habits.guidance_scale)
+        defaults = self.components.defaults
+        guidance = request.guidance(defaults.guidance_scale)
         scheduler = self.scheduler(request)
         sampling = self.sampling(
             scheduler=scheduler,
@@ -471,7 +471,7 @@ class Pipeline:
         guided = guidance.guidance_scale != 1.0 and not embeds
 
         def ask(prompts: PromptEncoder) -> Texts:
-            positive = prompts.encode([prompt], instruction=self.components.habits.instruction)
+            positive = prompts.encode([prompt], instruction=self.components.defaults.instruction)
             return positive, prompts.encode_null([negative_prompt], positive) if guided else None
 
         return self.encode(ask)

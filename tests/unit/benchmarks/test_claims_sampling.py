@@ -12,7 +12,7 @@ from benchmarks.claims.short_run import economy
 
 from sanakit.evaluate.distances import Reference
 from sanakit.models.config import AUTOENCODERS
-from sanakit.pipeline.components import Habits
+from sanakit.pipeline.components import GenerationDefaults
 from sanakit.pipeline.images import to_pixels
 from sanakit.pipeline.pipeline import GenerateRequest, Pipeline
 from tiny import tiny_components
@@ -30,7 +30,7 @@ PROMPTS = ["a red fish", "two trees", "a blue square on a white background"]
     ids=str,
 )
 def test_many_at_once_are_those_of_the_pipeline(way: Way) -> None:
-    parts = tiny_components(Habits(instruction=None))
+    parts = tiny_components(GenerationDefaults(instruction=None))
     pipeline = Pipeline(parts)
     text = parts.prompts.encode(PROMPTS, instruction=None)
     null = parts.prompts.encode_null([""] * len(PROMPTS), text)

@@ -32,7 +32,12 @@ from sanakit.data.samples import Caption
 from sanakit.data.shards import key_of, read_keys
 from sanakit.data.units import LocalEngine, Mark, run_stage, sha256_of
 from sanakit.errors import ConfigError, DataError, NumericsError, WeightsError
-from sanakit.pipeline.components import Components, Habits, load_components, save_components
+from sanakit.pipeline.components import (
+    Components,
+    GenerationDefaults,
+    load_components,
+    save_components,
+)
 from sanakit.pipeline.images import from_pixels
 
 SHARDS = list(scanned_set.SHARD_NAMES)
@@ -183,7 +188,7 @@ def test_settings_and_encoders_have_folders_of_their_own(
 ) -> None:
     other = tmp_path / "other"
     torch.manual_seed(1)
-    changed = tiny.tiny_components(Habits(instruction=None))
+    changed = tiny.tiny_components(GenerationDefaults(instruction=None))
     torch.nn.init.normal_(changed.autoencoder.encoder.conv_in.conv.weight)
     save_components(changed, other)
     one = latents(folder, model)
@@ -271,7 +276,7 @@ def test_a_set_that_was_not_built_says_what_to_do(tmp_path: Path, model: Path) -
 def test_an_encoder_that_changed_under_the_run_is_refused(folder: Path, tmp_path: Path) -> None:
     other = tiny.write_tiny(tmp_path / "other")
     stages = [latents(folder, other), text(folder, other)]
-    changed = tiny.tiny_components(Habits(instruction=None))
+    changed = tiny.tiny_components(GenerationDefaults(instruction=None))
     torch.nn.init.normal_(changed.autoencoder.encoder.conv_in.conv.weight)
     save_components(changed, other)
     for one in stages:

@@ -1,4 +1,4 @@
-"""The two stacks' habits, through the face of the pipeline."""
+"""What the two stacks do differently, through the face of the pipeline."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sanakit import Pipeline, SanaPAGPipeline, SanaPipeline
 from sanakit.errors import ConfigError
 from sanakit.flow.guidance import Guidance
 from sanakit.models.config import TRANSFORMERS
-from sanakit.pipeline.components import Habits
+from sanakit.pipeline.components import GenerationDefaults
 from sanakit.pipeline.prompts import COMPLEX_HUMAN_INSTRUCTION, instruction_lines
 from sanakit.pipeline.published import compat
 from sanakit.pipeline.published.compat import check_compat, instruction_as, scheduler_as
@@ -37,7 +37,7 @@ def test_a_run_of_nvlabs_is_the_core_run_by_hand(pipe: SanaPipeline) -> None:
     negative = core.components.prompts.encode_null(["blurry"], positive, compat="nvlabs")
     assert torch.equal(negative.mask, positive.mask)
     sampling = core.sampling(
-        scheduler=Habits().scheduler, num_steps=3, guidance=Guidance(guidance_scale=4.5)
+        scheduler=GenerationDefaults().scheduler, num_steps=3, guidance=Guidance(guidance_scale=4.5)
     )
     noise = torch.randn(1, 4, 2, 2, generator=torch.Generator().manual_seed(0))
     expected = core.sample(noise, positive, negative, sampling)
@@ -85,9 +85,9 @@ def test_quotes_of_the_published_instruction_alone_are_changed() -> None:
 def test_only_sana_600m_at_1024_is_sampled_with_shift_4(name: str) -> None:
     config = TRANSFORMERS[name]
     expected = 4.0 if name == "sana-0.6b" else 3.0
-    assert scheduler_as(Habits(), config, "nvlabs").flow_shift == expected
-    assert scheduler_as(Habits(), config, "diffusers") == Habits().scheduler
-    own = Habits(scheduler=DPMSolverMultistepScheduler(flow_shift=2.0))
+    assert scheduler_as(GenerationDefaults(), config, "nvlabs").flow_shift == expected
+    assert scheduler_as(GenerationDefaults(), config, "diffusers") == GenerationDefaults().scheduler
+    own = GenerationDefaults(scheduler=DPMSolverMultistepScheduler(flow_shift=2.0))
     assert scheduler_as(own, config, "nvlabs") == own.scheduler
 
 

@@ -17,7 +17,7 @@ from sanakit import SanaPipeline
 from sanakit.errors import ConfigError, MissingModelError
 from sanakit.flow.grids import NoiseLevel
 from sanakit.flow.solvers import SOLVERS, integrate
-from sanakit.pipeline.components import Components, Habits
+from sanakit.pipeline.components import Components, GenerationDefaults
 from sanakit.pipeline.pipeline import GenerateRequest, Pipeline
 from sanakit.pipeline.schedulers import (
     CLASSES,
@@ -39,7 +39,9 @@ DRAW = {"height": 64, "width": 64, "num_inference_steps": 3, "output_type": "lat
 
 @pytest.fixture(scope="module")
 def components() -> Components:
-    return tiny_components(Habits(scheduler=DPMSolverMultistepScheduler(flow_shift=2.0)))
+    return tiny_components(
+        GenerationDefaults(scheduler=DPMSolverMultistepScheduler(flow_shift=2.0))
+    )
 
 
 @pytest.fixture
@@ -235,7 +237,7 @@ def test_a_swap_touches_no_other_pipeline(components: Components) -> None:
     before = drawn(second)
     first.scheduler = FlowMatchEulerDiscreteScheduler.from_config(first.scheduler.config)
     assert first.transformer is second.transformer
-    assert second.scheduler == components.habits.scheduler
+    assert second.scheduler == components.defaults.scheduler
     assert torch.equal(drawn(second), before)
     assert not torch.equal(drawn(first), before)
 

@@ -90,7 +90,7 @@ def test_noise_and_level_of_a_sample_are_a_function_of_seed_and_number(sana: Tin
 def test_the_flow_shift_is_the_models_own_unless_another_is_asked_for(sana: TinySana) -> None:
     assert sana.recipe().flow_shift == 3.0
     recipe = sana.recipe("flow_shift=1.5")
-    assert recipe.flow_shift == recipe.habits.scheduler.flow_shift == 1.5
+    assert recipe.flow_shift == recipe.defaults.scheduler.flow_shift == 1.5
 
 
 def test_latents_are_scaled_and_do_not_depend_on_neighbours_or_on_what_is_known(

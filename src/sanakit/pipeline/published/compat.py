@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from sanakit.errors import ConfigError, did_you_mean
 from sanakit.models.config import TRANSFORMERS, TransformerConfig
-from sanakit.pipeline.components import Habits
+from sanakit.pipeline.components import GenerationDefaults
 from sanakit.pipeline.prompts import COMPLEX_HUMAN_INSTRUCTION, Compat, instruction_lines
 from sanakit.pipeline.schedulers import Scheduler
 
@@ -43,9 +43,11 @@ def instruction_as(instruction: Sequence[str] | None, compat: Compat) -> Sequenc
     return instruction
 
 
-def scheduler_as(habits: Habits, config: TransformerConfig, compat: Compat) -> Scheduler:
+def scheduler_as(
+    defaults: GenerationDefaults, config: TransformerConfig, compat: Compat
+) -> Scheduler:
     """Give a model's scheduler: NVlabs samples SANA 1.0 0.6B at 1024 px with a flow shift of 4."""
-    scheduler = habits.scheduler
+    scheduler = defaults.scheduler
     small = (
         config.width == _SMALL.width
         and config.sample_size == _SMALL.sample_size

@@ -18,7 +18,12 @@ from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.text_encoder import TextEncoder
 from sanakit.models.transformer import LinearDiT
 from sanakit.pipeline.aspect_ratios import TABLES, cut_to, nearest_bin
-from sanakit.pipeline.components import Components, Habits, load_components, save_components
+from sanakit.pipeline.components import (
+    Components,
+    GenerationDefaults,
+    load_components,
+    save_components,
+)
 from sanakit.pipeline.keywords import (
     bytes_of,
     refuse_other_readers,
@@ -53,7 +58,7 @@ from sanakit.weights.dtypes import Requested
 from sanakit.weights.store import MAX_SHARD_BYTES
 
 # Under this name a transformer carries what it was trained to expect into the next pipeline.
-_HABITS = "_sanakit_habits"
+_DEFAULTS = "_sanakit_defaults"
 
 
 def assemble(
@@ -65,7 +70,7 @@ def assemble(
 ) -> Components:
     """Make components of loaded parts, without copying any.
 
-    What the model expects of callers, its habits, comes with a transformer that was in a pipeline
+    Its generation defaults come with a transformer that was in a pipeline
     before; any other gets the published ones.
 
     Raises:
@@ -95,20 +100,20 @@ def assemble(
                 f"{name} has {theirs} channels, the transformer takes {takes}",
                 hint="the two parts are of different models",
             )
-    habits: Habits = vars(transformer).get(_HABITS) or Habits()
+    defaults: GenerationDefaults = vars(transformer).get(_DEFAULTS) or GenerationDefaults()
     for module in (encoder, vae, transformer):
         module.eval()
     return Components(
         transformer=transformer,
         autoencoder=vae,
-        prompts=PromptEncoder(tokenizer, encoder, instruction=habits.instruction),
-        habits=habits,
+        prompts=PromptEncoder(tokenizer, encoder, instruction=defaults.instruction),
+        defaults=defaults,
     )
 
 
-def remember_habits(components: Components) -> None:
-    """Let the transformer carry the model's habits, for pipelines made of its parts."""
-    vars(components.transformer)[_HABITS] = components.habits
+def remember_defaults(components: Components) -> None:
+    """Let the transformer carry the model's defaults, for pipelines made of its parts."""
+    vars(components.transformer)[_DEFAULTS] = components.defaults
 
 
 def _require(name: str, part: nn.Module, kind: type[nn.Module]) -> None:
@@ -129,7 +134,7 @@ class PipelineFace:
     _callback_tensor_inputs: ClassVar[list[str]] = list(TENSOR_INPUTS)
 
     def __init__(self, core: Pipeline, *, scheduler: object | None, compat: Compat) -> None:
-        remember_habits(core.components)
+        remember_defaults(core.components)
         self.core = core
         self.compat: Compat = check_compat(compat)
         self._scheduler = None if scheduler is None else as_scheduler(scheduler)
@@ -156,7 +161,7 @@ class PipelineFace:
 
         One of the ecosystem's own classes is taken by its settings.
         """
-        return self._scheduler or self.core.components.habits.scheduler
+        return self._scheduler or self.core.components.defaults.scheduler
 
     @scheduler.setter
     def scheduler(self, scheduler: object) -> None:
@@ -259,7 +264,7 @@ def draw(pipe: PipelineFace, call: Call) -> Images:
     core = pipe.core
     check_compat(call.compat)
     scale = call.guidance_scale
-    scale = core.components.habits.guidance_scale if scale is None else scale
+    scale = core.components.defaults.guidance_scale if scale is None else scale
     sampling = sampling_of(pipe, call, scale)
     asked = asked_size(core, call.height, call.width)
     shape = core.latent_shape(*drawn_size(core, *asked, binned=call.use_resolution_binning))
@@ -301,7 +306,7 @@ def sampling_of(pipe: PipelineFace, call: Call, guidance_scale: float) -> Sampli
     scheduler = pipe._scheduler
     if scheduler is None:
         scheduler = scheduler_as(
-            core.components.habits, core.components.transformer.config, call.compat
+            core.components.defaults, core.components.transformer.config, call.compat
         )
     sampling = core.sampling(
         scheduler=scheduler,
@@ -319,7 +324,7 @@ def texts_of(core: Pipeline, call: Call, *, guided: bool) -> Texts:
     config = core.components.transformer.config
     instruction = call.complex_human_instruction
     if instruction is MODEL_DEFAULT:
-        instruction = core.components.habits.instruction
+        instruction = core.components.defaults.instruction
     return encode_texts(
         core,
         prompt=call.prompt,
@@ -388,7 +393,7 @@ class SanaPipeline(PipelineFace, LoraMethods):
     """Text to image with any SANA model: ``SanaPipeline.from_pretrained("glyph")("a red apple")``.
 
     On the CPU pictures are drawn one by one, so that each is the picture its generator draws alone.
-    ``compat`` is the published stack whose habits of text and noise are followed: "diffusers", or
+    ``compat`` is the published stack whose way with text and noise is followed: "diffusers", or
     "nvlabs", as the weights were trained. It may be set, and given to a single call.
     """
 
@@ -485,8 +490,8 @@ class SanaPipeline(PipelineFace, LoraMethods):
         size = bytes_of(max_shard_size)
         folder = Path(save_directory)
         parts = self.core.components
-        habits = replace(parts.habits, scheduler=self.scheduler)
-        parts = replace(parts, habits=habits)
+        defaults = replace(parts.defaults, scheduler=self.scheduler)
+        parts = replace(parts, defaults=defaults)
         save_components(parts, folder, variant=variant, max_shard_bytes=size)
 
     @refuse_unknown

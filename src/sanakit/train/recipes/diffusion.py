@@ -25,7 +25,7 @@ from sanakit.flow.guidance import Guidance
 from sanakit.flow.path import flow_matching_loss, interpolate
 from sanakit.flow.solvers import integrate
 from sanakit.models.transformer import LinearDiT
-from sanakit.pipeline.components import Habits
+from sanakit.pipeline.components import GenerationDefaults
 from sanakit.pipeline.decoder import decode_pixels
 from sanakit.pipeline.images import Pixels
 from sanakit.pipeline.pipeline import seeded_noise
@@ -264,18 +264,18 @@ class SanaRecipe(Recipe[SanaBatch]):
         self,
         module: LinearDiT,
         frozen: Frozen,
-        habits: Habits,
+        defaults: GenerationDefaults,
         pictures: OwnPictures,
         settings: SanaSettings,
         *,
         held: OwnPictures | None = None,
         prompts: Sequence[str] = (),
     ) -> None:
-        self.module, self.frozen, self.habits = module, frozen, habits
+        self.module, self.frozen, self.defaults = module, frozen, defaults
         self.pictures, self.held, self.settings = pictures, held, settings
         self.prompts = tuple(prompts)
         shift = settings.flow_shift
-        self.flow_shift = habits.scheduler.flow_shift if shift is None else shift
+        self.flow_shift = defaults.scheduler.flow_shift if shift is None else shift
         self.bins = LossBins()
         self._measured: list[SanaBatch] = []
         self._seen = SeenShapes(self._operations)
@@ -369,7 +369,7 @@ class SanaRecipe(Recipe[SanaBatch]):
         autoencoder = self.frozen.autoencoder.to(device)
         side = self.module.config.sample_size
         noise = [seeded_noise(seed, self.module.config.in_channels, side, side) for seed in SEEDS]
-        guidance = Guidance(guidance_scale=self.habits.guidance_scale)
+        guidance = Guidance(guidance_scale=self.defaults.guidance_scale)
         text, mask = self.frozen.texts([prompt, ""], device)
         text, mask = (each.repeat_interleave(len(SEEDS), dim=0) for each in (text, mask))
 
@@ -379,7 +379,7 @@ class SanaRecipe(Recipe[SanaBatch]):
             cond, uncond = both[:, : x.shape[1]].float().chunk(2)
             return guidance.combine(level, cond, uncond=uncond, perturbed=None)
 
-        scheduler = self.habits.scheduler
+        scheduler = self.defaults.scheduler
         latent = integrate(
             scheduler.solver.step, velocity, torch.cat(noise).to(device), scheduler.grid(STEPS)
         )

@@ -19,10 +19,10 @@ from sanakit.models.text_encoder import TextEncoder
 from sanakit.models.transformer import LinearDiT
 from sanakit.pipeline.components import (
     Components,
-    Habits,
+    GenerationDefaults,
     build_llm,
     fill_llm,
-    habits_of,
+    read_defaults,
     save_components,
 )
 from sanakit.pipeline.networks import AutoencoderDC, SanaTransformer2DModel
@@ -110,14 +110,14 @@ def start_components(
     prompts = _prompts(arguments, parts, device)
     autoencoder = _autoencoder(arguments, parts)
     if parts is not None:
-        habits = parts.habits
+        defaults = parts.defaults
     elif start is not None:
         folder = resolve_model(start)
-        habits = habits_of(read_scheduler(folder / "scheduler"), read_json(folder / INDEX))
+        defaults = read_defaults(read_scheduler(folder / "scheduler"), read_json(folder / INDEX))
     else:
-        habits = Habits()
+        defaults = GenerationDefaults()
     if settings.flow_shift is not None:
-        habits = replace(habits, scheduler=habits.scheduler.shifted(settings.flow_shift))
+        defaults = replace(defaults, scheduler=defaults.scheduler.shifted(settings.flow_shift))
     channels, width = autoencoder.config.latent_channels, prompts.text_encoder.width
     before: LinearDiT | None = None
     if preset is not None:
@@ -149,7 +149,7 @@ def start_components(
         own = {name: tensor.float().clone() for name, tensor in before.state_dict().items()}
         load_strict(transformer, own, source=str(start))
     return Components(
-        transformer=transformer, autoencoder=autoencoder, prompts=prompts, habits=habits
+        transformer=transformer, autoencoder=autoencoder, prompts=prompts, defaults=defaults
     )
 
 
@@ -287,13 +287,13 @@ def _prompts(arguments: SanaArguments, parts: Components | None, device: str) ->
         quantization=None,
         device=torch.device("cpu"),
     )
-    instruction = Habits().instruction
+    instruction = GenerationDefaults().instruction
     if parts is not None:
-        instruction = parts.habits.instruction
+        instruction = parts.defaults.instruction
     elif arguments.start is not None:
         home = resolve_model(arguments.start)
         index = read_json(home / INDEX)
-        instruction = habits_of(read_scheduler(home / "scheduler"), index).instruction
+        instruction = read_defaults(read_scheduler(home / "scheduler"), index).instruction
     return PromptEncoder(tokenizer, TextEncoder(llm).eval(), instruction=instruction)
 
 
@@ -374,7 +374,7 @@ def sana_run(
     recipe = SanaRecipe(
         transformer,
         Frozen(parts.autoencoder, parts.prompts, max_tokens=own.max_tokens),
-        parts.habits,
+        parts.defaults,
         pictures,
         own,
         held=None if held is None else OwnPictures(shards=held, workers=arguments.workers),
