@@ -26,8 +26,8 @@ from recipes.glyph.presets import Whole
 from recipes.glyph.stages import STAGES, TRAININGS, Work, required
 from recipes.glyph.train.latent_bank import SCALE
 from recipes.glyph.train.runs import LATENTS, TEXT
-from sanakit.data.units import sha256_of
 from sanakit.errors import DataError
+from sanakit.files import sha256_of
 from sanakit.train.checkpoint import (
     MANIFEST,
     checkpoints,

@@ -1,12 +1,16 @@
-"""Files that appear whole or not at all: written beside the target, synced, then renamed."""
+"""Files that appear whole or not at all, and their digests."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from sanakit.errors import DataError
 
@@ -20,32 +24,59 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         DataError: the parent folder is missing, ``path`` is a folder, or the disk refuses.
     """
-    folder = path.parent
-    if not folder.is_dir():
-        raise DataError(
-            f"{path}: folder {folder} does not exist", hint=f"make it first: mkdir -p {folder}"
-        )
+    check_parent(path)
     if path.is_dir():
         raise DataError(f"{path} is a folder, not a file", hint="name a file inside it")
-    # Short and unlike the target: a long target name must not make the temporary one too long.
-    temporary = folder / f".{secrets.token_hex(6)}.tmp"
+    temporary = _beside(path)
     try:
-        temporary.touch(exist_ok=False)
-        mode = temporary.stat().st_mode
-        yield temporary
-        # Some writers replace the file by a private one of their own; it gets the user's mode back.
-        temporary.chmod(mode)
-        _sync(temporary)
-        os.replace(temporary, path)
-        if os.name == "posix":
-            _sync(folder)
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be written ({error.strerror or error})",
-            hint="check the folder's permissions and free space",
-        ) from error
+        with _disk_errors(path):
+            temporary.touch(exist_ok=False)
+            mode = temporary.stat().st_mode
+            yield temporary
+            # Some writers replace the file by a private one of their own; it gets its mode back.
+            temporary.chmod(mode)
+            sync(temporary)
+            os.replace(temporary, path)
+            if os.name == "posix":
+                sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Give a folder to fill; on a clean exit it becomes ``path``, on any other it is removed.
+
+    An existing folder is replaced as a whole; until the end it is untouched.
+
+    Raises:
+        DataError: the parent folder is missing, or the disk refuses.
+    """
+    check_parent(path)
+    staging, old = _beside(path), _beside(path)
+    try:
+        with _disk_errors(path):
+            staging.mkdir()
+            yield staging
+            if path.exists():
+                path.rename(old)
+            try:
+                staging.rename(path)
+            except OSError:
+                if old.exists():
+                    old.rename(path)
+                raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def discard_folder(folder: Path) -> None:
+    """Remove a folder; a kill in the midst of it leaves no half under its name."""
+    doomed = folder.with_name(f".{folder.name}.old.tmp")
+    shutil.rmtree(doomed, ignore_errors=True)
+    folder.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def write_atomically(path: str | Path, data: bytes) -> None:
@@ -54,13 +85,61 @@ def write_atomically(path: str | Path, data: bytes) -> None:
     Raises:
         DataError: as :func:`replacing`.
     """
-    with replacing(Path(path)) as temporary, open(temporary, "wb") as file:
-        file.write(data)
+    with replacing(Path(path)) as temporary:
+        temporary.write_bytes(data)
 
 
-def _sync(path: Path) -> None:
+def write_json(path: str | Path, value: Any, *, indent: int | None = 2) -> None:
+    """Write a value as JSON and a line end, as :func:`write_atomically`."""
+    write_atomically(path, (json.dumps(value, indent=indent) + "\n").encode())
+
+
+def sha256_of(content: Path | bytes | memoryview | str) -> str:
+    """The SHA-256 of a file (a ``Path``), of bytes or of a text, as 64 hexadecimal digits."""
+    if isinstance(content, str):
+        content = content.encode("utf-8", "surrogatepass")
+    if not isinstance(content, Path):
+        return hashlib.sha256(content).hexdigest()
+    digest = hashlib.sha256()
+    with content.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_parent(path: Path) -> None:
+    """Make sure that the folder in which ``path`` is to be exists.
+
+    Raises:
+        DataError: it does not.
+    """
+    if not path.parent.is_dir():
+        raise DataError(
+            f"{path}: folder {path.parent} does not exist",
+            hint=f"make it first: mkdir -p {path.parent}",
+        )
+
+
+def _beside(path: Path) -> Path:
+    """Short and unlike the target: a long target name must not make the temporary one too long."""
+    return path.parent / f".{secrets.token_hex(6)}.tmp"
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be written ({error.strerror or error})",
+            hint="check the folder's permissions and free space",
+        ) from error

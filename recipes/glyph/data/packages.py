@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from sanakit.data.units import sha256_of
 from sanakit.errors import DataError
+from sanakit.files import sha256_of
 
 Registry: TypeAlias = Literal["npm", "debian"]
 

@@ -17,8 +17,9 @@ from recipes.glyph.data.packages import Package
 from recipes.glyph.data.records import drawing_of
 from recipes.glyph.data.rows.row import Row
 from recipes.glyph.data.store import write_pack
-from sanakit.data.units import MARK, Mark, fingerprint, read_mark, sha256_of
+from sanakit.data.units import MARK, Mark, fingerprint, read_mark
 from sanakit.errors import DataError
+from sanakit.files import sha256_of
 
 DRAWINGS_VERSION = 1  # raise it when the same packages would give other drawings or records
 PICTURES_VERSION = 1  # raise it when the same drawings would give other pictures

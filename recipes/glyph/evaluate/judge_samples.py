@@ -17,9 +17,8 @@ from recipes.glyph.data.mixture import COMPOSITE_SHARE, WHITE_SAID, Mixture, Sam
 from recipes.glyph.data.pictures import RECORDS, GlyphPictures, Record
 from recipes.glyph.data.scenes import caption, facts
 from recipes.glyph.evaluate.visual_features import Sight
-from sanakit.data.units import sha256_of
 from sanakit.errors import DataError
-from sanakit.files import replacing
+from sanakit.files import replacing, sha256_of
 
 CHUNK = 256
 """Pictures in a file of the cache: what an interruption loses at most."""

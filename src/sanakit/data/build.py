@@ -6,7 +6,6 @@ result is the same however many processes made it, and however often they were s
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import re
@@ -36,10 +35,9 @@ from sanakit.data.units import (
     fingerprint,
     read_mark,
     run_stage,
-    sha256_of,
 )
 from sanakit.errors import DataError
-from sanakit.files import write_atomically
+from sanakit.files import sha256_of, write_atomically
 
 VERSION = 1  # raise it when the same plan would give other shards
 PLAN = "plan"
@@ -103,7 +101,7 @@ class BuildShards:
         """The bytes that the shard holds and their ending, or why there are none."""
         try:
             data = read_place(self.root, sample.place)
-            if sample.sha256 and hashlib.sha256(data).hexdigest() != sample.sha256:
+            if sample.sha256 and sha256_of(data) != sample.sha256:
                 detail = "its bytes are not those of the scan; run `sanakit data scan` again"
                 return Refusal(id=sample.id, reason="changed since the scan", detail=detail)
             ending = _ending_of(data)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -29,8 +28,9 @@ from sanakit.data.images.decode import decode
 from sanakit.data.images.resize_and_crop import Bucket, fitted
 from sanakit.data.shards import TAR, Index, key_of, read_index, read_keys, read_span
 from sanakit.data.training_set import LATENTS, SHARDS, TEXT, TrainingSet
-from sanakit.data.units import fingerprint, read_mark, sha256_of
+from sanakit.data.units import fingerprint, read_mark
 from sanakit.errors import ConfigError, DataError, NumericsError, WeightsError
+from sanakit.files import sha256_of
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.text_encoder import TextEncoder
 from sanakit.pipeline.components import build_llm, fill_llm, read_defaults
@@ -60,7 +60,7 @@ _THEN = (1980, 1, 1, 0, 0, 0)  # the earliest date that a zip can hold
 
 def text_key(caption: str) -> str:
     """The name of a caption's states."""
-    return hashlib.sha256(caption.encode("utf-8", "surrogatepass")).hexdigest()
+    return sha256_of(caption)
 
 
 def stored(states: Tensor, storage: Storage) -> Stored:

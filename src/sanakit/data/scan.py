@@ -6,7 +6,6 @@ Gives `scan/` of a training set (sizes, hashes, refusals by unit), `scan/duplica
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import statistics
@@ -27,7 +26,7 @@ from sanakit.data.sources.source import Source
 from sanakit.data.training_set import DUPLICATES, QUARANTINE, REFUSED, SCAN, SET, TrainingSet
 from sanakit.data.units import MARK, Engine, Mark, Report, Stage, fingerprint, read_mark, run_stage
 from sanakit.errors import ConfigError, DataError
-from sanakit.files import write_atomically
+from sanakit.files import sha256_of, write_atomically
 
 VERSION = 1
 DUPLICATE = "duplicate picture"
@@ -121,7 +120,7 @@ class ScanStage:
             sample,
             height=height,
             width=width,
-            sha256=hashlib.sha256(data).hexdigest(),
+            sha256=sha256_of(data),
             phash=f"{look.phash:016x}",
         )
         return seen, look, kind

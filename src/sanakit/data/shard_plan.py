@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
@@ -10,6 +9,7 @@ from typing import Literal, TypeAlias, get_args
 from sanakit.data.images.resize_and_crop import Bucket, BucketKind, bucket_table, nearest
 from sanakit.data.samples import Refusal, Sample, to_line
 from sanakit.errors import ConfigError
+from sanakit.files import sha256_of
 
 Store: TypeAlias = Literal["fitted", "original"]
 
@@ -66,7 +66,7 @@ def plan_shards(
     Holds a line of each sample in memory: about a kilobyte.
     """
     table = bucket_table(settings.resolution, settings.buckets)
-    groups: dict[Bucket, list[tuple[bytes, bytes]]] = {}
+    groups: dict[Bucket, list[tuple[str, bytes]]] = {}
     left_out = []
     for sample in samples:
         if min(sample.height, sample.width) < settings.min_side:
@@ -97,5 +97,5 @@ def bucket_of(unit: str) -> Bucket:
     return int(height), int(width)
 
 
-def _place_in_order(seed: int, identity: str) -> bytes:
-    return hashlib.sha256(f"{seed}\0{identity}".encode("utf-8", "surrogatepass")).digest()
+def _place_in_order(seed: int, identity: str) -> str:
+    return sha256_of(f"{seed}\0{identity}")

@@ -9,7 +9,6 @@ The same samples give the same bytes, at any time and on any machine.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import tarfile
@@ -20,6 +19,7 @@ from urllib.parse import quote
 
 from sanakit.data.images.resize_and_crop import Bucket
 from sanakit.errors import DataError
+from sanakit.files import sha256_of
 
 FORMAT = 1
 INDEX = "index.json"
@@ -184,7 +184,7 @@ def key_of(identity: str) -> str:
     key = quote(identity, safe="", errors="surrogatepass").replace(".", "%2E").replace("~", "%7E")
     if len(key) <= _LONGEST_KEY:
         return key
-    digest = hashlib.sha256(identity.encode("utf-8", "surrogatepass")).hexdigest()[:24]
+    digest = sha256_of(identity)[:24]
     # A torn escape would not be one any more; "~" is in no other key, so no id comes out like it.
     return f"{_TORN_ESCAPE.sub('', key[: _LONGEST_KEY - 25])}~{digest}"
 

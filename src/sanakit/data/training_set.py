@@ -24,7 +24,7 @@ from typing import Any
 from sanakit.data.samples import Caption, Refusal, Sample, refusal_from, sample_from
 from sanakit.data.units import clear_leftovers, read_mark
 from sanakit.errors import DataError
-from sanakit.files import write_atomically
+from sanakit.files import write_json
 
 FORMAT = 1
 SET = "set.json"
@@ -81,7 +81,7 @@ class TrainingSet:
             "units": list(self.units),
             "settings": self.settings,
         }
-        write_atomically(self.folder / SET, f"{json.dumps(value, indent=2)}\n".encode())
+        write_json(self.folder / SET, value)
 
     def scanned(self, unit: str) -> list[Sample]:
         """The samples of a unit as the scan left them, with the captions of the source alone.

@@ -8,7 +8,6 @@ one leaves behind does not count and is cleared away by the next run.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import multiprocessing
 import os
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 from sanakit.errors import DataError
-from sanakit.files import write_atomically
+from sanakit.files import sha256_of, write_atomically
 
 Report: TypeAlias = Callable[[str], object]
 MARK = ".done.json"
@@ -80,16 +79,7 @@ class Engine(Protocol):
 def fingerprint(*values: Any) -> str:
     """The SHA-256 of JSON values, the same for equal values on every machine."""
     text = json.dumps(values, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's bytes, as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return sha256_of(text)
 
 
 def read_mark(folder: Path, unit: str) -> Mark | None:

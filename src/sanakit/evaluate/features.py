@@ -6,7 +6,6 @@ Figures on these features are named after them (FD-EffNetLite0): they are not th
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
 import sys
@@ -26,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sanakit.errors import ConfigError, MissingModelError, WeightsError
-from sanakit.files import replacing
+from sanakit.files import replacing, sha256_of
 from sanakit.pipeline.images import Pixels, from_pixels
 from sanakit.shapes import Image
 from sanakit.weights.convert.original_format import read_file
@@ -192,9 +191,9 @@ def _key(network: Describer, pictures: PictureSet, asked: object) -> str:
             raise ConfigError(
                 "a cache of pictures that nothing identifies", hint="say which they are: asked=..."
             )
-        asked = hashlib.sha256(np.ascontiguousarray(pictures).data).hexdigest()
+        asked = sha256_of(np.ascontiguousarray(pictures).data)
     told = [network.fingerprint, len(pictures), asked]
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+    return sha256_of(json.dumps(told, sort_keys=True))[:16]
 
 
 def _loaded(module: Any, file: Path, *, source: Path) -> FeatureNetwork:
@@ -207,7 +206,7 @@ def _loaded(module: Any, file: Path, *, source: Path) -> FeatureNetwork:
         raise WeightsError(
             f"{source}: not the weights of {NAME} ({reason[:200]})", hint=HINT
         ) from error
-    return FeatureNetwork(network, fingerprint=hashlib.sha256(file.read_bytes()).hexdigest()[:16])
+    return FeatureNetwork(network, fingerprint=sha256_of(file)[:16])
 
 
 def _only(found: Iterator[Path], where: str | Path) -> Path:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sanakit.errors import ConfigError
-from sanakit.files import replacing
+from sanakit.files import write_atomically
 
 RESAMPLES = 1000
 LEVEL = 0.95
@@ -70,8 +70,7 @@ class Evaluation:
             TABLE_FILE: head + self.table(),
         }
         for name, text in texts.items():
-            with replacing(folder / name) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+            write_atomically(folder / name, text.encode())
 
 
 def bootstrap(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sanakit.files import replacing
+from sanakit.files import replacing, sha256_of
 from sanakit.pipeline.images import Pixels
 from sanakit.pipeline.pipeline import GenerateRequest, Pipeline
 
@@ -72,4 +71,4 @@ def draw_prompts(
 
 def _key(pipeline: Pipeline, prompts: Sequence[str], settings: DrawSettings) -> str:
     told = [pipeline.components.fingerprint, list(prompts), asdict(settings)]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+    return sha256_of(json.dumps(told))[:16]

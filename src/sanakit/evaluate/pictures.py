@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from sanakit.data.samples import Sample as Listed
 from sanakit.data.sources.opening import open_source
 from sanakit.data.sources.places import read_place
 from sanakit.errors import ConfigError, DataError
+from sanakit.files import sha256_of
 from sanakit.pipeline.images import Pixels, to_pixels
 from sanakit.train.recipes.picture_sources import GlyphSource
 
@@ -54,7 +54,7 @@ class GlyphSamples:
         """What tells these pictures from others: for the name of a cache."""
         index = (self.pictures.store.folder / INDEX).read_bytes()
         told = [f"{self.pictures.records[_number(s)].id} {s.background}" for s in self.samples]
-        return [hashlib.sha256(data).hexdigest() for data in (index, "\n".join(told).encode())]
+        return [sha256_of(index), sha256_of("\n".join(told))]
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class FilePictures:
     def asked(self) -> list[str]:
         """What tells these pictures from others: for the name of a cache."""
         told = "\n".join(f"{sample.id} {sample.place}" for sample in self.listed)
-        digest = hashlib.sha256(told.encode()).hexdigest()
+        digest = sha256_of(told)
         return [str(self.root.resolve()), str(self.size), digest]
 
     def _one(self, sample: Listed) -> Pixels:

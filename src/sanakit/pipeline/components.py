@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from sanakit.errors import ConfigError, MissingModelError, did_you_mean
-from sanakit.files import write_atomically
+from sanakit.files import write_json
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.text_encoder import TextEncoder
 from sanakit.models.transformer import LinearDiT
@@ -437,8 +436,4 @@ def save_components(
         "transformer": ["diffusers", "SanaTransformer2DModel"],
         "vae": ["diffusers", "AutoencoderDC"],
     }
-    _write_json(folder / INDEX, index)
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
+    write_json(folder / INDEX, index)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import json
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from sanakit.errors import DataError, OutOfMemory, WeightsError
+from sanakit.files import sha256_of
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.tiling import Tiling, tiled_bytes, whole_bytes
 from sanakit.pipeline.images import Pixels, to_pixels
@@ -132,7 +132,7 @@ def rescue_latents(latent: Latent, origin: Origin) -> Path | None:
     The name is made of the content, so that nothing of another is overwritten.
     """
     content = latent.detach().float().cpu().contiguous()
-    digest = hashlib.sha256(content.numpy().tobytes()).hexdigest()[:12]
+    digest = sha256_of(content.numpy().tobytes())[:12]
     for folder in (Path.cwd(), Path(tempfile.gettempdir())):
         path = folder / f"latents-{digest}.safetensors"
         try:

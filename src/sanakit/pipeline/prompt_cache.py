@@ -6,7 +6,6 @@ memory, unless their owner asks for files.
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 
 from sanakit.errors import ConfigError, WeightsError
+from sanakit.files import sha256_of
 from sanakit.models.text_encoder import Prefix, TextEncoder, depth_of
 from sanakit.shapes import Text, TextMask
 from sanakit.weights.cache_folder import cache_folder
@@ -209,4 +209,4 @@ def _files(root: Path | None, kind: str) -> TensorCache | None:
 
 
 def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    return sha256_of(text)

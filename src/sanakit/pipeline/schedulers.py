@@ -5,7 +5,6 @@ What ``scheduler_config.json`` of a published folder says is honoured or refused
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -15,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, NoReturn, TypeVar
 
 from sanakit.errors import ConfigError, did_you_mean
-from sanakit.files import write_atomically
+from sanakit.files import write_json
 from sanakit.flow.grids import (
     TRAIN_STEPS,
     SigmaGrid,
@@ -277,7 +276,7 @@ class Scheduler:
         """Write ``scheduler_config.json`` as the ecosystem reads it."""
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
-        write_atomically(target / CONFIG, (json.dumps(dict(self.config), indent=2) + "\n").encode())
+        write_json(target / CONFIG, dict(self.config))
 
     def _refuse(self, name: str, why: str, hint: str) -> NoReturn:
         raise ConfigError(

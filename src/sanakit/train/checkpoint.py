@@ -9,7 +9,6 @@ function of (run seed, number of the sample), so the count of images is enough.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import warnings
@@ -31,8 +30,8 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
-from sanakit.data.units import sha256_of
 from sanakit.errors import WeightsError
+from sanakit.files import discard_folder, sha256_of, sync
 from sanakit.train.distributed.ranks import Ranks
 
 KEEP = 2
@@ -218,7 +217,7 @@ class CheckpointWriter:
             shards = sorted(self.temporary.glob("*.safetensors"))
             facts = {}
             for path in shards[self.ranks.rank :: self.ranks.count]:
-                _sync(path)
+                sync(path)
                 facts[path.name] = (path.stat().st_size, sha256_of(path))
             part = self.temporary / f"hashes-{self.ranks.rank}.json"
             part.write_text(json.dumps(facts), encoding="utf-8")
@@ -234,27 +233,19 @@ class CheckpointWriter:
             manifest = {"format": FORMAT, **self.notes, "files": files}
             path = self.temporary / MANIFEST
             path.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-            _sync(path)
-            _sync(self.temporary)
+            sync(path)
+            sync(self.temporary)
             if self.final.exists():
                 # Damaged: the loop goes on from a whole one and never writes it a second time.
-                _discard(self.final)
+                discard_folder(self.final)
             self.temporary.rename(self.final)
-            _sync(self.run)
+            sync(self.run)
             # Newer ones are damaged, or this would not be written: they do not count.
             older = [path for path in checkpoints(self.run) if path.name < self.final.name]
             for old in older[: -(KEEP - 1)]:
-                _discard(old)
+                discard_folder(old)
         except OSError as error:
             self.fault = str(error)
-
-
-def _discard(folder: Path) -> None:
-    """Remove a checkpoint; a kill in the midst of it leaves no half under its name."""
-    doomed = folder.with_name(f".{folder.name}.old.tmp")
-    shutil.rmtree(doomed, ignore_errors=True)
-    folder.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def load_into(folder: Path, tensors: Mapping[str, Tensor], ranks: Ranks) -> None:
@@ -361,11 +352,3 @@ def _done() -> Future[Any]:
     future: Future[Any] = Future()
     future.set_result(None)
     return future
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

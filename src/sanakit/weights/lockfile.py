@@ -17,7 +17,7 @@ from typing import Any
 from huggingface_hub import constants
 
 from sanakit.errors import ConfigError, WeightsError
-from sanakit.files import write_atomically
+from sanakit.files import write_atomically, write_json
 
 PINS = "sanakit-pins.json"
 MAIN = "main"
@@ -104,7 +104,7 @@ def write_pins(repository: str, pins: Pins) -> None:
     }
     folder = repository_folder(repository)
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / PINS, (json.dumps(content, indent=1) + "\n").encode())
+    write_json(folder / PINS, content, indent=1)
 
 
 def known_commit(repository: str, revision: str, pins: Pins) -> str | None:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sanakit.errors import ConfigError, MissingModelError, WeightsError
-from sanakit.files import replacing, write_atomically
+from sanakit.files import replacing, write_json
 from sanakit.models.config import config_from_dict, config_to_dict
 from sanakit.weights.int8_rows import STORAGE, pack_int8, unpack_int8
 
@@ -278,7 +278,7 @@ def write_weights(
         total = sum(tensor_bytes(tensor) for shard in shards for tensor in shard.values())
         places = {name: file for file, shard in zip(new, shards, strict=True) for name in shard}
         content = {"metadata": {"total_size": total}, "weight_map": places}
-        write_atomically(index, _json_bytes(content))
+        write_json(index, content)
         new.append(index.name)
     for path in sorted(old, key=lambda path: path != index):
         if path.name not in new:
@@ -318,7 +318,7 @@ def write_config(
     content = {"_class_name": class_name, **config_to_dict(config)}
     if quantization is not None:
         content[QUANTIZATION] = dict(quantization)
-    write_atomically(Path(folder) / CONFIG, _json_bytes(content))
+    write_json(Path(folder) / CONFIG, content)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -419,7 +419,3 @@ def _other_variants(held: list[str], stem: str) -> str | None:
     found = [re.fullmatch(rf"{re.escape(stem)}(?:\.(\w+))?\.safetensors", name) for name in held]
     names = [match[1] for match in found if match]
     return f"variants there: {', '.join(str(name) for name in names)}" if names else None
-
-
-def _json_bytes(content: Mapping[str, Any]) -> bytes:
-    return (json.dumps(content, indent=2) + "\n").encode()

@@ -30,8 +30,9 @@ from sanakit.data.encode import (
 )
 from sanakit.data.samples import Caption
 from sanakit.data.shards import key_of, read_keys
-from sanakit.data.units import LocalEngine, Mark, run_stage, sha256_of
+from sanakit.data.units import LocalEngine, Mark, run_stage
 from sanakit.errors import ConfigError, DataError, NumericsError, WeightsError
+from sanakit.files import sha256_of
 from sanakit.pipeline.components import (
     Components,
     GenerationDefaults,

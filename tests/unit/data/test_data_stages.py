@@ -17,9 +17,9 @@ from sanakit.data.units import (
     finish_unit,
     read_mark,
     run_stage,
-    sha256_of,
 )
 from sanakit.errors import DataError
+from sanakit.files import sha256_of
 
 
 @dataclass(frozen=True)

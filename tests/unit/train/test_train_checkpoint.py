@@ -141,7 +141,7 @@ def test_damaged_newer_ones_do_not_push_out_the_last_that_is_whole(tmp_path: Pat
     assert (tmp_path / "checkpoint-0000000008").is_dir()
 
 
-@pytest.mark.parametrize("where", ["_sync", "sha256_of", "save"])
+@pytest.mark.parametrize("where", ["sync", "sha256_of", "save"])
 def test_a_full_disk_leaves_the_checkpoints_before_and_no_trace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:

@@ -267,7 +267,7 @@ def test_weights_are_converted_while_they_are_read(
 ) -> None:
     from sanakit.weights import store
 
-    monkeypatch.setattr(store, "MAPPED@@ONCE", 200)  # a new mapping after two of these
+    monkeypatch.setattr(store, "MAPPED_AT_ONCE", 200)  # a new mapping after two of these
     opened: list[object] = []
     genuine = store.safe_open
     monkeypatch.setattr(store, "safe_open", lambda *a, **k: opened.append(a) or genuine(*a, **k))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-import secrets
 import shutil
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
@@ -17,8 +16,9 @@ import fsspec
 from filelock import FileLock
 
 from sanakit.data.shards import INDEX, KEYS, Index, ShardFile, read_index
-from sanakit.data.units import fingerprint, sha256_of
+from sanakit.data.units import fingerprint
 from sanakit.errors import ConfigError, DataError
+from sanakit.files import discard_folder, replacing_folder, sha256_of
 from sanakit.weights.cache_folder import cache_folder
 
 _BLOCK = 1 << 20
@@ -155,15 +155,10 @@ class RemoteFolder:
         return place
 
     def _fill(self, place: Path, shard: ShardFile) -> None:
-        unfinished = self.cache / f".{secrets.token_hex(6)}.tmp"
-        try:
-            unfinished.mkdir()
+        with replacing_folder(place) as unfinished:
             self._fetch(shard.file, unfinished / shard.file, shard.sha256)
             keys = f"{shard.unit}{KEYS}"
             self._fetch(keys, unfinished / keys, "")
-            os.replace(unfinished, place)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
 
     def _fetch(self, name: str, target: Path, digest: str) -> None:
         """Copy a file here, a few times if need be; ``digest`` is its SHA-256 where it is known."""
@@ -202,13 +197,8 @@ class RemoteFolder:
         for other, _, path, size in sorted(found, key=lambda one: (not one[0], one[1])):
             if total <= self.limit or not other:
                 return
-            _ask(path, self._discard)
+            _ask(path, discard_folder)
             total -= size
-
-    def _discard(self, path: Path) -> None:
-        doomed = self.cache / f".{secrets.token_hex(6)}.tmp"
-        path.replace(doomed)  # at once, so that no half shard looks whole
-        shutil.rmtree(doomed, ignore_errors=True)
 
 
 def open_folder(
@@ -241,7 +231,7 @@ def open_folder(
 
 def _copy(address: str, target: Path) -> str:
     """Copy a file here and give its SHA-256."""
-    digest = sha256()
+    digest = hashlib.sha256()
     with fsspec.open(address, "rb") as source, target.open("wb") as file:
         while block := source.read(_BLOCK):
             digest.update(block)

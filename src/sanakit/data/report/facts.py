@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -16,6 +15,7 @@ from sanakit.data.scan import DUPLICATE, REMARKS
 from sanakit.data.shards import Index, read_index
 from sanakit.data.training_set import SHARDS, TrainingSet, read_lines
 from sanakit.data.units import read_mark
+from sanakit.files import sha256_of
 
 EXAMPLES = 5
 DUPLICATE_KEY = "duplicate key"
@@ -161,5 +161,4 @@ def _enlarged(folder: Path, index: Index | None) -> int:
 
 
 def _hash(identity: str) -> int:
-    digest = hashlib.sha256(f"sheet\0{identity}".encode("utf-8", "surrogatepass")).digest()
-    return int.from_bytes(digest[:8], "big")
+    return int(sha256_of(f"sheet\0{identity}")[:16], 16)

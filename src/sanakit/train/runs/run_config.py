@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sanakit.errors import ConfigError, DataError
-from sanakit.files import write_atomically
+from sanakit.files import write_json
 from sanakit.train.checkpoint import checkpoints
 
 RUN = "run.json"
@@ -125,7 +125,7 @@ def write_run(folder: Path, run: RunFile, *, resume: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{folder} cannot be made ({error})") from error
-    write_atomically(folder / RUN, f"{json.dumps(value, indent=2)}\n".encode())
+    write_json(folder / RUN, value)
 
 
 def newest_run(root: Path, verb: str) -> Path:

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from sanakit.errors import ConfigError, MissingModelError
+from sanakit.files import replacing_folder
 from sanakit.models.config import AutoencoderConfig, TransformerConfig, config_to_dict
 from sanakit.weights.convert.folders import (
     assembled,
@@ -23,7 +24,6 @@ from sanakit.weights.convert.folders import (
     check_folder,
     check_room,
     copy_other_files,
-    replacing_folder,
     weight_files,
     write_part_config,
     write_variant,
@@ -124,7 +124,8 @@ def carry_out(plan: Plan, report: Report = lambda line: None) -> None:
     if _is_file(plan.target):
         plan.write(plan.target, report)
     else:
-        with replacing_folder(plan.target, force=plan.force) as staging:
+        check_folder(plan.target, force=plan.force)
+        with replacing_folder(plan.target) as staging:
             plan.write(staging, report)
 
 

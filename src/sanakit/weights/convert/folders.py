@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sanakit.errors import ConfigError, DataError, MissingModelError, WeightsError
-from sanakit.files import write_atomically
+from sanakit.files import check_parent, write_json
 from sanakit.models.config import AutoencoderConfig, TransformerConfig, config_to_dict
 from sanakit.weights.convert.original_format import read_file, unwrapped
 from sanakit.weights.convert.parts import BRANCH, Part
@@ -35,51 +32,14 @@ from sanakit.weights.store import (
 MARKS = ("config.json", "model_index.json")
 
 
-@contextmanager
-def replacing_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
-    """Give a folder to fill; on a clean exit it becomes ``path``, on any other it is removed.
-
-    An existing model folder is replaced as a whole if ``force``; until the end it is untouched.
-
-    Raises:
-        DataError: as :func:`check_folder`, or the disk refuses.
-    """
-    check_folder(path, force=force)
-    token = secrets.token_hex(6)
-    staging, old = path.parent / f".{token}.tmp", path.parent / f".{token}.old"
-    try:
-        staging.mkdir()
-        yield staging
-        if path.exists():
-            path.rename(old)
-        try:
-            staging.rename(path)
-        except OSError:
-            if old.exists():
-                old.rename(path)
-            raise
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be written ({error.strerror or error})",
-            hint="check the folder's permissions and free space",
-        ) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-
-
 def check_folder(path: Path, *, force: bool) -> None:
-    """Say now what :func:`replacing_folder` would refuse.
+    """Refuse a target folder that must not be written, before anything is.
 
     Raises:
         DataError: no parent folder; a file; a folder and no ``force``; a folder that holds other
             things than a model, which is never replaced.
     """
-    if not path.parent.is_dir():
-        raise DataError(
-            f"{path}: folder {path.parent} does not exist",
-            hint=f"make it first: mkdir -p {path.parent}",
-        )
+    check_parent(path)
     if path.is_symlink() or path.is_file():
         raise DataError(f"{path} is there and is no folder", hint="name another folder")
     if not path.exists():
@@ -104,11 +64,7 @@ def check_file(path: Path, *, force: bool) -> None:
         raise DataError(f"{path} is a folder, not a file", hint="name a file inside it")
     if path.exists() and not force:
         raise DataError(f"{path} is there already", hint="--force replaces it")
-    if not path.parent.is_dir():
-        raise DataError(
-            f"{path}: folder {path.parent} does not exist",
-            hint=f"make it first: mkdir -p {path.parent}",
-        )
+    check_parent(path)
 
 
 def check_apart(source: Path, target: Path, what: str, *, inside: bool = False) -> None:
@@ -294,7 +250,7 @@ def write_part_config(folder: Path, part: Part) -> None:
     if part.class_name == BRANCH:
         fields = {name: value for name, value in fields.items() if name not in NOT_OF_BRANCHES}
     folder.mkdir(parents=True, exist_ok=True)
-    _write_json(folder / CONFIG, {"_class_name": part.class_name, **fields})
+    write_json(folder / CONFIG, {"_class_name": part.class_name, **fields})
 
 
 def assembled(
@@ -334,7 +290,7 @@ def assembled(
         index["_class_name"] = CONTROLLED
     if "transformer" in new:
         _write_scheduler(folder, index, new["transformer"])
-    _write_json(folder / INDEX, index)
+    write_json(folder / INDEX, index)
 
 
 def _write_scheduler(folder: Path, index: dict[str, Any], transformer: Part) -> None:
@@ -344,13 +300,13 @@ def _write_scheduler(folder: Path, index: dict[str, Any], transformer: Part) -> 
     if config.guidance_embeds:
         index["_class_name"] = SPRINT
         index[SCHEDULER] = ["diffusers", SCM["_class_name"]]
-        _write_json(path, SCM)
+        write_json(path, SCM)
         return
     scheduler = read_json(path)
     shift = FLOW_SHIFTS.get(config.sample_size)
     if shift is not None and transformer.presets:
         scheduler |= {key: shift for key in ("flow_shift", "shift") if key in scheduler}
-        _write_json(path, scheduler)
+        write_json(path, scheduler)
 
 
 def _check_fit(base: Path, index: Mapping[str, Any], new: Mapping[str, Part]) -> None:
@@ -385,8 +341,3 @@ def _check_fit(base: Path, index: Mapping[str, Any], new: Mapping[str, Part]) ->
             else f"the autoencoder has {latent} latent channels, the transformer {channels}",
             hint="give a base of the same family",
         )
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
