@@ -71,7 +71,7 @@ def main() -> None:
             for name in args.only:
                 train_variant(name, VARIANTS[name], material, args.results, report=report)
     elif args.experiment == "plots":
-        draw_all(args.results, ROOT / "docs")
+        draw_all(args.results, ROOT / "docs" / "research")
     else:
         for line in tables(args.results):
             report(line)

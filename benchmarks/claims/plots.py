@@ -1,4 +1,4 @@
-"""The plots of docs/claims.md, from the results alone."""
+"""The plots of docs/research/claims.md, from the results alone."""
 
 from __future__ import annotations
 
@@ -263,7 +263,7 @@ def compression(results: Path) -> Figure:
 
 
 def draw_all(results: Path, docs: Path) -> None:
-    """Write every plot to ``docs/claims-NAME.png``."""
+    """Write every plot to ``docs/research/claims-NAME.png``."""
     mpl.use("Agg")
     for make in (attention, words, levels, solvers, compression):
         figure = make(results)

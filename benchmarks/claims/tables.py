@@ -1,4 +1,4 @@
-"""The figures of docs/claims.md as Markdown, from the results alone."""
+"""The figures of docs/research/claims.md as Markdown, from the results alone."""
 
 from __future__ import annotations
 

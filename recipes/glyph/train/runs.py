@@ -162,7 +162,7 @@ def glyph_diffusion(
     transformer = LinearDiT(shape)
     init_transformer(transformer, generator=torch.Generator().manual_seed(0))
     # The published 0.01 tames LLMs whose states are large; ours has states of unit size, and at
-    # 0.01 captions were hardly heard in 25,000 pictures (docs/lab-log.md).
+    # 0.01 captions were hardly heard in 25,000 pictures (docs/research/lab-log.md).
     nn.init.ones_(transformer.caption_norm.weight)
     if start is not None and out is not None:
         grow_into(transformer, load_components(start).transformer)

@@ -291,7 +291,7 @@ AUTOENCODERS: Mapping[str, AutoencoderConfig] = MappingProxyType(
             decoder_qkv_multiscales=((), (5,)),
         ),
         # The embedded model's. Attention only where there are 4 x 4 positions: on a CPU it costs
-        # more time than it repays (docs/lab-log.md); the decoder is the deeper half.
+        # more time than it repays (docs/research/lab-log.md); the decoder is the deeper half.
         "glyph": AutoencoderConfig(
             encoder_block_types=_RESIDUAL * 5 + _ATTENTION,
             decoder_block_types=_RESIDUAL * 5 + _ATTENTION,
