@@ -1,1 +1,1 @@
-"""Small, honest experiments on what the paper claims; docs/research/claims.md tells what came out."""
+"""Small experiments on what the paper claims; docs/research/claims.md tells what came out."""

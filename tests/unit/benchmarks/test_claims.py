@@ -1,4 +1,4 @@
-"""The experiments of docs/research/claims.md: variants differ in what they say and in nothing else."""
+"""The experiments of docs/research/claims.md: variants differ in what they say alone."""
 
 from __future__ import annotations
 
