@@ -4,8 +4,8 @@ import base64
 import io
 import itertools
 import json
+import re
 from collections import Counter
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,7 @@ from PIL import Image
 
 from sanakit.data.build import build_shards
 from sanakit.data.report.facts import gather
-from sanakit.data.report.page import write_report
-from sanakit.data.report.plots import bars, binned, histogram
+from sanakit.data.report.page import binned, chart, write_report
 from sanakit.data.report.sheet import SIDE
 from sanakit.data.samples import Caption, Refusal
 from sanakit.data.shard_plan import BuildSettings
@@ -122,7 +121,7 @@ def test_the_page_shows_hostile_text_as_it_is_and_fetches_nothing(
             "th",
             "td",
         ),
-        *("svg", "rect", "text", "line"),
+        *("svg", "defs", "g", "path", "text"),
     } | {"title"}
     for _, name, value in page.attributes:
         assert not name.startswith("on")
@@ -241,18 +240,26 @@ def test_tenths_are_counted_as_tenths_though_binary_has_none() -> None:
     assert [count for _, count in bins] == [1] * 12
 
 
-def rectangles(svg: str) -> Iterator[dict[str, str]]:
-    for element in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}rect"):
-        yield dict(element.attrib)
+def bars(svg: str, axis: int) -> list[float]:
+    """How long the filled bars of a chart are, across (0) or upwards (1)."""
+    lengths = []
+    for path in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}path"):
+        if "fill: #4a6fa5" in path.attrib["style"]:
+            ends = [float(number) for number in re.findall(r"[\d.]+", path.attrib["d"])[axis::2]]
+            lengths.append(max(ends) - min(ends))
+    return lengths
 
 
 def test_bars_are_as_long_as_what_they_stand_for() -> None:
-    rows = [("<a>", 10), ("b & c", 5), ("d", 20)]
-    lengths = [float(one["width"]) for one in rectangles(bars(rows, label="<x>"))]
-    assert lengths[2] == pytest.approx(2 * lengths[0], abs=0.1)
-    assert lengths[0] == pytest.approx(2 * lengths[1], abs=0.1)
-    heights = [float(one["height"]) for one in rectangles(histogram(rows, label="x"))]
-    assert heights[2] == pytest.approx(2 * heights[0], abs=0.1)
+    rows = [("<a>", 10), ("b & c $x$", 5), ("d", 20)]
+    for upright in (False, True):
+        svg = chart(rows, label='<x "y">', upright=upright)
+        lengths = bars(svg, int(upright))
+        assert lengths[2] == pytest.approx(2 * lengths[0], abs=0.1)
+        assert lengths[0] == pytest.approx(2 * lengths[1], abs=0.1)
+        texts = {node.text for node in ElementTree.fromstring(svg).iter() if node.text}
+        assert {name for name, _ in rows} | {"20"} <= texts
+        assert ElementTree.fromstring(svg).attrib["aria-label"] == '<x "y">'
 
 
 def test_a_picture_of_a_page_is_a_picture(training_set: TrainingSet) -> None:

@@ -1,21 +1,23 @@
-"""The report as one HTML page that needs no other file, and the contact sheet beside it.
-
-Everything that comes from a set is escaped: captions and names of files may hold HTML.
-"""
+"""The report as one HTML page that needs no other file, and the contact sheet beside it."""
 
 from __future__ import annotations
 
 import base64
+import io
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from html import escape
+from collections.abc import Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 
-from sanakit.data.report.facts import CaptionerFacts, Facts, Refused, gather
-from sanakit.data.report.plots import bars, binned, histogram
+import numpy as np
+from jinja2 import Environment
+from markupsafe import Markup, escape
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from sanakit.data.report.facts import CaptionerFacts, Facts, gather
 from sanakit.data.report.sheet import Shown, contact_sheet, jpeg, png, show_samples
-from sanakit.data.shards import Index
 from sanakit.data.training_set import REPORT, TrainingSet
 from sanakit.data.units import clear_leftovers
 from sanakit.files import write_atomically
@@ -25,25 +27,12 @@ _SIDES = (0, 64, 128, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
 _RATIOS = ((1, 4), (1, 3), (1, 2), (9, 16), (2, 3), (3, 4), (1, 1), (4, 3), (3, 2), (16, 9), (2, 1),
            (3, 1), (4, 1))  # fmt: skip
 _SHARES = (0.05, 0.5, 0.95)
-_STYLE = """
-:root{color-scheme:light dark;--ink:#1d1d22;--faint:#6c6c78;--line:#dcdce4;--fill:#4a6fa5;--bg:#fff}
-@media(prefers-color-scheme:dark){:root{--ink:#e8e8ee;--faint:#9a9aa8;--line:#3a3a44;
---fill:#7fa3d8;--bg:#17171b}}
-body{font:15px/1.45 system-ui,sans-serif;color:var(--ink);background:var(--bg);max-width:1000px;
-margin:2rem auto;padding:0 1rem}
-h1{font-size:1.5rem;margin:0}h2{font-size:1.1rem;margin:2.2rem 0 .6rem}
-p,.faint{color:var(--faint)}p{margin:.2rem 0 .8rem}
-dl{display:flex;flex-wrap:wrap;gap:.6rem 2.2rem;margin:1rem 0}
-dt{color:var(--faint);font-size:.85rem}dd{margin:0;font-size:1.35rem}
-table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.25rem .8rem .25rem 0;
-border-bottom:1px solid var(--line);vertical-align:top;overflow-wrap:anywhere}
-th{font-weight:500;color:var(--faint)}.n{text-align:right;white-space:nowrap}
-svg{width:100%;max-width:640px;height:auto;display:block}svg rect{fill:var(--fill)}
-svg text{font:11px system-ui,sans-serif;fill:var(--ink)}svg line{stroke:var(--line)}
-.sheet{display:flex;flex-wrap:wrap;gap:1rem .8rem}
-figure{margin:0;width:150px}figure img{max-width:100%;display:block}
-figcaption{font-size:.8rem;overflow-wrap:anywhere;margin-top:.3rem}
-"""
+_MOST_BINS = 24
+_INK, _FILL = "#808088", "#4a6fa5"  # read on a light page and on a dark one
+# Text stays text, and the names of parts depend on the picture alone.
+_SVG = {"svg.fonttype": "none", "svg.hashsalt": "report", "font.size": 8,
+        "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans", "sans-serif"],
+        "text.color": _INK, "xtick.color": _INK, "ytick.color": _INK}  # fmt: skip
 
 
 def write_report(training_set: TrainingSet, *, choose: int = 24) -> Path:
@@ -67,28 +56,101 @@ def write_report(training_set: TrainingSet, *, choose: int = 24) -> Path:
 
 def page(facts: Facts, shown: Sequence[Shown]) -> str:
     """The whole page."""
-    sections = (
-        _headline(facts),
-        _sheet(facts, shown),
-        _buckets(facts.index),
-        _sizes(facts),
-        _captions(facts),
-        _scores(facts),
-        _left_out(facts),
-        _licences(facts),
-    )
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width">'
-        # Nothing is fetched and nothing runs, whatever a caption holds.
-        '<meta http-equiv="Content-Security-Policy" '
-        "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
-        f"<title>{escape(facts.name)}</title><style>{_STYLE}</style></head><body>"
-        f"{''.join(sections)}</body></html>\n"
-    )
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["base64"] = lambda image: base64.b64encode(jpeg(image)).decode()
+    template = resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
+    words: Counter[int] = Counter()
+    for captioner in facts.captioners.values():
+        words.update(captioner.words)
+    buckets = facts.index.buckets if facts.index else {}
+    counts = {
+        f"{height} x {width}": sum(shard.samples for shard in shards)
+        for (height, width), shards in buckets.items()
+    }
+    return environment.from_string(template).render(
+        facts=facts,
+        shown=shown,
+        chart=chart,
+        headline=_headline(facts),
+        bucket_counts=list(counts.items()),
+        buckets=[
+            (name, f"{number:,}", f"{number / sum(counts.values()):.1%}", f"{len(shards):,}",
+             _bytes(sum(shard.bytes for shard in shards)))
+            for (name, number), shards in zip(counts.items(), buckets.values(), strict=True)
+        ],
+        sides=_named_sides(facts.sides),
+        ratios=_named_ratios(facts.ratios),
+        captioners=[
+            (name, f"{one.captions:,}", f"{one.captions / max(1, facts.samples):.0%}",
+             _quantiles(one.words), _mean_score(one))
+            for name, one in facts.captioners.items()
+        ],
+        words=binned(words),
+        scores={name: binned(one.scores) for name, one in facts.captioners.items() if one.scores},
+        reasons=[(one.reason, one.count) for one in facts.left_out],
+        licences=[(name, f"{count:,}") for name, count in facts.licences.most_common()],
+    )  # fmt: skip
 
 
-def _headline(facts: Facts) -> str:
+def chart(rows: Sequence[tuple[str, int]], *, label: str, upright: bool = True) -> Markup:
+    """Counts by name as SVG: a histogram, or bars below one another where names are long."""
+    names, counts = [name for name, _ in rows], [count for _, count in rows]
+    places = range(len(rows))
+    with rc_context(_SVG):  # type: ignore[arg-type]  # the stub wants a literal
+        figure = Figure((6.4, 1.9 if upright else 0.2 + 0.24 * len(rows)), layout="constrained")
+        axes = figure.add_subplot()
+        axes.set_frame_on(False)
+        axes.tick_params(bottom=False, left=False)
+        if upright:
+            shown = [f"{count:,}" * (count == max(counts)) for count in counts]
+            bars = axes.bar(places, counts, width=0.9, color=_FILL, clip_on=False)
+            every = math.ceil(max(1, len(rows)) / 14)  # of many names not all can be written
+            axes.set_xticks(places[::every], names[::every], parse_math=False)
+            axes.set_xlim(-0.5, max(11.5, len(rows) - 0.5))
+            axes.set_yticks([])
+        else:
+            shown = [f"{count:,}" for count in counts]
+            bars = axes.barh(places, counts, height=0.75, color=_FILL, clip_on=False)
+            axes.set_yticks(places, names, parse_math=False)
+            axes.invert_yaxis()
+            axes.set_xticks([])
+        axes.bar_label(bars, shown, padding=2)
+        buffer = io.StringIO()
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    _, start, rest = buffer.getvalue().partition("<svg ")
+    return Markup(f'{start}role="img" aria-label="{escape(label)}" {rest}')
+
+
+def binned(
+    values: Mapping[int, int] | Mapping[float, int], most: int = _MOST_BINS
+) -> list[tuple[str, int]]:
+    """Counts of numbers as counts of at most ``most`` equal, round ranges, by where they begin."""
+    if not values:
+        return []
+    low, high = min(values), max(values)
+    whole = all(value == int(value) for value in values)
+    step = _round_step((high - low) / (most - 2), whole=whole)
+    # 0.3 is the third tenth, though 0.3 / 0.1 is below 3 in binary.
+    place = {value: math.floor(value / step + 1e-9) for value in values}
+    first = place[low]
+    counts = [0] * (place[high] - first + 1)
+    for value, count in values.items():
+        counts[place[value] - first] += count
+    return [(f"{(first + number) * step:g}", count) for number, count in enumerate(counts)]
+
+
+def _round_step(step: float, *, whole: bool) -> float:
+    """The next of 1, 2, 5, 10, ... times a power of ten; at least 1 for whole numbers."""
+    if whole:
+        step = max(1.0, step)
+    if step <= 0:
+        return 1.0
+    power = 10.0 ** math.floor(math.log10(step))
+    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= step * (1 - 1e-9))
+
+
+def _headline(facts: Facts) -> dict[str, str]:
     numbers = {
         "pictures": f"{facts.samples:,}",
         "left out": f"{facts.refused:,}",
@@ -100,68 +162,15 @@ def _headline(facts: Facts) -> str:
         numbers["enlarged to their bucket"] = f"{facts.enlarged:,}"
         size = sum(shard.bytes for shard in facts.index.shards)
         numbers[f"in {len(facts.index.shards):,} shards"] = _bytes(size)
-    items = "".join(
-        f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in numbers.items()
-    )
-    return (
-        f"<h1>{_text(facts.name)}</h1><p>pictures from {_text(facts.source)}</p><dl>{items}</dl>"
-        + ("" if facts.index else "<p>No shards are built yet: sanakit data build SET</p>")
-    )
+    return numbers
 
 
-def _sheet(facts: Facts, shown: Sequence[Shown]) -> str:
-    if not shown:
-        return ""
-    figures = []
-    for one in shown:
-        picture = '<span class="faint">cannot be read</span>'
-        if one.picture is not None:
-            code = base64.b64encode(jpeg(one.picture)).decode()
-            picture = f'<img alt="" src="data:image/jpeg;base64,{code}">'
-        captions = "<br>".join(_text(caption.text) for caption in one.sample.captions[:3])
-        size = f"{one.sample.height} x {one.sample.width}"
-        if one.bucket is not None:
-            size += f" in {one.bucket[0]} x {one.bucket[1]}"
-        figures.append(
-            f"<figure>{picture}<figcaption>{captions or '<i>no caption</i>'}"
-            f'<div class="faint">{_text(one.sample.id)}, {size}</div></figcaption></figure>'
-        )
-    return (
-        f"<h2>{len(shown)} pictures, drawn at random</h2>"
-        f'<div class="sheet">{"".join(figures)}</div>'
-    )
-
-
-def _buckets(index: Index | None) -> str:
-    if index is None:
-        return ""
-    counts = [
-        (f"{height} x {width}", sum(shard.samples for shard in shards), shards)
-        for (height, width), shards in index.buckets.items()
-    ]
-    rows = [
-        (name, f"{number:,}", f"{number / index.samples:.1%}", f"{len(shards):,}",
-         _bytes(sum(shard.bytes for shard in shards)))
-        for name, number, shards in counts
-    ]  # fmt: skip
-    return (
-        f"<h2>Buckets at {index.resolution} px, height x width</h2>"
-        + bars([(name, number) for name, number, _ in counts], label="pictures by bucket")
-        + _table(("bucket", "pictures", "share", "shards", "size"), rows, numbers=(1, 2, 3, 4))
-    )
-
-
-def _sizes(facts: Facts) -> str:
+def _named_sides(counts: Counter[int]) -> list[tuple[str, int]]:
     sides: Counter[int] = Counter()
-    for side, count in facts.sides.items():
+    for side, count in counts.items():
         sides[max(edge for edge in _SIDES if edge <= side)] += count
     used = [edge for edge in _SIDES if min(sides, default=0) <= edge <= max(sides, default=0)]
-    return (
-        "<h2>Sizes of the pictures as they came</h2><p>Shorter side, from ... px</p>"
-        + histogram([(str(edge), sides[edge]) for edge in used], label="shorter side in px")
-        + "<p>Width to height, the nearest of</p>"
-        + histogram(_named_ratios(facts.ratios), label="width to height")
-    )
+    return [(str(edge), sides[edge]) for edge in used]
 
 
 def _named_ratios(ratios: Counter[float]) -> list[tuple[str, int]]:
@@ -175,99 +184,14 @@ def _named_ratios(ratios: Counter[float]) -> list[tuple[str, int]]:
     return [(f"{width}:{height}", counts[width, height]) for width, height in shown]
 
 
-def _captions(facts: Facts) -> str:
-    if not facts.captioners:
-        return "<h2>Captions</h2><p>There are none; training sees the empty prompt only.</p>"
-    words: Counter[int] = Counter()
-    for captioner in facts.captioners.values():
-        words.update(captioner.words)
-    rows = [
-        (_text(name), f"{one.captions:,}", f"{one.captions / max(1, facts.samples):.0%}",
-         _quantiles(one.words), _scores_of(one))
-        for name, one in facts.captioners.items()
-    ]  # fmt: skip
-    heads = ("captioner", "captions", "of pictures", "words: 5%, half, 95%", "score: mean")
-    return (
-        "<h2>Captions</h2>"
-        + _table(heads, rows, numbers=(1, 2, 3, 4), safe=True)
-        + "<p>Words of a caption</p>"
-        + histogram(binned(words), label="words of a caption")
-    )
-
-
-def _scores(facts: Facts) -> str:
-    scored = {name: one.scores for name, one in facts.captioners.items() if one.scores}
-    if not scored:
-        return ""
-    plots = (
-        f"<p>{_text(name)}</p>{histogram(binned(scores), label=f'scores of {name}')}"
-        for name, scores in scored.items()
-    )
-    return f"<h2>Agreement of captions with their pictures, CLIP score</h2>{''.join(plots)}"
-
-
-def _left_out(facts: Facts) -> str:
-    parts = ["<h2>Left out, by reason</h2>"]
-    if facts.left_out:
-        parts.append(bars([(one.reason, one.count) for one in facts.left_out], label="left out"))
-        parts.append(_examples(facts.left_out))
-        parts.append("<p>All of them: shards/left-out.jsonl; before a build, quarantine.jsonl</p>")
-    else:
-        parts.append("<p>Nothing.</p>")
-    if facts.remarks:
-        parts.append("<h2>Kept, with a remark</h2>")
-        parts.append(_examples(facts.remarks))
-    return "".join(parts)
-
-
-def _licences(facts: Facts) -> str:
-    rows = [(name, f"{count:,}") for name, count in facts.licences.most_common()]
-    return "<h2>Licences</h2>" + _table(("licence", "pictures"), rows, numbers=(1,))
-
-
-def _examples(groups: Sequence[Refused]) -> str:
-    rows = [
-        (group.reason if number == 0 else "", one.id, one.detail)
-        for group in groups
-        for number, one in enumerate(group.examples)
-    ]
-    return _table(("reason", "for example", "detail"), rows)
-
-
-def _table(
-    heads: Sequence[str],
-    rows: Iterable[Sequence[str]],
-    *,
-    numbers: Sequence[int] = (),
-    safe: bool = False,
-) -> str:
-    """A table; cells are escaped unless ``safe`` says that they are, ``numbers`` stand right."""
-
-    def line(cells: Sequence[str], tag: str) -> str:
-        made = (
-            f"<{tag}{' class=n' if number in numbers else ''}>{cell}</{tag}>"
-            for number, cell in enumerate(cells)
-        )
-        return f"<tr>{''.join(made)}</tr>"
-
-    body = (line(row if safe else [_text(cell) for cell in row], "td") for row in rows)
-    return f"<table>{line(heads, 'th')}{''.join(body)}</table>"
-
-
 def _quantiles(counts: Counter[int]) -> str:
-    total = sum(counts.values())
-    found = []
-    for share in _SHARES:
-        rank, seen = math.ceil(share * total), 0
-        for value, count in sorted(counts.items()):
-            seen += count
-            if seen >= rank:
-                found.append(str(value))
-                break
-    return ", ".join(found)
+    values = sorted(counts)
+    ends = np.cumsum([counts[value] for value in values])
+    ranks = [math.ceil(share * ends[-1]) for share in _SHARES]
+    return ", ".join(str(values[np.searchsorted(ends, rank)]) for rank in ranks)
 
 
-def _scores_of(facts: CaptionerFacts) -> str:
+def _mean_score(facts: CaptionerFacts) -> str:
     number = sum(facts.scores.values())
     mean = sum(score * count for score, count in facts.scores.items()) / max(1, number)
     return f"{mean:.1f}" if number else "-"
@@ -275,8 +199,3 @@ def _scores_of(facts: CaptionerFacts) -> str:
 
 def _bytes(number: int) -> str:
     return f"{number / 1e9:.2f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"
-
-
-def _text(value: str) -> str:
-    """Escaped, and kept from changing the direction of what stands beside it."""
-    return f"<bdi>{escape(value)}</bdi>" if value else ""
