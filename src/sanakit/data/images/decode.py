@@ -135,8 +135,7 @@ def decoded_image(
         BadPicture: as :func:`decode`.
     """
     kind = _format(data)
-    claimed = format.claimed_size(data, kind)
-    if claimed is not None:
+    if (claimed := format.claimed_size(data, kind)) is not None:
         _judge(claimed, limits)
     frames = 1
     if kind == "png":

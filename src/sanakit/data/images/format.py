@@ -5,9 +5,13 @@ Nothing here decompresses pixels or allocates by a number that the file claims.
 
 from __future__ import annotations
 
+import io
+import re
 import struct
 import zlib
 from collections.abc import Iterator
+
+from PIL.TiffImagePlugin import TiffImageFile
 
 Size = tuple[int, int]  # height, width
 
@@ -86,14 +90,28 @@ def described(data: bytes) -> str:
 
 
 def claimed_size(data: bytes, kind: str) -> Size | None:
-    """Height and width as the header has them, before any rotation; None where it has none.
+    """Height and width as the header of a WebP or AVIF has them; None where it has none.
 
-    TIFF gives None: its header is a list of tags that its decoder reads without any pixel.
+    Pillow reads those of other formats without any pixel; these two it cannot open cheaply.
     """
+    sizes: list[Size] = []
     try:
-        return _SIZES[kind](data) if kind in _SIZES else None
+        if kind == "avif":
+            for found in re.finditer(b"ispe", data[: 1 << 16]):
+                width, height = struct.unpack_from(">II", data, found.end() + 4)
+                sizes.append((height, width))
+        elif kind == "webp" and data[12:16] == b"VP8X":
+            (packed,) = struct.unpack_from("<Q", data[:30].ljust(32, b"\0"), 24)
+            sizes.append(((packed >> 24 & 0xFFFFFF) + 1, (packed & 0xFFFFFF) + 1))
+        elif kind == "webp" and data[12:16] == b"VP8L":
+            (packed,) = struct.unpack_from("<I", data, 21)
+            sizes.append(((packed >> 14 & 0x3FFF) + 1, (packed & 0x3FFF) + 1))
+        elif kind == "webp" and data[12:16] == b"VP8 ":
+            width, height = struct.unpack_from("<HH", data, 26)
+            sizes.append((height & 0x3FFF, width & 0x3FFF))
     except struct.error:
         return None
+    return max(sizes, key=lambda size: size[0] * size[1], default=None)
 
 
 def is_cut_short(data: bytes, kind: str) -> bool:
@@ -186,54 +204,6 @@ def _small_profile(body: memoryview) -> bool:
     return not unpacking.unconsumed_tail
 
 
-def _png_size(data: bytes) -> Size:
-    width, height = struct.unpack_from(">II", data, 16)
-    return height, width
-
-
-def _gif_size(data: bytes) -> Size:
-    width, height = struct.unpack_from("<HH", data, 6)
-    return height, width
-
-
-def _bmp_size(data: bytes) -> Size:
-    (head,) = struct.unpack_from("<I", data, 14)
-    width, height = struct.unpack_from("<HH" if head == 12 else "<ii", data, 18)
-    return abs(height), abs(width)
-
-
-def _webp_size(data: bytes) -> Size | None:
-    kind = data[12:16]
-    if kind == b"VP8X":
-        (packed,) = struct.unpack_from("<Q", data[:30].ljust(32, b"\0"), 24)
-        return (packed >> 24 & 0xFFFFFF) + 1, (packed & 0xFFFFFF) + 1
-    if kind == b"VP8L":
-        (packed,) = struct.unpack_from("<I", data, 21)
-        return (packed >> 14 & 0x3FFF) + 1, (packed & 0x3FFF) + 1
-    if kind == b"VP8 ":
-        width, height = struct.unpack_from("<HH", data, 26)
-        return height & 0x3FFF, width & 0x3FFF
-    return None
-
-
-def _avif_size(data: bytes) -> Size | None:
-    sizes = []
-    position = data.find(b"ispe", 0, 1 << 16)
-    while position >= 0:
-        width, height = struct.unpack_from(">II", data, position + 8)
-        sizes.append((height, width))
-        position = data.find(b"ispe", position + 4, 1 << 16)
-    return max(sizes, key=lambda size: size[0] * size[1], default=None)
-
-
-def _jpeg_size(data: bytes) -> Size | None:
-    for marker, at in _jpeg_markers(data):
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = struct.unpack_from(">HH", data, at + 5)
-            return height, width
-    return None
-
-
 def _jpeg_markers(data: bytes) -> Iterator[tuple[int, int]]:
     """Markers and where they are, up to the first scan: those of a thumbnail are not among them."""
     at = 2
@@ -250,16 +220,6 @@ def _jpeg_markers(data: bytes) -> Iterator[tuple[int, int]]:
             at += 2 + _big(data[at + 2 : at + 4])
 
 
-_SIZES = {
-    "png": _png_size,
-    "gif": _gif_size,
-    "bmp": _bmp_size,
-    "webp": _webp_size,
-    "avif": _avif_size,
-    "jpeg": _jpeg_size,
-}
-
-
 def _boxes_end(data: bytes) -> int:
     position = 0
     while position + 8 <= len(data):
@@ -273,31 +233,16 @@ def _boxes_end(data: bytes) -> int:
 
 
 def _tiff_end(data: bytes) -> int:
-    """Where the last thing ends that the first directory names: itself, its values, its strips."""
-    order = "<" if data[:2] == b"II" else ">"
-    sizes = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}
-    ends = [26]  # the shortest file with a directory of one entry
-    strips: dict[int, tuple[int, ...]] = {}
+    """Where the strips or tiles of the first page end; past the file where that cannot be read."""
     try:
-        (start,) = struct.unpack_from(f"{order}I", data, 4)
-        (entries,) = struct.unpack_from(f"{order}H", data, start)
-        for number in range(entries):
-            at = start + 2 + 12 * number
-            tag, kind, count, place = struct.unpack_from(f"{order}HHII", data, at)
-            length = sizes.get(kind, 1) * count
-            ends.append(place + length if length > 4 else at + 12)
-            if tag in (273, 279, 324, 325) and kind in (3, 4) and ends[-1] <= len(data):
-                letter = "H" if kind == 3 else "I"
-                values = struct.unpack_from(
-                    f"{order}{count}{letter}", data, place if length > 4 else at + 8
-                )
-                strips[tag] = values
-    except struct.error:
+        tags = TiffImageFile(io.BytesIO(data)).tag_v2
+        return max(
+            offset + length
+            for offsets, lengths in ((273, 279), (324, 325))
+            for offset, length in zip(tags.get(offsets, ()), tags.get(lengths, ()), strict=False)
+        )
+    except Exception:  # of any kind, on hostile bytes
         return len(data) + 1
-    for offsets, lengths in ((273, 279), (324, 325)):
-        pairs = zip(strips.get(offsets, ()), strips.get(lengths, ()), strict=False)
-        ends += [offset + length for offset, length in pairs]
-    return max(ends)
 
 
 def _container(brand: bytes) -> str:
