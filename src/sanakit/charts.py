@@ -7,6 +7,7 @@ import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
 import matplotlib as mpl
@@ -24,6 +25,7 @@ COLORS = ("#4a6fa5", "#c8553d", "#588157", "#8e6c8a")
 _DPI = 100
 _BINS = 40
 _INK, _PAPER, _FAINT = (34, 34, 34), (255, 255, 255), (236, 236, 240)
+_GREY = "#808088"
 _GAP, _LINE, _LINES, _LETTER = 12, 16, 3, 6
 
 
@@ -125,6 +127,33 @@ def lines(series: Mapping[str, Sequence[Point]], *, title: str, across: str, up:
     return figure
 
 
+def bars(rows: Sequence[tuple[str, int]], *, upright: bool = True) -> Figure:
+    """Counts by name, over one axis or, where names are long, below one another; no frame."""
+    names, counts = [name for name, _ in rows], [count for _, count in rows]
+    places = range(len(rows))
+    height = 190 if upright else 20 + 24 * len(rows)
+    figure = Figure((6.4, height / _DPI), dpi=_DPI, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_frame_on(False)
+    # A grey that is read on a light page and on a dark one.
+    axes.tick_params(bottom=False, left=False, labelsize=8, labelcolor=_GREY)
+    if upright:
+        written = [f"{count:,}" * (count == max(counts)) for count in counts]
+        drawn = axes.bar(places, counts, width=0.9, color=COLORS[0], clip_on=False)
+        every = math.ceil(max(1, len(rows)) / 14)  # of many names not all can be written
+        axes.set_xticks(places[::every], names[::every], parse_math=False)
+        axes.set_xlim(-0.5, max(11.5, len(rows) - 0.5))
+        axes.set_yticks([])
+    else:
+        written = [f"{count:,}" for count in counts]
+        drawn = axes.barh(places, counts, height=0.75, color=COLORS[0], clip_on=False)
+        axes.set_yticks(places, names, parse_math=False)
+        axes.invert_yaxis()
+        axes.set_xticks([])
+    axes.bar_label(drawn, written, padding=2, fontsize=8, color=_GREY)
+    return figure
+
+
 def sheet(
     rows: Sequence[tuple[str, npt.NDArray[np.uint8]]],
     labels: Mapping[int, Sequence[str]] | None = None,
@@ -175,13 +204,15 @@ def wrapped(text: str, letters: int) -> list[str]:
     return textwrap.wrap(plain, letters, max_lines=_LINES, placeholder=" ...")
 
 
-def svg(figure: Figure) -> str:
-    """A chart as an ``<svg>`` element; the same chart gives the same text."""
+def svg(figure: Figure, label: str) -> str:
+    """A chart as an ``<svg>`` element that says what it is; the same chart gives the same text."""
     buffer = io.StringIO()
-    with mpl.rc_context({"svg.hashsalt": "sanakit"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    # Letters stay letters, and the names of parts depend on the chart alone.
+    with mpl.rc_context({"svg.hashsalt": "sanakit", "svg.fonttype": "none"}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    _, start, rest = buffer.getvalue().partition("<svg ")
+    return f'{start}role="img" aria-label="{escape(label)}" {rest}'
 
 
 def save(image: Image.Image | Figure, path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from sanakit.charts import (
     WIDE,
     Mark,
     Point,
+    bars,
     chart,
     histograms,
     lines,
@@ -68,7 +70,7 @@ def test_the_same_chart_is_the_same_text() -> None:
     def drawn() -> str:
         figure, axes = chart(title="a < b")
         axes.plot([1, 2, 3])
-        return svg(figure)
+        return svg(figure, "x")
 
     assert drawn() == drawn()
     assert drawn().startswith("<svg")
@@ -101,3 +103,15 @@ def test_long_labels_are_wrapped_and_what_does_not_fit_is_cut() -> None:
     assert max(map(len, found)) <= 20
     assert wrapped("a small\nred key", 20) == ["a small red key"]
     assert wrapped("", 20) == []
+
+
+def test_bars_are_as_long_as_what_they_stand_for_and_say_which_they_are() -> None:
+    rows = [("<a>", 10), ("b & c $x$", 5), ("d", 20)]
+    for upright in (False, True):
+        figure = bars(rows, upright=upright)
+        patches = figure.axes[0].patches
+        assert [p.get_height() if upright else p.get_width() for p in patches] == [10, 5, 20]
+        element = ElementTree.fromstring(svg(figure, '<x "y">'))
+        assert {"<a>", "b & c $x$", "d", "20"} <= {node.text for node in element.iter()}
+        assert element.attrib["aria-label"] == '<x "y">'
+    assert not bars([]).axes[0].patches

@@ -4,12 +4,10 @@ import base64
 import io
 import itertools
 import json
-import re
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -19,7 +17,7 @@ from PIL import Image
 
 from sanakit.data.build import build_shards
 from sanakit.data.report.facts import gather
-from sanakit.data.report.page import binned, chart, write_report
+from sanakit.data.report.page import binned, write_report
 from sanakit.data.report.sheet import SIDE
 from sanakit.data.samples import Caption, Refusal
 from sanakit.data.shard_plan import BuildSettings
@@ -238,28 +236,6 @@ def test_a_histogram_counts_everything_once_and_in_order(values: dict[Any, int])
 def test_tenths_are_counted_as_tenths_though_binary_has_none() -> None:
     bins = binned({number / 10: 1 for number in range(12)}, most=14)
     assert [count for _, count in bins] == [1] * 12
-
-
-def bars(svg: str, axis: int) -> list[float]:
-    """How long the filled bars of a chart are, across (0) or upwards (1)."""
-    lengths = []
-    for path in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}path"):
-        if "fill: #4a6fa5" in path.attrib["style"]:
-            ends = [float(number) for number in re.findall(r"[\d.]+", path.attrib["d"])[axis::2]]
-            lengths.append(max(ends) - min(ends))
-    return lengths
-
-
-def test_bars_are_as_long_as_what_they_stand_for() -> None:
-    rows = [("<a>", 10), ("b & c $x$", 5), ("d", 20)]
-    for upright in (False, True):
-        svg = chart(rows, label='<x "y">', upright=upright)
-        lengths = bars(svg, int(upright))
-        assert lengths[2] == pytest.approx(2 * lengths[0], abs=0.1)
-        assert lengths[0] == pytest.approx(2 * lengths[1], abs=0.1)
-        texts = {node.text for node in ElementTree.fromstring(svg).iter() if node.text}
-        assert {name for name, _ in rows} | {"20"} <= texts
-        assert ElementTree.fromstring(svg).attrib["aria-label"] == '<x "y">'
 
 
 def test_a_picture_of_a_page_is_a_picture(training_set: TrainingSet) -> None:

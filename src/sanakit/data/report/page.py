@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,10 +11,9 @@ from pathlib import Path
 
 import numpy as np
 from jinja2 import Environment
-from markupsafe import Markup, escape
-from matplotlib import rc_context
-from matplotlib.figure import Figure
+from markupsafe import Markup
 
+from sanakit.charts import bars, svg
 from sanakit.data.report.facts import CaptionerFacts, Facts, gather
 from sanakit.data.report.sheet import Shown, contact_sheet, jpeg, png, show_samples
 from sanakit.data.training_set import REPORT, TrainingSet
@@ -28,11 +26,6 @@ _RATIOS = ((1, 4), (1, 3), (1, 2), (9, 16), (2, 3), (3, 4), (1, 1), (4, 3), (3, 
            (3, 1), (4, 1))  # fmt: skip
 _SHARES = (0.05, 0.5, 0.95)
 _MOST_BINS = 24
-_INK, _FILL = "#808088", "#4a6fa5"  # read on a light page and on a dark one
-# Text stays text, and the names of parts depend on the picture alone.
-_SVG = {"svg.fonttype": "none", "svg.hashsalt": "report", "font.size": 8,
-        "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans", "sans-serif"],
-        "text.color": _INK, "xtick.color": _INK, "ytick.color": _INK}  # fmt: skip
 
 
 def write_report(training_set: TrainingSet, *, choose: int = 24) -> Path:
@@ -70,7 +63,7 @@ def page(facts: Facts, shown: Sequence[Shown]) -> str:
     return environment.from_string(template).render(
         facts=facts,
         shown=shown,
-        chart=chart,
+        chart=lambda rows, label, upright=True: Markup(svg(bars(rows, upright=upright), label)),
         headline=_headline(facts),
         bucket_counts=list(counts.items()),
         buckets=[
@@ -90,36 +83,6 @@ def page(facts: Facts, shown: Sequence[Shown]) -> str:
         reasons=[(one.reason, one.count) for one in facts.left_out],
         licences=[(name, f"{count:,}") for name, count in facts.licences.most_common()],
     )  # fmt: skip
-
-
-def chart(rows: Sequence[tuple[str, int]], *, label: str, upright: bool = True) -> Markup:
-    """Counts by name as SVG: a histogram, or bars below one another where names are long."""
-    names, counts = [name for name, _ in rows], [count for _, count in rows]
-    places = range(len(rows))
-    with rc_context(_SVG):  # type: ignore[arg-type]  # the stub wants a literal
-        figure = Figure((6.4, 1.9 if upright else 0.2 + 0.24 * len(rows)), layout="constrained")
-        axes = figure.add_subplot()
-        axes.set_frame_on(False)
-        axes.tick_params(bottom=False, left=False)
-        if upright:
-            shown = [f"{count:,}" * (count == max(counts)) for count in counts]
-            bars = axes.bar(places, counts, width=0.9, color=_FILL, clip_on=False)
-            every = math.ceil(max(1, len(rows)) / 14)  # of many names not all can be written
-            axes.set_xticks(places[::every], names[::every], parse_math=False)
-            axes.set_xlim(-0.5, max(11.5, len(rows) - 0.5))
-            axes.set_yticks([])
-        else:
-            shown = [f"{count:,}" for count in counts]
-            bars = axes.barh(places, counts, height=0.75, color=_FILL, clip_on=False)
-            axes.set_yticks(places, names, parse_math=False)
-            axes.invert_yaxis()
-            axes.set_xticks([])
-        axes.bar_label(bars, shown, padding=2)
-        buffer = io.StringIO()
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    _, start, rest = buffer.getvalue().partition("<svg ")
-    return Markup(f'{start}role="img" aria-label="{escape(label)}" {rest}')
 
 
 def binned(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from sanakit.charts import wrapped
 from sanakit.data.images.decode import decode
 from sanakit.data.samples import Sample
 from sanakit.data.shards import Index, read_keys, read_span
@@ -86,7 +86,8 @@ def contact_sheet(shown: Sequence[Shown]) -> Image.Image:
         if one.picture is not None:
             width, height = one.picture.size
             sheet.paste(one.picture, (left + (SIDE - width) // 2, top + (SIDE - height) // 2))
-        for line, text in enumerate(_wrapped(one.sample)):
+        caption = one.sample.captions[0].text if one.sample.captions else "(no caption)"
+        for line, text in enumerate(wrapped(caption, _LETTERS)):
             draw.text((left, top + SIDE + 4 + line * _LINE), text, _INK, font)
     return sheet
 
@@ -103,10 +104,3 @@ def jpeg(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=85)
     return buffer.getvalue()
-
-
-def _wrapped(sample: Sample) -> list[str]:
-    text = sample.captions[0].text if sample.captions else "(no caption)"
-    # Signs that no font has, and ends of lines, would break the layout.
-    plain = "".join(letter if letter.isprintable() else " " for letter in text)
-    return textwrap.wrap(plain, _LETTERS, max_lines=_LINES, placeholder=" ...")
