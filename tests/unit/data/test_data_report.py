@@ -17,8 +17,7 @@ from PIL import Image
 
 from sanakit.data.build import build_shards
 from sanakit.data.report.facts import gather
-from sanakit.data.report.page import binned, write_report
-from sanakit.data.report.sheet import SIDE
+from sanakit.data.report.page import SIDE, binned, write_report
 from sanakit.data.samples import Caption, Refusal
 from sanakit.data.shard_plan import BuildSettings
 from sanakit.data.training_set import TrainingSet

@@ -29,7 +29,7 @@ def show(
 
         from sanakit.data.images.decode import decode
         from sanakit.data.images.resize_and_crop import fitted
-        from sanakit.data.report.sheet import png, stored_pictures
+        from sanakit.data.report.page import encoded, stored_pictures
         from sanakit.data.shards import read_index
         from sanakit.data.sources.places import read_place
         from sanakit.data.training_set import SHARDS, TrainingSet
@@ -50,7 +50,7 @@ def show(
             data = data or read_place(Path(training_set.source), sample.place)
             pixels = decode(data).pixels
             pixels = pixels if bucket is None else fitted(pixels, bucket)
-            write_atomically(save, png(Image.fromarray(pixels)))
+            write_atomically(save, encoded(Image.fromarray(pixels), "PNG", optimize=True))
             typer.echo(f"saved    {save}, {pixels.shape[0]} x {pixels.shape[1]}")
 
 

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import base64
+import io
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jinja2 import Environment
 from markupsafe import Markup
+from PIL import Image, ImageDraw, ImageFont
 
-from sanakit.charts import bars, svg
+from sanakit.charts import bars, svg, wrapped
+from sanakit.data.images.decode import decode
 from sanakit.data.report.facts import CaptionerFacts, Facts, gather
-from sanakit.data.report.sheet import Shown, contact_sheet, jpeg, png, show_samples
-from sanakit.data.training_set import REPORT, TrainingSet
+from sanakit.data.samples import Sample
+from sanakit.data.shards import Index, read_keys, read_span
+from sanakit.data.sources.places import read_place
+from sanakit.data.training_set import REPORT, SHARDS, TrainingSet
 from sanakit.data.units import clear_leftovers
+from sanakit.errors import DataError
 from sanakit.files import write_atomically
 
 PAGE, SHEET = "index.html", "contact-sheet.png"
@@ -26,6 +34,10 @@ _RATIOS = ((1, 4), (1, 3), (1, 2), (9, 16), (2, 3), (3, 4), (1, 1), (4, 3), (3, 
            (3, 1), (4, 1))  # fmt: skip
 _SHARES = (0.05, 0.5, 0.95)
 _MOST_BINS = 24
+SIDE = 200
+_MARGIN, _LINE, _LINES, _COLUMNS = 12, 15, 3, 6
+_LETTERS = 34  # of the font at its size in a column
+_INK, _PAPER, _FAINT = (30, 30, 34), (255, 255, 255), (236, 236, 240)
 
 
 def write_report(training_set: TrainingSet, *, choose: int = 24) -> Path:
@@ -42,7 +54,7 @@ def write_report(training_set: TrainingSet, *, choose: int = 24) -> Path:
     folder = training_set.folder / REPORT
     folder.mkdir(parents=True, exist_ok=True)
     clear_leftovers(folder)
-    write_atomically(folder / SHEET, png(contact_sheet(shown)))
+    write_atomically(folder / SHEET, encoded(contact_sheet(shown), "PNG", optimize=True))
     write_atomically(folder / PAGE, page(facts, shown).encode("utf-8", "backslashreplace"))
     return folder / PAGE
 
@@ -50,7 +62,9 @@ def write_report(training_set: TrainingSet, *, choose: int = 24) -> Path:
 def page(facts: Facts, shown: Sequence[Shown]) -> str:
     """The whole page."""
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["base64"] = lambda image: base64.b64encode(jpeg(image)).decode()
+    environment.filters["base64"] = lambda image: base64.b64encode(
+        encoded(image, "JPEG", quality=85)
+    ).decode()
     template = resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
     words: Counter[int] = Counter()
     for captioner in facts.captioners.values():
@@ -83,6 +97,82 @@ def page(facts: Facts, shown: Sequence[Shown]) -> str:
         reasons=[(one.reason, one.count) for one in facts.left_out],
         licences=[(name, f"{count:,}") for name, count in facts.licences.most_common()],
     )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """A sample with a small picture of it; None where its picture cannot be read."""
+
+    sample: Sample
+    picture: Image.Image | None
+    bucket: tuple[int, int] | None = None
+
+
+def stored_pictures(
+    folder: Path, index: Index, wanted: Iterable[str]
+) -> dict[str, tuple[bytes, tuple[int, int]]]:
+    """The bytes and the bucket of samples of built shards, by id; ids of no shard are left out.
+
+    Raises:
+        DataError: a shard is missing or damaged.
+    """
+    ids = set(wanted)
+    found = {}
+    for bucket, shards in index.buckets.items():
+        for shard in shards:
+            keys = read_keys(folder, shard.unit)
+            for identity, span in zip(keys.keys, keys.images, strict=True):
+                if identity in ids:
+                    found[identity] = (read_span(folder / shard.file, span), bucket)
+    return found
+
+
+def show_samples(
+    samples: Sequence[Sample], training_set: TrainingSet, index: Index | None, *, side: int = SIDE
+) -> list[Shown]:
+    """Small pictures of samples: as the shards hold them, without shards from the source."""
+    shards, root = training_set.folder / SHARDS, Path(training_set.source)
+    stored = stored_pictures(shards, index, (one.id for one in samples)) if index else {}
+    shown = []
+    for sample in samples:
+        data, bucket = stored.get(sample.id, (None, None))
+        try:
+            data = read_place(root, sample.place) if data is None else data
+            picture = Image.fromarray(decode(data, cover=(side, side)).pixels)
+            picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+        except DataError:
+            shown.append(Shown(sample=sample, picture=None))
+            continue
+        shown.append(Shown(sample=sample, picture=picture, bucket=bucket))
+    return shown
+
+
+def contact_sheet(shown: Sequence[Shown]) -> Image.Image:
+    """All pictures in rows of six, below each the beginning of its first caption."""
+    columns = min(_COLUMNS, max(1, len(shown)))
+    rows = -(-max(1, len(shown)) // columns)
+    cell = (SIDE + _MARGIN, SIDE + _LINES * _LINE + _MARGIN + 6)
+    sheet = Image.new("RGB", (columns * cell[0] + _MARGIN, rows * cell[1] + _MARGIN), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(12)
+    for number, one in enumerate(shown):
+        left = _MARGIN + number % columns * cell[0]
+        top = _MARGIN + number // columns * cell[1]
+        draw.rectangle((left, top, left + SIDE - 1, top + SIDE - 1), fill=_FAINT)
+        if one.picture is not None:
+            width, height = one.picture.size
+            sheet.paste(one.picture, (left + (SIDE - width) // 2, top + (SIDE - height) // 2))
+        caption = one.sample.captions[0].text if one.sample.captions else "(no caption)"
+        for line, text in enumerate(wrapped(caption, _LETTERS)):
+            draw.text((left, top + SIDE + 4 + line * _LINE), text, _INK, font)
+    return sheet
+
+
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    """A picture as the bytes of a PNG or JPEG."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
 
 
 def binned(
