@@ -33,7 +33,7 @@ from PIL import Image, ImageDraw
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.generate import ROOT, commit, cores, summarise, versions
-from sanakit.data.images.resize_and_crop import fit_into
+from sanakit.data.loader.batches import fit_into
 from sanakit.data.loader.loader import Loader
 
 RESULTS = ROOT / "benchmarks" / "results" / "loading_pictures.jsonl"

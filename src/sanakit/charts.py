@@ -133,6 +133,7 @@ def bars(rows: Sequence[tuple[str, int]], *, upright: bool = True) -> Figure:
     places = range(len(rows))
     height = 190 if upright else 20 + 24 * len(rows)
     figure = Figure((6.4, height / _DPI), dpi=_DPI, layout="constrained")
+    figure.set_facecolor("none")
     axes = figure.add_subplot()
     axes.set_frame_on(False)
     # A grey that is read on a light page and on a dark one.
@@ -204,15 +205,15 @@ def wrapped(text: str, letters: int) -> list[str]:
     return textwrap.wrap(plain, letters, max_lines=_LINES, placeholder=" ...")
 
 
-def svg(figure: Figure, label: str) -> str:
+def svg(figure: Figure, label: str = "") -> str:
     """A chart as an ``<svg>`` element that says what it is; the same chart gives the same text."""
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     # Letters stay letters, and the names of parts depend on the chart alone.
     with mpl.rc_context({"svg.hashsalt": "sanakit", "svg.fonttype": "none"}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+        figure.savefig(buffer, format="svg", metadata=nothing)
     _, start, rest = buffer.getvalue().partition("<svg ")
-    return f'{start}role="img" aria-label="{escape(label)}" {rest}'
+    return f'{start}role="img" aria-label="{escape(label)}" {rest}' if label else start + rest
 
 
 def save(image: Image.Image | Figure, path: Path) -> None:

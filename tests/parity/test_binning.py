@@ -12,7 +12,8 @@ from diffusers.pipelines.pixart_alpha.pipeline_pixart_alpha import (
 from diffusers.pipelines.pixart_alpha.pipeline_pixart_sigma import ASPECT_RATIO_2048_BIN
 from diffusers.pipelines.sana.pipeline_sana import ASPECT_RATIO_4096_BIN
 
-from sanakit.pipeline.aspect_ratios import TABLES, cut_to, nearest_bin
+from sanakit.pipeline.aspect_ratios import TABLES, nearest_bin
+from sanakit.pipeline.images import cut_to
 
 PUBLISHED = {
     16: ASPECT_RATIO_512_BIN,

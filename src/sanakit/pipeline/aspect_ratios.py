@@ -1,16 +1,11 @@
 """Draw at the nearest size that a model was trained at, then cut to what was asked.
 
-Source: diffusers src/diffusers/pipelines/sana/pipeline_sana.py and
-src/diffusers/image_processor.py.
+Source: diffusers src/diffusers/pipelines/sana/pipeline_sana.py.
 """
 
 from __future__ import annotations
 
 from typing import TypeAlias
-
-import torch.nn.functional as F
-
-from sanakit.shapes import Image
 
 # (height, width) at 1024 px; the 512 table is exactly half of it.
 _AT_1024 = (
@@ -61,15 +56,3 @@ def nearest_bin(height: int, width: int, table: Table) -> tuple[int, int]:
     """Give the trained size whose ratio is nearest to ``height / width``."""
     ratio = height / width
     return table[min(table, key=lambda key: abs(key - ratio))]
-
-
-def cut_to(image: Image, height: int, width: int) -> Image:
-    """Scale a picture to cover a size, bilinearly, and cut its centre out."""
-    have_height, have_width = image.shape[-2:]
-    if (have_height, have_width) == (height, width):
-        return image
-    ratio = max(height / have_height, width / have_width)
-    size = (int(have_height * ratio), int(have_width * ratio))
-    scaled = F.interpolate(image, size=size, mode="bilinear", align_corners=False)
-    top, left = (size[0] - height) // 2, (size[1] - width) // 2
-    return scaled[:, :, top : top + height, left : left + width]

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image as PILImage
+from torch.nn import functional as F
 
 from sanakit.errors import ConfigError, NumericsError
 from sanakit.shapes import Image
@@ -50,3 +51,18 @@ def _require_pixels(pixels: Pixels, *, dimensions: int) -> None:
             f"pixels of shape {pixels.shape} and type {pixels.dtype} are not uint8 b H W 3",
             hint="to_pixels makes them from a tensor",
         )
+
+
+def cut_to(image: Image, height: int, width: int) -> Image:
+    """Scale a picture to cover a size, bilinearly, and cut its centre out.
+
+    Source: diffusers src/diffusers/image_processor.py.
+    """
+    have_height, have_width = image.shape[-2:]
+    if (have_height, have_width) == (height, width):
+        return image
+    ratio = max(height / have_height, width / have_width)
+    size = (int(have_height * ratio), int(have_width * ratio))
+    scaled = F.interpolate(image, size=size, mode="bilinear", align_corners=False)
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    return scaled[:, :, top : top + height, left : left + width]

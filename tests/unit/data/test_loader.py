@@ -15,8 +15,9 @@ import torch
 from PIL import Image
 
 from sanakit.data.captions.choice import CaptionChoice
-from sanakit.data.images import resize_and_crop
-from sanakit.data.images.resize_and_crop import fit_into, fitted
+from sanakit.data.images.resize_and_crop import fitted
+from sanakit.data.loader import batches
+from sanakit.data.loader.batches import fit_into
 from sanakit.data.loader.loader import Loader
 from sanakit.errors import ConfigError, DataError
 from tiny_shards import (
@@ -91,10 +92,10 @@ def test_pictures_of_other_sizes_are_fitted_as_the_builder_fits_them(tmp_path: P
 def test_fitting_is_the_builders_to_within_half_a_pixel(
     size: Size, lanczos: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if lanczos and not resize_and_crop._has_lanczos():
+    if lanczos and not batches._has_lanczos():
         assert "lanczos" not in (torch.nn.functional.interpolate.__doc__ or "")
         pytest.skip("this torch has no Lanczos")
-    monkeypatch.setattr(resize_and_crop, "_has_lanczos", lambda: lanczos)
+    monkeypatch.setattr(batches, "_has_lanczos", lambda: lanczos)
     down, across = np.mgrid[0 : 1 : 1j * size[0], 0 : 1 : 1j * size[1]]
     waves = [np.sin(5 * down + 2 * across), np.cos(4 * across), np.sin(6 * down * across)]
     pixels = (127 + 120 * np.stack(waves, axis=2)).astype(np.uint8)

@@ -17,13 +17,14 @@ from sanakit.flow.guidance import Guidance
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.text_encoder import TextEncoder
 from sanakit.models.transformer import LinearDiT
-from sanakit.pipeline.aspect_ratios import TABLES, cut_to, nearest_bin
+from sanakit.pipeline.aspect_ratios import TABLES, nearest_bin
 from sanakit.pipeline.components import (
     Components,
     GenerationDefaults,
     load_components,
     save_components,
 )
+from sanakit.pipeline.images import cut_to
 from sanakit.pipeline.keywords import (
     bytes_of,
     refuse_other_readers,

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib import colormaps, rc_context
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
@@ -45,8 +45,7 @@ def curves(lines: Sequence[Mapping[str, Any]], *, title: str, log_x: bool = Fals
     Raises:
         DataError: the log holds no number yet.
     """
-    with rc_context({"svg.fonttype": "none"}):  # text stays text
-        return svg(figure_of(lines, title=title, log_x=log_x))
+    return svg(figure_of(lines, title=title, log_x=log_x))
 
 
 def figure_of(lines: Sequence[Mapping[str, Any]], *, title: str, log_x: bool = False) -> Figure:
