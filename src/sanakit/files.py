@@ -14,6 +14,18 @@ from typing import Any
 
 from sanakit.errors import DataError
 
+HINT = "check the folder's permissions and free space"
+
+
+@contextmanager
+def disk_errors(path: Path, *, hint: str = HINT) -> Iterator[None]:
+    """Turn what a disk refuses into a :class:`DataError`."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise DataError(f"{path}: cannot be written ({reason})", hint=hint) from error
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -29,7 +41,7 @@ def replacing(path: Path) -> Iterator[Path]:
         raise DataError(f"{path} is a folder, not a file", hint="name a file inside it")
     temporary = _beside(path)
     try:
-        with _disk_errors(path):
+        with disk_errors(path):
             temporary.touch(exist_ok=False)
             mode = temporary.stat().st_mode
             yield temporary
@@ -50,22 +62,20 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     An existing folder is replaced as a whole; until the end it is untouched.
 
     Raises:
-        DataError: the parent folder is missing, or the disk refuses.
+        OSError: the disk refuses.
     """
-    check_parent(path)
     staging, old = _beside(path), _beside(path)
     try:
-        with _disk_errors(path):
-            staging.mkdir()
-            yield staging
-            if path.exists():
-                path.rename(old)
-            try:
-                staging.rename(path)
-            except OSError:
-                if old.exists():
-                    old.rename(path)
-                raise
+        staging.mkdir()
+        yield staging
+        if path.exists():
+            path.rename(old)
+        try:
+            os.replace(staging, path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
@@ -132,14 +142,3 @@ def check_parent(path: Path) -> None:
 def _beside(path: Path) -> Path:
     """Short and unlike the target: a long target name must not make the temporary one too long."""
     return path.parent / f".{secrets.token_hex(6)}.tmp"
-
-
-@contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be written ({error.strerror or error})",
-            hint="check the folder's permissions and free space",
-        ) from error

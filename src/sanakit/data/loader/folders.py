@@ -18,7 +18,7 @@ from filelock import FileLock
 from sanakit.data.shards import INDEX, KEYS, Index, ShardFile, read_index
 from sanakit.data.units import fingerprint
 from sanakit.errors import ConfigError, DataError
-from sanakit.files import discard_folder, replacing_folder, sha256_of
+from sanakit.files import discard_folder, disk_errors, replacing_folder, sha256_of
 from sanakit.weights.cache_folder import cache_folder
 
 _BLOCK = 1 << 20
@@ -137,7 +137,7 @@ class RemoteFolder:
             DataError: it cannot be had whole.
         """
         place = self.cache / shard.sha256
-        try:
+        with disk_errors(place, hint="make room, or name another folder: cache="):
             self.cache.mkdir(parents=True, exist_ok=True)
             if _touched(place):
                 return place
@@ -146,11 +146,6 @@ class RemoteFolder:
                 if _touched(place):
                     return place
                 self._fill(place, shard)
-        except OSError as error:
-            raise DataError(
-                f"{place}: cannot be written ({error.strerror or error})",
-                hint="make room, or name another folder: cache=",
-            ) from error
         self._evict(keep=place)
         return place
 

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from sanakit.errors import ConfigError, MissingModelError
-from sanakit.files import replacing_folder
+from sanakit.files import disk_errors, replacing_folder
 from sanakit.models.config import AutoencoderConfig, TransformerConfig, config_to_dict
 from sanakit.weights.convert.folders import (
     assembled,
@@ -125,7 +125,7 @@ def carry_out(plan: Plan, report: Report = lambda line: None) -> None:
         plan.write(plan.target, report)
     else:
         check_folder(plan.target, force=plan.force)
-        with replacing_folder(plan.target) as staging:
+        with disk_errors(plan.target), replacing_folder(plan.target) as staging:
             plan.write(staging, report)
 
 
