@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and their digests."""
+"""Files that appear whole or not at all, their digests, and the folder of those made again."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from platformdirs import user_cache_path
 
 from sanakit.errors import DataError
 
@@ -115,6 +117,21 @@ def sha256_of(content: Path | bytes | memoryview | str) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def cache_folder() -> Path | None:
+    """Say where files are kept that can be made again at any time; None: nowhere.
+
+    ``SANAKIT_CACHE`` names the folder, or is ``off`` (a folder of that name is ``./off``); without
+    it the folder is ``sanakit`` in the platform's own place, on Linux ``~/.cache``.
+    """
+    chosen = os.environ.get("SANAKIT_CACHE", "")
+    if chosen.strip().lower() == "off":
+        return None
+    try:
+        return Path(chosen or user_cache_path("sanakit", appauthor=False)).expanduser().absolute()
+    except RuntimeError:  # a user without a home
+        return None
 
 
 def sync(path: Path) -> None:

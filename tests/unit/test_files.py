@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from sanakit.errors import DataError
-from sanakit.files import replacing, write_atomically
+from sanakit.files import cache_folder, replacing, write_atomically
 from sanakit.weights.store import write_tensors
 
 
@@ -39,3 +40,29 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
 def test_a_missing_folder_is_named_with_what_makes_it(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="mkdir -p"):
         write_atomically(tmp_path / "nowhere" / "x.png", b"")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have other variables")
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, Path.home() / ".cache" / "sanakit"),
+        ({"XDG_CACHE_HOME": "/x"}, Path("/x/sanakit")),
+        ({"XDG_CACHE_HOME": "relative"}, Path.home() / ".cache" / "sanakit"),
+        ({"XDG_CACHE_HOME": "/x", "SANAKIT_CACHE": "/y"}, Path("/y")),
+        ({"SANAKIT_CACHE": "~/z"}, Path.home() / "z"),
+        ({"SANAKIT_CACHE": "here"}, Path.cwd() / "here"),
+        ({"SANAKIT_CACHE": ""}, Path.home() / ".cache" / "sanakit"),
+        ({"SANAKIT_CACHE": "off"}, None),
+        ({"SANAKIT_CACHE": " OFF "}, None),
+        ({"SANAKIT_CACHE": "~nobody-of-this-name/z"}, None),
+    ],
+)
+def test_the_cache_is_where_the_environment_says(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], expected: Path | None
+) -> None:
+    for name in ("XDG_CACHE_HOME", "SANAKIT_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert cache_folder() == expected

@@ -16,10 +16,9 @@ from typing import Any
 import torch
 
 from sanakit.errors import ConfigError, WeightsError
-from sanakit.files import sha256_of
+from sanakit.files import cache_folder, sha256_of
 from sanakit.models.text_encoder import Prefix, TextEncoder, depth_of
 from sanakit.shapes import Text, TextMask
-from sanakit.weights.cache_folder import cache_folder
 from sanakit.weights.fingerprint import llm_fingerprint, weights_stamp
 from sanakit.weights.tensor_cache import TensorCache
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,6 @@ import torch
 from safetensors.torch import save_file
 from transformers import Gemma2Config, Gemma2Model
 
-from sanakit.weights.cache_folder import cache_folder
 from sanakit.weights.fingerprint import llm_fingerprint, weights_stamp
 from sanakit.weights.tensor_cache import TensorCache
 
@@ -120,28 +118,6 @@ def test_leavings_of_a_killed_process_go_and_those_of_a_living_one_stay(cache: T
     stored(cache)
     assert not old.exists()
     assert new.exists()
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has other variables")
-@pytest.mark.parametrize(
-    ("environment", "expected"),
-    [
-        ({}, Path.home() / ".cache" / "sanakit"),
-        ({"XDG_CACHE_HOME": "/x"}, Path("/x/sanakit")),
-        ({"XDG_CACHE_HOME": "relative"}, Path.home() / ".cache" / "sanakit"),
-        ({"XDG_CACHE_HOME": "/x", "SANAKIT_CACHE": "/y"}, Path("/y")),
-        ({"SANAKIT_CACHE": "~/z"}, Path.home() / "z"),
-        ({"SANAKIT_CACHE": "here"}, Path.cwd() / "here"),
-        ({"SANAKIT_CACHE": ""}, Path.home() / ".cache" / "sanakit"),
-        ({"SANAKIT_CACHE": "off"}, None),
-        ({"SANAKIT_CACHE": " OFF "}, None),
-        ({"SANAKIT_CACHE": "~nobody-of-this-name/z"}, None),
-    ],
-)
-def test_the_folder_is_where_the_environment_says(
-    environment: dict[str, str], expected: Path | None
-) -> None:
-    assert cache_folder(environment) == expected
 
 
 def tiny(seed: int = 0, **more: object) -> Gemma2Model:

@@ -18,8 +18,7 @@ from filelock import FileLock
 from sanakit.data.shards import INDEX, KEYS, Index, ShardFile, read_index
 from sanakit.data.units import fingerprint
 from sanakit.errors import ConfigError, DataError
-from sanakit.files import discard_folder, disk_errors, replacing_folder, sha256_of
-from sanakit.weights.cache_folder import cache_folder
+from sanakit.files import cache_folder, discard_folder, disk_errors, replacing_folder, sha256_of
 
 _BLOCK = 1 << 20
 _GB = 10**9
