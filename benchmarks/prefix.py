@@ -10,14 +10,11 @@ import argparse
 import json
 import os
 import platform
-import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from benchmarks.generate import ROOT, commit, cores, summarise, versions
@@ -50,13 +47,12 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def measure(shape: str, settings: argparse.Namespace) -> dict[str, Any]:
-    """Ratios of pairs for every number of prompts, and what a first call costs with its file."""
+    """Ratios of pairs for every number of prompts."""
     import torch
     from transformers import AutoTokenizer, Gemma2Config, Gemma2Model
 
     from sanakit.models.text_encoder import TextEncoder
-    from sanakit.pipeline.prompt_cache import PromptCache
-    from sanakit.pipeline.prompts import COMPLEX_HUMAN_INSTRUCTION, PromptEncoder
+    from sanakit.pipeline.prompts import COMPLEX_HUMAN_INSTRUCTION, PromptCache, PromptEncoder
 
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
@@ -70,7 +66,7 @@ def measure(shape: str, settings: argparse.Namespace) -> dict[str, Any]:
     def encoder(cache: PromptCache) -> PromptEncoder:
         return PromptEncoder(tokenizer, text_encoder, instruction=instruction, cache=cache)
 
-    kept = encoder(PromptCache(prompt_bytes=0, disk=False))
+    kept = encoder(PromptCache(prompt_bytes=0))
     plain = encoder(PromptCache.off())
     result: dict[str, Any] = {
         "shape": shape,
@@ -88,17 +84,6 @@ def measure(shape: str, settings: argparse.Namespace) -> dict[str, Any]:
             with_cache, without = seconds(cached), seconds(uncached)
             pairs.append({"cached": with_cache, "uncached": without, "ratio": without / with_cache})
         result[f"prompts_{count}"] = summarise(pairs)
-    with tempfile.TemporaryDirectory() as folder:
-        for name in ("first_call_writes", "first_call_reads"):
-            runs = []
-            for _ in range(3):
-                fresh = encoder(PromptCache(prompt_bytes=0, folder=Path(folder)))
-                if name == "first_call_writes":
-                    for file in Path(folder).rglob("*.safetensors"):
-                        file.unlink()
-                runs.append(seconds(partial(fresh.encode, [PROMPT], instruction=instruction)))
-            result[name] = round(statistics.median(runs), 4)
-        result["file_mb"] = sum(f.stat().st_size for f in Path(folder).rglob("*.*")) / 1e6
     return result
 
 

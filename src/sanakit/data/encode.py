@@ -37,8 +37,7 @@ from sanakit.pipeline.components import build_llm, fill_llm, read_defaults
 from sanakit.pipeline.images import Pixels, from_pixels
 from sanakit.pipeline.networks import AutoencoderDC, component_folder
 from sanakit.pipeline.placement import device_named
-from sanakit.pipeline.prompt_cache import PromptCache
-from sanakit.pipeline.prompts import PromptEncoder
+from sanakit.pipeline.prompts import PromptCache, PromptEncoder
 from sanakit.pipeline.schedulers import read_scheduler
 from sanakit.weights.catalog import find_checkpoint
 from sanakit.weights.dtypes import resolve_dtypes
@@ -462,7 +461,7 @@ def load_prompts(model: str, *, dtype: str, device: str) -> PromptEncoder:
         AutoTokenizer.from_pretrained(str(folder / "tokenizer")),
         TextEncoder(llm).eval(),
         instruction=_instruction(folder),
-        cache=PromptCache(prompt_bytes=0, disk=False),
+        cache=PromptCache(prompt_bytes=0),
     )
 
 

@@ -6,7 +6,7 @@ are padded to the longest of their batch and no further.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import cast
 
 import torch
@@ -15,7 +15,7 @@ from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
-from sanakit.errors import ConfigError, WeightsError
+from sanakit.errors import ConfigError
 from sanakit.shapes import Text, TextMask, TokenIds
 
 
@@ -37,29 +37,6 @@ class Prefix:
     def __len__(self) -> int:
         """Count its tokens."""
         return self.cache.get_seq_length()
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Give all that it holds by name; the way back is `from_tensors`."""
-        found = {"first": self.first}
-        for number, layer in enumerate(self._layers):
-            found |= {f"keys.{number}": layer.keys, f"values.{number}": layer.values}
-        return found
-
-    @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor], *, length: int, depth: int) -> Prefix:
-        """Take back what `tensors` gave, of ``length`` tokens in ``depth`` layers.
-
-        Raises:
-            WeightsError: a tensor is missing, superfluous or of another length.
-        """
-        names = [f"{part}.{number}" for part in ("keys", "values") for number in range(depth)]
-        if set(tensors) != {"first", *names}:
-            raise WeightsError(f"a prefix of {depth} layers has other tensors than these")
-        long = [tensors[name].ndim == 4 and tensors[name].shape[2] == length for name in names]
-        if not all(long) or tensors["first"].shape[:2] != (1, 1):
-            raise WeightsError(f"the states are not those of a prefix of {length} tokens")
-        states = [tensors[name] for name in names]
-        return cls(tensors["first"], states[:depth], states[depth:])
 
 
 @torch.no_grad()
@@ -122,7 +99,7 @@ class _PrefixLayer(DynamicLayer):
     ) -> tuple[Tensor, Tensor]:
         """Join keys and values of ``b`` rows to those of the prefix, which are the same for all."""
         if self.keys.device != key_states.device:
-            # Read from a file, or the layer was moved meanwhile: once, and not in every call.
+            # The layer was moved meanwhile: once, and not in every call.
             self.keys = self.keys.to(key_states.device)
             self.values = self.values.to(key_states.device)
         before = (len(key_states), -1, -1, -1)
@@ -134,8 +111,6 @@ class TextEncoder(nn.Module):
     """A frozen LLM. Gradients never flow into it; dtype and device are those of its weights."""
 
     llm: PreTrainedModel
-    moves: int
-    """How often ``to`` and its kin touched the weights; a cache of states looks at it."""
 
     def __init__(self, llm: PreTrainedModel) -> None:
         """Take a decoder, or a causal language model whose head is then left aside.
@@ -147,12 +122,32 @@ class TextEncoder(nn.Module):
         super().__init__()
         _require_decoder(llm)
         self.llm = cast(PreTrainedModel, llm.base_model)
-        self.moves = 0
+        self._moves = 0
         self.eval()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TextEncoder:
-        self.moves += 1
+        self._moves += 1
         return super()._apply(fn, recurse)
+
+    def stamp(self) -> Hashable:
+        """Give a value that changes when weights are moved, replaced, cast or written to in place.
+
+        Reads no weight. It also changes with what else decides the last digits of a result. An
+        adapter that is only switched on or off changes no parameter.
+        """
+        parts = (part for parameter in self.llm.parameters() for part in _plain(parameter))
+        # An inference tensor counts no versions: nothing may write to it.
+        held = tuple(
+            (p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype, p.device) for p in parts
+        )
+        kind = self.device.type
+        known = kind != "meta" and torch.is_autocast_enabled(kind)
+        arithmetic = (
+            str(self.llm.config._attn_implementation),
+            torch.get_float32_matmul_precision(),
+            torch.get_autocast_dtype(kind) if known else None,
+        )
+        return self._moves, held, arithmetic
 
     @property
     def width(self) -> int:
@@ -224,6 +219,16 @@ class TextEncoder(nn.Module):
         for row, sequence in zip(ids, sequences, strict=True):
             row[: len(sequence)] = torch.tensor(sequence, dtype=torch.long)
         return ids.to(self.device), mask.to(self.device)
+
+
+def _plain(tensor: Tensor) -> Iterator[Tensor]:
+    """Take a quantized tensor apart into those that it wraps."""
+    flatten = getattr(tensor, "__tensor_flatten__", None)
+    if flatten is None:
+        yield tensor
+        return
+    for name in flatten()[0]:
+        yield from _plain(getattr(tensor, name))
 
 
 def length_mask(lengths: Sequence[int], length: int | None = None) -> TextMask:

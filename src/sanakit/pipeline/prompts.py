@@ -1,16 +1,18 @@
 """Prompts become text embeddings: instruction in front, LLM, first token and the prompt's kept.
 
-Nothing is padded beyond the longest prompt of a call. What is stored between calls is in one
-object, the encoder's `PromptCache`, and changes no result.
+Nothing is padded beyond the longest prompt of a call. What is kept between calls is in one object,
+the encoder's `PromptCache`; it stays in memory and changes no result.
 """
 
 from __future__ import annotations
 
 import html
 import re
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from threading import RLock
 from typing import Literal
 
 import torch
@@ -18,8 +20,7 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
 from sanakit.errors import ConfigError
-from sanakit.models.text_encoder import TextEncoder, length_mask
-from sanakit.pipeline.prompt_cache import PromptCache
+from sanakit.models.text_encoder import Prefix, TextEncoder, length_mask
 from sanakit.shapes import Text, TextMask
 
 _CAPTION_NOISE = tuple(
@@ -120,6 +121,115 @@ def _widened(text: Text, mask: TextMask, length: int) -> tuple[Text, TextMask]:
     return functional.pad(text, (0, 0, 0, missing)), functional.pad(mask, (0, missing))
 
 
+MAX_PREFIXES = 4
+"""Kept at a time; the published instruction has two spellings, a model may bring its own."""
+PROMPT_BYTES = 64 * 2**20
+"""Some 50 prompts of 300 tokens at the published width in bf16."""
+
+
+class PromptCache:
+    """Results of one text encoder, forgotten as soon as its weights change; safe with threads.
+
+    A copy, by pickle too, has the same settings and holds nothing yet.
+    """
+
+    def __init__(self, *, prefixes: bool = True, prompt_bytes: int = PROMPT_BYTES) -> None:
+        """Decide what is kept.
+
+        Args:
+            prefixes: whether instructions run once, rather than with every prompt.
+            prompt_bytes: for finished prompts, the least recently used go first; 0: none.
+
+        Raises:
+            ConfigError: a negative size.
+        """
+        if prompt_bytes < 0:
+            raise ConfigError(f"prompt_bytes={prompt_bytes} must be 0 or more")
+        self.keeps_prefixes, self.prompt_bytes = prefixes, prompt_bytes
+        self._lock = RLock()
+        self._stamp: Hashable = None
+        self._prefixes: OrderedDict[tuple[int, ...], Prefix | None] = OrderedDict()
+        self._prompts: OrderedDict[str, tuple[Text, TextMask, torch.device]] = OrderedDict()
+
+    @classmethod
+    def off(cls) -> PromptCache:
+        """Keep nothing: every call runs everything."""
+        return cls(prefixes=False, prompt_bytes=0)
+
+    def __reduce__(self) -> tuple[Callable[[], PromptCache], tuple[()]]:
+        make = partial(PromptCache, prefixes=self.keeps_prefixes, prompt_bytes=self.prompt_bytes)
+        return make, ()
+
+    @property
+    def memory_bytes(self) -> int:
+        """What finished prompts take."""
+        with self._lock:
+            return sum(text.nbytes + mask.nbytes for text, mask, _ in self._prompts.values())
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._stamp = None
+            self._prefixes.clear()
+            self._prompts.clear()
+
+    def prefix(self, text_encoder: TextEncoder, ids: Sequence[int]) -> Prefix | None:
+        """Give what is kept of the tokens, computing it where need be; None: run them each time."""
+        if not self.keeps_prefixes or not ids:
+            return None
+        with self._lock:  # held while computing: who comes second waits instead of repeating it
+            self._renew(text_encoder)
+            key = tuple(ids)
+            if key not in self._prefixes:
+                self._prefixes[key] = text_encoder.read_prefix(ids)
+            self._prefixes.move_to_end(key)
+            while len(self._prefixes) > MAX_PREFIXES:
+                self._prefixes.popitem(last=False)
+            return self._prefixes[key]
+
+    def finished(
+        self,
+        text_encoder: TextEncoder,
+        content: object,
+        compute: Callable[[], tuple[Text, TextMask]],
+    ) -> tuple[Text, TextMask]:
+        """Give what ``compute`` gave for this content before, or run it now.
+
+        What ran at once is kept whole: rows of another batch would differ from fresh ones by their
+        rounding, and one seed has to give one picture. The tensors are the caller's own.
+        """
+        if not self.prompt_bytes:
+            return compute()
+        key = repr(content)
+        with self._lock:
+            stamp = self._renew(text_encoder)
+            if key in self._prompts:
+                self._prompts.move_to_end(key)
+                text, mask, device = self._prompts[key]
+                return text.to(device, copy=True), mask.to(device, copy=True)
+        text, mask = compute()
+        with self._lock:
+            # Not if somebody else changed the weights in the meantime.
+            if (
+                self._renew(text_encoder) == stamp
+                and text.nbytes + mask.nbytes <= self.prompt_bytes
+            ):
+                # In the memory of the host: that of a device is for weights.
+                own = text.detach().to("cpu", copy=True), mask.to("cpu", copy=True)
+                self._prompts[key] = (*own, text.device)
+                while self.memory_bytes > self.prompt_bytes:
+                    self._prompts.popitem(last=False)
+        return text, mask
+
+    def _renew(self, text_encoder: TextEncoder) -> Hashable:
+        """Forget everything if the weights are others than before; give their stamp."""
+        stamp = text_encoder.stamp()
+        if stamp != self._stamp:
+            self.clear()
+            self._stamp = stamp
+        return stamp
+
+
 class PromptEncoder:
     """A tokenizer and a text encoder; ``instruction`` is what the model was trained behind."""
 
@@ -181,12 +291,11 @@ class PromptEncoder:
         cut_away = len(prefix_ids) if prefix else 1
         limit = cut_away + most - 1
         sequences = self._prompt_ids(prompts, prefix, compat, clean_caption)
-        on_disk = self._is_published(instruction)
         parts = [
             self.cache.finished(
                 self.text_encoder,
                 ("behind", cut_away, prefix_ids, batch),
-                partial(self._kept_states, batch, prefix_ids, cut_away, on_disk=on_disk),
+                partial(self._kept_states, batch, prefix_ids, cut_away),
             )
             for batch in self._batches([ids[:limit] for ids in sequences])
         ]
@@ -247,12 +356,7 @@ class PromptEncoder:
         return [[ids] for ids in sequences] if on_cpu else [sequences]
 
     def _kept_states(
-        self,
-        sequences: list[list[int]],
-        prefix_ids: list[int],
-        cut_away: int,
-        *,
-        on_disk: bool,
+        self, sequences: list[list[int]], prefix_ids: list[int], cut_away: int
     ) -> tuple[Text, TextMask]:
         """States of each first token and of all from ``cut_away`` on.
 
@@ -260,7 +364,7 @@ class PromptEncoder:
         a prompt is run as a whole.
         """
         if all(ids[:cut_away] == prefix_ids for ids in sequences):
-            prefix = self.cache.prefix(self.text_encoder, prefix_ids, on_disk=on_disk)
+            prefix = self.cache.prefix(self.text_encoder, prefix_ids)
             if prefix is not None:
                 return self.text_encoder.encode_behind(
                     prefix, [ids[cut_away:] for ids in sequences]
@@ -268,11 +372,6 @@ class PromptEncoder:
         states, mask = self.text_encoder.encode(sequences)
         kept = [0, *range(cut_away, states.shape[1])]
         return states[:, kept], mask[:, kept]
-
-    def _is_published(self, instruction: Sequence[str] | None) -> bool:
-        """Whether the words are a model's own, rather than a user's, which stay off the disk."""
-        own = (self.instruction, instruction_lines("single"), instruction_lines("double"))
-        return tuple(instruction or ()) in {tuple(lines or ()) for lines in own}
 
     def _prompt_ids(
         self, prompts: Sequence[str], prefix: str, compat: Compat, clean_caption: bool

@@ -14,11 +14,15 @@ import torch
 from torch.testing import assert_close
 from transformers import AutoTokenizer, Gemma2Config, Gemma2Model, PreTrainedTokenizerBase
 
-from sanakit.errors import ConfigError, WeightsError
-from sanakit.models.text_encoder import Prefix, TextEncoder
-from sanakit.pipeline import prompt_cache
-from sanakit.pipeline.prompt_cache import PromptCache
-from sanakit.pipeline.prompts import COMPLEX_HUMAN_INSTRUCTION, PromptEncoder, instruction_lines
+from sanakit.errors import ConfigError
+from sanakit.models.text_encoder import TextEncoder
+from sanakit.pipeline import prompts
+from sanakit.pipeline.prompts import (
+    COMPLEX_HUMAN_INSTRUCTION,
+    PromptCache,
+    PromptEncoder,
+    instruction_lines,
+)
 
 TOKENIZER = Path(__file__).parents[2] / "fixtures" / "assets" / "tokenizer"
 BEHIND = {"instruction": COMPLEX_HUMAN_INSTRUCTION}
@@ -53,7 +57,7 @@ def make(
 
 
 def in_memory() -> PromptCache:
-    return PromptCache(prompt_bytes=0, disk=False)
+    return PromptCache(prompt_bytes=0)
 
 
 @contextmanager
@@ -153,10 +157,10 @@ def test_nothing_outlives_a_change_of_the_weights(
     tokenizer: PreTrainedTokenizerBase,
     change,  # noqa: ANN001
 ) -> None:
-    encoder = make(tokenizer, PromptCache(disk=False))
+    encoder = make(tokenizer, PromptCache())
     encoder.encode(["a cat"], **BEHIND)
     change(encoder.text_encoder)
-    fresh = make(tokenizer, PromptCache(disk=False), copy.deepcopy(encoder.text_encoder))
+    fresh = make(tokenizer, PromptCache(), copy.deepcopy(encoder.text_encoder))
     changed = encoder.encode(["a cat"], **BEHIND)
     assert torch.equal(changed.text, fresh.encode(["a cat"], **BEHIND).text)
 
@@ -172,10 +176,22 @@ def test_a_move_is_seen_though_every_weight_be_where_it_was(
     assert seen.count((1, INSTRUCTION_TOKENS)) == 2
 
 
+def test_a_stamp_stays_while_the_weights_are_used_and_changes_when_they_do() -> None:
+    text_encoder = tiny()
+    before = text_encoder.stamp()
+    text_encoder.encode([[1, 2]])
+    assert text_encoder.stamp() == before
+    with torch.no_grad():
+        text_encoder.llm.norm.weight.add_(1)
+    written = text_encoder.stamp()
+    text_encoder.llm.to(torch.bfloat16)
+    assert len({before, written, text_encoder.stamp()}) == 3
+
+
 def test_a_finished_prompt_is_not_run_again_and_belongs_to_the_caller(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    encoder = make(tokenizer, PromptCache(disk=False))
+    encoder = make(tokenizer, PromptCache())
     first = encoder.encode(["a cat", "a"], **BEHIND)
     null = encoder.encode_null(["", "x"], first, compat="nvlabs")
     expected = first.text.clone(), null.text.clone()
@@ -194,7 +210,7 @@ def test_a_finished_prompt_is_not_run_again_and_belongs_to_the_caller(
 def test_every_setting_that_changes_a_result_is_another_content(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    cached, plain = make(tokenizer, PromptCache(disk=False)), make(tokenizer, PromptCache.off())
+    cached, plain = make(tokenizer, PromptCache()), make(tokenizer, PromptCache.off())
     calls = [
         {"instruction": None},
         {"instruction": ["Draw: "]},
@@ -211,7 +227,7 @@ def test_every_setting_that_changes_a_result_is_another_content(
 def test_the_same_words_with_and_without_an_instruction_are_two_contents(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    encoder = make(tokenizer, PromptCache(disk=False))
+    encoder = make(tokenizer, PromptCache())
     whole = encoder.encode(["draw: a cat"], instruction=None)
     behind = encoder.encode(["a cat"], instruction=["draw: "])
     assert behind.mask.sum() < whole.mask.sum()
@@ -220,7 +236,7 @@ def test_the_same_words_with_and_without_an_instruction_are_two_contents(
 def test_nulls_of_one_length_are_told_apart_by_their_words(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    encoder = make(tokenizer, PromptCache(disk=False))
+    encoder = make(tokenizer, PromptCache())
     beside = encoder.encode(["a cat"], **BEHIND)
     a, b = (encoder.encode_null([text], beside, compat="nvlabs").text for text in ("a", "b"))
     assert not torch.equal(a, b)
@@ -230,7 +246,7 @@ def test_memory_for_prompts_is_bounded_and_the_oldest_go(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     one = 2 * (8 * 4 + 1)  # bos and "▁a" in fp32, and their mask
-    cache = PromptCache(prompt_bytes=2 * one, disk=False)
+    cache = PromptCache(prompt_bytes=2 * one)
     encoder = make(tokenizer, cache)
     for prompt in ("a", "b", "a", "c"):  # "b" is what was not used for longest
         encoder.encode([prompt], **BEHIND)
@@ -250,7 +266,7 @@ def test_memory_for_prompts_is_bounded_and_the_oldest_go(
 def test_few_instructions_are_held_at_a_time(
     tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prompt_cache, "MAX_PREFIXES", 2)
+    monkeypatch.setattr(prompts, "MAX_PREFIXES", 2)
     encoder = make(tokenizer, in_memory())
     with runs(encoder.text_encoder) as seen:
         for lines in (["one: "], ["two: "], ["one: "], ["three: "], ["one: "], ["two: "]):
@@ -259,77 +275,8 @@ def test_few_instructions_are_held_at_a_time(
     assert len(seen) == 6 + 4
 
 
-def test_another_process_finds_the_instruction_on_disk_bit_for_bit(
-    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
-) -> None:
-    first = make(tokenizer, PromptCache(folder=tmp_path)).encode(["a cat"], **BEHIND)
-    (file,) = tmp_path.rglob("*.safetensors")
-    assert file.parent == tmp_path / "prefixes"
-    second = make(tokenizer, PromptCache(folder=tmp_path))
-    with runs(second.text_encoder) as seen:
-        encoded = second.encode(["a cat"], **BEHIND)
-    assert seen == [(1, first.text.shape[1] - 1)]
-    assert torch.equal(encoded.text, first.text)
-    for other in (tiny(1), tiny().to(torch.bfloat16)):
-        make(tokenizer, PromptCache(folder=tmp_path), other).encode(["a"], **BEHIND)
-    assert len(list(tmp_path.rglob("*.safetensors"))) == 3
-
-
-def test_a_file_of_another_shape_under_our_name_is_written_over(
-    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
-) -> None:
-    cache = PromptCache(folder=tmp_path)
-    expected = make(tokenizer, cache).encode(["a"], **BEHIND)
-    (file,) = tmp_path.rglob("*.safetensors")
-    assert cache._prefix_files is not None
-    cache._prefix_files.write(file.stem, {"first": torch.zeros(1, 1, 8)})
-    poor = file.stat().st_size
-    again = make(tokenizer, PromptCache(folder=tmp_path)).encode(["a"], **BEHIND)
-    assert torch.equal(again.text, expected.text)
-    assert file.stat().st_size > poor
-
-
-def test_what_users_wrote_stays_off_the_disk_unless_asked_for(
-    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
-) -> None:
-    encoder = make(tokenizer, PromptCache(folder=tmp_path))
-    encoder.encode(["a cat"], instruction=["My own words: "])
-    encoder.encode(["a cat"], instruction=None)
-    assert not list(tmp_path.iterdir())
-    asked = make(tokenizer, PromptCache(folder=tmp_path, prompts_on_disk=True, prompt_bytes=0))
-    expected = asked.encode(["a cat"], **BEHIND)
-    again = make(tokenizer, PromptCache(folder=tmp_path, prompts_on_disk=True))
-    with runs(again.text_encoder) as seen:
-        found = again.encode(["a cat"], **BEHIND)
-    assert seen == []
-    assert torch.equal(found.text, expected.text)
-    assert torch.equal(found.mask, expected.mask)
-
-
-def test_the_environment_says_where_files_go_or_that_there_are_none(
-    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv("SANAKIT_CACHE", "off")
-    off = make(tokenizer, PromptCache()).encode(["a"], **BEHIND)
-    assert not list(tmp_path.rglob("*"))
-    monkeypatch.setenv("SANAKIT_CACHE", str(tmp_path / "here"))
-    on = PromptEncoder(tokenizer, tiny()).encode(["a"], **BEHIND)
-    assert len(list((tmp_path / "here" / "prefixes").iterdir())) == 1
-    assert torch.equal(on.text, off.text)
-
-
-def test_a_home_that_cannot_be_written_is_no_error(
-    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
-) -> None:
-    (tmp_path / "file").write_text("in the way")
-    cache = PromptCache(folder=tmp_path / "file", prompts_on_disk=True)
-    expected = make(tokenizer, in_memory()).encode(["a"], **BEHIND)
-    assert torch.equal(make(tokenizer, cache).encode(["a"], **BEHIND).text, expected.text)
-
-
 def test_threads_share_one_run_of_the_instruction(tokenizer: PreTrainedTokenizerBase) -> None:
-    encoder = make(tokenizer, PromptCache(disk=False))
+    encoder = make(tokenizer, PromptCache())
     plain = make(tokenizer, PromptCache.off())
     prompts = [word * count for word in ("a ", "cat ") for count in (1, 2, 3, 4)] * 2
     with runs(encoder.text_encoder) as seen, ThreadPoolExecutor(8) as threads:
@@ -342,7 +289,7 @@ def test_threads_share_one_run_of_the_instruction(tokenizer: PreTrainedTokenizer
 
 
 def test_a_result_is_not_kept_if_the_weights_changed_while_it_was_made() -> None:
-    text_encoder, cache = tiny(), PromptCache(disk=False)
+    text_encoder, cache = tiny(), PromptCache()
 
     def compute() -> tuple[torch.Tensor, torch.Tensor]:
         states = text_encoder.encode([[2, 5]])
@@ -354,7 +301,7 @@ def test_a_result_is_not_kept_if_the_weights_changed_while_it_was_made() -> None
 
 
 def test_what_inference_mode_kept_serves_training_too(tokenizer: PreTrainedTokenizerBase) -> None:
-    encoder = make(tokenizer, PromptCache(disk=False))
+    encoder = make(tokenizer, PromptCache())
     with torch.inference_mode():
         encoder.encode(["a"], **BEHIND)
     for prompt in ("a", "a cat"):
@@ -369,37 +316,16 @@ def test_a_copy_has_the_settings_and_none_of_the_contents(
     tokenizer: PreTrainedTokenizerBase,
     copied,  # noqa: ANN001
 ) -> None:
-    cache = PromptCache(prompt_bytes=123456, disk=False)
+    cache = PromptCache(prompt_bytes=123456)
     make(tokenizer, cache).encode(["a"], **BEHIND)
     again = copied(cache)
     assert cache.memory_bytes > again.memory_bytes == 0
-    assert again._settings == cache._settings
+    assert again.prompt_bytes == cache.prompt_bytes
 
 
-@pytest.mark.parametrize(
-    ("settings", "rule"),
-    [
-        ({"prompt_bytes": -1}, "0 or more"),
-        ({"disk": False, "prompts_on_disk": True}, "disk=False"),
-        ({"disk": False, "folder": Path("x")}, "disk=False"),
-    ],
-)
-def test_settings_that_contradict_each_other_are_refused(
-    settings: dict[str, object], rule: str
-) -> None:
-    with pytest.raises(ConfigError, match=rule):
-        PromptCache(**settings)
-
-
-def test_a_prefix_of_another_model_or_length_is_refused() -> None:
-    prefix = tiny().read_prefix([2, 5, 6])
-    assert prefix is not None
-    assert len(prefix) == 3
-    tensors = prefix.tensors()
-    assert len(Prefix.from_tensors(tensors, length=3, depth=2)) == 3
-    for length, depth in ((4, 2), (3, 1), (3, 3)):
-        with pytest.raises(WeightsError, match="prefix"):
-            Prefix.from_tensors(tensors, length=length, depth=depth)
+def test_less_than_no_memory_is_refused() -> None:
+    with pytest.raises(ConfigError, match="0 or more"):
+        PromptCache(prompt_bytes=-1)
 
 
 def test_a_prefix_has_a_token() -> None:
