@@ -25,7 +25,7 @@ from sanakit.models.transformer import LinearDiT
 from sanakit.weights.store import read_quantization
 from tiny import TRANSFORMER, write_tiny
 
-# The contract: the published example of quantised loading, with this package's name.
+# The contract: the published example of quantized loading, with this package's name.
 SEED = """
 import torch
 from sanakit import BitsAndBytesConfig as DiffusersBitsAndBytesConfig
@@ -86,15 +86,15 @@ def test_the_published_example_runs_with_this_packages_name(
     exec(SEED, ran)
     picture = np.asarray(ran["image"])
     assert picture.std() > 1
-    quantised = ran["pipeline"]
-    assert quantised.transformer is ran["transformer_8bit"]
-    assert quantised.text_encoder is ran["text_encoder_8bit"]
-    held = {p.dtype for p in quantised.text_encoder.parameters()}
+    quantized = ran["pipeline"]
+    assert quantized.transformer is ran["transformer_8bit"]
+    assert quantized.text_encoder is ran["text_encoder_8bit"]
+    held = {p.dtype for p in quantized.text_encoder.parameters()}
     assert held == {torch.int8, torch.bfloat16}  # nothing of it is left in fp16, where it overflows
-    assert quantised.transformer.proj_out.weight.dtype == torch.float16
-    assert quantised.transformer.transformer_blocks[0].attn2.to_k.weight.dtype == torch.int8
+    assert quantized.transformer.proj_out.weight.dtype == torch.float16
+    assert quantized.transformer.transformer_blocks[0].attn2.to_k.weight.dtype == torch.int8
     # Of 2 steps: two int8 products in a row are off by about 1 percent of a picture's range.
-    assert np.abs(draw(quantised) - draw(pipe)).max() < 0.05
+    assert np.abs(draw(quantized) - draw(pipe)).max() < 0.05
 
 
 @pytest.mark.parametrize(("variant", "shards"), [(None, None), ("fp16", "20KB")])
@@ -224,14 +224,14 @@ def test_a_text_encoder_in_fp16_is_refused_unless_it_is_meant(folder: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["bnb-int8", "bnb-nf4", "int8", "fp8"])
-def test_a_whole_pipeline_is_quantised_while_it_loads(
+def test_a_whole_pipeline_is_quantized_while_it_loads(
     name: str, folder: Path, pipe: SanaPipeline
 ) -> None:
-    quantised = SanaPipeline.from_pretrained(folder, quantization_config=name)
-    first, second = draw(quantised), draw(pipe)
+    quantized = SanaPipeline.from_pretrained(folder, quantization_config=name)
+    first, second = draw(quantized), draw(pipe)
     assert np.isfinite(first).all()
     assert 0 < np.abs(first - second).max() < (0.35 if name == "bnb-nf4" else 0.05)
-    kept = quantised.transformer.time_embed.linear.weight
+    kept = quantized.transformer.time_embed.linear.weight
     assert torch.equal(kept, pipe.transformer.time_embed.linear.weight)
     alone = SanaPipeline.from_pretrained(folder, quantization_config={"transformer": name})
     assert type(alone.text_encoder.layers[0].mlp.up_proj) is torch.nn.Linear
@@ -239,18 +239,18 @@ def test_a_whole_pipeline_is_quantised_while_it_loads(
 
 
 @pytest.mark.parametrize("name", ["bnb-int8", "bnb-nf4"])
-def test_quantised_weights_are_saved_and_read_as_they_are(
+def test_quantized_weights_are_saved_and_read_as_they_are(
     name: str, folder: Path, tmp_path: Path
 ) -> None:
-    quantised = SanaPipeline.from_pretrained(folder, quantization_config=name)
-    quantised.save_pretrained(tmp_path / "q")
+    quantized = SanaPipeline.from_pretrained(folder, quantization_config=name)
+    quantized.save_pretrained(tmp_path / "q")
     stored = read_quantization(tmp_path / "q" / "transformer")
     assert stored is not None
     assert stored["load_in_8bit"] == (name == "bnb-int8")
     again = SanaPipeline.from_pretrained(tmp_path / "q")
-    np.testing.assert_array_equal(draw(again), draw(quantised))
+    np.testing.assert_array_equal(draw(again), draw(quantized))
     for part in ("transformer", "text_encoder"):
-        with pytest.raises(ConfigError, match=f"{part}: is quantised already"):
+        with pytest.raises(ConfigError, match=f"{part}: is quantized already"):
             SanaPipeline.from_pretrained(tmp_path / "q", quantization_config={part: name})
     path = tmp_path / "q" / "transformer" / "diffusion_pytorch_model.safetensors"
     state = load_file(path)
@@ -268,7 +268,7 @@ def test_quantised_weights_are_saved_and_read_as_they_are(
         SanaPipeline.from_pretrained(tmp_path / "q")
 
 
-def test_a_text_encoder_that_transformers_quantised_is_saved_and_read(
+def test_a_text_encoder_that_transformers_quantized_is_saved_and_read(
     folder: Path, tmp_path: Path
 ) -> None:
     llm = transformers.AutoModel.from_pretrained(
@@ -386,9 +386,9 @@ def test_a_pipeline_is_cast_as_it_would_be_loaded(folder: Path) -> None:
     pipe.to("cpu", dtype=torch.float32)
     assert pipe.transformer.dtype == pipe.vae.dtype == torch.float32
     assert pipe.transformer.device == torch.device("cpu")
-    quantised = SanaPipeline.from_pretrained(folder, quantization_config="int8")
-    with pytest.raises(ConfigError, match="is quantised, its dtype cannot be changed"):
-        quantised.to(torch.bfloat16)
+    quantized = SanaPipeline.from_pretrained(folder, quantization_config="int8")
+    with pytest.raises(ConfigError, match="is quantized, its dtype cannot be changed"):
+        quantized.to(torch.bfloat16)
 
 
 def test_what_published_code_writes_is_taken_and_its_opposite_refused(

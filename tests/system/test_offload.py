@@ -106,10 +106,10 @@ def test_layers_brought_in_one_by_one_draw_the_same(folder: Path) -> None:
 def test_parts_in_8_bits_stay_where_they_are(folder: Path) -> None:
     pipe = SanaPipeline.from_pretrained(folder, quantization_config={"transformer": "bnb-int8"})
     expected = draw(pipe)
-    with pytest.raises(ConfigError, match="transformer is quantised to 8 bits on cpu"):
+    with pytest.raises(ConfigError, match="transformer is quantized to 8 bits on cpu"):
         pipe.to("meta")
     for offload in (pipe.enable_model_cpu_offload, pipe.enable_sequential_cpu_offload):
-        with pytest.raises(ConfigError, match="the transformer is quantised in a way"):
+        with pytest.raises(ConfigError, match="the transformer is quantized in a way"):
             offload("cpu")
     assert torch.equal(draw(pipe.to("cpu")), expected)
 

@@ -38,7 +38,7 @@ from sanakit.pipeline.schedulers import (
     scheduler_named,
 )
 from sanakit.quant import bnb, torchao
-from sanakit.quant.quantize import cast_real, is_quantised, quantise, restore
+from sanakit.quant.quantize import cast_real, is_quantized, quantize, restore
 from sanakit.quant.recipe import BitsAndBytes, Recipe, recipe_of
 from sanakit.weights.catalog import find_checkpoint
 from sanakit.weights.dtypes import Requested, resolve_dtypes
@@ -141,7 +141,7 @@ def fill_llm(
     """
     stored = read_quantization(folder)
     if stored is not None and quantization is not None:
-        raise ConfigError(f"{folder}: is quantised already", hint="leave quantization_config out")
+        raise ConfigError(f"{folder}: is quantized already", hint="leave quantization_config out")
     asked = quantization if stored is None else stored
     recipe = None if asked is None else recipe_of(asked)
     raw = read_weights(
@@ -157,21 +157,21 @@ def fill_llm(
     del state
     llm.requires_grad_(False)
     if recipe is not None and stored is None:
-        quantise(llm, recipe, dtype=dtype, device=device)
+        quantize(llm, recipe, dtype=dtype, device=device)
     if isinstance(recipe, BitsAndBytes):
         llm.config.quantization_config = recipe.to_json()
-    nn.Module.to(llm, device)  # transformers' own refuses quantised models
+    nn.Module.to(llm, device)  # transformers' own refuses quantized models
 
 
 def adopt_llm(given: Any, *, allow_unsafe: bool) -> TextEncoder:
     """Take a text encoder that the caller loaded, in place, and make it safe to run.
 
-    Attention with a softcap is switched from sdpa, which skips it, to eager. Where a quantised
+    Attention with a softcap is switched from sdpa, which skips it, to eager. Where a quantized
     model's other tensors are fp16 they become bf16: norms and embeddings of these models overflow
     in fp16, and it is what loading in 8 bits by the published example gives.
 
     Raises:
-        ConfigError: something that is no decoder-only LLM, or an fp16 one that is not quantised.
+        ConfigError: something that is no decoder-only LLM, or an fp16 one that is not quantized.
     """
     llm = given.llm if isinstance(given, TextEncoder) else given
     if not isinstance(llm, PreTrainedModel):
@@ -185,7 +185,7 @@ def adopt_llm(given: Any, *, allow_unsafe: bool) -> TextEncoder:
         llm.set_attn_implementation("eager")
     half = any(p.dtype == torch.float16 for p in llm.parameters())
     if half and not allow_unsafe:
-        if not is_quantised(llm):
+        if not is_quantized(llm):
             raise ConfigError(
                 "text_encoder in float16 overflows: pictures come out black or grey",
                 hint="load it with torch_dtype=torch.bfloat16; allow_unsafe_dtype=True overrides",
@@ -314,7 +314,7 @@ def _by_component(quantization: Any, given: Mapping[str, Any]) -> dict[str, Reci
         if part in given:
             raise ConfigError(
                 f"quantization_config names {part}, which was passed loaded",
-                hint="quantise it when loading it, or let it be loaded here",
+                hint="quantize it when loading it, or let it be loaded here",
             )
     return {part: recipe_of(config) for part, config in by_part.items()}
 
@@ -396,17 +396,17 @@ def save_components(
     """Write a model in the published layout; the index, by which it is found, goes last.
 
     ``variant`` goes into the names of the weights files. ``notes`` are kept in the index. Layers
-    that bitsandbytes quantised are written as they are.
+    that bitsandbytes quantized are written as they are.
 
     Raises:
         ConfigError: for weights of torchao, before anything is written. DataError: the disk.
     """
     transformer, autoencoder = components.transformer, components.autoencoder
     llm = components.prompts.text_encoder.llm
-    if any(torchao.is_quantised(module) for module in llm.modules()):
+    if any(torchao.is_quantized(module) for module in llm.modules()):
         raise ConfigError(
             "the text encoder holds weights of torchao, which have no published layout",
-            hint="save the model before it is quantised, and quantise when loading",
+            hint="save the model before it is quantized, and quantize when loading",
         )
     for network in (transformer, autoencoder):
         stored_as(network)  # refuses before the first file

@@ -15,7 +15,7 @@ from sanakit.models.config import AutoencoderConfig, TransformerConfig, config_f
 from sanakit.models.transformer import LinearDiT
 from sanakit.pipeline.keywords import bytes_of, refuse_other_readers, refuse_pickles, refuse_unknown
 from sanakit.pipeline.placement import Placed, place_one
-from sanakit.quant.quantize import quantise, restore
+from sanakit.quant.quantize import quantize, restore
 from sanakit.quant.recipe import BitsAndBytes, Recipe, recipe_of
 from sanakit.weights.catalog import find_checkpoint
 from sanakit.weights.dtypes import resolve_dtypes
@@ -43,9 +43,9 @@ class Network(nn.Module):
     config_class: ClassVar[type[Any]]
     published_name: ClassVar[str]
     keep: ClassVar[tuple[str, ...]] = ()
-    """Modules that are not quantised unless the caller's own list replaces this one."""
+    """Modules that are not quantized unless the caller's own list replaces this one."""
     always_keep: ClassVar[tuple[str, ...]] = ()
-    """Modules that are never quantised: the network's dtype and device are read from them."""
+    """Modules that are never quantized: the network's dtype and device are read from them."""
     quantized_with: Recipe | None = None
 
     def __init__(self, config: Any = None, **fields: Any) -> None:
@@ -89,7 +89,7 @@ def fill(
 
     Real tensors are mapped where they have the dtype already, else converted one by one. Linear
     layers are rounded from the dtype they are stored in; a folder whose config says that they are
-    quantised already is taken as it is.
+    quantized already is taken as it is.
 
     Raises:
         MissingModelError: no weights there. WeightsError: weights that are damaged or do not fit.
@@ -97,7 +97,7 @@ def fill(
     """
     stored = read_quantization(folder)
     if stored is not None and quantization is not None:
-        raise ConfigError(f"{folder}: is quantised already", hint="leave quantization_config out")
+        raise ConfigError(f"{folder}: is quantized already", hint="leave quantization_config out")
     asked = quantization if stored is None else stored
     recipe = None if asked is None else recipe_of(asked)
     state = read_weights(folder, variant=variant, dtype=dtype if recipe is None else None)
@@ -116,7 +116,7 @@ def fill(
     if recipe is None or stored is not None:
         return network.to(device)
     kept = (network.keep, network.always_keep)
-    quantise(network, recipe, keep=kept[0], always_keep=kept[1], dtype=dtype, device=device)
+    quantize(network, recipe, keep=kept[0], always_keep=kept[1], dtype=dtype, device=device)
     return network
 
 
@@ -129,7 +129,7 @@ def write(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     storage: Storage = "as-is",
 ) -> None:
-    """Write config and weights in the published layout; quantised layers of bitsandbytes as such.
+    """Write config and weights in the published layout; quantized layers of bitsandbytes as such.
 
     Raises:
         ConfigError: for weights of torchao, which have no published layout; nothing is written.
@@ -147,7 +147,7 @@ def write(
 
 
 def stored_as(network: nn.Module) -> Mapping[str, Any] | None:
-    """How quantised weights are described on disk; None where they are real.
+    """How quantized weights are described on disk; None where they are real.
 
     Raises:
         ConfigError: for weights of torchao.
@@ -158,7 +158,7 @@ def stored_as(network: nn.Module) -> Mapping[str, Any] | None:
     if not isinstance(recipe, BitsAndBytes):
         raise ConfigError(
             "weights of torchao have no published layout",
-            hint="save the model before it is quantised, and quantise when loading",
+            hint="save the model before it is quantized, and quantize when loading",
         )
     return recipe.to_json()
 
@@ -173,7 +173,7 @@ class Published(Network):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights that are not quantised."""
+        """Of the weights that are not quantized."""
         return next(p.dtype for p in self.parameters() if p.is_floating_point())
 
     @property
@@ -204,7 +204,7 @@ class Published(Network):
             pretrained_model_name_or_path: a model by name, folder or ``owner/name``; without
                 ``subfolder`` also the network's own folder.
             subfolder: ``transformer`` or ``vae``; needed where the folder holds a whole model.
-            torch_dtype: of what is not quantised; None is the checkpoint's own, fp32 for folders.
+            torch_dtype: of what is not quantized; None is the checkpoint's own, fp32 for folders.
             variant: the ``fp16`` of ``diffusion_pytorch_model.fp16.safetensors``.
             revision: of a hub repository.
             local_files_only: fail rather than download.
@@ -280,7 +280,7 @@ class Published(Network):
 class SanaTransformer2DModel(Published, LinearDiT):
     """`LinearDiT` under its published name.
 
-    Quantised, it keeps in full what is small and what all blocks hang on: the timestep and caption
+    Quantized, it keeps in full what is small and what all blocks hang on: the timestep and caption
     embedders, 3 percent of the weights, and the last projection.
     """
 

@@ -21,7 +21,7 @@ from sanakit.models.autoencoder import Autoencoder
 from sanakit.pipeline.components import Components
 from sanakit.pipeline.pipeline import Decoded, Pipeline
 from sanakit.pipeline.placement import accelerator, device_named
-from sanakit.quant.quantize import is_movable, is_quantised
+from sanakit.quant.quantize import is_movable, is_quantized
 from sanakit.shapes import Latent
 from sanakit.weights.catalog import find_checkpoint
 from sanakit.weights.dtypes import resolve_dtypes
@@ -50,7 +50,7 @@ def move(components: Components, device: str | torch.device) -> None:
         here = next(module.parameters()).device
         if not is_movable(module) and here.type != place.type:
             raise ConfigError(
-                f"the {name} is quantised to 8 bits on {here} and cannot be moved to {place}",
+                f"the {name} is quantized to 8 bits on {here} and cannot be moved to {place}",
                 hint=f'load it there: from_pretrained(..., device_map="{place}")',
             )
     for module in parts.values():
@@ -62,14 +62,14 @@ def cast(components: Components, dtype: torch.dtype, *, allow_unsafe: bool = Fal
     """Bring all networks to the dtypes that a model loaded with ``torch_dtype=dtype`` has.
 
     Raises:
-        ConfigError: what `resolve_dtypes` refuses, or a quantised part. Nothing is cast then.
+        ConfigError: what `resolve_dtypes` refuses, or a quantized part. Nothing is cast then.
     """
     dtypes = resolve_dtypes(find_checkpoint(components.name), dtype, allow_unsafe=allow_unsafe)
     parts = networks(components)
     for name, module in parts.items():
-        if is_quantised(module):
+        if is_quantized(module):
             raise ConfigError(
-                f"the {name} is quantised, its dtype cannot be changed",
+                f"the {name} is quantized, its dtype cannot be changed",
                 hint="name the dtype where it is loaded: from_pretrained(..., torch_dtype=...)",
             )
     chosen = (dtypes.text_encoder, dtypes.transformer, dtypes.vae)
@@ -152,10 +152,10 @@ def offload_sequentially(
     up on the CPU. The least memory and the slowest way.
 
     Raises:
-        ConfigError: a device that does not exist, or a part that is quantised.
+        ConfigError: a device that does not exist, or a part that is quantized.
     """
     place = accelerator() if device is None else device_named(device)
-    _require_offloadable(components, lambda part: not is_quantised(part), "quantised parts stay")
+    _require_offloadable(components, lambda part: not is_quantized(part), "quantized parts stay")
     move(components, "cpu")
     llm = components.prompts.text_encoder.llm
     transformer, autoencoder = components.transformer, components.autoencoder
@@ -196,5 +196,5 @@ def _require_offloadable(
     for name, module in networks(components).items():
         if not allows(module):
             raise ConfigError(
-                f"the {name} is quantised in a way that cannot be offloaded so", hint=hint
+                f"the {name} is quantized in a way that cannot be offloaded so", hint=hint
             )

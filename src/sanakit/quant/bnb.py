@@ -1,4 +1,4 @@
-"""bitsandbytes: linear layers in 8 or 4 bits, from real weights or from stored quantised ones."""
+"""bitsandbytes: linear layers in 8 or 4 bits, from real weights or from stored quantized ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OUT_BLOCK, IN_BLOCK = 32, 64
 @cache
 def _library() -> ModuleType:
     try:
-        import bitsandbytes  # noqa: PLC0415  optional: only quantised loading needs it
+        import bitsandbytes  # noqa: PLC0415  optional: only quantized loading needs it
     except ImportError as error:
         raise ConfigError(
             f"bitsandbytes cannot be imported ({error})",
@@ -60,12 +60,12 @@ def is_int8(module: nn.Module) -> bool:
     return type(module).__name__ == INT8
 
 
-def is_quantised(module: nn.Module) -> bool:
+def is_quantized(module: nn.Module) -> bool:
     """Whether this is a layer of bitsandbytes."""
     return type(module).__name__ in (INT8, FOUR_BIT)
 
 
-def quantised(linear: nn.Linear, recipe: BitsAndBytes, device: str | torch.device) -> nn.Module:
+def quantized(linear: nn.Linear, recipe: BitsAndBytes, device: str | torch.device) -> nn.Module:
     """Round the weights of a linear layer; its bias keeps its dtype."""
     layer = _empty(linear, recipe)
     weight = linear.weight.detach()
@@ -92,7 +92,7 @@ def restored(
     device: str | torch.device,
     source: str,
 ) -> nn.Module:
-    """Build the quantised layer from its stored tensors, which are taken out of ``state``.
+    """Build the quantized layer from its stored tensors, which are taken out of ``state``.
 
     Raises:
         WeightsError: for tensors that are missing or of the wrong shape.

@@ -1,4 +1,4 @@
-"""Linear layers of any network become quantised ones, in place and one after the other."""
+"""Linear layers of any network become quantized ones, in place and one after the other."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sanakit.quant.recipe import BitsAndBytes, Recipe
 NOTHING = torch.empty(0)
 
 
-def quantise(
+def quantize(
     module: nn.Module,
     recipe: Recipe,
     *,
@@ -24,7 +24,7 @@ def quantise(
     dtype: torch.dtype,
     device: str | torch.device = "cpu",
 ) -> nn.Module:
-    """Quantise the linear layers of a network that has its weights; convolutions stay.
+    """Quantize the linear layers of a network that has its weights; convolutions stay.
 
     Weights are rounded from the dtype that they have and then let go, so that beside the network
     one layer at a time is in memory twice.
@@ -34,7 +34,7 @@ def quantise(
         recipe: how, see `recipe_of`.
         keep: modules that stay as they are where the recipe names none itself.
         always_keep: modules that stay as they are whatever the recipe says.
-        dtype: of all that is not quantised, and of torchao's products.
+        dtype: of all that is not quantized, and of torchao's products.
         device: where the network goes.
 
     Raises:
@@ -43,9 +43,9 @@ def quantise(
     names = linear_names(module, (*skipped(module, recipe, keep), *always_keep))
     if isinstance(recipe, BitsAndBytes):
         for name in names:
-            replace(module, name, bnb.quantised(_linear(module, name), recipe, device))
+            replace(module, name, bnb.quantized(_linear(module, name), recipe, device))
     else:
-        torchao.quantise(module, recipe, names, dtype, device)
+        torchao.quantize(module, recipe, names, dtype, device)
     cast_real(module, dtype)
     return module.to(device)
 
@@ -59,16 +59,16 @@ def restore(
     device: str | torch.device,
     source: str,
 ) -> list[str]:
-    """Put in the linear layers that ``state`` holds quantised, whose tensors are taken out of it.
+    """Put in the linear layers that ``state`` holds quantized, whose tensors are taken out of it.
 
     Gives the names of those layers. Layers whose weights are real stay for strict loading.
 
     Raises:
-        ConfigError: a method whose weights are not stored quantised. WeightsError: misfits.
+        ConfigError: a method whose weights are not stored quantized. WeightsError: misfits.
     """
     if not isinstance(recipe, BitsAndBytes):
         raise ConfigError(
-            f"{source}: holds weights of torchao", hint="load real weights and quantise those"
+            f"{source}: holds weights of torchao", hint="load real weights and quantize those"
         )
     names = [
         name
@@ -84,11 +84,11 @@ def restore(
 
 
 def cast_real(module: nn.Module, dtype: torch.dtype) -> None:
-    """Cast what is not quantised, tensor by tensor; quantised weights know their dtype."""
+    """Cast what is not quantized, tensor by tensor; quantized weights know their dtype."""
     for child in module.modules():
         held = [*child.named_parameters(recurse=False), *child.named_buffers(recurse=False)]
         for name, tensor in held:
-            if not (name == "weight" and _holds_quantised(child)) and tensor.is_floating_point():
+            if not (name == "weight" and _holds_quantized(child)) and tensor.is_floating_point():
                 tensor.data = tensor.data.to(dtype)
 
 
@@ -127,9 +127,9 @@ def linear_names(module: nn.Module, skip: Sequence[str]) -> list[str]:
     ]
 
 
-def is_quantised(module: nn.Module) -> bool:
+def is_quantized(module: nn.Module) -> bool:
     """Whether any weight is held in fewer than 16 bits."""
-    return any(_holds_quantised(child) for child in module.modules())
+    return any(_holds_quantized(child) for child in module.modules())
 
 
 def is_movable(module: nn.Module) -> bool:
@@ -143,8 +143,8 @@ def replace(module: nn.Module, name: str, new: nn.Module) -> None:
     setattr(module.get_submodule(parent), leaf, new)
 
 
-def _holds_quantised(child: nn.Module) -> bool:
-    return bnb.is_quantised(child) or torchao.is_quantised(child)
+def _holds_quantized(child: nn.Module) -> bool:
+    return bnb.is_quantized(child) or torchao.is_quantized(child)
 
 
 def _linear(module: nn.Module, name: str) -> Any:

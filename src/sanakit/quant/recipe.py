@@ -24,7 +24,7 @@ class BitsAndBytes:
     threshold: float = INT8_THRESHOLD
     """int8: columns of activations that exceed it are multiplied in 16 bits."""
     nested: bool = False
-    """4 bits: the scales are quantised too."""
+    """4 bits: the scales are quantized too."""
     compute_dtype: str | None = None
     """4 bits: what products are made in, e.g. ``bfloat16``; None is that of the activations."""
 
@@ -119,7 +119,7 @@ def _bits_and_bytes(values: Mapping[str, Any]) -> BitsAndBytes:
         return BitsAndBytes(kind="int8", skip=skip, threshold=threshold)
     if not values.get("load_in_4bit"):
         raise ConfigError(
-            "the BitsAndBytesConfig quantises nothing", hint="pass load_in_8bit or load_in_4bit"
+            "the BitsAndBytesConfig quantizes nothing", hint="pass load_in_8bit or load_in_4bit"
         )
     kind = values.get("bnb_4bit_quant_type", "fp4")
     if kind not in ("nf4", "fp4"):

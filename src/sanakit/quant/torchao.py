@@ -15,14 +15,14 @@ GROUP = 32
 """int4: values that share a scale; each costs 16 bits, so 4.5 bits a value."""
 
 
-def quantise(
+def quantize(
     module: nn.Module,
     recipe: TorchAo,
     names: Sequence[str],
     dtype: torch.dtype,
     device: str | torch.device,
 ) -> None:
-    """Quantise the weights of the named linear layers in place.
+    """Quantize the weights of the named linear layers in place.
 
     ``int4`` rounds to 4 bits and runs everywhere, but holds a value in a byte; pass torchao's own
     ``Int4WeightOnlyConfig`` in a ``TorchAoConfig`` for its packed GPU formats.
@@ -50,12 +50,12 @@ def quantise(
             NotImplementedError,
         ) as error:
             raise ConfigError(
-                f"torchao cannot quantise {name} to {recipe.kind} on {device} ({error})",
+                f"torchao cannot quantize {name} to {recipe.kind} on {device} ({error})",
                 hint="int8 and fp8 fit any width on any device",
             ) from error
 
 
-def is_quantised(module: nn.Module) -> bool:
+def is_quantized(module: nn.Module) -> bool:
     """Whether this is a linear layer with a weight of torchao."""
     weight = getattr(module, "weight", None)
     return isinstance(module, nn.Linear) and type(weight).__module__.startswith("torchao")

@@ -19,7 +19,7 @@ STORAGE = "int8-rows"
 SUFFIX = ".int8_scale"
 PIECE = 64
 SMALLEST = 4096
-"""Elements from which a tensor is worth quantising; biases, norms and tables below it stay fp32."""
+"""Elements from which a tensor is worth quantizing; biases, norms and tables below it stay fp32."""
 LEVELS = 127
 
 
@@ -41,7 +41,7 @@ def pack_int8(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str,
         elif tensor.ndim < 2 or tensor.numel() < SMALLEST:
             packed[name] = tensor.float()
         else:
-            packed[name], packed[name + SUFFIX] = quantise_rows(tensor.float(), name=name)
+            packed[name], packed[name + SUFFIX] = quantize_rows(tensor.float(), name=name)
     return packed, {"storage": STORAGE}
 
 
@@ -66,16 +66,16 @@ def unpack_int8(packed: Mapping[str, Tensor], *, source: str) -> dict[str, Tenso
                     f"{source}: {name + SUFFIX} is {tuple(scale.shape)}, "
                     f"{name} needs {(tensor.shape[0], pieces)}"
                 )
-            state[name] = dequantise_rows(tensor, scale)
+            state[name] = dequantize_rows(tensor, scale)
         else:
             state[name] = tensor.float() if tensor.is_floating_point() else tensor
     return state
 
 
-def quantise_rows(weight: Tensor, *, name: str) -> tuple[Tensor, Tensor]:
+def quantize_rows(weight: Tensor, *, name: str) -> tuple[Tensor, Tensor]:
     """Round to 255 levels: int8 of the weight's shape, and bf16 scales ``rows pieces``.
 
-    What :func:`dequantise_rows` gives comes back from here with the same int8 and scales: a scale
+    What :func:`dequantize_rows` gives comes back from here with the same int8 and scales: a scale
     has 8 significant bits and a level 7, so that their fp32 product and its inverse are exact.
     """
     if not weight.isfinite().all():
@@ -87,8 +87,8 @@ def quantise_rows(weight: Tensor, *, name: str) -> tuple[Tensor, Tensor]:
     return _joined(levels, weight.shape).to(torch.int8), scale
 
 
-def dequantise_rows(levels: Tensor, scale: Tensor) -> Tensor:
-    """Undo :func:`quantise_rows` up to its rounding; fp32."""
+def dequantize_rows(levels: Tensor, scale: Tensor) -> Tensor:
+    """Undo :func:`quantize_rows` up to its rounding; fp32."""
     return _joined(_pieces(levels.float()) * scale.float().unsqueeze(2), levels.shape)
 
 

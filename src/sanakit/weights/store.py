@@ -301,7 +301,7 @@ def read_config(folder: str | Path, kind: type[T]) -> T:
 
 
 def read_quantization(folder: str | Path) -> dict[str, Any] | None:
-    """What ``config.json`` says of weights that are stored quantised; None where they are not."""
+    """What ``config.json`` says of weights that are stored quantized; None where they are not."""
     found = read_json(Path(folder) / CONFIG).get(QUANTIZATION)
     return found if isinstance(found, dict) else None
 

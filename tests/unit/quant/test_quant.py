@@ -1,4 +1,4 @@
-"""Quantised linear layers: their error against fp32, what is left alone, and what is refused."""
+"""Quantized linear layers: their error against fp32, what is left alone, and what is refused."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 from transformers import BitsAndBytesConfig, TorchAoConfig
 
 from sanakit.errors import ConfigError
-from sanakit.quant.quantize import is_quantised, linear_names, quantise
+from sanakit.quant.quantize import is_quantized, linear_names, quantize
 from sanakit.quant.recipe import BitsAndBytes, TorchAo, recipe_of
 
 # Relative RMS error of a product of normal values, from each format's step. int8: a row's largest
@@ -39,7 +39,7 @@ def test_the_error_of_a_product_is_that_of_the_format(name: str, dtype: torch.dt
     exact = network()
     x = torch.randn(64, 256, generator=torch.Generator().manual_seed(1))
     expected = exact[0](x)
-    rounded = quantise(network(), recipe_of(name), dtype=dtype)
+    rounded = quantize(network(), recipe_of(name), dtype=dtype)
     found = rounded[0](x.to(dtype))
     assert found.dtype == dtype
     error = ((found.float() - expected).norm() / expected.norm()).item()
@@ -60,7 +60,7 @@ def test_what_is_to_be_kept_is_kept_by_name_place_or_part() -> None:
 def test_a_list_of_the_caller_replaces_the_usual_one_but_not_what_must_stay() -> None:
     def kept(recipe: BitsAndBytes) -> list[str]:
         module = nn.ModuleDict({"a": network(), "b": network()})
-        quantise(module, recipe, keep=("a",), always_keep=("b.2",), dtype=torch.float32)
+        quantize(module, recipe, keep=("a",), always_keep=("b.2",), dtype=torch.float32)
         return [name for name, child in module.named_modules() if type(child) is nn.Linear]
 
     assert kept(BitsAndBytes(kind="int8")) == ["a.0", "a.2", "b.2"]
@@ -100,7 +100,7 @@ def test_configs_of_the_ecosystem_are_read() -> None:
         ("bnb-nf5", r"unknown\n.*did you mean 'bnb-nf4'"),
         (8, "is a int"),
         ({"quant_method": "gptq"}, "'gptq' is not supported"),
-        ({"quant_method": "bitsandbytes"}, "quantises nothing"),
+        ({"quant_method": "bitsandbytes"}, "quantizes nothing"),
         (BitsAndBytesConfig(load_in_8bit=True, llm_int8_has_fp16_weight=True), "has_fp16_weight"),
         (
             BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_storage=torch.bfloat16),
@@ -126,16 +126,16 @@ def test_a_library_that_is_missing_is_named_with_how_to_install_it(
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(ConfigError, match=rf"{library} cannot.*\n.*pip install 'sanakit\[quant\]'"):
-        quantise(network(), recipe_of(name), dtype=torch.float32)
+        quantize(network(), recipe_of(name), dtype=torch.float32)
 
 
 def test_a_width_that_groups_do_not_divide_is_refused_by_name() -> None:
     odd = nn.Sequential(nn.Linear(40, 8))
-    with pytest.raises(ConfigError, match="cannot quantise 0 to int4"):
-        quantise(odd, recipe_of("int4"), dtype=torch.float32)
+    with pytest.raises(ConfigError, match="cannot quantize 0 to int4"):
+        quantize(odd, recipe_of("int4"), dtype=torch.float32)
 
 
-def test_only_rounded_networks_count_as_quantised() -> None:
-    assert not is_quantised(network())
+def test_only_rounded_networks_count_as_quantized() -> None:
+    assert not is_quantized(network())
     for name in ("bnb-int8", "bnb-nf4", "int8"):
-        assert is_quantised(quantise(network(), recipe_of(name), dtype=torch.float32))
+        assert is_quantized(quantize(network(), recipe_of(name), dtype=torch.float32))

@@ -30,7 +30,7 @@ from tiny import TRANSFORMER
 
 
 def network(dtype: torch.dtype = torch.float32) -> nn.Module:
-    """A matrix and a convolution that are quantised, and small things that are not."""
+    """A matrix and a convolution that are quantized, and small things that are not."""
     torch.manual_seed(0)
     module = nn.Sequential(
         nn.Conv2d(33, 64, 3, padding=1), nn.Flatten(), nn.Linear(64 * 4, 70), nn.Linear(70, 2)
@@ -220,4 +220,4 @@ def test_a_tiny_transformer_learns_with_each_as_it_does_with_adamw(
         # At 60 steps the order of sums, so the number of threads, moves CAME's loss threefold.
         assert losses[name][-1] < 0.08 * losses[name][0], name
     for coded, plain in (("came8bit", "came"), ("adamw8bit", "adamw")):
-        assert losses[coded] != losses[plain]  # or nothing was quantised
+        assert losses[coded] != losses[plain]  # or nothing was quantized

@@ -56,7 +56,7 @@ def test_small_and_whole_numbers_come_back_exactly(rng: torch.Generator) -> None
     assert restored["count"].dtype == torch.int64
 
 
-def test_what_was_quantised_once_is_quantised_again_without_loss(rng: torch.Generator) -> None:
+def test_what_was_quantized_once_is_quantized_again_without_loss(rng: torch.Generator) -> None:
     first, _ = pack_int8(state(rng))
     restored = unpack_int8(first, source="f")
     second, _ = pack_int8(restored)

@@ -452,7 +452,7 @@ class SanaPipeline(PipelineFace, LoraMethods):
 
         ``torch_dtype`` is the transformer's, or a dict by component; text encoder and autoencoder
         are never fp16 unless ``allow_unsafe_dtype``. Parts that are passed are not read from disk:
-        an fp16 text encoder quantised by bitsandbytes goes on in bf16. ``device_map="balanced"``
+        an fp16 text encoder quantized by bitsandbytes goes on in bf16. ``device_map="balanced"``
         spreads whole parts over the accelerators there are. ``quantization_config`` is for
         transformer and text encoder, or a dict by component. Arguments and errors otherwise are
         those of `load_components`; an unknown keyword is an error.

@@ -19,7 +19,7 @@ UNSIGNED_LEVELS = 255
 
 
 def fits_eight_bits(shape: torch.Size) -> bool:
-    """Whether a tensor of this shape, of all ranks together, is worth quantising."""
+    """Whether a tensor of this shape, of all ranks together, is worth quantizing."""
     numel = shape.numel()
     return len(shape) > 1 and numel > SMALLEST and numel // shape[0] >= NARROWEST
 
