@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.testing import assert_close
 from transformers import AutoTokenizer, Gemma2Config, Gemma2Model
 
 from sanakit.models.autoencoder import Autoencoder
@@ -95,3 +97,18 @@ def write_tiny(folder: Path) -> Path:
     """Save the tiny model and give its folder."""
     save_components(tiny_components(), folder)
     return folder
+
+
+ROUNDING = 1e-5
+"""How far pixels of the same fp32 weights may be apart when their files are laid out differently.
+
+Weights stay where they lie in a mapped file. A matrix that begins at an odd multiple of 8 bytes is
+multiplied with a single row, as of one token, in another order of sums by the BLAS of many CPUs.
+"""
+
+
+def assert_same_weights(one: Any, other: Any) -> None:
+    """Two pipelines hold the same tensors, to the bit."""
+    for part in ("transformer", "vae", "text_encoder"):
+        states = (getattr(pipe, part).state_dict() for pipe in (one, other))
+        assert_close(*states, rtol=0, atol=0)
