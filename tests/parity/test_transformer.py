@@ -193,7 +193,8 @@ def test_half_precision_follows_the_reference(
 
 @pytest.mark.slow
 def test_the_0_6b_network_agrees_at_512_pixels(rng: torch.Generator) -> None:
-    config = TRANSFORMERS["sana-0.6b-512"]
+    # In full width; more of the 28 blocks would be more of the same.
+    config = replace(TRANSFORMERS["sana-0.6b-512"], num_layers=6)
     with torch.device("meta"):
         reference = SanaTransformer2DModel(**config_to_dict(config)).eval()
         model = LinearDiT(config).eval()
