@@ -10,6 +10,8 @@ DEV := .venv/.dev-installed
 PROMPTS := "a red apple" "a cat face" "a yellow star" "a blue car" \
            "a house" "a slice of pizza" "a rocket" "a snowman"
 SEED ?= 1
+# Processes that share the tests; each computes with one thread.
+WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -28,7 +30,7 @@ demo: $(RUNTIME) ## install, draw the README's prompts with the embedded model
 	@ls "$(CURDIR)"/demo/*.png
 
 test: check ## install with the test extras, run all checks and all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 setup: $(RUNTIME) ## install the package and what it runs on
 setup-dev: $(DEV) ## install the package with the test extras

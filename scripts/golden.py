@@ -193,7 +193,8 @@ def by_pipeline(tiny: Path) -> Iterator[tuple[str, str]]:
 
 def by_training(work: Path) -> Iterator[tuple[str, str]]:
     """A shard set, and what is learned of it."""
-    subprocess.run([sys.executable, "-m", "benchmarks.zorb", work / "zorb"], cwd=ROOT, check=True)
+    zorb = [sys.executable, "-m", "benchmarks.zorb", work / "zorb"]
+    subprocess.run(zorb, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     pictures = work / "set"
     sanakit("data", "build", work / "zorb", "--out", pictures, "--resolution", "256")
     yield "shards", of_folder(pictures / "shards")

@@ -9,6 +9,11 @@ import torch
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
+# One thread a process, those that tests start included: as many workers as there are cores fill the
+# machine, and sums are of the same order on every one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
 # No test reads or leaves files in the cache of whoever runs it.
 os.environ["SANAKIT_CACHE"] = "off"
 

@@ -23,7 +23,7 @@ from sanakit.errors import ConfigError, MissingModelError, WeightsError
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.transformer import LinearDiT
 from sanakit.weights.store import read_quantization
-from tiny import TRANSFORMER, write_tiny
+from tiny import ROUNDING, TRANSFORMER, assert_same_weights, write_tiny
 
 # The contract: the published example of quantized loading, with this package's name.
 SEED = """
@@ -98,7 +98,7 @@ def test_the_published_example_runs_with_this_packages_name(
 
 
 @pytest.mark.parametrize(("variant", "shards"), [(None, None), ("fp16", "20KB")])
-def test_folders_go_both_ways_with_equal_pixels(
+def test_folders_go_both_ways_with_equal_weights_and_pixels(
     tmp_path: Path, pipe: SanaPipeline, variant: str | None, shards: str | None
 ) -> None:
     sizes = {} if shards is None else {"max_shard_size": shards}
@@ -111,11 +111,10 @@ def test_folders_go_both_ways_with_equal_pixels(
         index = f"diffusion_pytorch_model.safetensors.index{f'.{variant}' if variant else ''}.json"
         assert (index in names) == (shards is not None)
         assert all(f".{variant}" in name for name in names - {"config.json"}) or variant is None
-    np.testing.assert_array_equal(draw(again), draw(pipe))
-    np.testing.assert_array_equal(
-        draw(theirs(tmp_path / "theirs", variant=variant)), draw(reference)
-    )
-    np.testing.assert_allclose(draw(again), draw(reference), atol=1e-5)
+    assert_same_weights(again, pipe)
+    assert_same_weights(theirs(tmp_path / "theirs", variant=variant), reference)
+    for drawn in (again, reference):
+        np.testing.assert_allclose(draw(drawn), draw(pipe), rtol=0, atol=ROUNDING)
 
 
 def test_a_variant_that_only_some_parts_have_is_read_where_it_is(
@@ -125,9 +124,9 @@ def test_a_variant_that_only_some_parts_have_is_read_where_it_is(
     pipe.transformer.save_pretrained(tmp_path / "transformer", variant="fp16")
     (tmp_path / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
     for variant in (None, "fp16"):
-        np.testing.assert_array_equal(
-            draw(SanaPipeline.from_pretrained(tmp_path, variant=variant)), draw(pipe)
-        )
+        again = SanaPipeline.from_pretrained(tmp_path, variant=variant)
+        assert_same_weights(again, pipe)
+        np.testing.assert_allclose(draw(again), draw(pipe), rtol=0, atol=ROUNDING)
     with pytest.raises(MissingModelError, match="no part has weights of variant 'bf16'"):
         SanaPipeline.from_pretrained(tmp_path, variant="bf16")
     with pytest.raises(MissingModelError, match=r"no diffusion_pytorch_model\.bf16"):

@@ -37,8 +37,11 @@ from tiny_recipe import TinyRecipe, drawn
 from tiny_scenes import tiny_scenes
 from tiny_shards import write_shards
 
-SHORT = ["device=cpu", "batch_size=2", "total_images=4", "compute_dtype=float32", "log_every=1"]
-AUTOENCODED = [*SHORT, "compile_blocks=false", "held=2"]
+SHORT = [
+    *("device=cpu", "batch_size=2", "total_images=4", "compute_dtype=float32", "log_every=1"),
+    "compile_blocks=false",
+]
+AUTOENCODED = [*SHORT, "held=2"]
 OWN = [*AUTOENCODED, "side=64"]
 
 
@@ -276,7 +279,7 @@ def test_every_stage_notes_its_settings_and_refuses_another_stage_s_run(place: P
     assert "is a run of `sanakit train lm`" in said
 
     train("autoencoder", settings=AUTOENCODED)
-    train("diffusion", "glyph", settings=SHORT)
+    train("diffusion", "glyph", "--samples", "8", settings=SHORT)
     file = read_run("runs/glyph-diffusion")
     assert (file.verb, file.arguments["tune_text"]) == ("diffusion glyph", True)
     assert fields_of(Path("runs/glyph-diffusion"))["average_halflife"] == 12_000
