@@ -5,8 +5,20 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
+
+from typer.core import TyperGroup
 
 from sanakit.errors import SanakitError
+
+
+class FriendlyGroup(TyperGroup):
+    """A command of commands whose errors are told as :func:`friendly_errors` tells them."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was typed."""
+        with friendly_errors():
+            return super().invoke(ctx)
 
 
 @contextmanager

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sanakit.cli.errors import friendly_errors
 from sanakit.errors import ConfigError, Interrupted
 
 if TYPE_CHECKING:
@@ -73,31 +72,30 @@ def generate(
     quiet: Quiet = False,
 ) -> None:
     """Draw pictures from a prompt and store all settings inside them."""
-    with friendly_errors():
-        paths = output_paths(out, count, seed)
-        from sanakit.pipeline.pipeline import GenerateRequest
+    paths = output_paths(out, count, seed)
+    from sanakit.pipeline.pipeline import GenerateRequest
 
-        request = GenerateRequest(
-            prompt=prompt,
-            negative_prompt=negative,
-            seed=seed,
-            count=count,
-            height=height,
-            width=width,
-            num_steps=steps,
-            guidance_scale=guidance,
-            solver=solver,
-        )
-        loras = lora or []
-        report = _generate(
-            request,
-            model=_model_behind(loras) if model is None else model,
-            paths=paths,
-            bar=not (json_ or quiet),
-            offline=offline,
-            loras=loras,
-        )
-        _tell(report, as_json=json_, quiet=quiet)
+    request = GenerateRequest(
+        prompt=prompt,
+        negative_prompt=negative,
+        seed=seed,
+        count=count,
+        height=height,
+        width=width,
+        num_steps=steps,
+        guidance_scale=guidance,
+        solver=solver,
+    )
+    loras = lora or []
+    report = _generate(
+        request,
+        model=_model_behind(loras) if model is None else model,
+        paths=paths,
+        bar=not (json_ or quiet),
+        offline=offline,
+        loras=loras,
+    )
+    _tell(report, as_json=json_, quiet=quiet)
 
 
 def again(
@@ -112,37 +110,35 @@ def again(
     quiet: Quiet = False,
 ) -> None:
     """Draw a picture again from the settings inside it; the same bits on the same machine."""
-    with friendly_errors():
-        from sanakit.pipeline.pipeline import GenerateRequest
-        from sanakit.pipeline.png import read_settings
+    from sanakit.pipeline.pipeline import GenerateRequest
+    from sanakit.pipeline.png import read_settings
 
-        settings = read_settings(image)
-        wanted = {k: v for k, v in settings.items() if k not in ABOUT_THE_FILE}
-        request = GenerateRequest.from_json(wanted)
-        name = _named(model, settings.get("model"), image)
-        loras = settings.get("lora", [])
-        if not isinstance(loras, list) or not all(isinstance(one, str) for one in loras):
-            raise ConfigError(f"{image}: its setting 'lora' is no list of names")
-        target = out or str(image.with_name(f"{image.stem}-again.png"))
-        paths = output_paths(target, 1, request.seed)
-        report = _generate(request, model=name, paths=paths, bar=not quiet, loras=loras)
-        _note_other_weights(name, settings.get("model_hash"))
-        _tell(report, as_json=json_, quiet=quiet)
+    settings = read_settings(image)
+    wanted = {k: v for k, v in settings.items() if k not in ABOUT_THE_FILE}
+    request = GenerateRequest.from_json(wanted)
+    name = _named(model, settings.get("model"), image)
+    loras = settings.get("lora", [])
+    if not isinstance(loras, list) or not all(isinstance(one, str) for one in loras):
+        raise ConfigError(f"{image}: its setting 'lora' is no list of names")
+    target = out or str(image.with_name(f"{image.stem}-again.png"))
+    paths = output_paths(target, 1, request.seed)
+    report = _generate(request, model=name, paths=paths, bar=not quiet, loras=loras)
+    _note_other_weights(name, settings.get("model_hash"))
+    _tell(report, as_json=json_, quiet=quiet)
 
 
 def info(image: Drawn, json_: Json = False) -> None:
     """Print the settings stored inside a picture."""
-    with friendly_errors():
-        from sanakit.pipeline.png import read_settings
+    from sanakit.pipeline.png import read_settings
 
-        settings = read_settings(image)
-        if json_:
-            print(json.dumps(settings))
-            return
-        wide = max(len(key) for key in settings)
-        for key, value in settings.items():
-            shown = value if isinstance(value, str) else json.dumps(value)
-            print(f"{key:<{wide}}  {shown}")
+    settings = read_settings(image)
+    if json_:
+        print(json.dumps(settings))
+        return
+    wide = max(len(key) for key in settings)
+    for key, value in settings.items():
+        shown = value if isinstance(value, str) else json.dumps(value)
+        print(f"{key:<{wide}}  {shown}")
 
 
 def decode(
@@ -163,18 +159,17 @@ def decode(
     quiet: Quiet = False,
 ) -> None:
     """Turn latents that ran out of memory into the picture they would have been."""
-    with friendly_errors():
-        if dtype not in DTYPES:
-            raise ConfigError(f"--dtype {dtype!r} is unknown", hint=f"one of {', '.join(DTYPES)}")
-        if tile is not None and tile < 1:
-            raise ConfigError(f"--tile {tile} must be at least 1 pixel", hint="512 is usual")
-        from sanakit.pipeline.decoder import read_latents
+    if dtype not in DTYPES:
+        raise ConfigError(f"--dtype {dtype!r} is unknown", hint=f"one of {', '.join(DTYPES)}")
+    if tile is not None and tile < 1:
+        raise ConfigError(f"--tile {tile} must be at least 1 pixel", hint="512 is usual")
+    from sanakit.pipeline.decoder import read_latents
 
-        latent, origin = read_latents(latents)
-        name = _named(model, origin.model, latents)
-        paths = output_paths(out, len(latent), 0)
-        report = _decode(latent, origin, name, paths, tile=tile, dtype=dtype, device=device)
-        _tell(report, as_json=json_, quiet=quiet)
+    latent, origin = read_latents(latents)
+    name = _named(model, origin.model, latents)
+    paths = output_paths(out, len(latent), 0)
+    report = _decode(latent, origin, name, paths, tile=tile, dtype=dtype, device=device)
+    _tell(report, as_json=json_, quiet=quiet)
 
 
 def output_paths(out: str, count: int, seed: int) -> list[Path | None]:

@@ -8,10 +8,12 @@ import typer
 
 from sanakit.cli import convert, generate, models, train
 from sanakit.cli.data import app as data
+from sanakit.cli.errors import FriendlyGroup
 from sanakit.cli.evaluate import app as evaluate
 
 app = typer.Typer(
     name="sanakit",
+    cls=FriendlyGroup,
     help="Draw pictures from words with SANA models, and train them.",
     no_args_is_help=True,
     add_completion=False,
