@@ -381,6 +381,12 @@ class Full:
                     self.room -= len(data)
                     return writing(data)
 
+                def __enter__(writer) -> Any:
+                    return writer
+
+                def __exit__(_, *raised: object) -> None:
+                    file.close()
+
                 def __getattr__(_, name: str) -> Any:
                     return getattr(file, name)
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from sanakit.data.samples import Caption
+from sanakit.data.shards import Index, ShardFile
 from sanakit.data.sources.captions import CaptionPolicy
 from sanakit.data.sources.opening import open_source
 from sanakit.data.sources.places import read_place
@@ -60,10 +61,12 @@ def built(folder: Path, *, scored: bool = True) -> Path:
             members += [(f"{key}.png", png(shade)), (f"{key}.json", json.dumps(value))]
         path = tar(folder / f"512x512-0000{number}.tar", members)
         size = path.stat().st_size
-        shards.append({"file": path.name, "samples": len(part), "bytes": size, "sha256": ""})
+        shards.append(ShardFile(file=path.name, samples=len(part), bytes=size, sha256=""))
         fill(folder, {f"{path.stem}.keys.json": "{}", f"{path.stem}.done.json": "{}"})
-    index = {"format": 1, "buckets": [{"height": 512, "width": 512, "shards": shards}]}
-    return fill(folder, {"index.json": json.dumps(index)})
+    shards = tuple(shards)
+    index = Index(resolution=512, store="fitted", made_from="", buckets={(512, 512): shards})
+    (folder / "index.json").write_bytes(index.to_bytes())
+    return folder
 
 
 def read_as_nvlabs(

@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 from sanakit.data.samples import Caption, Refusal, Sample
 from sanakit.data.sources.names import is_unicode, listed, shown
-from sanakit.data.sources.source import BAD_CAPTIONS
 from sanakit.errors import ConfigError, DataError
 
+BAD_CAPTIONS = "bad captions"
 ORIGINAL, USER, FILE_NAME, FOLDER_NAME = "original", "user", "file name", "folder name"
 
 # The key that holds *the* caption: the first of these that is there.

@@ -2,35 +2,48 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sanakit.data.samples import Caption, Place, Refusal, Sample
 from sanakit.data.sources.captions import (
+    BAD_CAPTIONS,
     FILE_NAME,
     FOLDER_NAME,
     BadCaptions,
-    CaptionPolicy,
     from_json,
     from_text,
     parsed,
 )
-from sanakit.data.sources.listing import Listing, join
-from sanakit.data.sources.names import PICTURES, ending, safe_name, shown, without_ending, words_of
+from sanakit.data.sources.names import (
+    FOREIGN,
+    PICTURES,
+    ending,
+    is_hidden,
+    path_inside,
+    safe_name,
+    shown,
+    without_ending,
+    words_of,
+)
 from sanakit.data.sources.places import LARGEST_TEXT, read_inside
 from sanakit.data.sources.rows import TABLES, Rows, open_rows
 from sanakit.data.sources.source import (
-    BAD_CAPTIONS,
     DUPLICATE,
+    FORMAT,
     UNLISTED,
     UNREADABLE,
-    file_state,
-    unit_names,
+    UNSAFE,
+    Entry,
+    ListSource,
+    SourceSettings,
 )
 from sanakit.data.sources.table import Columns, named_file, recognise, told
-from sanakit.data.units import fingerprint
+from sanakit.data.training_set import SCAN, SET
 from sanakit.errors import DataError
 
 LIST = "meta_data.json"
@@ -40,17 +53,118 @@ _TABLE_NAMES = frozenset(("metadata", "captions", "caption", "prompts", "labels"
 _REPEATS = re.compile(r"\d{1,3}_(.*\w.*)")  # kohya's folders: repeats, then words for what it holds
 
 
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """A picture of a folder: its id, file, files of captions, rows of tables that speak of it."""
+@dataclass(frozen=True)
+class Listing:
+    """``folders``: names of files by folder, both sorted, folders relative with "" for the root.
 
-    id: str
-    file: str
-    texts: tuple[str, ...] = ()
-    rows: tuple[tuple[int, int], ...] = ()
+    ``refusals`` are pictures, and folders, that cannot be used for their name or kind.
+    """
+
+    folders: dict[str, list[str]] = field(default_factory=dict)
+    refusals: list[Refusal] = field(default_factory=list)
+
+    def with_ending(self, *endings: str) -> list[str]:
+        """Paths of the files with one of the endings, in order."""
+        return [
+            join(folder, name)
+            for folder, names in self.folders.items()
+            for name in names
+            if ending(name) in endings
+        ]
+
+    def seen(self) -> str:
+        """What there is, for a message: "12 .mp4, 3 .txt"."""
+        counts = Counter(
+            ending(name) or "without an ending" for names in self.folders.values() for name in names
+        )
+        shown_counts = (f"{count} {kind}" for kind, count in counts.most_common(6))
+        return shown(", ".join(shown_counts)) or "no files"
 
 
-class FolderSource:
+def join(folder: str, name: str) -> str:
+    """The path of a name in a folder of a listing."""
+    return f"{folder}/{name}" if folder else name
+
+
+def list_folder(root: Path) -> Listing:
+    """List the files below ``root``.
+
+    Hidden files are left out, and so are training sets of ours. Links to files below ``root``
+    count as files; other links are refused, as are pictures with unsafe names.
+
+    Raises:
+        DataError: ``root`` itself cannot be listed.
+    """
+    listing = Listing()
+    waiting = [""]
+    while waiting:
+        folder = waiting.pop()
+        files: list[str] = []
+        folders: list[str] = []
+        try:
+            with os.scandir(root / folder) as entries:
+                for entry in entries:
+                    if not is_hidden(entry.name):
+                        _sort_in(root, folder, entry, files, folders, listing.refusals)
+        except OSError as error:
+            if not folder:
+                raise DataError(f"{root} cannot be listed ({error.strerror or error})") from error
+            listing.refusals.append(
+                Refusal(id=shown(folder), reason=UNREADABLE, detail=str(error.strerror or error))
+            )
+            continue
+        if folder and SET in files and SCAN in folders:
+            continue  # what an earlier build made of this very folder is no source
+        listing.folders[folder] = sorted(files)
+        waiting += [join(folder, name) for name in sorted(folders, reverse=True)]
+    return listing
+
+
+def _sort_in(
+    root: Path,
+    folder: str,
+    entry: os.DirEntry[str],
+    files: list[str],
+    folders: list[str],
+    refusals: list[Refusal],
+) -> None:
+    path = join(folder, entry.name)
+    kind = ending(entry.name)
+
+    def refuse(reason: str, detail: str) -> None:
+        refusals.append(Refusal(id=shown(path), reason=reason, detail=detail))
+
+    if entry.is_dir(follow_symlinks=False):
+        folders.append(entry.name)
+        return
+    is_file = entry.is_file(follow_symlinks=False)
+    if entry.is_symlink():
+        is_folder = entry.is_dir()
+        try:
+            path_inside(root, path)
+        except DataError as error:
+            if kind in PICTURES or is_folder:
+                refuse(UNSAFE, error.message)
+            return
+        if is_folder:
+            return  # its files are found where they are
+        is_file = entry.is_file()
+    if not is_file:
+        if kind in PICTURES:
+            refuse(UNREADABLE, "not a file, or a link to nothing")
+        return
+    if kind in FOREIGN and kind != ".tar":
+        refuse(FORMAT, f"{kind} is not read: store it as JPEG, PNG or WebP")
+    elif kind in PICTURES:
+        try:
+            safe_name(path)
+        except DataError as error:
+            refuse(UNSAFE, error.message)
+            return
+    files.append(entry.name)
+
+
+class FolderSource(ListSource):
     """The pictures of ``listing``, sorted by id: their path without its ending.
 
     Captions come from NAME.txt, NAME.caption and NAME.json (or NAME.jpg.txt, NAME.jpg.json), and
@@ -58,75 +172,38 @@ class FolderSource:
     NVlabs' `meta_data.json` gives the pictures that it lists and no others.
     """
 
-    kind = "folder"
-
-    def __init__(
-        self,
-        root: Path,
-        listing: Listing,
-        *,
-        captions: CaptionPolicy,
-        unit_size: int,
-        licence: str,
-    ) -> None:
-        self.root = root
-        self._captions, self._unit_size, self._licence = captions, unit_size, licence
+    def __init__(self, root: Path, listing: Listing, settings: SourceSettings) -> None:
+        super().__init__(root, "folder", settings)
         self._tables: list[tuple[Rows, Columns]] = []
         self._table_files: list[str] = []
-        entries: list[Picture | Refusal] = [*listing.refusals]
+        entries: list[Entry | Refusal] = [*listing.refusals]
         pictures = self._pictures(listing, entries)
-        if captions.reads:
+        if self.captions.reads:
             self._join_tables(listing, pictures, entries)
         if LIST in listing.folders.get("", ()):
             self._keep_listed(pictures, entries)
         self._bare = not self._tables and not any(p.texts for p in pictures.values())
-        self._entries = sorted([*entries, *pictures.values()], key=lambda entry: entry.id)
-        self._made_from: dict[str, str] = {}
+        self.entries = sorted([*entries, *pictures.values()], key=lambda entry: entry.id)
 
-    def units(self) -> list[str]:
-        """Names of the units, in order."""
-        return unit_names(len(self._entries), self._unit_size)
+    def files_of(self, entries: Sequence[Entry]) -> list[str]:
+        """The pictures, their captions, and all tables."""
+        names = [name for entry in entries for name in (entry.file, *entry.texts)]
+        return [*names, *self._table_files]
 
-    def made_from(self, unit: str) -> str:
-        """Hash names, sizes and times of the pictures and of their captions, and the settings."""
-        if unit not in self._made_from:
-            entries = self._unit(unit)
-            names = [name for p in entries if isinstance(p, Picture) for name in (p.file, *p.texts)]
-            self._made_from[unit] = fingerprint(
-                [self.kind, unit, self._unit_size, self._licence, asdict(self._captions)],
-                [(name, *file_state(self.root / name)) for name in (*names, *self._table_files)],
-                [asdict(entry) for entry in entries if isinstance(entry, Refusal)],
-            )
-        return self._made_from[unit]
+    def described(self, entry: Entry) -> Iterator[Sample | Refusal]:
+        """The sample with the captions of tables and of the files beside it, or of its name."""
+        problems: list[str] = []
+        found, licence, origin = told(self._tables, entry.rows)
+        for name in entry.texts if self.captions.reads else ():
+            try:
+                found += self._from_file(name, without_ending(entry.file).rpartition("/")[2])
+            except DataError as error:
+                problems.append(f"{name}: {error.message}")
+        sample = self.sample(entry.id, Place(kind="file", file=entry.file), licence, origin)
+        yield from self.captions.applied(sample, found or self._from_names(entry), problems)
 
-    def read(self, unit: str) -> Iterator[Sample | Refusal]:
-        """The unit's samples and refusals, in order of their ids."""
-        for entry in self._unit(unit):
-            if isinstance(entry, Refusal):
-                yield entry
-                continue
-            problems: list[str] = []
-            found, licence, origin = told(self._tables, entry.rows)
-            for name in entry.texts if self._captions.reads else ():
-                try:
-                    found += self._from_file(name, without_ending(entry.file).rpartition("/")[2])
-                except DataError as error:
-                    problems.append(f"{name}: {error.message}")
-            sample = Sample(
-                id=entry.id,
-                place=Place(kind="file", file=entry.file),
-                licence=licence or self._licence,
-                source=origin or self.root.name,
-            )
-            found = found or self._from_names(entry)
-            yield from self._captions.applied(sample, found, problems)
-
-    def _unit(self, unit: str) -> list[Picture | Refusal]:
-        start = int(unit) * self._unit_size
-        return self._entries[start : start + self._unit_size]
-
-    def _pictures(self, listing: Listing, entries: list[Picture | Refusal]) -> dict[str, Picture]:
-        pictures: dict[str, Picture] = {}
+    def _pictures(self, listing: Listing, entries: list[Entry | Refusal]) -> dict[str, Entry]:
+        pictures: dict[str, Entry] = {}
         for folder, names in listing.folders.items():
             texts: dict[str, list[str]] = {}
             for name in names:
@@ -143,11 +220,11 @@ class FolderSource:
                     detail = f"{file}: {pictures[id].file} has the same name"
                     entries.append(Refusal(id=id, reason=DUPLICATE, detail=detail))
                 else:
-                    pictures[id] = Picture(id, file, beside)
+                    pictures[id] = Entry(id, file, texts=beside)
         return pictures
 
     def _join_tables(
-        self, listing: Listing, pictures: dict[str, Picture], entries: list[Picture | Refusal]
+        self, listing: Listing, pictures: dict[str, Entry], entries: list[Entry | Refusal]
     ) -> None:
         files = {picture.file: picture for picture in pictures.values()}
         rows_of: dict[str, list[tuple[int, int]]] = {}
@@ -158,9 +235,9 @@ class FolderSource:
                 continue
             try:
                 rows = open_rows(self.root / file)
-                columns = recognise(rows, self._captions)
+                columns = recognise(rows, self.captions)
             except DataError as error:
-                if self._captions.columns:
+                if self.captions.columns:
                     raise
                 entries.append(Refusal(id=file, reason=BAD_CAPTIONS, detail=error.message))
                 continue
@@ -186,9 +263,9 @@ class FolderSource:
                     )
         for named, found in rows_of.items():
             picture = files[named]
-            pictures[picture.id] = Picture(picture.id, named, picture.texts, tuple(found))
+            pictures[picture.id] = replace(picture, rows=tuple(found))
 
-    def _keep_listed(self, pictures: dict[str, Picture], entries: list[Picture | Refusal]) -> None:
+    def _keep_listed(self, pictures: dict[str, Entry], entries: list[Entry | Refusal]) -> None:
         """Keep what NVlabs' list of pictures names, with or without endings."""
         try:
             names = parsed(read_inside(self.root, LIST, limit=LARGEST_LIST))["img_names"]
@@ -208,11 +285,11 @@ class FolderSource:
     def _from_file(self, name: str, key: str) -> list[Caption]:
         data = read_inside(self.root, name, limit=LARGEST_TEXT)
         if ending(name) == ".json":
-            return from_json(parsed(data), self._captions, key=key)
-        return from_text(data, self._captions)
+            return from_json(parsed(data), self.captions, key=key)
+        return from_text(data, self.captions)
 
-    def _from_names(self, picture: Picture) -> list[Caption]:
-        if not self._captions.file_names:
+    def _from_names(self, picture: Entry) -> list[Caption]:
+        if not self.captions.file_names:
             return []
         folder = picture.file.rpartition("/")[0].rpartition("/")[2]
         repeated = _REPEATS.fullmatch(folder)

@@ -6,11 +6,10 @@ import json
 from pathlib import Path
 
 from sanakit.data.sources.captions import CaptionPolicy
-from sanakit.data.sources.folder import FolderSource
-from sanakit.data.sources.listing import Listing, list_folder
+from sanakit.data.sources.folder import FolderSource, Listing, list_folder
 from sanakit.data.sources.names import FOREIGN, PICTURES, ending
 from sanakit.data.sources.rows import TABLES
-from sanakit.data.sources.source import Source
+from sanakit.data.sources.source import Source, SourceSettings
 from sanakit.data.sources.table import TableSource
 from sanakit.data.sources.tars import Shard, TarSource
 from sanakit.data.sources.wids import META, WidsSource
@@ -43,19 +42,18 @@ def open_source(
         raise _absent(path)
     root = path if path.is_dir() else path.parent
 
+    settings = SourceSettings(captions=captions, unit_size=unit_size, licence=licence)
+
     def table(kind: str, files: list[str]) -> Source:
-        return TableSource(
-            root, files, kind=kind, captions=captions, unit_size=unit_size, licence=licence
-        )
+        return TableSource(root, files, kind=kind, settings=settings)
 
     def tars(files: list[str]) -> Source:
-        shards = [Shard(file) for file in files]
-        return TarSource(root, shards, captions=captions, unit_size=unit_size, licence=licence)
+        return TarSource(root, [Shard(file) for file in files], settings)
 
     if not path.is_dir():
         kind = ending(path.name)
         if path.name == META:
-            return WidsSource(root, captions=captions, unit_size=unit_size, licence=licence)
+            return WidsSource(root, settings)
         if kind == ".arrow":
             return table("hugging-face", [path.name])
         if kind in TABLES:
@@ -64,7 +62,7 @@ def open_source(
             return tars([path.name])
         raise _unknown_file(path, kind)
     if (path / META).is_file():
-        return WidsSource(root, captions=captions, unit_size=unit_size, licence=licence)
+        return WidsSource(root, settings)
     if (path / SET).is_file() and (path / "scan").is_dir():
         raise DataError(
             f"{path} is a training set already",
@@ -75,7 +73,7 @@ def open_source(
         return table("hugging-face", saved)
     listing = list_folder(path)
     if listing.with_ending(*PICTURES):
-        return FolderSource(root, listing, captions=captions, unit_size=unit_size, licence=licence)
+        return FolderSource(root, listing, settings)
     if files := listing.with_ending(".tar"):
         return tars(files)
     if files := listing.with_ending(".parquet"):

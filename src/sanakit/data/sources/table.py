@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,10 @@ from sanakit.data.sources.source import (
     DUPLICATE,
     UNREADABLE,
     UNSAFE,
-    file_state,
-    unit_names,
+    Entry,
+    ListSource,
+    SourceSettings,
 )
-from sanakit.data.units import fingerprint
 from sanakit.errors import DataError, did_you_mean
 
 _FILES = listed(
@@ -154,16 +154,7 @@ def _looks_like_files(rows: Rows) -> str:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One picture of a table: its id, the file it is or is in, the rows that speak of it."""
-
-    id: str
-    file: str
-    rows: tuple[tuple[int, int], ...]  # number of the table, number of the row
-
-
-class TableSource:
+class TableSource(ListSource):
     """Rows of tables below ``root``; ``files`` are relative to it and come in this order.
 
     Rows that name the same file are one sample with all their captions; its id is the file's
@@ -175,66 +166,32 @@ class TableSource:
     """
 
     def __init__(
-        self,
-        root: Path,
-        files: Sequence[str],
-        *,
-        kind: str,
-        captions: CaptionPolicy,
-        unit_size: int,
-        licence: str,
+        self, root: Path, files: Sequence[str], *, kind: str, settings: SourceSettings
     ) -> None:
-        self.root, self.kind = root, kind
-        self._captions, self._several = captions, len(files) > 1
+        super().__init__(root, kind, settings)
+        self._several = len(files) > 1
         self._files: list[str] = []  # of the tables that have rows
-        self._unit_size, self._licence = unit_size, licence
         self._tables: list[tuple[Rows, Columns]] = []
         for file in files:
             path_inside(root, file)  # a list of files may be hostile
             rows = open_rows(root / file)
             if len(rows):
-                self._tables.append((rows, recognise(rows, captions)))
+                self._tables.append((rows, recognise(rows, self.captions)))
                 self._files.append(file)
-        self._entries = list(self._found())
-        if not self._entries:
+        self.entries = list(self._found())
+        if not self.entries:
             raise DataError(f"{root / files[0]} has no rows")
-        self._made_from: dict[str, str] = {}
 
-    def units(self) -> list[str]:
-        """Names of the units, in order."""
-        return unit_names(len(self._entries), self._unit_size)
+    def files_of(self, entries: Sequence[Entry]) -> list[str]:
+        """The tables and the files that their rows name."""
+        tables = {number for entry in entries for number, _ in entry.rows}
+        return sorted({entry.file for entry in entries} | {self._files[n] for n in tables})
 
-    def made_from(self, unit: str) -> str:
-        """Hash the tables' and the named pictures' sizes and times, and the settings."""
-        if unit not in self._made_from:
-            entries = [entry for entry in self._unit(unit) if isinstance(entry, Entry)]
-            tables = {number for entry in entries for number, _ in entry.rows}
-            files = {entry.file for entry in entries} | {self._files[number] for number in tables}
-            self._made_from[unit] = fingerprint(
-                [self.kind, unit, self._unit_size, self._licence, asdict(self._captions)],
-                [(file, *file_state(self.root / file)) for file in sorted(files)],
-                [asdict(entry) for entry in self._unit(unit) if isinstance(entry, Refusal)],
-            )
-        return self._made_from[unit]
-
-    def read(self, unit: str) -> Iterator[Sample | Refusal]:
-        """The unit's samples and refusals, in order of the rows."""
-        for entry in self._unit(unit):
-            if isinstance(entry, Refusal):
-                yield entry
-                continue
-            found, licence, origin = told(self._tables, entry.rows)
-            sample = Sample(
-                id=entry.id,
-                place=self._place(entry),
-                licence=licence or self._licence,
-                source=origin or self.root.name,
-            )
-            yield from self._captions.applied(sample, found)
-
-    def _unit(self, unit: str) -> list[Entry | Refusal]:
-        start = int(unit) * self._unit_size
-        return self._entries[start : start + self._unit_size]
+    def described(self, entry: Entry) -> Iterator[Sample | Refusal]:
+        """The sample with what its rows say."""
+        found, licence, origin = told(self._tables, entry.rows)
+        sample = self.sample(entry.id, self._place(entry), licence, origin)
+        yield from self.captions.applied(sample, found)
 
     def _found(self) -> Iterator[Entry | Refusal]:
         """All entries, in order of their first rows; ids are looked at, captions are not."""

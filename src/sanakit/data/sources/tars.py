@@ -32,10 +32,11 @@ from sanakit.data.sources.source import (
     NO_PICTURE,
     UNREADABLE,
     UNSAFE,
+    FileSource,
+    SourceSettings,
     file_state,
 )
 from sanakit.data.sources.table import text_at
-from sanakit.data.units import fingerprint
 from sanakit.errors import DataError
 
 Span = tuple[int, int]  # first byte in the tar, number of bytes
@@ -154,7 +155,7 @@ class Shard:
         return without_ending(self.file)
 
 
-class TarSource:
+class TarSource(FileSource):
     """The samples of tars, in order of the tars and of their members.
 
     A unit "00012-003" is the fourth part of the thirteenth tar, so that reading it looks into no
@@ -162,21 +163,16 @@ class TarSource:
     it, and KEY.NAME.txt, which is by captioner NAME.
     """
 
-    kind = "webdataset"
-
     def __init__(
         self,
         root: Path,
         shards: Sequence[Shard],
+        settings: SourceSettings,
         *,
-        captions: CaptionPolicy,
-        unit_size: int,
-        licence: str,
+        kind: str = "webdataset",
     ) -> None:
-        self.root = root
-        self._shards, self._captions = list(shards), captions
-        self._unit_size, self._licence = unit_size, licence
-        self._made_from: dict[str, str] = {}
+        super().__init__(root, kind, settings)
+        self._shards = list(shards)
 
     def units(self) -> list[str]:
         """Names of the units, in order; tars that do not say how much they hold are indexed."""
@@ -185,39 +181,24 @@ class TarSource:
             names += [f"{number:05d}-{part:03d}" for part in range(self._parts(number, shard))]
         return names
 
-    def made_from(self, unit: str) -> str:
-        """Hash sizes and times of the tar and of the files about it, and the settings."""
-        if unit not in self._made_from:
-            shard = self._shards[_split(unit)[0]]
-            self._made_from[unit] = fingerprint(
-                [self.kind, unit, self._unit_size, self._licence, asdict(self._captions)],
-                asdict(shard),
-                [
-                    (file, *file_state(self.root / file))
-                    for file in (shard.file, *self.files_about(shard))
-                ],
-            )
-        return self._made_from[unit]
+    def state(self, unit: str) -> Sequence[Any]:
+        """What the list says of the tar, and the states of it and of the files about it."""
+        shard = self._shards[_split(unit)[0]]
+        return asdict(shard), self.states_of((shard.file, *self.files_about(shard)))
 
     def read(self, unit: str) -> Iterator[Sample | Refusal]:
         """The unit's samples and refusals, in order of the members."""
         number, part = _split(unit)
         shard = self._shards[number]
         entries = self._entries(number)
-        start = part * self._unit_size
+        start = part * self.settings.unit_size
         last = part + 1 >= self._parts(number, shard)
-        for entry in entries[start : None if last else start + self._unit_size]:
+        for entry in entries[start : None if last else start + self.settings.unit_size]:
             if isinstance(entry, Refusal):
                 yield replace(entry, id=f"{shard.stem}/{entry.id}" if entry.id else shard.file)
                 continue
-            sample = Sample(
-                id=f"{shard.stem}/{entry.key}",
-                place=Place(
-                    kind="span", file=shard.file, start=entry.span[0], length=entry.span[1]
-                ),
-                licence=self._licence,
-                source=self.root.name,
-            )
+            place = Place(kind="span", file=shard.file, start=entry.span[0], length=entry.span[1])
+            sample = self.sample(f"{shard.stem}/{entry.key}", place)
             yield from self._described(shard, entry, sample)
         if last:
             yield from self.at_end(shard, entries)
@@ -232,13 +213,13 @@ class TarSource:
 
     def captions_of(self, shard: Shard, key: str, value: Any) -> list[Caption]:
         """The captions of a member KEY.json with this value, None if there is no such member."""
-        return [] if value is None else from_json(value, self._captions, key=key)
+        return [] if value is None else from_json(value, self.captions, key=key)
 
     def _described(self, shard: Shard, entry: Keyed, sample: Sample) -> Iterator[Sample | Refusal]:
         found: list[Caption] = []
         problems: list[str] = []
         value = None
-        for kind, span in sorted(entry.texts.items()) if self._captions.reads else ():
+        for kind, span in sorted(entry.texts.items()) if self.captions.reads else ():
             try:
                 data = read_inside(
                     self.root, shard.file, start=span[0], length=span[1], limit=LARGEST_TEXT
@@ -246,10 +227,10 @@ class TarSource:
                 if kind == "json":
                     value = parsed(data)
                 else:
-                    found += _from_member(kind, data, self._captions)
+                    found += _from_member(kind, data, self.captions)
             except DataError as error:
                 problems.append(f"{kind}: {error.message}")
-        if self._captions.reads:
+        if self.captions.reads:
             found = [*self.captions_of(shard, entry.key, value), *found]
         facts = value if isinstance(value, Mapping) else {}
         own = facts.get("sanakit")
@@ -257,16 +238,16 @@ class TarSource:
         licence = text_at(facts, "licence") or text_at(facts, "license")
         origin = text_at(facts, "source") or text_at(facts, "url")
         sample = replace(
-            sample, licence=shown(licence) or self._licence, source=shown(origin) or sample.source
+            sample, licence=shown(licence) or sample.licence, source=shown(origin) or sample.source
         )
-        yield from self._captions.applied(sample, found, problems)
+        yield from self.captions.applied(sample, found, problems)
 
     def _parts(self, number: int, shard: Shard) -> int:
         count = shard.count
         # A sample takes two headers at least: a larger claim is an error of the list.
         if count is None or 2 * 512 * count > file_state(self.root / shard.file)[0]:
             count = len(self._entries(number))
-        return max(1, -(-count // self._unit_size))
+        return max(1, -(-count // self.settings.unit_size))
 
     def _entries(self, number: int) -> Sequence[Keyed | Refusal]:
         shard = self._shards[number]

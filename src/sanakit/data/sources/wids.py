@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from sanakit.data.samples import Caption, Refusal
+from sanakit.data.shards import INDEX, read_index
 from sanakit.data.sources.captions import (
+    BAD_CAPTIONS,
     ORIGINAL,
     CaptionPolicy,
     caption_keys,
@@ -26,7 +28,7 @@ from sanakit.data.sources.captions import (
 )
 from sanakit.data.sources.names import without_ending
 from sanakit.data.sources.places import read_inside
-from sanakit.data.sources.source import BAD_CAPTIONS, UNREADABLE, file_state
+from sanakit.data.sources.source import UNREADABLE, SourceSettings, file_state
 from sanakit.data.sources.tars import Keyed, Shard, TarSource, index_tar
 from sanakit.errors import ConfigError, DataError
 from sanakit.files import write_atomically
@@ -47,13 +49,9 @@ class WidsSource(TarSource):
         DataError: the file is damaged.
     """
 
-    kind = "wids"
-
-    def __init__(
-        self, root: Path, *, captions: CaptionPolicy, unit_size: int, licence: str
-    ) -> None:
+    def __init__(self, root: Path, settings: SourceSettings) -> None:
         shards = read_meta(root)
-        super().__init__(root, shards, captions=captions, unit_size=unit_size, licence=licence)
+        super().__init__(root, shards, settings, kind="wids")
         self._about: dict[str, list[str]] = {shard.file: [] for shard in shards}
         stems = {shard.stem: shard.file for shard in shards}
         folders = sorted({shard.file.rpartition("/")[0] for shard in shards})
@@ -79,14 +77,14 @@ class WidsSource(TarSource):
         if samples != shard.count:
             detail = f"{META} says {shard.count} samples, the tar has {samples}"
             yield Refusal(id=shard.file, reason=UNREADABLE, detail=detail)
-        for name in self.files_about(shard) if self._captions.reads else ():
+        for name in self.files_about(shard) if self.captions.reads else ():
             problem = _external(self.root, name, file_state(self.root / name))[1]
             if problem:
                 yield Refusal(id=name, reason=BAD_CAPTIONS, detail=problem)
 
     def captions_of(self, shard: Shard, key: str, value: Any) -> list[Caption]:
         """The captions of KEY.json and of the files about the tar, with the scores of these."""
-        found = captions_by_kind(value, self._captions)
+        found = captions_by_kind(value, self.captions)
         scores: dict[str, float] = {}
         for name in self.files_about(shard):
             notes = _external(self.root, name, file_state(self.root / name))[0].get(key)
@@ -105,7 +103,7 @@ class WidsSource(TarSource):
         ]
 
     def _wants(self, kind: str) -> bool:
-        return not self._captions.columns or kind in self._captions.columns
+        return not self.captions.columns or kind in self.captions.columns
 
 
 def read_meta(root: Path) -> list[Shard]:
@@ -178,13 +176,17 @@ def write_wids(
         raise ConfigError(f"captions and scores would both go to files with suffix {scores!r}")
     listed = []
     written = []
-    for file, count, size in _indexed(shards):
-        if file_state(shards / file)[0] != size:
+    index = read_index(shards)
+    if index is None:
+        raise DataError(f"{shards / INDEX} is missing", hint="run `sanakit data build` first")
+    for shard in index.shards:
+        file = shard.file
+        if file_state(shards / file)[0] != shard.bytes:
             raise DataError(
-                f"{shards / file} has not the {size} bytes of the index",
+                f"{shards / file} has not the {shard.bytes} bytes of the index",
                 hint="run `sanakit data build` again",
             )
-        listed.append({"url": file, "nsamples": count, "filesize": size})
+        listed.append({"url": file, "nsamples": shard.samples, "filesize": shard.bytes})
         texts: dict[str, dict[str, str]] = {}
         numbers: dict[str, dict[str, float]] = {}
         for key, kinds in _captions_of(shards, file) if captions or scores else ():
@@ -212,21 +214,6 @@ def _score(note: Any) -> float | None:
         return number_in(float(note) if isinstance(note, str) else note)
     except ValueError:
         return None
-
-
-def _indexed(shards: Path) -> list[tuple[str, int, int]]:
-    path = shards / "index.json"
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        return [
-            (str(shard["file"]), int(shard["samples"]), int(shard["bytes"]))
-            for bucket in value["buckets"]
-            for shard in bucket["shards"]
-        ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path} is missing or damaged ({error!r})", hint="run `sanakit data build` first"
-        ) from error
 
 
 def _captions_of(shards: Path, file: str) -> Iterator[tuple[str, dict[str, Caption]]]:
