@@ -1,4 +1,4 @@
-"""Rules about files that no single file can break alone: layers, lengths, names, paths."""
+"""Rules about files that no single file can break alone: layers, lengths, names, paths, links."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ SOURCES = sorted((ROOT / "src" / "sanakit").rglob("*.py"))
 LONGEST = 700
 
 # What is written by hand: tokenizers and weights may hold any string.
-FOLDERS = ("src", "tests", "docs", "benchmarks", "scripts", "examples", ".ci")
+FOLDERS = ("src", "recipes", "tests", "docs", "benchmarks", "scripts", "examples", ".ci")
 SUFFIXES = {".py", ".md", ".toml", ".txt", ".yaml", ".sh", ".json", ""}
 GENERATED = {"tokenizer.json", "vocab.json"}
 # The home or work folder of one machine, POSIX or Windows.
 OF_ONE_MACHINE = re.compile(
     r"(?<![\w.~/-])/(?:home|root|Users|work|workspace|mnt|scratch)/\w|\b[A-Z]:\\\w"
 )
+LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 
 
 def written_by_hand() -> list[Path]:
@@ -61,5 +62,16 @@ def test_nothing_mentions_a_folder_of_one_machine() -> None:
         for path in written_by_hand()
         for number, line in enumerate(path.read_text("utf-8", "replace").splitlines(), start=1)
         if OF_ONE_MACHINE.search(line)
+    ]
+    assert not found
+
+
+def test_every_link_of_a_page_leads_somewhere() -> None:
+    found = [
+        f"{page.relative_to(ROOT)}: {target}"
+        for page in written_by_hand()
+        if page.suffix == ".md"
+        for target in LINK.findall(page.read_text("utf-8"))
+        if "://" not in target and not (page.parent / target).exists()
     ]
     assert not found
