@@ -14,7 +14,7 @@ from parity.test_transformer import SMALL
 from tests.unit.weights.test_keymaps import narrow_autoencoder
 from torch import Tensor
 
-from native_files import native_autoencoder, native_transformer
+from original_files import original_autoencoder, original_transformer
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.config import AUTOENCODERS, AutoencoderConfig, config_to_dict
 from sanakit.models.controlnet import ControlBranch
@@ -29,9 +29,9 @@ def same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def converted(tmp_path: Path, native: dict[str, Tensor], config: object) -> Path:
+def converted(tmp_path: Path, original: dict[str, Tensor], config: object) -> Path:
     """The user's command: an original file, and a config.json where shapes say too little."""
-    torch.save({"state_dict": native}, tmp_path / "m.pth")
+    torch.save({"state_dict": original}, tmp_path / "m.pth")
     (tmp_path / "c.json").write_text(json.dumps(config_to_dict(config)))
     options = Options(config=str(tmp_path / "c.json"))
     carry_out(plan(tmp_path / "m.pth", tmp_path / "out", options))
@@ -43,11 +43,11 @@ def converted(tmp_path: Path, native: dict[str, Tensor], config: object) -> Path
 def test_a_transformer_is_what_from_single_file_makes_of_it(
     tmp_path: Path, config: object, rng: torch.Generator
 ) -> None:
-    native = native_transformer(config)
-    folder = converted(tmp_path, native, config)
+    original = original_transformer(config)
+    folder = converted(tmp_path, original, config)
     described = tmp_path / "described"
     SanaTransformer2DModel(**config_to_dict(config)).save_config(described)
-    theirs = SanaTransformer2DModel.from_single_file(dict(native), config=str(described)).eval()
+    theirs = SanaTransformer2DModel.from_single_file(dict(original), config=str(described)).eval()
     loaded = SanaTransformer2DModel.from_pretrained(folder).eval()
     same(loaded.state_dict(), theirs.state_dict())
     ours = LinearDiT(config).eval()
@@ -70,10 +70,10 @@ def test_an_autoencoder_is_what_the_other_converter_makes_of_it(
 ) -> None:
     config: AutoencoderConfig = narrow_autoencoder(AUTOENCODERS[name])
     config = replace(config, encoder_layers_per_block=_fewer(config.encoder_layers_per_block))
-    native = native_autoencoder(config)
-    folder = converted(tmp_path, native, config)
+    original = original_autoencoder(config)
+    folder = converted(tmp_path, original, config)
     theirs = AutoencoderDC(**config_to_dict(config)).eval()
-    theirs.load_state_dict(convert_autoencoder_dc_checkpoint_to_diffusers(dict(native)))
+    theirs.load_state_dict(convert_autoencoder_dc_checkpoint_to_diffusers(dict(original)))
     loaded = AutoencoderDC.from_pretrained(folder).eval()
     same(loaded.state_dict(), theirs.state_dict())
     assert loaded.config.scaling_factor == AUTOENCODERS[name].scaling_factor
@@ -93,25 +93,25 @@ def _fewer(layers: tuple[int, ...]) -> tuple[int, ...]:
 
 @torch.inference_mode()
 def test_a_control_branch_has_the_names_and_values_of_diffusers_model(tmp_path: Path) -> None:
-    native = native_transformer(SMALL, branch=2)
-    folder = converted(tmp_path, native, SMALL)
+    original = original_transformer(SMALL, branch=2)
+    folder = converted(tmp_path, original, SMALL)
     loaded, info = SanaControlNetModel.from_pretrained(folder, output_loading_info=True)
     assert not any(info.values())
     state = loaded.state_dict()
     assert state.keys() == ControlBranch(replace(SMALL, num_layers=2)).state_dict().keys()
     # What the table must say, spelt out once more: which module is which.
-    assert torch.equal(state["input_block.weight"], native["controlnet.0.before_proj.weight"])
+    assert torch.equal(state["input_block.weight"], original["controlnet.0.before_proj.weight"])
     for index in range(2):
         block, copied = f"transformer_blocks.{index}", f"controlnet.{index}.copied_block"
         after = f"controlnet.{index}.after_proj.bias"
-        assert torch.equal(state[f"controlnet_blocks.{index}.bias"], native[after])
-        q, k, v = native[f"{copied}.attn.qkv.weight"].chunk(3)
+        assert torch.equal(state[f"controlnet_blocks.{index}.bias"], original[after])
+        q, k, v = original[f"{copied}.attn.qkv.weight"].chunk(3)
         for name, own in (("to_q", q), ("to_k", k), ("to_v", v)):
             assert torch.equal(state[f"{block}.attn1.{name}.weight"], own)
-        k, v = native[f"{copied}.cross_attn.kv_linear.bias"].chunk(2)
+        k, v = original[f"{copied}.cross_attn.kv_linear.bias"].chunk(2)
         assert torch.equal(state[f"{block}.attn2.to_k.bias"], k)
         assert torch.equal(state[f"{block}.attn2.to_v.bias"], v)
-    assert torch.equal(state["caption_norm.weight"], native["attention_y_norm.weight"])
+    assert torch.equal(state["caption_norm.weight"], original["attention_y_norm.weight"])
     assert loaded.config.num_layers == 2
 
 
@@ -121,16 +121,16 @@ def test_what_diffusers_cannot_read_is_read_here_and_loads_there(
     tmp_path: Path, guided: bool
 ) -> None:
     config = replace(SMALL, qk_norm="rms_norm_across_heads", guidance_embeds=guided)
-    native = native_transformer(config)
+    original = original_transformer(config)
     loaded, info = SanaTransformer2DModel.from_pretrained(
-        converted(tmp_path, native, config), output_loading_info=True
+        converted(tmp_path, original, config), output_loading_info=True
     )
     assert not any(info.values())
     state = loaded.state_dict()
     block = "transformer_blocks.1"
     for theirs, own in (("attn1.norm_q", "attn.q_norm"), ("attn2.norm_k", "cross_attn.k_norm")):
-        native_name = f"blocks.1.{own}.weight"
-        assert torch.equal(state[f"{block}.{theirs}.weight"], native[native_name])
+        original_name = f"blocks.1.{own}.weight"
+        assert torch.equal(state[f"{block}.{theirs}.weight"], original[original_name])
     if guided:
         embedder = "time_embed.guidance_embedder.linear_2.weight"
-        assert torch.equal(state[embedder], native["cfg_embedder.mlp.2.weight"])
+        assert torch.equal(state[embedder], original["cfg_embedder.mlp.2.weight"])

@@ -15,7 +15,7 @@ from transformers import AutoModel
 from typer.testing import CliRunner
 
 from command_line import sanakit
-from native_files import native_autoencoder, native_transformer
+from original_files import original_autoencoder, original_transformer
 from sanakit.cli.main import app
 from sanakit.models.config import TRANSFORMERS, config_to_dict
 from sanakit.pipeline.components import load_components
@@ -36,8 +36,8 @@ def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def write_native_file(name: str, *, branch: int = 0, **changes: object) -> dict[str, Tensor]:
-    state = native_transformer(replace(TRANSFORMER, **changes), branch=branch)
+def write_original_file(name: str, *, branch: int = 0, **changes: object) -> dict[str, Tensor]:
+    state = original_transformer(replace(TRANSFORMER, **changes), branch=branch)
     torch.save({"state_dict": state}, name)
     Path("config.json").write_text(json.dumps(config_to_dict(replace(TRANSFORMER, **changes))))
     return state
@@ -51,23 +51,23 @@ def nothing_was_left(*expected: str) -> None:
 
 
 def test_an_original_file_becomes_a_component_folder() -> None:
-    native = native_transformer(TINY)
-    torch.save({"state_dict": native}, "m.pth")
+    original = original_transformer(TINY)
+    torch.save({"state_dict": original}, "m.pth")
     out, _ = sanakit("convert", "m.pth", "out")
     assert "m.pth: transformer" in out
     assert "SanaTransformer2DModel (tiny)" in out
     assert "num_layers 2" in out
     state = load_file(f"out/{WEIGHTS}")
-    assert torch.equal(state["proj_out.weight"], native["final_layer.linear.weight"])
+    assert torch.equal(state["proj_out.weight"], original["final_layer.linear.weight"])
     assert json.loads(Path("out/config.json").read_text())["num_attention_heads"] == 2
     nothing_was_left("m.pth", "out")
 
 
 def test_with_a_base_it_becomes_a_model_that_draws(model: Path) -> None:
-    native = write_native_file("m.pth")
+    original = write_original_file("m.pth")
     sanakit("convert", "m.pth", "out", "--base", model, "--config", "config.json")
     components = load_components("out")
-    weight = native["final_layer.linear.weight"]
+    weight = original["final_layer.linear.weight"]
     assert torch.equal(components.transformer.proj_out.weight, weight)
     assert torch.equal(
         components.autoencoder.decoder.conv_in.weight,
@@ -78,7 +78,7 @@ def test_with_a_base_it_becomes_a_model_that_draws(model: Path) -> None:
 
 
 def test_a_dry_run_says_all_and_writes_nothing(model: Path) -> None:
-    write_native_file("m.pth")
+    write_original_file("m.pth")
     before = sorted(Path().iterdir())
     options = ("--base", model, "--config", "config.json", "--dtype", "bf16", "--dry-run")
     out, _ = sanakit("convert", "m.pth", "out", *options)
@@ -99,7 +99,7 @@ def test_a_dry_run_says_all_and_writes_nothing(model: Path) -> None:
 def test_a_dtype_and_a_variant_are_those_of_the_published_files(
     dtype: str, expected: torch.dtype | None
 ) -> None:
-    torch.save(native_transformer(TINY), "m.pth")
+    torch.save(original_transformer(TINY), "m.pth")
     sanakit("convert", "m.pth", "out", "--dtype", dtype, "--variant", dtype)
     state = load_file(f"out/diffusion_pytorch_model.{dtype}.safetensors")
     assert {t.dtype for t in state.values()} == {expected or torch.float32}
@@ -114,7 +114,7 @@ def test_a_variant_in_shards_has_the_published_names(monkeypatch: pytest.MonkeyP
         write_weights(folder, state, stem=stem, max_shard_bytes=4000)
 
     monkeypatch.setattr(folders, "write_weights", in_shards)
-    torch.save(native_transformer(TINY), "m.pth")
+    torch.save(original_transformer(TINY), "m.pth")
     sanakit("convert", "m.pth", "out", "--variant", "bf16")
     names = {path.name for path in Path("out").iterdir()}
     assert "diffusion_pytorch_model.safetensors.index.bf16.json" in names
@@ -126,16 +126,16 @@ def test_a_variant_in_shards_has_the_published_names(monkeypatch: pytest.MonkeyP
 
 
 def test_a_value_too_large_for_fp16_is_named_not_stored_as_infinity() -> None:
-    native = native_transformer(TINY)
-    native["t_block.1.bias"][3] = 70_000.0
-    torch.save(native, "m.pth")
+    original = original_transformer(TINY)
+    original["t_block.1.bias"][3] = 70_000.0
+    torch.save(original, "m.pth")
     _, said = sanakit("convert", "m.pth", "out", "--dtype", "fp16", code=2)
     assert "time_embed.linear.bias holds 7e+04, too large for fp16" in said
     nothing_was_left("m.pth")
 
 
 def test_a_control_file_becomes_a_branch_or_with_a_base_a_whole_model(model: Path) -> None:
-    native = write_native_file("c.pth", branch=2, num_layers=3)
+    original = write_original_file("c.pth", branch=2, num_layers=3)
     out, _ = sanakit("convert", "c.pth", "branch", "--config", "config.json")
     assert "--base writes both" in out
     config = json.loads(Path("branch/config.json").read_text())
@@ -148,38 +148,38 @@ def test_a_control_file_becomes_a_branch_or_with_a_base_a_whole_model(model: Pat
     assert index["controlnet"] == ["diffusers", "SanaControlNetModel"]
     sanakit("convert", "whole", "back.pth")
     back = torch.load("back.pth", weights_only=True)["state_dict"]
-    assert back.keys() == native.keys()
-    assert all(torch.equal(back[n], t) for n, t in native.items() if "embedding" not in n)
+    assert back.keys() == original.keys()
+    assert all(torch.equal(back[n], t) for n, t in original.items() if "embedding" not in n)
     _, said = sanakit("convert", "branch", "b.pth", code=2)
     assert "is a control branch alone" in said
 
 
 def test_an_autoencoder_takes_the_place_of_the_bases(model: Path) -> None:
-    native = native_autoencoder(AUTOENCODER)
-    torch.save(native, "vae.ckpt")
+    original = original_autoencoder(AUTOENCODER)
+    torch.save(original, "vae.ckpt")
     Path("vae.json").write_text(json.dumps(config_to_dict(AUTOENCODER)))
     sanakit("convert", "vae.ckpt", "out", "--config", "vae.json", "--base", model)
     weight = load_components("out").autoencoder.decoder.conv_in.weight
-    assert torch.equal(weight, native["decoder.project_in.main.conv.weight"])
+    assert torch.equal(weight, original["decoder.project_in.main.conv.weight"])
     sanakit("convert", "out/vae", "back.safetensors")
     back = load_file("back.safetensors")
-    assert back.keys() == native.keys()
-    assert all(torch.equal(back[name], native[name]) for name in native)
+    assert back.keys() == original.keys()
+    assert all(torch.equal(back[name], original[name]) for name in original)
     other = replace(AUTOENCODER, latent_channels=8)
-    torch.save(native_autoencoder(other), "other.pth")
+    torch.save(original_autoencoder(other), "other.pth")
     Path("vae.json").write_text(json.dumps(config_to_dict(other)))
     _, said = sanakit("convert", "other.pth", "o2", "--config", "vae.json", "--base", model, code=2)
     assert "8 latent channels, the transformer 4" in said
 
 
 def test_the_scheduler_becomes_that_of_the_transformer(model: Path) -> None:
-    write_native_file("s.pth", guidance_embeds=True, qk_norm="rms_norm_across_heads")
+    write_original_file("s.pth", guidance_embeds=True, qk_norm="rms_norm_across_heads")
     sanakit("convert", "s.pth", "sprint", "--config", "config.json", "--base", model)
     index = json.loads(Path("sprint/model_index.json").read_text())
     scheduler = json.loads(Path("sprint/scheduler/scheduler_config.json").read_text())
     assert index["_class_name"] == "SanaSprintPipeline"
     assert scheduler["_class_name"] == index["scheduler"][1] == "SCMScheduler"
-    write_native_file("m.pth")
+    write_original_file("m.pth")
     _, said = sanakit(
         "convert", "m.pth", "out", "--config", "config.json", "--base", "sprint", code=2
     )
@@ -190,20 +190,20 @@ def test_a_published_model_gets_its_published_shift(model: Path) -> None:
     shutil.copytree(model, "base")
     path = Path("base/scheduler/scheduler_config.json")
     path.write_text(json.dumps({**json.loads(path.read_text()), "flow_shift": 9.0}))
-    torch.save(native_transformer(TINY), "m.pth")
+    torch.save(original_transformer(TINY), "m.pth")
     sanakit("convert", "m.pth", "out", "--base", "base")
     scheduler = json.loads(Path("out/scheduler/scheduler_config.json").read_text())
     assert scheduler["flow_shift"] == 3.0
     assert scheduler["use_flow_sigmas"]
     # Of a shape nobody published nothing is known: the base's shift stays.
-    write_native_file("n.pth", sample_size=32)
+    write_original_file("n.pth", sample_size=32)
     sanakit("convert", "n.pth", "own", "--base", "base", "--config", "config.json")
     scheduler = json.loads(Path("own/scheduler/scheduler_config.json").read_text())
     assert scheduler["flow_shift"] == 9.0
 
 
 def test_a_base_with_another_text_encoder_is_refused(model: Path) -> None:
-    write_native_file("m.pth", caption_channels=12)
+    write_original_file("m.pth", caption_channels=12)
     _, said = sanakit("convert", "m.pth", "out", "--config", "config.json", "--base", model, code=2)
     assert "gives 8 channels, the transformer takes 12" in said
     nothing_was_left("m.pth", "config.json")
@@ -284,7 +284,7 @@ def test_a_shard_index_that_leads_out_of_its_folder_is_refused(model: Path) -> N
 
 
 def test_nothing_is_overwritten_without_force_and_then_as_a_whole(model: Path) -> None:
-    torch.save(native_transformer(TINY), "m.pth")
+    torch.save(original_transformer(TINY), "m.pth")
     sanakit("convert", "m.pth", "out")
     Path("out/old.txt").touch()
     _, said = sanakit("convert", "m.pth", "out", code=2)
@@ -312,7 +312,7 @@ def test_a_target_never_destroys_what_it_is_made_from(model: Path) -> None:
         (("m", "m/new"), "lies inside IN"),
         (("x.pth", "m", "--base", "m"), "--base and OUT are the same"),
     ):
-        torch.save(native_transformer(TINY), "x.pth")
+        torch.save(original_transformer(TINY), "x.pth")
         _, said = sanakit("convert", *arguments, "--force", code=2)
         assert reason in said
     assert load_components("m")
@@ -324,7 +324,7 @@ def test_a_failure_while_writing_leaves_nothing_behind(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    torch.save(native_transformer(TINY), "m.pth")
+    torch.save(original_transformer(TINY), "m.pth")
     sanakit("convert", "m.pth", "out")
     before = Path("out", WEIGHTS).read_bytes()
     monkeypatch.setattr("sanakit.weights.store.save_file", full)
@@ -341,7 +341,7 @@ def test_a_folder_that_cannot_be_made_is_said_to_be_one(monkeypatch: pytest.Monk
     def forbidden(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    torch.save(native_transformer(TINY), "m.pth")
+    torch.save(original_transformer(TINY), "m.pth")
     monkeypatch.setattr(Path, "mkdir", forbidden)
     _, said = sanakit("convert", "m.pth", "out", code=2)
     assert "out: cannot be written (Permission denied)" in said
@@ -364,7 +364,7 @@ def test_a_folder_that_cannot_be_made_is_said_to_be_one(monkeypatch: pytest.Monk
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
 def test_bad_input_is_named_and_nothing_is_written(arguments: tuple[str, ...], reason: str) -> None:
-    torch.save(native_transformer(TINY), "m.pth")
+    torch.save(original_transformer(TINY), "m.pth")
     Path("cut.pth").write_bytes(Path("m.pth").read_bytes()[:5000])
     Path("empty").mkdir()
     result = CliRunner().invoke(app, ["convert", *arguments])

@@ -39,11 +39,11 @@ def list_(
     """List the published checkpoints: size, dtype, and what of them is on this disk."""
     with friendly_errors():
         from sanakit.weights.catalog import CATALOG
-        from sanakit.weights.hub import holding
+        from sanakit.weights.hub import cached_repository
 
         rows: list[dict[str, Any]] = [_embedded_row()]
         for checkpoint in CATALOG:
-            held = holding(checkpoint.repository)
+            held = cached_repository(checkpoint.repository)
             if not (all_ or checkpoint.loadable or held):
                 continue
             state = None if held is None else "whole" if held.complete else "partial"
@@ -106,14 +106,14 @@ def pull(
         from huggingface_hub import is_offline_mode
 
         from sanakit.weights.hub import fetch, latest_commit
-        from sanakit.weights.lockfile import known_commit, read_pins, split_revision
+        from sanakit.weights.lockfile import known_commit, read_lockfile, split_revision
 
         notes: list[str] = []
         repository = _repository(name, revision)
         own, wanted = split_revision(repository, None)
         if not json_:
             _print_licences(own)
-        before = known_commit(own, wanted, read_pins(own))
+        before = known_commit(own, wanted, read_lockfile(own))
         folder = fetch(
             repository, variant=variant, update=update, offline=offline, report=notes.append
         )
@@ -143,13 +143,13 @@ def verify(
     """Hash the files on this disk again; exit code 2 if one is not what was fetched."""
     with friendly_errors():
         from sanakit.weights.catalog import CATALOG
-        from sanakit.weights.hub import holding
+        from sanakit.weights.hub import cached_repository
         from sanakit.weights.hub import verify as hash_again
 
         if name == EMBEDDED:
             raise ConfigError(f"{name} ships with sanakit", hint="`pip check` looks after it")
         named = None if name is None else [_repository(name, None).partition("@")[0]]
-        found = [c.repository for c in CATALOG if holding(c.repository)]
+        found = [c.repository for c in CATALOG if cached_repository(c.repository)]
         report = []
         for repository in found if named is None else named:
             count, findings = hash_again(repository)
@@ -179,12 +179,12 @@ def rm(
 ) -> None:
     """Remove a model from the cache, for every program that shares it."""
     with friendly_errors():
-        from sanakit.weights.hub import holding, remove
+        from sanakit.weights.hub import cached_repository, remove
 
         if name == EMBEDDED:
             raise ConfigError(f"{name} ships with sanakit", hint="it cannot be removed alone")
         repository = _repository(name, None).partition("@")[0]
-        held = holding(repository)
+        held = cached_repository(repository)
         if held is not None and not yes:
             if not sys.stdin.isatty():
                 raise ConfigError("nobody is here to be asked", hint="pass --yes")
@@ -224,13 +224,13 @@ def _repository(name: str, revision: str | None) -> str:
 
 def _facts(name: str) -> dict[str, Any]:
     from sanakit.weights.catalog import find_checkpoint
-    from sanakit.weights.hub import holding
-    from sanakit.weights.lockfile import read_pins, snapshot_folder
+    from sanakit.weights.hub import cached_repository
+    from sanakit.weights.lockfile import read_lockfile, snapshot_folder
 
     repository = _repository(name, None).partition("@")[0]
     checkpoint = find_checkpoint(repository)
-    held = holding(repository)
-    pins = read_pins(repository)
+    held = cached_repository(repository)
+    lockfile = read_lockfile(repository)
     files = []
     for commit in held.commits if held else ():
         for path in sorted(snapshot_folder(repository, commit).rglob("*")):
@@ -254,9 +254,9 @@ def _facts(name: str) -> dict[str, Any]:
             ],
         }
     return facts | {
-        "licence on its page when fetched": pins.licence,
+        "licence on its page when fetched": lockfile.licence,
         "on disk": None if held is None else f"{_size(held.bytes)} in {held.folder}",
-        "pinned": ", ".join(f"{k} = {v[:7]}" for k, v in pins.revisions.items()) or None,
+        "pinned": ", ".join(f"{k} = {v[:7]}" for k, v in lockfile.revisions.items()) or None,
         "files": files,
     }
 
@@ -302,9 +302,9 @@ def _dtype_rule(checkpoint: Checkpoint) -> str:
 def _shift(checkpoint: Checkpoint) -> str | None:
     if checkpoint.flow_shift is None:
         return None
-    if checkpoint.flow_shift == checkpoint.native_flow_shift:
+    if checkpoint.flow_shift == checkpoint.original_flow_shift:
         return f"{checkpoint.flow_shift}"
-    return f"{checkpoint.flow_shift}; {checkpoint.native_flow_shift} in the original code"
+    return f"{checkpoint.flow_shift}; {checkpoint.original_flow_shift} in the original code"
 
 
 def _print_licences(repository: str) -> None:

@@ -51,7 +51,7 @@ class Checkpoint:
     """Side in pixels of the square that it was trained at."""
     flow_shift: float | None = None
     """As the published scheduler config has it."""
-    native_flow_shift: float | None = None
+    original_flow_shift: float | None = None
     """As the original code trains and samples; differs for the 0.6B at 1024 px."""
     multilingual: bool = False
     few_step: bool = False
@@ -133,7 +133,7 @@ def _sana(
     *,
     resolution: int = 1024,
     shift: float | None = 3.0,
-    native_shift: float | None = None,
+    original_shift: float | None = None,
     multilingual: bool = True,
     few_step: bool = False,
 ) -> tuple[Checkpoint, Checkpoint]:
@@ -151,7 +151,7 @@ def _sana(
             variant=VARIANTS[dtype] if kind == "pipeline" else None,
             resolution=resolution,
             flow_shift=shift,
-            native_flow_shift=native_shift or shift,
+            original_flow_shift=original_shift or shift,
             multilingual=multilingual,
             few_step=few_step,
             twin=twin,
@@ -163,7 +163,7 @@ def _sana(
 
 
 def _control(
-    name: str, alias: str, preset: str, parameters: int, dtype: HalfDtype, native_shift: float
+    name: str, alias: str, preset: str, parameters: int, dtype: HalfDtype, original_shift: float
 ) -> Checkpoint:
     return Checkpoint(
         repository=f"{OWNER}/{name}",
@@ -174,7 +174,7 @@ def _control(
         dtype=dtype,
         resolution=1024,
         flow_shift=3.0,
-        native_flow_shift=native_shift,
+        original_flow_shift=original_shift,
         multilingual=dtype == "bfloat16",
     )
 
@@ -205,7 +205,7 @@ _QK_06B, _QK_16B = 591_876_896, 1_604_641_952
 CATALOG: tuple[Checkpoint, ...] = (
     *_sana("Sana_600M_512px", "sana-0.6b-512", "sana-0.6b-512", _06B, FP16, resolution=512),
     *_sana(
-        "Sana_600M_1024px", "sana-0.6b sana-0.6b-1024", "sana-0.6b", _06B, FP16, native_shift=4.0
+        "Sana_600M_1024px", "sana-0.6b sana-0.6b-1024", "sana-0.6b", _06B, FP16, original_shift=4.0
     ),
     *_sana(
         "Sana_1600M_512px",
@@ -300,7 +300,7 @@ CATALOG: tuple[Checkpoint, ...] = (
         dtype=BF16,
         resolution=1024,
         flow_shift=3.0,
-        native_flow_shift=3.0,
+        original_flow_shift=3.0,
         multilingual=True,
         twin=f"{OWNER}/Sana_1600M_1024px_BF16_diffusers",
     ),

@@ -37,21 +37,21 @@ from sanakit.weights.lockfile import (
     COMMIT,
     FileFact,
     Listing,
-    Pins,
+    Lockfile,
     digest_of,
     is_digest,
     known_commit,
-    read_pins,
+    read_lockfile,
     repository_folder,
     snapshot_folder,
     split_revision,
-    write_pins,
+    write_lockfile,
     write_ref,
 )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Holding:
+class CachedRepository:
     """One repository on this disk."""
 
     folder: Path
@@ -70,14 +70,14 @@ class Finding:
     problem: str
 
 
-def holding(repository: str) -> Holding | None:
+def cached_repository(repository: str) -> CachedRepository | None:
     """Say what is on disk of a repository; None where there is nothing."""
     folder = repository_folder(repository)
     snapshots = _snapshots(folder)
     size = sum(path.lstat().st_size for path in _contents(folder))
     if not snapshots and not size:
         return None
-    return Holding(
+    return CachedRepository(
         folder=folder,
         bytes=size,
         commits=tuple(path.name for path in snapshots),
@@ -88,12 +88,12 @@ def holding(repository: str) -> Holding | None:
 def verify(repository: str) -> tuple[int, list[Finding]]:
     """Hash every file again; give how many were looked at, and what is wrong.
 
-    A file is compared with its pinned digest, and where another program fetched it, with the name
-    under which the cache keeps contents, which is their digest. Files that the pinned commit does
-    not have, and links that lead out of the repository's own contents, are findings too.
+    A file is compared with its digest in the lockfile, and where another program fetched it, with
+    the name under which the cache keeps contents, which is their digest. Files that the pinned
+    commit does not have, and links that lead out of the repository's contents, are findings too.
 
     Raises:
-        MissingModelError: nothing of it is on disk. WeightsError: its pins are damaged.
+        MissingModelError: nothing of it is on disk. WeightsError: a damaged lockfile.
     """
     folder = repository_folder(repository)
     snapshots = _snapshots(folder)
@@ -101,7 +101,7 @@ def verify(repository: str) -> tuple[int, list[Finding]]:
         raise MissingModelError(
             f"{repository}: is not in the local cache", hint=f"sanakit models pull {repository}"
         )
-    pins = read_pins(repository)
+    lockfile = read_lockfile(repository)
     findings: list[Finding] = []
     count = 0
     hashed: dict[tuple[Path, str], bool] = {}
@@ -109,7 +109,7 @@ def verify(repository: str) -> tuple[int, list[Finding]]:
         for path in _files(snapshot):
             count += 1
             name = path.relative_to(snapshot).as_posix()
-            listing = pins.listings.get(snapshot.name)
+            listing = lockfile.listings.get(snapshot.name)
             problem = _problem(path, name, folder, listing, hashed)
             if problem is not None:
                 findings.append(Finding(file=f"{snapshot.name[:7]}/{name}", problem=problem))
@@ -122,7 +122,7 @@ def remove(repository: str) -> int:
     Raises:
         MissingModelError: nothing of it is there. DataError: the disk refuses.
     """
-    held = holding(repository)
+    held = cached_repository(repository)
     if held is None:
         raise MissingModelError(
             f"{repository}: is not in the local cache", hint="`sanakit models list` says what is"
@@ -150,7 +150,7 @@ def _problem(
         return f"is a link that leads elsewhere ({target})"
     expected = listing[name].digest if listing is not None else target.name
     if not is_digest(expected):
-        return "cannot be checked: neither its pin nor its name tells a digest"
+        return "cannot be checked: neither the lockfile nor its name tells a digest"
     if not path.is_file():
         return "its content is gone"
     if (target, expected) not in hashed:
@@ -220,13 +220,13 @@ def fetch(
     if checkpoint is not None:
         repository = checkpoint.repository  # in the case that the hub spells it
     wanted = variant or (checkpoint.variant if checkpoint else None)
-    pins = read_pins(repository)
-    commit = None if update else known_commit(repository, revision, pins)
+    lockfile = read_lockfile(repository)
+    commit = None if update else known_commit(repository, revision, lockfile)
     missing = ["everything"]
     if commit is not None:
         folder = snapshot_folder(repository, commit)
-        if commit in pins.listings:
-            plan = _plan(pins.listings[commit], repository, wanted, variant, subfolder)
+        if commit in lockfile.listings:
+            plan = _plan(lockfile.listings[commit], repository, wanted, variant, subfolder)
             missing = [name for name in plan.files if not (folder / name).is_file()]
         else:  # put there by another program
             missing = missing_by_structure(folder, variant=variant, subfolder=subfolder)
@@ -235,8 +235,8 @@ def fetch(
     if offline or constants.is_offline_mode():
         raise _offline(repository, revision, commit, missing)
     with _hub_errors(repository, revision):
-        commit, pins = _pinned(repository, revision, commit, pins)
-        listing = pins.listings[commit]
+        commit, lockfile = _pinned(repository, revision, commit, lockfile)
+        listing = lockfile.listings[commit]
         plan = _plan(listing, repository, wanted, variant, subfolder)
         _tell(plan, repository, wanted, report)
         folder = snapshot_folder(repository, commit)
@@ -258,10 +258,12 @@ def latest_commit(repository: str, revision: str) -> str:
         return str(HfApi(endpoint=constants.ENDPOINT).model_info(repository, revision=revision).sha)
 
 
-def _pinned(repository: str, revision: str, commit: str | None, pins: Pins) -> tuple[str, Pins]:
+def _pinned(
+    repository: str, revision: str, commit: str | None, lockfile: Lockfile
+) -> tuple[str, Lockfile]:
     """Make sure that the commit and its listing are known, and write them down."""
-    if commit is not None and commit in pins.listings:
-        return commit, pins
+    if commit is not None and commit in lockfile.listings:
+        return commit, lockfile
     info = HfApi(endpoint=constants.ENDPOINT).model_info(
         repository, revision=commit or revision, files_metadata=True
     )
@@ -276,9 +278,9 @@ def _pinned(repository: str, revision: str, commit: str | None, pins: Pins) -> t
             listing[file.rfilename] = FileFact(size=file.size, digest=digest)
     card = info.card_data
     licence = card.get("license_name") or card.get("license") if card is not None else None
-    pins = pins.with_commit(revision, info.sha, listing, licence)
-    write_pins(repository, pins)
-    return info.sha, pins
+    lockfile = lockfile.with_commit(revision, info.sha, listing, licence)
+    write_lockfile(repository, lockfile)
+    return info.sha, lockfile
 
 
 def _plan(

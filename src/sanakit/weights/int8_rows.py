@@ -35,7 +35,7 @@ def pack_int8(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str,
     packed: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if name.endswith(SUFFIX) or tensor.dtype == torch.int8:
-            raise WeightsError(f"{name}: is stored compactly already", hint="pack it once only")
+            raise WeightsError(f"{name}: is stored as int8 rows already", hint="pack it once only")
         if not tensor.is_floating_point():
             packed[name] = tensor
         elif tensor.ndim < 2 or tensor.numel() < SMALLEST:

@@ -19,7 +19,7 @@ from huggingface_hub import constants
 from sanakit.errors import ConfigError, WeightsError
 from sanakit.files import write_atomically, write_json
 
-PINS = "sanakit-pins.json"
+LOCKFILE = "sanakit-pins.json"
 MAIN = "main"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
@@ -44,7 +44,7 @@ Listing = Mapping[str, FileFact]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pins:
+class Lockfile:
     """One repository's. Branches and tags to commits, commits to what they hold."""
 
     revisions: Mapping[str, str] = field(default_factory=dict)
@@ -54,9 +54,9 @@ class Pins:
 
     def with_commit(
         self, revision: str, commit: str, listing: Listing, licence: str | None
-    ) -> Pins:
-        """Give the same pins and one more."""
-        return Pins(
+    ) -> Lockfile:
+        """Give the same and one commit more."""
+        return Lockfile(
             revisions={**self.revisions, revision: commit},
             listings={**self.listings, commit: listing},
             licence=licence or self.licence,
@@ -73,18 +73,18 @@ def snapshot_folder(repository: str, commit: str) -> Path:
     return repository_folder(repository) / "snapshots" / commit
 
 
-def read_pins(repository: str) -> Pins:
-    """Read a repository's pins; empty where it was never fetched, or by other programs only.
+def read_lockfile(repository: str) -> Lockfile:
+    """Read a repository's lockfile; empty where it was never fetched, or by other programs only.
 
     Raises:
         WeightsError: a damaged file.
     """
-    path = repository_folder(repository) / PINS
+    path = repository_folder(repository) / LOCKFILE
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        return _pins(values)
+        return _parsed(values)
     except FileNotFoundError:
-        return Pins()
+        return Lockfile()
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise WeightsError(
             f"{path}: is damaged ({error})",
@@ -92,27 +92,27 @@ def read_pins(repository: str) -> Pins:
         ) from error
 
 
-def write_pins(repository: str, pins: Pins) -> None:
+def write_lockfile(repository: str, lockfile: Lockfile) -> None:
     """Write them whole."""
     content = {
-        "revisions": dict(pins.revisions),
-        "licence": pins.licence,
+        "revisions": dict(lockfile.revisions),
+        "licence": lockfile.licence,
         "listings": {
             commit: {name: [fact.size, fact.digest] for name, fact in sorted(listing.items())}
-            for commit, listing in pins.listings.items()
+            for commit, listing in lockfile.listings.items()
         },
     }
     folder = repository_folder(repository)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / PINS, content, indent=1)
+    write_json(folder / LOCKFILE, content, indent=1)
 
 
-def known_commit(repository: str, revision: str, pins: Pins) -> str | None:
+def known_commit(repository: str, revision: str, lockfile: Lockfile) -> str | None:
     """Give the commit that a revision meant here so far; None where it was never asked for."""
     if COMMIT.fullmatch(revision):
         return revision
-    if revision in pins.revisions:
-        return pins.revisions[revision]
+    if revision in lockfile.revisions:
+        return lockfile.revisions[revision]
     ref = repository_folder(repository) / "refs" / revision
     commit = ref.read_text(encoding="utf-8").strip() if ref.is_file() else ""
     return commit if COMMIT.fullmatch(commit) else None
@@ -165,7 +165,7 @@ def is_digest(name: str) -> bool:
     return _DIGEST.fullmatch(name) is not None
 
 
-def _pins(values: Any) -> Pins:
+def _parsed(values: Any) -> Lockfile:
     listings = {
         commit: {name: FileFact(size=size, digest=digest) for name, (size, digest) in held.items()}
         for commit, held in values["listings"].items()
@@ -176,4 +176,4 @@ def _pins(values: Any) -> Pins:
         raise ValueError("a commit is not 40 hex digits")
     if not all(isinstance(fact.size, int) and is_digest(fact.digest) for fact in facts):
         raise ValueError("a digest is not 40 or 64 hex digits")
-    return Pins(revisions=values["revisions"], listings=listings, licence=values["licence"])
+    return Lockfile(revisions=values["revisions"], listings=listings, licence=values["licence"])

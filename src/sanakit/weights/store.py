@@ -32,7 +32,7 @@ def read_tensors(
 ) -> dict[str, Tensor]:
     """Give the tensors of one file, all or those named, on the CPU.
 
-    Memory is mapped, so a large file costs what is touched. Compact storage is undone: its real
+    Memory is mapped, so a large file costs what is touched. Int8 rows are unpacked: their real
     tensors come back as fp32. With ``dtype`` real tensors of another one are converted, one after
     the other: beside the result never more than 256 MB and one tensor are in memory.
 
@@ -211,7 +211,7 @@ def read_weights(
     """Give all tensors of a component: ``stem[.variant].safetensors`` or the shards of its index.
 
     Real tensors become ``dtype``, one by one; without it they keep their stored dtype, except that
-    compact storage comes back as fp32.
+    int8 rows comes back as fp32.
 
     Raises:
         MissingModelError: no such folder, or no weights of that name in it.

@@ -112,7 +112,7 @@ def test_a_slip_finds_the_name_that_was_meant() -> None:
 
 
 def test_the_two_stacks_differ_in_the_shift_of_the_small_model_only() -> None:
-    differ = {c.repository for c in CATALOG if c.flow_shift != c.native_flow_shift}
+    differ = {c.repository for c in CATALOG if c.flow_shift != c.original_flow_shift}
     assert differ == {
         f"{OWNER}/Sana_600M_1024px",
         f"{OWNER}/Sana_600M_1024px_diffusers",

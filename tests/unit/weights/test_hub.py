@@ -11,9 +11,9 @@ import pytest
 from huggingface_hub import constants
 
 from sanakit.errors import ConfigError, DataError, MissingModelError, WeightsError
-from sanakit.weights.hub import fetch, holding, latest_commit, remove, verify
+from sanakit.weights.hub import cached_repository, fetch, latest_commit, remove, verify
 from sanakit.weights.hub_files import missing_by_structure, stored_variant
-from sanakit.weights.lockfile import PINS, read_pins, repository_folder
+from sanakit.weights.lockfile import LOCKFILE, read_lockfile, repository_folder
 from sanakit.weights.resolve import resolve_model
 from stand_in_hub import TOKEN, StandInHub, pipeline_files, serving
 
@@ -50,7 +50,7 @@ def test_an_alias_fetches_the_recommended_variant_and_no_other(hub: StandInHub) 
     weights = [name for name in held if name.endswith(".safetensors")]
     assert len(weights) == 3
     assert all(".fp16." in name for name in weights)
-    assert holding(SANA).complete
+    assert cached_repository(SANA).complete
 
 
 def test_what_is_here_is_not_asked_for_again(hub: StandInHub) -> None:
@@ -126,7 +126,7 @@ def test_a_download_that_was_given_up_is_resumed_by_the_next_call(
         fetch(SANA)
     part = repository_folder(SANA) / "blobs" / f"{sha256(content)}.incomplete"
     assert part.read_bytes() == content[:1000]
-    assert not holding(SANA).complete
+    assert not cached_repository(SANA).complete
     hub.broken.clear()
     hub.ranges.clear()
     downloaded = len(hub.downloaded())
@@ -172,7 +172,7 @@ def test_a_file_that_is_not_what_the_hub_lists_is_refused_and_not_kept(
     blobs = repository_folder(SANA) / "blobs"
     bad = {b"x" * len(content), b"[]"}
     assert not [path for path in blobs.iterdir() if path.read_bytes() in bad]
-    assert not holding(SANA).complete
+    assert not cached_repository(SANA).complete
 
 
 def test_a_revision_stays_pinned_until_one_says_update(hub: StandInHub) -> None:
@@ -267,11 +267,11 @@ def test_a_full_disk_is_noticed_before_the_download(
 
 
 def from_another_program(hub: StandInHub, **variants: list[str | None]) -> Path:
-    """A cache that was filled by a program that pins nothing."""
+    """A cache that was filled by a program that writes no lockfile."""
     if variants:
         hub.publish(SANA, pipeline_files(variants))
     folder = fetch(SANA)
-    (repository_folder(SANA) / PINS).unlink()
+    (repository_folder(SANA) / LOCKFILE).unlink()
     return folder
 
 
@@ -338,9 +338,9 @@ def test_verify_finds_what_was_changed_planted_or_led_astray(
     assert said == {}
 
 
-def test_damaged_pins_are_an_error_that_says_what_to_do(hub: StandInHub) -> None:
+def test_a_damaged_lockfile_is_an_error_that_says_what_to_do(hub: StandInHub) -> None:
     fetch(SANA)
-    path = repository_folder(SANA) / PINS
+    path = repository_folder(SANA) / LOCKFILE
     for damage in ("{", "[]", '{"revisions": {"main": "x"}, "listings": {}, "licence": null}'):
         path.write_text(damage)
         with pytest.raises(WeightsError, match="sanakit models rm"):
@@ -349,15 +349,15 @@ def test_damaged_pins_are_an_error_that_says_what_to_do(hub: StandInHub) -> None
 
 def test_the_licence_of_the_page_is_written_down(hub: StandInHub) -> None:
     fetch(SANA)
-    assert read_pins(SANA).licence == "nscl-v2-custom"
+    assert read_lockfile(SANA).licence == "nscl-v2-custom"
 
 
 def test_remove_leaves_nothing_and_says_how_much_it_was(hub: StandInHub) -> None:
     fetch(SANA)
-    size = holding(SANA).bytes
+    size = cached_repository(SANA).bytes
     assert size > sum(len(pipeline_files()[n]) for n in pipeline_files() if ".fp16." in n)
     assert remove(SANA) == size
-    assert holding(SANA) is None
+    assert cached_repository(SANA) is None
     assert not repository_folder(SANA).exists()
     for call in (remove, verify):
         with pytest.raises(MissingModelError, match="not in the local cache"):
@@ -385,4 +385,4 @@ def test_an_autoencoder_is_a_repository_of_its_own(hub: StandInHub) -> None:
     hub.publish(name, {**files, "model.onnx": b"o"})
     folder = resolve_model("dc-ae-f32c32-sana")
     assert files_in(folder) == files
-    assert holding(name).complete
+    assert cached_repository(name).complete

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from native_files import native_autoencoder, native_transformer
+from original_files import original_autoencoder, original_transformer
 from sanakit.errors import WeightsError
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.config import (
@@ -66,17 +66,17 @@ def shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
-def inverts(keymap: Keymap, native: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:
+def inverts(keymap: Keymap, original: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:
     """Same tensors under our names, and back again to the last bit."""
-    published = keymap.to_published(native, source="file")
+    published = keymap.to_published(original, source="file")
     assert shapes(published) == shapes(ours)
-    back = keymap.to_native(published, source="file")
-    kept = {n: t for n, t in native.items() if n in back}
+    back = keymap.to_original(published, source="file")
+    kept = {n: t for n, t in original.items() if n in back}
     assert shapes(back) == shapes(kept)
-    dropped = native.keys() - back.keys()
+    dropped = original.keys() - back.keys()
     assert all(n.startswith(("pos_embed", "y_embedder.y_emb", "logvar_lin")) for n in dropped)
-    if next(iter(native.values())).device.type != "meta":
-        assert all(torch.equal(back[name], native[name]) for name in back)
+    if next(iter(original.values())).device.type != "meta":
+        assert all(torch.equal(back[name], original[name]) for name in back)
         again = keymap.to_published(back, source="file")
         assert all(torch.equal(again[name], published[name]) for name in published)
 
@@ -84,43 +84,43 @@ def inverts(keymap: Keymap, native: Mapping[str, Tensor], ours: Mapping[str, Ten
 @pytest.mark.parametrize("preset", TRANSFORMERS)
 def test_a_transformer_goes_there_and_back(preset: str) -> None:
     config = narrow(TRANSFORMERS[preset])
-    native = native_transformer(config)
-    inverts(transformer_keymap(config), native, on_meta(LinearDiT, config))
+    original = original_transformer(config)
+    inverts(transformer_keymap(config), original, on_meta(LinearDiT, config))
 
 
 @pytest.mark.parametrize("preset", TRANSFORMERS)
 def test_a_transformer_of_real_size_has_our_names_and_shapes(preset: str) -> None:
     config = TRANSFORMERS[preset]
-    native = native_transformer(config, device="meta")
-    inverts(transformer_keymap(config), native, on_meta(LinearDiT, config))
+    original = original_transformer(config, device="meta")
+    inverts(transformer_keymap(config), original, on_meta(LinearDiT, config))
 
 
 def test_a_biased_fused_projection_is_split_and_fused_like_its_weight() -> None:
     config = replace(TINY, attention_bias=True)
-    native = native_transformer(config)
+    original = original_transformer(config)
     for index in range(config.num_layers):
-        native[f"blocks.{index}.attn.qkv.bias"] = torch.randn(3 * config.width)
-    inverts(transformer_keymap(config), native, on_meta(LinearDiT, config))
+        original[f"blocks.{index}.attn.qkv.bias"] = torch.randn(3 * config.width)
+    inverts(transformer_keymap(config), original, on_meta(LinearDiT, config))
 
 
 def test_a_control_branch_goes_there_and_back() -> None:
-    native = native_transformer(BRANCHED, branch=2)
-    own = {n: t for n, t in native.items() if not n.startswith(("blocks.", "final_layer."))}
+    original = original_transformer(BRANCHED, branch=2)
+    own = {n: t for n, t in original.items() if not n.startswith(("blocks.", "final_layer."))}
     inverts(control_keymap(), own, on_meta(ControlBranch, replace(BRANCHED, num_layers=2)))
 
 
 @pytest.mark.parametrize("preset", AUTOENCODERS)
 def test_an_autoencoder_goes_there_and_back(preset: str) -> None:
     config = narrow_autoencoder(AUTOENCODERS[preset])
-    native = native_autoencoder(config)
-    inverts(autoencoder_keymap(config), native, on_meta(Autoencoder, config))
+    original = original_autoencoder(config)
+    inverts(autoencoder_keymap(config), original, on_meta(Autoencoder, config))
 
 
 @pytest.mark.parametrize("preset", AUTOENCODERS)
 def test_an_autoencoder_of_real_size_has_our_names_and_shapes(preset: str) -> None:
     config = AUTOENCODERS[preset]
-    native = native_autoencoder(config, device="meta")
-    inverts(autoencoder_keymap(config), native, on_meta(Autoencoder, config))
+    original = original_autoencoder(config, device="meta")
+    inverts(autoencoder_keymap(config), original, on_meta(Autoencoder, config))
 
 
 @pytest.mark.parametrize("change", ["strided", "no shortcuts", "two scales"])
@@ -131,8 +131,8 @@ def test_an_autoencoder_nobody_published_goes_there_and_back(change: str) -> Non
         "no shortcuts": replace(config, encoder_out_shortcut=False, decoder_in_shortcut=False),
         "two scales": replace(config, encoder_qkv_multiscales=((),) * 5 + ((3, 5),)),
     }[change]
-    native = native_autoencoder(config)
-    inverts(autoencoder_keymap(config), native, on_meta(Autoencoder, config))
+    original = original_autoencoder(config)
+    inverts(autoencoder_keymap(config), original, on_meta(Autoencoder, config))
 
 
 @pytest.mark.parametrize("kind", ["transformer", "guided", "branch", "autoencoder"])
@@ -144,35 +144,35 @@ def test_no_name_fits_two_rules(kind: str) -> None:
         "branch": control_keymap(),
         "autoencoder": autoencoder_keymap(AUTOENCODERS["dc-ae-f32c32-sana-1.0"]),
     }[kind]
-    native = [rule.native for rule in keymap.rules]
+    original = [rule.original for rule in keymap.rules]
     published = [name for rule in keymap.rules for name in rule.published]
-    assert len(set(native)) == len(native)
+    assert len(set(original)) == len(original)
     assert len(set(published)) == len(published)
 
 
 def test_queries_keys_and_values_are_the_thirds_in_this_order() -> None:
-    native = native_transformer(TINY)
-    published = transformer_keymap(TINY).to_published(native, source="file")
-    qkv = native["blocks.1.attn.qkv.weight"]
+    original = original_transformer(TINY)
+    published = transformer_keymap(TINY).to_published(original, source="file")
+    qkv = original["blocks.1.attn.qkv.weight"]
     for third, name in enumerate(("to_q", "to_k", "to_v")):
         own = published[f"transformer_blocks.1.attn1.{name}.weight"]
         assert torch.equal(own, qkv[8 * third : 8 * third + 8])
 
 
 def test_an_unknown_name_is_refused_by_name() -> None:
-    native = {**native_transformer(TINY), "blocks.0.lora.weight": torch.ones(1)}
+    original = {**original_transformer(TINY), "blocks.0.lora.weight": torch.ones(1)}
     with pytest.raises(WeightsError, match=r"m\.pth: 1 unexpected: blocks\.0\.lora\.weight"):
-        transformer_keymap(TINY).to_published(native, source="m.pth")
+        transformer_keymap(TINY).to_published(original, source="m.pth")
     published = {"transformer_blocks.0.norm2.weight": torch.ones(8)}
     with pytest.raises(WeightsError, match=r"1 unexpected: transformer_blocks\.0\.norm2\.weight"):
-        transformer_keymap(TINY).to_native(published, source="folder")
+        transformer_keymap(TINY).to_original(published, source="folder")
 
 
 def test_a_part_of_a_fused_tensor_cannot_be_missing() -> None:
-    published = transformer_keymap(TINY).to_published(native_transformer(TINY), source="file")
+    published = transformer_keymap(TINY).to_published(original_transformer(TINY), source="file")
     del published["transformer_blocks.0.attn2.to_v.bias"]
     with pytest.raises(WeightsError, match=r"attn2\.to_v\.bias is missing.*kv_linear\.bias"):
-        transformer_keymap(TINY).to_native(published, source="folder")
+        transformer_keymap(TINY).to_original(published, source="folder")
 
 
 def test_parts_that_differ_in_shape_or_dtype_are_not_fused() -> None:

@@ -283,7 +283,7 @@ def test_weights_are_converted_while_they_are_read(
     assert len(opened) == (1 + 1 if most > 1 else 2 * len(state))
 
 
-def test_compact_weights_are_converted_too(tmp_path: Path) -> None:
+def test_int8_rows_are_converted_too(tmp_path: Path) -> None:
     state = {"weight": torch.randn(64, 128), "bias": torch.randn(3)}
     write_weights(tmp_path, state, storage="int8-rows")
     found = read_weights(tmp_path, dtype=torch.bfloat16)

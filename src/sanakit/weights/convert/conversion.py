@@ -28,7 +28,7 @@ from sanakit.weights.convert.folders import (
     write_part_config,
     write_variant,
 )
-from sanakit.weights.convert.original_format import PICKLED, SAFE, read_native, write_native
+from sanakit.weights.convert.original_format import PICKLED, SAFE, read_original, write_original
 from sanakit.weights.convert.parts import (
     AUTOENCODER,
     BRANCH,
@@ -36,7 +36,7 @@ from sanakit.weights.convert.parts import (
     TRANSFORMER,
     Config,
     Part,
-    native_state,
+    original_state,
 )
 from sanakit.weights.resolve import INDEX, resolve_model
 from sanakit.weights.store import CONFIG, STEM, read_config, read_json, tensor_bytes
@@ -135,7 +135,7 @@ def _from_file(source: Path, target: Path, options: Options) -> Plan:
             f"{target}: an original file becomes a folder, not another file",
             hint=f"name a folder: {target.with_suffix('')}",
         )
-    model = read_native(source, config=options.config, average=options.average)
+    model = read_original(source, config=options.config, average=options.average)
     notes = model.notes
     if options.base is not None:
         base = resolve_model(options.base)
@@ -193,11 +193,11 @@ def _to_file(source: Path, target: Path, options: Options) -> Plan:
     if main != source and (source / "controlnet").is_dir():
         branch = _published(source / "controlnet", BRANCH, options)
     parts = [part] if branch is None else [branch, part]
-    state = native_state(part, branch, source=str(source))
+    state = original_state(part, branch, source=str(source))
 
     def write(path: Path, report: Report) -> None:
         report(f"writing {path.name}")
-        write_native(path, cast(state, options.dtype, source=str(source)))
+        write_original(path, cast(state, options.dtype, source=str(source)))
 
     return Plan(
         source=source,

@@ -36,7 +36,7 @@ def _pattern(template: str) -> re.Pattern[str]:
 class Rule:
     """One original name and what it is published as, both with ``{p}``, ``{i}``... inside."""
 
-    native: str
+    original: str
     published: tuple[str, ...]
     pointwise: bool = False
     """The original is a 1x1 convolution, ``out in 1 1``; ours a matrix, ``out in``."""
@@ -88,7 +88,7 @@ class Keymap:
             WeightsError: for names no rule knows, the first of them listed, or a shape that a
                 rule cannot take.
         """
-        patterns = [(_pattern(rule.native), rule) for rule in self.rules]
+        patterns = [(_pattern(rule.original), rule) for rule in self.rules]
         ignored = [_pattern(template) for template in self.unpublished]
         published: dict[str, Tensor] = {}
         unknown: list[str] = []
@@ -106,7 +106,7 @@ class Keymap:
         _refuse(unknown, source)
         return published
 
-    def to_native(self, state: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor]:
+    def to_original(self, state: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor]:
         """Undo :meth:`to_published` but for ``unpublished`` tensors, which are not there.
 
         Raises:
@@ -124,8 +124,8 @@ class Keymap:
             for pattern, rule, place in patterns:
                 if match := pattern.fullmatch(name):
                     filled = match.groupdict()
-                    native = rule.native.format(**filled)
-                    found.setdefault(native, (rule, filled, {}))[2][place] = tensor
+                    original = rule.original.format(**filled)
+                    found.setdefault(original, (rule, filled, {}))[2][place] = tensor
                     break
             else:
                 unknown.append(name)
@@ -150,14 +150,14 @@ def _refuse(unknown: list[str], source: str) -> None:
 
 
 def _rules(
-    names: Mapping[str, str | tuple[str, ...]], native: str = "", published: str = ""
+    names: Mapping[str, str | tuple[str, ...]], original: str = "", published: str = ""
 ) -> Iterable[Rule]:
     """Read a table; the prefixes go before every name, ``1x1`` at an original's end is a flag."""
     for theirs, ours in names.items():
         several = (ours,) if isinstance(ours, str) else ours
         pointwise = theirs.endswith(" 1x1")
         yield Rule(
-            native + theirs.removesuffix(" 1x1"),
+            original + theirs.removesuffix(" 1x1"),
             tuple(published + name for name in several),
             pointwise,
         )

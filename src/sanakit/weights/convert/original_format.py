@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sanakit.errors import WeightsError
 from sanakit.files import replacing
-from sanakit.weights.convert.parts import NativeModel, identified
+from sanakit.weights.convert.parts import OriginalModel, identified
 from sanakit.weights.store import read_tensors, tensor_bytes, write_tensors
 
 PICKLED = (".pth", ".pt", ".ckpt", ".bin")
@@ -43,7 +43,7 @@ HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
 ]
 
 
-def read_native(path: Path, *, config: str | None = None, average: bool = False) -> NativeModel:
+def read_original(path: Path, *, config: str | None = None, average: bool = False) -> OriginalModel:
     """Read an original file and give it in the published layout; tensors stay on disk until used.
 
     Args:
@@ -59,7 +59,7 @@ def read_native(path: Path, *, config: str | None = None, average: bool = False)
     return identified(state, source=str(path), config=config, notes=notes)
 
 
-def write_native(path: Path, state: Mapping[str, Tensor]) -> None:
+def write_original(path: Path, state: Mapping[str, Tensor]) -> None:
     """Write one file under the original names, whole or not at all.
 
     ``.safetensors`` holds the tensors; any other ending a pickle ``{"state_dict": tensors}`` that

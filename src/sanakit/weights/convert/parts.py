@@ -90,7 +90,7 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NativeModel:
+class OriginalModel:
     """What an original file holds. A ControlNet's holds two parts, its branch first."""
 
     kind: Kind
@@ -105,7 +105,7 @@ def identified(
     source: str,
     config: str | None = None,
     notes: tuple[str, ...] = (),
-) -> NativeModel:
+) -> OriginalModel:
     """Tell what a state under original names is, and give it in the published layout.
 
     ``config`` is a preset's name or a ``config.json``, in place of what the shapes say.
@@ -123,7 +123,7 @@ def identified(
         )
         published = autoencoder_keymap(ae).to_published(state, source=source)
         part = Part.checked(AUTOENCODER, ae, published, source=source)
-        return NativeModel(kind=kind, parts=(part,), notes=notes)
+        return OriginalModel(kind=kind, parts=(part,), notes=notes)
     dit = (
         transformer_config(state, source=source)
         if config is None
@@ -137,10 +137,10 @@ def identified(
         own = {n: t for n, t in state.items() if not n.startswith(("blocks.", "final_layer."))}
         published = control_keymap().to_published(own, source=source)
         parts.insert(0, Part.checked(BRANCH, branch, published, source=source))
-    return NativeModel(kind=kind, parts=tuple(parts), notes=notes)
+    return OriginalModel(kind=kind, parts=tuple(parts), notes=notes)
 
 
-def native_state(part: Part, branch: Part | None = None, *, source: str) -> dict[str, Tensor]:
+def original_state(part: Part, branch: Part | None = None, *, source: str) -> dict[str, Tensor]:
     """Give an autoencoder, or a transformer and its control branch, under the original names.
 
     The positional table is computed; the embedding of the empty prompt, which the original code
@@ -152,10 +152,10 @@ def native_state(part: Part, branch: Part | None = None, *, source: str) -> dict
     """
     config, published = part.config, part.state
     if isinstance(config, AutoencoderConfig):
-        return autoencoder_keymap(config).to_native(published, source=source)
-    state = transformer_keymap(config).to_native(published, source=source)
+        return autoencoder_keymap(config).to_original(published, source=source)
+    state = transformer_keymap(config).to_original(published, source=source)
     if branch is not None:
-        own = control_keymap().to_native(branch.state, source=source)
+        own = control_keymap().to_original(branch.state, source=source)
         for name in sorted(own.keys() & state.keys()):
             if not torch.equal(own[name], state[name]):
                 raise WeightsError(

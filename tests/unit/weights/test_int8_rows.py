@@ -74,8 +74,8 @@ def test_a_row_of_zeros_stays_zeros() -> None:
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
-        ({"w" + SUFFIX: torch.zeros(2)}, "stored compactly already"),
-        ({"w": torch.zeros(2, dtype=torch.int8)}, "stored compactly already"),
+        ({"w" + SUFFIX: torch.zeros(2)}, "stored as int8 rows already"),
+        ({"w": torch.zeros(2, dtype=torch.int8)}, "stored as int8 rows already"),
         ({"w": torch.full((64, 64), torch.nan)}, "not finite"),
     ],
 )
@@ -97,12 +97,14 @@ def test_a_state_that_could_be_mistaken_later_is_refused(
         ),
     ],
 )
-def test_a_damaged_compact_state_is_refused(bad: dict[str, Tensor], reason: str) -> None:
+def test_a_damaged_int8_rows_state_is_refused(bad: dict[str, Tensor], reason: str) -> None:
     with pytest.raises(WeightsError, match=reason):
         unpack_int8(bad, source="f")
 
 
-def test_a_compact_folder_is_read_without_being_told(tmp_path: Path, rng: torch.Generator) -> None:
+def test_a_folder_of_int8_rows_is_read_without_being_told(
+    tmp_path: Path, rng: torch.Generator
+) -> None:
     given = state(rng)
     write_weights(tmp_path, given, storage="int8-rows", max_shard_bytes=100_000)
     restored = read_weights(tmp_path)

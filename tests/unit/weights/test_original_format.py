@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from native_files import native_autoencoder, native_transformer, sincos
+from original_files import original_autoencoder, original_transformer, sincos
 from sanakit.errors import ConfigError, DataError, WeightsError
 from sanakit.models.config import (
     AUTOENCODERS,
@@ -25,14 +25,14 @@ from sanakit.models.config import (
     AutoencoderConfig,
     TransformerConfig,
 )
-from sanakit.weights.convert.original_format import read_native, write_native
+from sanakit.weights.convert.original_format import read_original, write_original
 from sanakit.weights.convert.parts import (
     BRANCH,
     TRANSFORMER,
-    NativeModel,
+    OriginalModel,
     Part,
     identified,
-    native_state,
+    original_state,
 )
 
 TINY = TRANSFORMERS["tiny"]
@@ -59,7 +59,7 @@ def write(path: Path, content: object) -> Path:
     return path
 
 
-def tensors(model: NativeModel) -> dict[str, torch.Tensor]:
+def tensors(model: OriginalModel) -> dict[str, torch.Tensor]:
     return model.parts[0].state
 
 
@@ -69,30 +69,30 @@ def tensors(model: NativeModel) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("preset", TRANSFORMERS)
 def test_a_transformer_of_a_preset_is_told_by_its_shapes(preset: str) -> None:
     config = TRANSFORMERS[preset]
-    native = native_transformer(config, device="meta")
+    original = original_transformer(config, device="meta")
     side = config.sample_size // config.patch_size
-    native["pos_embed"] = torch.zeros(1, side**2, 1).expand(1, side**2, config.width)
+    original["pos_embed"] = torch.zeros(1, side**2, 1).expand(1, side**2, config.width)
     if config.interpolation_scale is not None:
         # Only the first row of the grid is looked at: a whole real table takes long to make.
         table = torch.zeros(1, side**2, config.width)
         columns = sincos(config.width, side, config.interpolation_scale)[:, :side]
         table[:, :side] = columns
-        native["pos_embed"] = table
-    assert inferred(native) == config
+        original["pos_embed"] = table
+    assert inferred(original) == config
 
 
 @pytest.mark.parametrize("preset", AUTOENCODERS)
 def test_an_autoencoder_of_a_preset_is_told_by_its_shapes_where_one_scale_fits(
     preset: str,
 ) -> None:
-    native = native_autoencoder(AUTOENCODERS[preset], device="meta")
+    original = original_autoencoder(AUTOENCODERS[preset], device="meta")
     if preset.endswith(("-in-1.0", "-mix-1.0")):
         with pytest.raises(ConfigError, match=r"-in-1\.0 \(0\.\d+\), .*-mix-1\.0 \(0\.\d+\)"):
-            inferred(native)
-        native_model = identified(native, source="m.pth", config=preset)
-        assert native_model.parts[0].presets == [preset]
+            inferred(original)
+        original_model = identified(original, source="m.pth", config=preset)
+        assert original_model.parts[0].presets == [preset]
     else:
-        assert inferred(native) == AUTOENCODERS[preset]
+        assert inferred(original) == AUTOENCODERS[preset]
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_an_autoencoder_of_a_preset_is_told_by_its_shapes_where_one_scale_fits(
 )
 def test_each_field_that_shapes_tell_is_told(change: dict[str, Any]) -> None:
     config = replace(TINY, **change)
-    told = inferred(native_transformer(config))
+    told = inferred(original_transformer(config))
     assert isinstance(told, TransformerConfig)
     assert told.ffn_width == config.ffn_width
     assert replace(told, mlp_ratio=config.mlp_ratio) == config
@@ -121,21 +121,21 @@ def test_each_field_that_shapes_tell_is_told(change: dict[str, Any]) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_positions_are_told_from_a_table_in_sixteen_bits(dtype: torch.dtype) -> None:
     config = replace(TINY, sample_size=16, interpolation_scale=2.0)
-    native = native_transformer(config)
-    native["pos_embed"] = native["pos_embed"].to(dtype)
-    assert inferred(native) == config
+    original = original_transformer(config)
+    original["pos_embed"] = original["pos_embed"].to(dtype)
+    assert inferred(original) == config
 
 
 def test_a_control_file_holds_its_branch_and_its_transformer() -> None:
     config = replace(TINY, num_layers=4)
-    model = identified(native_transformer(config, branch=3), source="m.pth")
+    model = identified(original_transformer(config, branch=3), source="m.pth")
     branch, transformer = model.parts
     assert model.kind == "controlnet"
     assert (branch.class_name, transformer.class_name) == (BRANCH, TRANSFORMER)
     assert branch.config == replace(config, num_layers=3)
     assert transformer.config == config
     assert transformer.presets == []
-    assert identified(native_transformer(TINY), source="m.pth").parts[0].presets == ["tiny"]
+    assert identified(original_transformer(TINY), source="m.pth").parts[0].presets == ["tiny"]
 
 
 def test_what_shapes_leave_open_is_asked_for_and_a_config_answers(tmp_path: Path) -> None:
@@ -145,9 +145,9 @@ def test_what_shapes_leave_open_is_asked_for_and_a_config_answers(tmp_path: Path
         cross_attention_dim=12,
         num_cross_attention_heads=3,
     )
-    native = native_transformer(config)
+    original = original_transformer(config)
     with pytest.raises(ConfigError, match="its width is 12; shapes do not say") as caught:
-        identified(native, source="m.pth")
+        identified(original, source="m.pth")
     assert "--config" in str(caught.value)
     path = tmp_path / "config.json"
     path.write_text(
@@ -156,37 +156,37 @@ def test_what_shapes_leave_open_is_asked_for_and_a_config_answers(tmp_path: Path
         '"num_cross_attention_heads": 3, "cross_attention_head_dim": 4, '
         '"cross_attention_dim": 12, "caption_channels": 8}'
     )
-    assert identified(native, source="m.pth", config=str(path)).parts[0].config == config
+    assert identified(original, source="m.pth", config=str(path)).parts[0].config == config
     with pytest.raises(ConfigError, match="neither a preset nor a config"):
-        identified(native, source="m.pth", config="sana-9b")
+        identified(original, source="m.pth", config="sana-9b")
 
 
 def test_without_a_positional_table_the_size_is_asked_for() -> None:
-    native = native_transformer(TINY)
-    del native["pos_embed"]
+    original = original_transformer(TINY)
+    del original["pos_embed"]
     with pytest.raises(ConfigError, match="has no pos_embed"):
-        identified(native, source="m.pth")
-    assert identified(native, source="m.pth", config="tiny").parts[0].config == TINY
+        identified(original, source="m.pth")
+    assert identified(original, source="m.pth", config="tiny").parts[0].config == TINY
 
 
 def test_a_positional_table_that_is_no_sincos_is_not_guessed_at() -> None:
-    native = native_transformer(TINY)
+    original = original_transformer(TINY)
     for spoil in (torch.randn_like, lambda table: table * (1 + 0.1 * (table < 0))):
-        native["pos_embed"] = spoil(sincos(TINY.width, TINY.sample_size, 1.0))
+        original["pos_embed"] = spoil(sincos(TINY.width, TINY.sample_size, 1.0))
         with pytest.raises(ConfigError, match="no sincos table"):
-            identified(native, source="m.pth")
-    native["pos_embed"] = torch.zeros(1, 15, TINY.width)
+            identified(original, source="m.pth")
+    original["pos_embed"] = torch.zeros(1, 15, TINY.width)
     with pytest.raises(ConfigError, match="no square grid"):
-        identified(native, source="m.pth")
-    native["pos_embed"] = torch.zeros(16, TINY.width)
+        identified(original, source="m.pth")
+    original["pos_embed"] = torch.zeros(16, TINY.width)
     with pytest.raises(WeightsError, match=r"pos_embed is \(16, 8\)"):
-        identified(native, source="m.pth")
+        identified(original, source="m.pth")
 
 
 def test_an_autoencoder_nobody_published_needs_a_config() -> None:
-    native = native_autoencoder(replace(SMALL_AE, latent_channels=2))
+    original = original_autoencoder(replace(SMALL_AE, latent_channels=2))
     with pytest.raises(ConfigError, match="latent scale: no published model"):
-        identified(native, source="m.pth")
+        identified(original, source="m.pth")
 
 
 @pytest.mark.parametrize(
@@ -219,49 +219,49 @@ def test_another_kind_of_file_is_refused_saying_what_it_looks_like(
     ],
 )
 def test_a_missing_tensor_is_named(name: str) -> None:
-    native = native_transformer(TINY)
-    del native[name]
+    original = original_transformer(TINY)
+    del original[name]
     with pytest.raises(WeightsError, match="missing"):
-        identified(native, source="m.pth")
+        identified(original, source="m.pth")
 
 
 def test_a_missing_block_is_named() -> None:
-    native = native_transformer(replace(TINY, num_layers=3))
-    gap = {name: t for name, t in native.items() if not name.startswith("blocks.1.")}
+    original = original_transformer(replace(TINY, num_layers=3))
+    gap = {name: t for name, t in original.items() if not name.startswith("blocks.1.")}
     with pytest.raises(WeightsError, match=r"blocks\.1 is missing, blocks\.2 is there"):
         identified(gap, source="m.pth")
 
 
 def test_an_extra_tensor_and_a_wrong_shape_are_named() -> None:
-    native = native_transformer(TINY)
+    original = original_transformer(TINY)
     with pytest.raises(WeightsError, match=r"unexpected: blocks\.0\.extra\.weight"):
-        identified({**native, "blocks.0.extra.weight": torch.ones(1)}, source="m.pth")
-    native["t_block.1.weight"] = torch.ones(48, 9)
+        identified({**original, "blocks.0.extra.weight": torch.ones(1)}, source="m.pth")
+    original["t_block.1.weight"] = torch.ones(48, 9)
     with pytest.raises(WeightsError, match=r"time_embed\.linear\.weight: file \(48, 9\)"):
-        identified(native, source="m.pth")
+        identified(original, source="m.pth")
 
 
 def test_norms_of_queries_and_keys_come_together() -> None:
-    native = native_transformer(TINY)
-    native["blocks.0.attn.q_norm.weight"] = torch.ones(8)
+    original = original_transformer(TINY)
+    original["blocks.0.attn.q_norm.weight"] = torch.ones(8)
     with pytest.raises(WeightsError, match=r"in part only, attn\.k_norm is missing"):
-        identified(native, source="m.pth")
+        identified(original, source="m.pth")
 
 
 def test_a_later_model_in_an_earlier_config_does_not_fit() -> None:
     later = replace(TINY, qk_norm="rms_norm_across_heads")
     with pytest.raises(WeightsError, match="unexpected"):
-        identified(native_transformer(later), source="m.pth", config="tiny")
+        identified(original_transformer(later), source="m.pth", config="tiny")
 
 
 def test_an_autoencoder_that_lacks_a_block_is_refused() -> None:
-    native = native_autoencoder(SMALL_AE)
-    gap = {n: t for n, t in native.items() if "encoder.stages.1.op_list.0" not in n}
+    original = original_autoencoder(SMALL_AE)
+    gap = {n: t for n, t in original.items() if "encoder.stages.1.op_list.0" not in n}
     with pytest.raises(WeightsError, match=r"encoder\.stages\.1\.op_list\.\* holds no block"):
         identified(gap, source="m.pth")
-    native["decoder.stages.0.op_list.0.main.conv.conv.weight"] = torch.ones(9, 8, 3, 3)
+    original["decoder.stages.0.op_list.0.main.conv.conv.weight"] = torch.ones(9, 8, 3, 3)
     with pytest.raises(WeightsError, match="makes 9 channels, its stage has 8"):
-        identified(native, source="m.pth")
+        identified(original, source="m.pth")
 
 
 # Files.
@@ -269,14 +269,14 @@ def test_an_autoencoder_that_lacks_a_block_is_refused() -> None:
 
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".ckpt", ".bin", ".safetensors"])
 def test_a_file_of_any_ending_gives_the_same_tensors(tmp_path: Path, suffix: str) -> None:
-    native = native_transformer(TINY)
+    original = original_transformer(TINY)
     path = tmp_path / f"m{suffix}"
     if suffix == ".safetensors":
-        save_file(native, path)
+        save_file(original, path)
     else:
-        torch.save(native, path)
-    expected = tensors(identified(native, source="m"))
-    given = tensors(read_native(path))
+        torch.save(original, path)
+    expected = tensors(identified(original, source="m"))
+    given = tensors(read_original(path))
     assert all(torch.equal(given[name], expected[name]) for name in expected)
 
 
@@ -301,35 +301,35 @@ def test_a_file_of_any_ending_gives_the_same_tensors(tmp_path: Path, suffix: str
     ids=["nested", "nested twice", "compiled and parallel", "prefixed", "training checkpoint"],
 )
 def test_wrappings_of_training_code_are_taken_off(tmp_path: Path, wrapped: Any) -> None:
-    native = native_transformer(TINY)
-    path = write(tmp_path / "m.pth", wrapped(native))
-    expected = tensors(identified(native, source="m"))
-    given = tensors(read_native(path))
+    original = original_transformer(TINY)
+    path = write(tmp_path / "m.pth", wrapped(original))
+    expected = tensors(identified(original, source="m"))
+    given = tensors(read_original(path))
     assert given.keys() == expected.keys()
     assert all(torch.equal(given[name], expected[name]) for name in expected)
 
 
 def test_an_old_checkpoint_that_is_no_archive_is_read(tmp_path: Path) -> None:
-    native = native_transformer(TINY)
+    original = original_transformer(TINY)
     path = tmp_path / "m.pth"
-    torch.save(native, path, _use_new_zipfile_serialization=False)
+    torch.save(original, path, _use_new_zipfile_serialization=False)
     assert not zipfile.is_zipfile(path)
-    assert read_native(path).parts[0].config == TINY
+    assert read_original(path).parts[0].config == TINY
 
 
 def test_the_moving_average_is_taken_when_asked_for(tmp_path: Path) -> None:
-    native = native_transformer(TINY)
-    mean = {name: t + 1 for name, t in native.items()} | {"pos_embed": native["pos_embed"]}
-    path = write(tmp_path / "m.pth", {"state_dict": native, "state_dict_ema": mean})
+    original = original_transformer(TINY)
+    mean = {name: t + 1 for name, t in original.items()} | {"pos_embed": original["pos_embed"]}
+    path = write(tmp_path / "m.pth", {"state_dict": original, "state_dict_ema": mean})
     name = "scale_shift_table"
-    model = read_native(path)
-    assert torch.equal(tensors(model)[name], native["final_layer.scale_shift_table"])
+    model = read_original(path)
+    assert torch.equal(tensors(model)[name], original["final_layer.scale_shift_table"])
     assert any("--average" in note for note in model.notes)
-    average = read_native(path, average=True)
-    assert torch.equal(tensors(average)[name], native["final_layer.scale_shift_table"] + 1)
+    average = read_original(path, average=True)
+    assert torch.equal(tensors(average)[name], original["final_layer.scale_shift_table"] + 1)
     assert not average.notes
     with pytest.raises(WeightsError, match="no moving average"):
-        read_native(write(tmp_path / "n.pth", native), average=True)
+        read_original(write(tmp_path / "n.pth", original), average=True)
 
 
 @pytest.mark.parametrize("archive", [True, False])
@@ -337,17 +337,17 @@ def test_a_pickle_with_code_is_refused_in_one_line_and_not_run(
     tmp_path: Path, archive: bool
 ) -> None:
     ran = tmp_path / "ran"
-    content = {**native_transformer(TINY), "x": Evil(f"touch {ran}")}
+    content = {**original_transformer(TINY), "x": Evil(f"touch {ran}")}
     path = tmp_path / "m.pth"
     torch.save(content, path, _use_new_zipfile_serialization=archive)
     with pytest.raises(WeightsError, match=r"refused.*posix\.system") as caught:
-        read_native(path)
+        read_original(path)
     assert "\n" not in caught.value.message
     assert not ran.exists()
     plain = tmp_path / "n.pth"
     plain.write_bytes(pickle.dumps(Evil(f"touch {ran}")))
     with pytest.raises(WeightsError):
-        read_native(plain)
+        read_original(plain)
     assert not ran.exists()
 
 
@@ -355,11 +355,11 @@ def test_a_pickle_with_code_is_refused_in_one_line_and_not_run(
 @pytest.mark.parametrize("kept", [0, 1, 20, 200, 0.5, 0.99])
 def test_a_cut_file_is_refused_in_one_line(tmp_path: Path, suffix: str, kept: float) -> None:
     path = tmp_path / f"m{suffix}"
-    write_native(path, native_transformer(TINY))
+    write_original(path, original_transformer(TINY))
     data = path.read_bytes()
     path.write_bytes(data[: kept if isinstance(kept, int) else int(len(data) * kept)])
     with pytest.raises(WeightsError) as caught:
-        read_native(path)
+        read_original(path)
     assert "\n" not in caught.value.message
     assert str(path) in caught.value.message
 
@@ -369,27 +369,27 @@ def test_bytes_of_anything_else_are_refused(tmp_path: Path) -> None:
     for data in (b"hello", bytes(range(256)) * 9, b"PK\x03\x04" + bytes(99), b"\x80\x02N."):
         path.write_bytes(data)
         with pytest.raises(WeightsError):
-            read_native(path)
+            read_original(path)
     with pytest.raises(WeightsError, match="holds a list, not a dictionary"):
-        read_native(write(path, [torch.ones(1)]))
+        read_original(write(path, [torch.ones(1)]))
 
 
 def test_a_folder_a_missing_file_and_another_ending_are_refused(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="is a folder"):
-        read_native(tmp_path)
+        read_original(tmp_path)
     with pytest.raises(WeightsError, match="no such file"):
-        read_native(tmp_path / "m.pth")
+        read_original(tmp_path / "m.pth")
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
     with pytest.raises(WeightsError, match="no checkpoint by its name"):
-        read_native(tmp_path / "m.gguf")
+        read_original(tmp_path / "m.gguf")
 
 
 def test_tensors_that_claim_more_than_the_file_holds_are_refused(tmp_path: Path) -> None:
-    native = native_transformer(TINY)
-    native["t_block.1.weight"] = torch.zeros(1).expand(10**6, 10**6)
-    path = write(tmp_path / "m.pth", native)
+    original = original_transformer(TINY)
+    original["t_block.1.weight"] = torch.zeros(1).expand(10**6, 10**6)
+    path = write(tmp_path / "m.pth", original)
     with pytest.raises(WeightsError, match="claim 4000"):
-        read_native(path)
+        read_original(path)
 
 
 # Writing.
@@ -397,40 +397,40 @@ def test_tensors_that_claim_more_than_the_file_holds_are_refused(tmp_path: Path)
 
 def test_what_is_written_is_read_again_by_torch_and_by_us(tmp_path: Path) -> None:
     config = replace(TINY, sample_size=6, interpolation_scale=2.0)
-    native = native_transformer(config)
-    part = identified(native, source="m").parts[0]
-    state = native_state(part, source="folder")
+    original = original_transformer(config)
+    part = identified(original, source="m").parts[0]
+    state = original_state(part, source="folder")
     path = tmp_path / "m.pth"
-    write_native(path, state)
+    write_original(path, state)
     content = torch.load(path, weights_only=True)["state_dict"]
-    assert content.keys() == native.keys()
-    for name, tensor in native.items():
+    assert content.keys() == original.keys()
+    for name, tensor in original.items():
         if name == "y_embedder.y_embedding":
             assert content[name].shape == tensor.shape
         else:
             torch.testing.assert_close(content[name], tensor, rtol=0, atol=1e-6)
-    assert read_native(path).parts[0].config == config
+    assert read_original(path).parts[0].config == config
     # Views are written as themselves, not with the whole they were cut from.
-    assert path.stat().st_size < 2 * sum(t.numel() * 4 for t in native.values())
+    assert path.stat().st_size < 2 * sum(t.numel() * 4 for t in original.values())
     with pytest.raises(DataError, match="does not exist"):
-        write_native(tmp_path / "no" / "m.pth", state)
+        write_original(tmp_path / "no" / "m.pth", state)
     assert sorted(each.name for each in tmp_path.iterdir()) == ["m.pth"]
 
 
 def test_a_view_is_written_without_what_it_was_cut_from(tmp_path: Path) -> None:
     path = tmp_path / "m.pth"
-    write_native(path, {"x": torch.zeros(10**6)[:4]})
+    write_original(path, {"x": torch.zeros(10**6)[:4]})
     assert path.stat().st_size < 10**5
 
 
 def test_a_branch_of_another_transformer_is_not_joined_to_it() -> None:
     config = replace(TINY, num_layers=4)
-    branch, transformer = identified(native_transformer(config, branch=2), source="m").parts
-    native_state(transformer, branch, source="folder")
+    branch, transformer = identified(original_transformer(config, branch=2), source="m").parts
+    original_state(transformer, branch, source="folder")
     other = {**branch.state, "caption_norm.weight": torch.ones(8)}
     wrong = Part(class_name=branch.class_name, config=branch.config, state=other)
     with pytest.raises(WeightsError, match=r"attention_y_norm\.weight differs"):
-        native_state(transformer, wrong, source="folder")
+        original_state(transformer, wrong, source="folder")
 
 
 def test_no_other_file_reads_pickles() -> None:
