@@ -6,9 +6,11 @@ import csv
 import importlib
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -59,8 +61,8 @@ class ArrowRows:
             if low < high and not wanted:
                 yield from ({} for _ in range(low, high))
             elif low < high:
-                table = _texts(self.path, file_state(self.path), group, wanted)
                 with _reading(self.path):
+                    table = _group(self.path, file_state(self.path), group, wanted)
                     yield from _values(table.slice(low - first, high - low))
 
 
@@ -79,7 +81,8 @@ def read_cell(path: Path, row: int, column: str) -> bytes | str:
         )
     group = next(number for number, stop in enumerate(file.starts[1:]) if row < stop)
     with _reading(path):
-        value = _pictures(path, state, group, column)[row - file.starts[group]].as_py()
+        table = _group(path, state, group, (column,))
+        value = table.column(column)[row - file.starts[group]].as_py()
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if not isinstance(value, (bytes, str)) or not value:
@@ -87,70 +90,66 @@ def read_cell(path: Path, row: int, column: str) -> bytes | str:
     return value
 
 
-class _Parquet:
-    """A parquet file; its row groups are compressed whole and so decoded whole."""
+@dataclass(frozen=True)
+class _Opened:
+    """A file's schema, the first row of each group and of what follows, and how groups are read."""
 
-    def __init__(self, path: Path) -> None:
-        self._file = _pyarrow(".parquet").ParquetFile(path)
-        self.schema = self._file.schema_arrow
-        metadata = self._file.metadata
-        self.starts = [0]
-        for number in range(metadata.num_row_groups):
-            group = metadata.row_group(number)
-            self.starts.append(self.starts[-1] + group.num_rows)
-            sizes = [group.column(i).total_uncompressed_size for i in range(group.num_columns)]
-            if max(sizes, default=0) > LARGEST_GROUP:
-                raise DataError(
-                    f"{path}: row group {number} has a column of {max(sizes)} bytes, which cannot"
-                    f" be decoded at once (at most {LARGEST_GROUP})",
-                    hint="write it again in smaller row groups: row_group_size=256",
-                )
-
-    def read(self, group: int, columns: tuple[str, ...]) -> Any:
-        return self._file.read_row_group(group, columns=list(columns), use_threads=False)
-
-
-class _Mapped:
-    """An Arrow file mapped into memory: any row is read by itself."""
-
-    def __init__(self, path: Path) -> None:
-        pyarrow = _pyarrow("")
-        ipc = _pyarrow(".ipc")
-        mapped = pyarrow.memory_map(str(path))
-        magic = mapped.read(6)
-        mapped.seek(0)
-        reader = ipc.open_file if magic == b"ARROW1" else ipc.open_stream
-        self._table = reader(mapped).read_all()
-        self.schema = self._table.schema
-        self.starts = [0, self._table.num_rows]
-
-    def read(self, group: int, columns: tuple[str, ...]) -> Any:
-        return self._table.select(list(columns))
+    schema: Any
+    starts: list[int]
+    read: Callable[[int, Sequence[str]], Any]
+    keep: bool  # what was read, as it was decoded
 
 
 @lru_cache(maxsize=64)
-def _open(path: Path, state: State) -> _Parquet | _Mapped:
+def _open(path: Path, state: State) -> _Opened:
     """The file, opened once while its size and time, ``state``, stay the same."""
     with _reading(path):
-        return (_Parquet if path.suffix.lower() == ".parquet" else _Mapped)(path)
+        return (_parquet if path.suffix.lower() == ".parquet" else _mapped)(path)
 
 
-@lru_cache(maxsize=2)
-def _texts(path: Path, state: State, group: int, columns: tuple[str, ...]) -> Any:
-    with _reading(path):
-        return _open(path, state).read(group, columns)
+def _parquet(path: Path) -> _Opened:
+    """A parquet file; its row groups are compressed whole and so decoded whole."""
+    file = _pyarrow(".parquet").ParquetFile(path)
+    starts = [0]
+    for number in range(file.metadata.num_row_groups):
+        group = file.metadata.row_group(number)
+        starts.append(starts[-1] + group.num_rows)
+        sizes = [group.column(i).total_uncompressed_size for i in range(group.num_columns)]
+        if max(sizes, default=0) > LARGEST_GROUP:
+            raise DataError(
+                f"{path}: row group {number} has a column of {max(sizes)} bytes, which cannot"
+                f" be decoded at once (at most {LARGEST_GROUP})",
+                hint="write it again in smaller row groups: row_group_size=256",
+            )
+
+    def read(group: int, columns: Sequence[str]) -> Any:
+        return file.read_row_group(group, columns=list(columns), use_threads=False)
+
+    return _Opened(file.schema_arrow, starts, read, keep=True)
 
 
-_decoded: OrderedDict[tuple[Path, State, int, str], Any] = OrderedDict()
+def _mapped(path: Path) -> _Opened:
+    """An Arrow file mapped into memory: any row is read by itself."""
+    ipc = _pyarrow(".ipc")
+    mapped = _pyarrow("").memory_map(str(path))
+    magic = mapped.read(6)
+    mapped.seek(0)
+    table = (ipc.open_file if magic == b"ARROW1" else ipc.open_stream)(mapped).read_all()
+    starts = [0, table.num_rows]
+    return _Opened(table.schema, starts, lambda _, columns: table.select(list(columns)), keep=False)
 
 
-def _pictures(path: Path, state: State, group: int, column: str) -> Any:
+_decoded: OrderedDict[tuple[Path, State, int, tuple[str, ...]], Any] = OrderedDict()
+
+
+def _group(path: Path, state: State, group: int, columns: tuple[str, ...]) -> Any:
+    """Columns of a group; what was decoded last is kept, up to ``KEPT`` bytes."""
     file = _open(path, state)
-    if isinstance(file, _Mapped):
-        return file.read(group, (column,)).column(column)
-    key = (path, state, group, column)
+    if not file.keep:
+        return file.read(group, columns)
+    key = (path, state, group, columns)
     if key not in _decoded:
-        _decoded[key] = file.read(group, (column,)).column(column)
+        _decoded[key] = file.read(group, columns)
     _decoded.move_to_end(key)
     while len(_decoded) > 1 and sum(kept.nbytes for kept in _decoded.values()) > KEPT:
         _decoded.popitem(last=False)
@@ -272,28 +271,20 @@ class _Lines:
         return text
 
 
-class CsvRows:
-    """A table of comma, semicolon or tab separated values, whose first line names the columns."""
+class _LineRows:
+    """A table whose rows begin at lines; where they begin is found once."""
 
     binary: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._starts = array("Q")
         with _Lines(path) as lines:
-            first = next(lines, "")
-            self._delimiter = max(",;\t", key=first.count)
-            header = next(self._reader(iter([first])), [])
-            self.columns = tuple(name.strip() for name in header if isinstance(name, str))
-            if any(ending(name) in PICTURES for name in self.columns):
-                raise DataError(
-                    f"{path}: the first line names a picture, and should name the columns",
-                    hint="put a line before it, like: file_name,text",
-                )
-            # Rows are counted by the reader, as line ends inside quotes belong to a value.
+            self._begin(lines)
             end = lines.at
-            for row in self._reader(lines):
-                if row:
+            for record in self._records(lines):
+                if record:
                     self._starts.append(end)
                 end = lines.at
 
@@ -302,25 +293,41 @@ class CsvRows:
 
     def rows(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[dict[str, Any] | str]:
         """As :class:`Rows`."""
-        left = min(stop, len(self)) - start
-        if left <= 0:
+        if start >= len(self):
             return
         with _Lines(self.path, self._starts[start]) as lines:
-            for row in self._reader(lines):
-                if not row:
-                    continue
-                if isinstance(row, str):
-                    yield row
-                elif len(row) > len(self.columns):
-                    yield f"{len(row)} values for {len(self.columns)} columns: is a quote missing?"
-                else:
-                    pairs = zip(self.columns, row, strict=False)  # a short row lacks its last ones
-                    yield {name: value for name, value in pairs if name in columns}
-                left -= 1
-                if not left:
-                    return
+            records = filter(None, self._records(lines))
+            for record in islice(records, max(0, min(stop, len(self)) - start)):
+                row = self._row(record)
+                yield row if isinstance(row, str) else _only(row, columns)
 
-    def _reader(self, lines: Iterator[str]) -> Iterator[list[str] | str]:
+    def _begin(self, lines: _Lines) -> None:
+        """Read what comes before the rows."""
+
+    def _records(self, lines: Iterator[str]) -> Iterator[Any]:
+        """The rows that begin in lines, unparsed as far as that can be; what is empty is none."""
+        return (line.strip() for line in lines)
+
+    def _row(self, record: Any) -> dict[str, Any] | str:
+        raise NotImplementedError
+
+
+class CsvRows(_LineRows):
+    """A table of comma, semicolon or tab separated values, whose first line names the columns."""
+
+    def _begin(self, lines: _Lines) -> None:
+        first = next(lines, "")
+        self._delimiter = max(",;\t", key=first.count)
+        header = next(self._records(iter([first])), [])
+        self.columns = tuple(name.strip() for name in header)
+        if any(ending(name) in PICTURES for name in self.columns):
+            raise DataError(
+                f"{self.path}: the first line names a picture, and should name the columns",
+                hint="put a line before it, like: file_name,text",
+            )
+
+    def _records(self, lines: Iterator[str]) -> Iterator[list[str] | str]:
+        """Rows as the reader counts them: line ends inside quotes belong to a value."""
         reader = csv.reader(lines, delimiter=self._delimiter)
         while True:
             try:
@@ -330,43 +337,32 @@ class CsvRows:
             except csv.Error as error:
                 yield f"not CSV ({error})"
 
+    def _row(self, record: list[str] | str) -> dict[str, Any] | str:
+        if isinstance(record, str):
+            return record
+        if len(record) > len(self.columns):
+            return f"{len(record)} values for {len(self.columns)} columns: is a quote missing?"
+        return dict(zip(self.columns, record, strict=False))  # a short row lacks its last ones
 
-class JsonlRows:
+
+class JsonlRows(_LineRows):
     """A table with one JSON object a line."""
 
-    binary: tuple[str, ...] = ()
-
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self._starts = array("Q")
+        super().__init__(path)
         keys: dict[str, None] = {}
-        start = 0
         with _Lines(path) as lines:
-            for line in lines:
-                if line.strip():
-                    self._starts.append(start)
-                    if len(self._starts) <= PROBED:
-                        row = _json_row(line)
-                        keys.update(dict.fromkeys(row if isinstance(row, dict) else ()))
-                start = lines.at
+            for line in islice(filter(None, self._records(lines)), PROBED):
+                row = self._row(line)
+                keys.update(dict.fromkeys(row if isinstance(row, dict) else ()))
         self.columns = tuple(keys)
 
-    def __len__(self) -> int:
-        return len(self._starts)
-
-    def rows(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[dict[str, Any] | str]:
-        """As :class:`Rows`."""
-        left = min(stop, len(self)) - start
-        if left <= 0:
-            return
-        with _Lines(self.path, self._starts[start]) as lines:
-            for line in lines:
-                if line.strip():
-                    row = _json_row(line)
-                    yield row if isinstance(row, str) else _only(row, columns)
-                    left -= 1
-                if not left:
-                    return
+    def _row(self, record: str) -> dict[str, Any] | str:
+        try:
+            row = parsed(record)
+        except BadCaptions as error:
+            return error.message
+        return row if isinstance(row, dict) else "not a JSON object"
 
 
 class JsonRows:
@@ -422,14 +418,6 @@ def _listed(value: Any) -> list[Any] | None:
     if all(isinstance(item, (str, list)) for item in value.values()):
         return [{"file_name": name, "text": item} for name, item in value.items()]
     return None
-
-
-def _json_row(line: str) -> dict[str, Any] | str:
-    try:
-        row = parsed(line)
-    except BadCaptions as error:
-        return error.message
-    return row if isinstance(row, dict) else "not a JSON object"
 
 
 def _only(row: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:
