@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sanakit.data.units import Engine, LocalEngine, Mark, Stage, finish_unit, read_mark
 from sanakit.errors import (
     ConfigError,
     DataError,
-    MissingModelError,
     SanakitError,
-    WeightsError,
     did_you_mean,
 )
 
@@ -51,41 +48,31 @@ class RayEngine:
         """
         if not units:
             return
-        with running_ray(self.workers) as ray, _quiet(ray):
-            done = iter(self._done(ray, stage, units))
+        with running_ray(self.workers) as ray:
+            gpus = int(str(getattr(stage, "device", "cpu")).startswith("cuda"))
+            found = ray.cluster_resources()
+            if gpus > found.get("GPU", 0):
+                raise ConfigError(
+                    "the stage runs on a GPU, and Ray has none", hint="--device cpu runs it without"
+                )
+            most = int(found["GPU"] if gpus else found.get("CPU", 1))
+            actor = ray.remote(num_cpus=1, num_gpus=gpus)(_Worker)
+            held = ray.put(stage)
+            size = max(1, min(self.workers, len(units), most))
+            idle = [actor.remote(held) for _ in range(size)]
+            busy: dict[Any, Any] = {}
+            waiting = list(reversed(units))
             try:
-                while True:
-                    with _silenced():
-                        batch = next(done, None)
-                    if batch is None:
-                        return
-                    if batch["error"][0]:
-                        raise _error_from(json.loads(batch["error"][0]))
-                    yield _checked(stage, Mark(**json.loads(batch["mark"][0])))
+                while waiting or busy:
+                    while waiting and idle:
+                        worker = idle.pop()
+                        busy[worker.finish.remote(waiting.pop())] = worker
+                    (done, *_), _ = ray.wait(list(busy))
+                    idle.append(busy.pop(done))
+                    yield _checked(stage, _result(ray, stage, done))
             finally:
-                with _silenced():
-                    done.close()  # or the other units go on after an error, and outlive Ray
-
-    def _done(self, ray: Any, stage: Stage, units: Sequence[str]) -> Any:
-        gpus = int(str(getattr(stage, "device", "cpu")).startswith("cuda"))
-        found = ray.cluster_resources()
-        if gpus > found.get("GPU", 0):
-            raise ConfigError(
-                "the stage runs on a GPU, and Ray has none", hint="--device cpu runs it without"
-            )
-        most = int(found["GPU"] if gpus else found.get("CPU", 1))
-        with _silenced():
-            data = ray.data.from_items(list(units), override_num_blocks=len(units))
-            return data.map_batches(
-                _Worker,
-                batch_size=1,
-                compute=ray.data.ActorPoolStrategy(
-                    size=max(1, min(self.workers, len(units), most))
-                ),
-                num_cpus=1,
-                num_gpus=gpus,
-                fn_constructor_args=(ray.put(stage),),
-            ).iter_batches(batch_size=1, prefetch_batches=0)
+                for worker in (*idle, *busy.values()):
+                    ray.kill(worker)
 
 
 @contextmanager
@@ -121,29 +108,33 @@ def running_ray(workers: int) -> Iterator[Any]:
 
 
 class _Worker:
-    """An actor: opens the stage once, then finishes units; errors come back as values."""
+    """An actor: opens the stage once, then finishes units; our errors come back as values."""
 
-    def __init__(self, stage: Any) -> None:
-        self._reference = stage  # Ray looks actors up by their arguments: a reference has a hash
-        self._stage: Stage | None = None
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._opened = False
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+    def finish(self, unit: str) -> Mark | SanakitError:
         try:
-            if self._stage is None:
-                stage: Stage = _imported().get(self._reference)
-                stage.open()
-                self._stage = stage
-            mark = finish_unit(self._stage, str(batch["item"][0]))
+            if not self._opened:
+                self._stage.open()
+                self._opened = True
+            return finish_unit(self._stage, unit)
         except SanakitError as error:  # any other is a bug, and Ray shows it with its traceback
-            said = {"kind": type(error).__name__, "message": error.message, "hint": error.hint}
-            return {"mark": [""], "error": [json.dumps(said)]}
-        return {"mark": [json.dumps(asdict(mark))], "error": [""]}
+            return error
 
 
-def _error_from(said: dict[str, Any]) -> SanakitError:
-    """The error that a worker met, of the same kind."""
-    kinds = {one.__name__: one for one in (ConfigError, DataError, MissingModelError, WeightsError)}
-    return kinds.get(said["kind"], SanakitError)(said["message"], hint=said["hint"])
+def _result(ray: Any, stage: Stage, done: Any) -> Mark:
+    try:
+        result: Mark | SanakitError = ray.get(done)
+    except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
+        raise DataError(
+            f"{stage.folder}: a process that worked on it was killed",
+            hint="if memory ran out, use fewer --workers; the same command goes on",
+        ) from error
+    if isinstance(result, SanakitError):
+        raise result
+    return result
 
 
 def _checked(stage: Stage, mark: Mark) -> Mark:
@@ -163,26 +154,12 @@ def _imported() -> Any:
     try:
         with _silenced():
             import ray  # noqa: PLC0415
-            import ray.data  # noqa: PLC0415
     except ImportError as error:
         raise ConfigError(
             "--engine ray needs Ray, which is not installed",
             hint='pip install "sanakit[ray]", or use --engine local',
         ) from error
     return ray
-
-
-@contextmanager
-def _quiet(ray: Any) -> Iterator[None]:
-    for name in ("ray", "ray.data"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    with _silenced():
-        context = ray.data.DataContext.get_current()
-    shown, context.enable_progress_bars = context.enable_progress_bars, False
-    try:
-        yield
-    finally:
-        context.enable_progress_bars = shown
 
 
 @contextmanager
