@@ -40,8 +40,9 @@ from sanakit.train.distributed.ranks import Ranks
 from sanakit.train.recipes.autoencoder_run import VAE
 from sanakit.train.runs.run_config import RUN
 from sanakit.weights.int8_rows import pack_int8
-from sanakit.weights.store import CONFIG, write_tensors
+from sanakit.weights.layout import CONFIG
 from sanakit.weights.store import read_tensors as read_file
+from sanakit.weights.store import write_tensors
 
 CARRY, LIST = "carry", "carry.json"
 FORMAT = 1

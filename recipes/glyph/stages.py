@@ -18,8 +18,8 @@ from recipes.glyph.train.runs import TEXT
 from sanakit.errors import ConfigError, DataError, SanakitError
 from sanakit.train.checkpoint import checkpoints, read_manifest
 from sanakit.train.recipes.autoencoder_run import VAE
+from sanakit.weights.layout import CONFIG
 from sanakit.weights.resolve import INDEX
-from sanakit.weights.store import CONFIG
 
 Execute = Callable[..., Ended]
 TRAININGS = ("lm", "autoencoder", "decoder", "diffusion")

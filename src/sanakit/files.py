@@ -14,7 +14,7 @@ from typing import Any
 
 from platformdirs import user_cache_path
 
-from sanakit.errors import DataError
+from sanakit.errors import ConfigError, DataError, MissingModelError
 
 HINT = "check the folder's permissions and free space"
 
@@ -104,6 +104,39 @@ def write_atomically(path: str | Path, data: bytes) -> None:
 def write_json(path: str | Path, value: Any, *, indent: int | None = 2) -> None:
     """Write a value as JSON and a line end, as :func:`write_atomically`."""
     write_atomically(path, (json.dumps(value, indent=indent) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object that others wrote.
+
+    Raises:
+        MissingModelError: no such file. ConfigError: not JSON, or not an object.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        folder = path.parent
+        held = listed(names_in(folder)) if folder.is_dir() else "not there"
+        raise MissingModelError(
+            f"{path}: no such file", hint=f"what the folder holds: {held}"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: holds a {type(values).__name__}, not an object")
+    return values
+
+
+def names_in(folder: Path) -> list[str]:
+    """The names in a folder, sorted; none where there is no such folder."""
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+
+def listed(names: list[str], most: int = 6) -> str:
+    """Say what a folder holds, in a few words."""
+    if not names:
+        return "nothing"
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def sha256_of(content: Path | bytes | memoryview | str) -> str:

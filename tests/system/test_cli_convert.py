@@ -107,13 +107,13 @@ def test_a_dtype_and_a_variant_are_those_of_the_published_files(
 
 
 def test_a_variant_in_shards_has_the_published_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sanakit.weights.convert import folders
+    from sanakit.weights.convert import conversion
     from sanakit.weights.store import write_weights
 
-    def in_shards(folder: Path, state: dict[str, Tensor], *, stem: str) -> None:
-        write_weights(folder, state, stem=stem, max_shard_bytes=4000)
+    def in_shards(folder: Path, state: dict[str, Tensor], **named: str) -> None:
+        write_weights(folder, state, max_shard_bytes=4000, **named)
 
-    monkeypatch.setattr(folders, "write_weights", in_shards)
+    monkeypatch.setattr(conversion, "write_weights", in_shards)
     torch.save(original_transformer(TINY), "m.pth")
     sanakit("convert", "m.pth", "out", "--variant", "bf16")
     names = {path.name for path in Path("out").iterdir()}
@@ -277,7 +277,7 @@ def test_a_shard_index_that_leads_out_of_its_folder_is_refused(model: Path) -> N
     index = {"weight_map": {"x": "../outside.bin"}}
     Path("t/diffusion_pytorch_model.bin.index.json").write_text(json.dumps(index))
     _, said = sanakit("convert", "t", "out", code=2)
-    assert "leads astray" in said
+    assert "leads out of its folder" in said
 
 
 # What is in the way.

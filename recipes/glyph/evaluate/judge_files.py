@@ -14,11 +14,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from recipes.glyph.evaluate.judge import Judge, JudgeConfig
 from recipes.glyph.evaluate.visual_features import Sight
 from sanakit.errors import ConfigError, DataError, MissingModelError, WeightsError
-from sanakit.files import write_atomically
+from sanakit.files import read_json, write_atomically
 from sanakit.weights.store import (
     load_strict,
     read_config,
-    read_json,
     read_weights,
     write_config,
     write_weights,

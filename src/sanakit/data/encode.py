@@ -30,7 +30,7 @@ from sanakit.data.shards import TAR, Index, key_of, read_index, read_keys, read_
 from sanakit.data.training_set import LATENTS, SHARDS, TEXT, TrainingSet
 from sanakit.data.units import fingerprint, read_mark
 from sanakit.errors import ConfigError, DataError, NumericsError, WeightsError
-from sanakit.files import sha256_of
+from sanakit.files import read_json, sha256_of
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.text_encoder import TextEncoder
 from sanakit.pipeline.components import build_llm, fill_llm, read_defaults
@@ -41,9 +41,8 @@ from sanakit.pipeline.prompts import PromptCache, PromptEncoder
 from sanakit.pipeline.schedulers import read_scheduler
 from sanakit.weights.catalog import find_checkpoint
 from sanakit.weights.dtypes import resolve_dtypes
-from sanakit.weights.hub_files import stored_variant
+from sanakit.weights.layout import stored_variant
 from sanakit.weights.resolve import INDEX, resolve_model
-from sanakit.weights.store import read_json
 
 Storage: TypeAlias = Literal["float16", "bfloat16"]
 Stored: TypeAlias = NDArray[np.float16] | NDArray[np.uint16]

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from sanakit.errors import ConfigError, MissingModelError, did_you_mean
-from sanakit.files import write_json
+from sanakit.files import read_json, write_json
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.text_encoder import TextEncoder
 from sanakit.models.transformer import LinearDiT
@@ -42,14 +42,12 @@ from sanakit.quant.quantize import cast_real, is_quantized, quantize, restore
 from sanakit.quant.recipe import BitsAndBytes, Recipe, recipe_of
 from sanakit.weights.catalog import find_checkpoint
 from sanakit.weights.dtypes import Requested, resolve_dtypes
-from sanakit.weights.hub_files import PLAIN, stored_variant
+from sanakit.weights.layout import CONFIG, PLAIN, stored_variant
 from sanakit.weights.resolve import INDEX, resolve_model
 from sanakit.weights.store import (
-    CONFIG,
     MAX_SHARD_BYTES,
     Storage,
     load_strict,
-    read_json,
     read_quantization,
     read_weights,
     write_weights,

@@ -19,10 +19,9 @@ from sanakit.quant.quantize import quantize, restore
 from sanakit.quant.recipe import BitsAndBytes, Recipe, recipe_of
 from sanakit.weights.catalog import find_checkpoint
 from sanakit.weights.dtypes import resolve_dtypes
-from sanakit.weights.hub_files import PLAIN, stored_variant
+from sanakit.weights.layout import CONFIG, PLAIN, stored_variant
 from sanakit.weights.resolve import resolve_model
 from sanakit.weights.store import (
-    CONFIG,
     MAX_SHARD_BYTES,
     Storage,
     load_strict,

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, NoReturn, TypeVar
 
 from sanakit.errors import ConfigError, did_you_mean
-from sanakit.files import write_json
+from sanakit.files import read_json, write_json
 from sanakit.flow.grids import (
     TRAIN_STEPS,
     SigmaGrid,
@@ -25,7 +25,6 @@ from sanakit.flow.grids import (
 )
 from sanakit.flow.solvers import Solver, dpmpp_step, euler_step, heun_step, unipc_step
 from sanakit.weights.resolve import resolve_model
-from sanakit.weights.store import read_json
 
 FLOW_SHIFTS = ("flow_shift", "shift")  # one thing, by the two names that published classes use
 # Published keys that decide nothing where levels are those of a flow: they describe a schedule of

@@ -32,7 +32,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
 
 from sanakit.errors import DataError, MissingModelError, WeightsError
 from sanakit.weights.catalog import find_checkpoint, nearest_models
-from sanakit.weights.hub_files import PLAIN, Selection, missing_by_structure, select_files
+from sanakit.weights.layout import PLAIN, Selection, missing_by_structure, select_files
 from sanakit.weights.lockfile import (
     COMMIT,
     FileFact,

@@ -14,7 +14,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from sanakit.errors import MissingModelError, WeightsError
-from sanakit.weights.store import listed, read_tensors, write_tensors
+from sanakit.files import listed
+from sanakit.weights.store import read_tensors, write_tensors
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 _METADATA = "lora_adapter_metadata"

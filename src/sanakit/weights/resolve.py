@@ -9,10 +9,10 @@ from importlib.resources import files
 from pathlib import Path
 
 from sanakit.errors import ConfigError, MissingModelError, nearest_names
+from sanakit.files import listed
 from sanakit.weights import hub
 from sanakit.weights.catalog import Checkpoint, find_checkpoint, nearest_models
-from sanakit.weights.hub_files import INDEX
-from sanakit.weights.store import listed
+from sanakit.weights.layout import INDEX
 
 __all__ = ["EMBEDDED", "INDEX", "embedded_folder", "resolve_model"]
 

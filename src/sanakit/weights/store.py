@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -14,15 +12,23 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sanakit.errors import ConfigError, MissingModelError, WeightsError
-from sanakit.files import replacing, write_json
+from sanakit.files import listed, names_in, read_json, replacing, write_json
 from sanakit.models.config import config_from_dict, config_to_dict
 from sanakit.weights.int8_rows import STORAGE, pack_int8, unpack_int8
+from sanakit.weights.layout import (
+    CONFIG,
+    PICKLES,
+    STEM,
+    index_name,
+    shard_names,
+    variants_of,
+    weights_name,
+    whole_name,
+)
 
 CONVERSION = (
     "pickles can run code and are refused; convert it once: sanakit convert {name} {target}"
 )
-
-
 MAPPED_AT_ONCE = 1 << 28
 """Bytes that may be converted before the file is mapped anew, which lets go of what was read."""
 
@@ -191,10 +197,7 @@ def _rest(problems: list[str]) -> list[str]:
     return [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
 
 
-STEM = "diffusion_pytorch_model"
-CONFIG = "config.json"
 QUANTIZATION = "quantization_config"
-PICKLES = {".bin", ".pth", ".pt", ".ckpt", ".pkl", ".pickle"}
 MAX_SHARD_BYTES = 5_000_000_000
 
 Storage = Literal["as-is", "int8-rows"]
@@ -211,31 +214,35 @@ def read_weights(
     """Give all tensors of a component: ``stem[.variant].safetensors`` or the shards of its index.
 
     Real tensors become ``dtype``, one by one; without it they keep their stored dtype, except that
-    int8 rows comes back as fp32.
+    int8 rows come back as fp32.
 
     Raises:
         MissingModelError: no such folder, or no weights of that name in it.
         WeightsError: only pickles there; a damaged file; an index that points astray.
     """
     folder = Path(folder)
-    index = folder / _index_name(stem, variant)
-    whole = folder / f"{_stem(stem, variant)}.safetensors"
+    index = folder / index_name(stem, variant)
+    whole = folder / whole_name(stem, variant)
     if index.is_file():
-        return _read_shards(folder, index, dtype)
+        state: dict[str, Tensor] = {}
+        for path, names in read_index(index).items():
+            state |= read_tensors(path, names, dtype=dtype)
+        return state
     if whole.is_file():
         return read_tensors(whole, dtype=dtype)
     if not folder.is_dir():
         raise MissingModelError(f"{folder}: no such folder", hint=f"it should hold {whole.name}")
-    held = sorted(path.name for path in folder.iterdir())
+    held = names_in(folder)
     pickles = [name for name in held if Path(name).suffix in PICKLES]
     if pickles and not any(name.endswith(".safetensors") for name in held):
         raise WeightsError(
             f"{folder / pickles[0]}: pickle refused, and there is no {whole.name}",
             hint=CONVERSION.format(name=folder, target=f"{folder}-safetensors"),
         )
+    others = ", ".join(sorted(map(str, variants_of(held))))
     raise MissingModelError(
         f"{folder}: has no {whole.name}; it holds {listed(held)}",
-        hint=_other_variants(held, stem) or "download the model again, or name another folder",
+        hint=f"variants there: {others}" if others else "download it again, or name another folder",
     )
 
 
@@ -259,16 +266,15 @@ def write_weights(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    old = [path for path in folder.iterdir() if _is_of(path.name, stem, variant)]
-    index = folder / _index_name(stem, variant)
+    old = [name for name in names_in(folder) if _is_of(name, stem, variant)]
+    index = folder / index_name(stem, variant)
     shards = _split(state, max_shard_bytes)
     metadata: dict[str, str] = {}
     if storage == STORAGE:
         # After the split, so that values and their scales share a file.
         packed = [pack_int8(shard) for shard in shards]
         shards, metadata = [tensors for tensors, _ in packed], packed[0][1]
-    full = _stem(stem, variant)
-    new = [_shard_name(full, number, len(shards)) for number in range(1, len(shards) + 1)]
+    new = shard_names(stem, variant, len(shards))
     # The index is what a reader looks for first: an old one must not see new shards.
     if len(shards) > 1:
         index.unlink(missing_ok=True)
@@ -280,9 +286,8 @@ def write_weights(
         content = {"metadata": {"total_size": total}, "weight_map": places}
         write_json(index, content)
         new.append(index.name)
-    for path in sorted(old, key=lambda path: path != index):
-        if path.name not in new:
-            path.unlink(missing_ok=True)
+    for name in sorted(set(old) - set(new), key=lambda name: name != index.name):
+        (folder / name).unlink(missing_ok=True)
 
 
 def read_config(folder: str | Path, kind: type[T]) -> T:
@@ -321,50 +326,26 @@ def write_config(
     write_json(Path(folder) / CONFIG, content)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object of a model folder.
+def read_index(index: Path, *, kind: str = "safetensors") -> dict[Path, list[str]]:
+    """Give the shards that an index names, each with its tensors.
 
     Raises:
-        MissingModelError: no such file. ConfigError: not JSON, or not an object.
+        WeightsError: no map from tensors to files, or a shard that is absent or elsewhere.
     """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        folder = path.parent
-        held = listed(sorted(p.name for p in folder.iterdir())) if folder.is_dir() else "not there"
-        raise MissingModelError(
-            f"{path}: no such file", hint=f"what the folder holds: {held}"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: holds a {type(values).__name__}, not an object")
-    return values
-
-
-def listed(names: list[str], most: int = 6) -> str:
-    """Say what a folder holds, in a few words."""
-    if not names:
-        return "nothing"
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def _read_shards(folder: Path, index: Path, dtype: torch.dtype | None) -> dict[str, Tensor]:
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
         raise WeightsError(f"{index}: has no weight_map from tensors to files")
-    state: dict[str, Tensor] = {}
-    for file in sorted(set(places.values())):
-        path = _shard_path(folder, file, index)
-        names = [name for name, place in places.items() if place == file]
-        state |= read_tensors(path, names, dtype=dtype)
-    return state
+    shards: dict[Path, list[str]] = {}
+    for name, file in sorted(places.items(), key=lambda item: item[1]):
+        shards.setdefault(index.parent / file, []).append(name)
+    for path, names in shards.items():
+        _check_shard(path, places[names[0]], index, kind)
+    return shards
 
 
-def _shard_path(folder: Path, file: str, index: Path) -> Path:
-    """Where a shard is; an index comes from others and may not name files elsewhere."""
-    path = folder / file
-    home = folder.resolve()
+def _check_shard(path: Path, file: str, index: Path, kind: str) -> None:
+    """An index comes from others and may not name files elsewhere."""
+    home = index.parent.resolve()
     # In the hub's cache every file is a link from snapshots/REVISION/... to the same model's blobs.
     homes = [home] + [p.parent / "blobs" for p in home.parents if p.name == "snapshots"]
     plain = file not in ("", ".", "..") and not set(file) & set("/\\:\0")
@@ -373,14 +354,13 @@ def _shard_path(folder: Path, file: str, index: Path) -> Path:
             f"{index}: names the file {file!r}, which leads out of its folder",
             hint="do not use this model: its index was tampered with",
         )
-    if path.suffix != ".safetensors":
-        raise WeightsError(f"{index}: names {file!r}, which is not a safetensors file")
+    if path.suffix != f".{kind}":
+        raise WeightsError(f"{index}: names {file!r}, which is not a {kind} file")
     if not path.is_file():
         raise WeightsError(
             f"{index}: names {file}, which is not there",
             hint="the download is incomplete: repeat it",
         )
-    return path
 
 
 def _split(state: Mapping[str, Tensor], most: int) -> list[dict[str, Tensor]]:
@@ -397,25 +377,6 @@ def _split(state: Mapping[str, Tensor], most: int) -> list[dict[str, Tensor]]:
     return shards
 
 
-def _stem(stem: str, variant: str | None) -> str:
-    return stem if variant is None else f"{stem}.{variant}"
-
-
-def _index_name(stem: str, variant: str | None) -> str:
-    return f"{stem}.safetensors.index{'' if variant is None else f'.{variant}'}.json"
-
-
-def _shard_name(stem: str, number: int, count: int) -> str:
-    return f"{stem}.safetensors" if count == 1 else f"{stem}-{number:05}-of-{count:05}.safetensors"
-
-
 def _is_of(name: str, stem: str, variant: str | None) -> bool:
-    """Whether a file is weights of that stem and variant."""
-    shard = rf"{re.escape(_stem(stem, variant))}(-\d+-of-\d+)?\.safetensors"
-    return name == _index_name(stem, variant) or re.fullmatch(shard, name) is not None
-
-
-def _other_variants(held: list[str], stem: str) -> str | None:
-    found = [re.fullmatch(rf"{re.escape(stem)}(?:\.(\w+))?\.safetensors", name) for name in held]
-    names = [match[1] for match in found if match]
-    return f"variants there: {', '.join(str(name) for name in names)}" if names else None
+    found = weights_name(name)
+    return found is not None and found[:3] == (stem, variant, "safetensors")

@@ -12,7 +12,7 @@ from huggingface_hub import constants
 
 from sanakit.errors import ConfigError, DataError, MissingModelError, WeightsError
 from sanakit.weights.hub import cached_repository, fetch, latest_commit, remove, verify
-from sanakit.weights.hub_files import missing_by_structure, stored_variant
+from sanakit.weights.layout import missing_by_structure, stored_variant
 from sanakit.weights.lockfile import LOCKFILE, read_lockfile, repository_folder
 from sanakit.weights.resolve import resolve_model
 from stand_in_hub import TOKEN, StandInHub, pipeline_files, serving

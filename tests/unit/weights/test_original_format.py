@@ -25,14 +25,15 @@ from sanakit.models.config import (
     AutoencoderConfig,
     TransformerConfig,
 )
-from sanakit.weights.convert.original_format import read_original, write_original
-from sanakit.weights.convert.parts import (
+from sanakit.weights.convert.original_format import (
     BRANCH,
     TRANSFORMER,
     OriginalModel,
     Part,
     identified,
     original_state,
+    read_original,
+    write_original,
 )
 
 TINY = TRANSFORMERS["tiny"]

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from sanakit.errors import MissingModelError, WeightsError
-from sanakit.weights.hub_files import PLAIN, choose_variant, select_files, variants_of
+from sanakit.weights.layout import PLAIN, choose_variant, select_files, variants_of
 
 ROOT = ["model_index.json", "README.md", "LICENSE.txt", ".gitattributes", "sample.png"]
 TRANSFORMER = [

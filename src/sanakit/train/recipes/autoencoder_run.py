@@ -36,11 +36,10 @@ from sanakit.train.recipes.picture_sources import (
 )
 from sanakit.train.sample_schedule import Share
 from sanakit.weights.catalog import find_checkpoint
-from sanakit.weights.hub_files import stored_variant
+from sanakit.weights.layout import CONFIG, stored_variant
 from sanakit.weights.perceptual import load_perceptual
 from sanakit.weights.resolve import EMBEDDED, resolve_model
 from sanakit.weights.store import (
-    CONFIG,
     load_strict,
     read_config,
     read_weights,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from sanakit.errors import ConfigError, DataError, MissingModelError
+from sanakit.files import read_json
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.config import TRANSFORMERS, TransformerConfig
 from sanakit.models.init import init_transformer
@@ -50,10 +51,10 @@ from sanakit.train.recipes.shard_dataset import (
 )
 from sanakit.train.runs.run_config import is_run, read_run
 from sanakit.train.sample_schedule import Share
-from sanakit.weights.hub_files import stored_variant
+from sanakit.weights.layout import CONFIG, stored_variant
 from sanakit.weights.lora import LORA_FILE, LoraPair, write_lora
 from sanakit.weights.resolve import INDEX, resolve_model
-from sanakit.weights.store import CONFIG, Storage, load_strict, read_json
+from sanakit.weights.store import Storage, load_strict
 
 Report = Callable[[str], object]
 LARGE_GRID = 64

@@ -1,31 +1,79 @@
-"""Which files of a repository a model needs, and whether a folder has them."""
+"""The published layout: names of files, which of a repository a model needs, which are missing."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, NamedTuple
 
-from sanakit.errors import MissingModelError, WeightsError
+from sanakit.errors import MissingModelError, SanakitError, WeightsError
+from sanakit.files import names_in, read_json
 
 INDEX = "model_index.json"
+CONFIG = "config.json"
+STEM, LM_STEM = "diffusion_pytorch_model", "model"
 PLAIN = "plain"
 """As a variant: the files without one in their name, which are fp32 in most repositories."""
 PARTS = ("controlnet", "scheduler", "text_encoder", "tokenizer", "transformer", "vae")
 NETWORKS = ("text_encoder", "transformer", "vae")
 ABOUT = ("README.md", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt")
+PICKLES = (".bin", ".pth", ".pt", ".ckpt", ".pkl", ".pickle")
 
-_STEM = r"(?P<stem>diffusion_pytorch_model|model)"
 # Writers put the variant before or after the number of the shard.
 _WEIGHTS = re.compile(
-    rf"{_STEM}(?:\.(?P<early>\w+))?(?P<shard>-\d+-of-\d+)?(?:\.(?P<late>\w+))?\.safetensors"
+    r"(?P<stem>\w+)(?:\.(?P<early>\w+))?(?P<shard>-\d+-of-\d+)?(?:\.(?P<late>\w+))?"
+    r"\.(?P<kind>safetensors|bin)(?P<index>\.index(?:\.(?P<last>\w+))?\.json)?"
 )
-_SHARDS = re.compile(rf"{_STEM}\.safetensors\.index(?:\.(?P<early>\w+))?\.json")
 _PLAIN_NAME = re.compile(r"\w[\w.+-]*")
-_PICKLES = (".bin", ".pth", ".pt", ".ckpt", ".pkl", ".pickle")
 _TEXT = (".json", ".txt", ".model", ".jinja")
+
+
+class WeightsName(NamedTuple):
+    """What the name of a weights file says."""
+
+    stem: str
+    variant: str | None
+    """``fp16`` and the like; None is plain."""
+    kind: str
+    """``safetensors`` or ``bin``, a pickle."""
+    role: Literal["whole", "shard", "index"]
+
+
+def weights_name(name: str) -> WeightsName | None:
+    """Take a file name apart; None: not a weights file, nor an index of some."""
+    if not (match := _WEIGHTS.fullmatch(name)):
+        return None
+    role: Literal["whole", "shard", "index"] = "shard" if match["shard"] else "whole"
+    return WeightsName(
+        stem=match["stem"],
+        variant=match["early"] or match["late"] or match["last"],
+        kind=match["kind"],
+        role="index" if match["index"] else role,
+    )
+
+
+def whole_name(stem: str, variant: str | None, kind: str = "safetensors") -> str:
+    """Name the single file of a component's weights."""
+    return f"{_with(stem, variant)}.{kind}"
+
+
+def index_name(stem: str, variant: str | None, kind: str = "safetensors") -> str:
+    """Name the index of a component's shards."""
+    return f"{_with(f'{stem}.{kind}.index', variant)}.json"
+
+
+def shard_names(stem: str, variant: str | None, count: int) -> list[str]:
+    """Name the files of weights in ``count`` shards."""
+    if count == 1:
+        return [whole_name(stem, variant)]
+    full = _with(stem, variant)
+    return [f"{full}-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
+
+
+def _with(name: str, variant: str | None) -> str:
+    return name if variant is None else f"{name}.{variant}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,8 +104,19 @@ def choose_variant(held: Collection[str | None], wanted: str | None) -> str | No
 
 def variants_of(names: Iterable[str]) -> set[str | None]:
     """Give the variants of the weights among the file names of one component's folder."""
-    found = [_WEIGHTS.fullmatch(name) for name in names]
-    return {match["early"] or match["late"] for match in found if match}
+    found = map(_network_weights, names)
+    return {name.variant for name in found if name is not None and name.role != "index"}
+
+
+def stored_variant(folder: Path, wanted: str | None) -> str | None:
+    """Give the variant in which to read a component's folder, by :func:`choose_variant`."""
+    return choose_variant(variants_of(names_in(folder)), wanted)
+
+
+def _network_weights(name: str) -> WeightsName | None:
+    found = weights_name(name)
+    known = found and found.kind == "safetensors" and found.stem in (STEM, LM_STEM)
+    return found if known else None
 
 
 def select_files(
@@ -92,7 +151,7 @@ def select_files(
         taken = [] if is_root and pipeline else _weights_in(own_names, chosen)
         if taken:
             variants[folder] = chosen
-        texts = (INDEX, "config.json", *ABOUT) if is_root else _texts_in(own_names)
+        texts = (INDEX, CONFIG, *ABOUT) if is_root else _texts_in(own_names)
         files += [f"{folder}/{own}".lstrip("/") for own in (*taken, *texts) if own in own_names]
     if not variants:
         raise _without_weights(names, source, subfolder)
@@ -101,26 +160,22 @@ def select_files(
 
 def _weights_in(names: list[str], variant: str | None) -> list[str]:
     """The index and its shards where there are both those and a single file."""
-    shards: list[str] = []
-    whole: list[str] = []
-    for name in names:
-        if (match := _SHARDS.fullmatch(name)) and match["early"] == variant:
-            shards.append(name)
-        elif (match := _WEIGHTS.fullmatch(name)) and (match["early"] or match["late"]) == variant:
-            (shards if match["shard"] else whole).append(name)
-    return shards if any(_SHARDS.fullmatch(name) for name in shards) else whole
+    found = {name: each for name in names if (each := _network_weights(name))}
+    own = {name: each.role for name, each in found.items() if each.variant == variant}
+    whole = "index" not in own.values()
+    return [name for name, role in own.items() if (role == "whole") == whole]
 
 
 def _texts_in(names: list[str]) -> list[str]:
     """Configs and vocabularies, without the indexes of weights."""
-    return [name for name in names if name.endswith(_TEXT) and not _SHARDS.fullmatch(name)]
+    return [name for name in names if name.endswith(_TEXT) and not _network_weights(name)]
 
 
 def _without_weights(
     names: Collection[str], source: str, subfolder: str | None
 ) -> WeightsError | MissingModelError:
     where = source if subfolder is None else f"{source}: {subfolder}"
-    pickles = sorted(name for name in names if name.endswith(_PICKLES))
+    pickles = sorted(name for name in names if name.endswith(PICKLES))
     if pickles:
         return WeightsError(
             f"{where}: holds its weights as pickles only ({pickles[0]}), which can run code and "
@@ -131,10 +186,6 @@ def _without_weights(
         f"{where}: holds no weights in the published layout",
         hint=f"a model has {INDEX} and folders of safetensors; name another repository",
     )
-
-
-STEMS = {"text_encoder": "model"}
-NETWORK_STEM = "diffusion_pytorch_model"
 
 
 def missing_by_structure(
@@ -148,10 +199,10 @@ def missing_by_structure(
         subfolder: look at this component only.
     """
     if not (folder / INDEX).is_file():
-        if (folder / "config.json").is_file() and subfolder is None:
+        if (folder / CONFIG).is_file() and subfolder is None:
             return _missing_weights(folder, "", variant)
         return [INDEX]
-    index = _json(folder / INDEX)
+    index = _read(folder / INDEX)
     parts = [
         name
         for name, kind in index.items()
@@ -160,47 +211,31 @@ def missing_by_structure(
     missing: list[str] = []
     for part in sorted(parts):
         if part in NETWORKS:
-            if not (folder / part / "config.json").is_file():
-                missing.append(f"{part}/config.json")
+            if not (folder / part / CONFIG).is_file():
+                missing.append(f"{part}/{CONFIG}")
             missing += _missing_weights(folder, part, variant)
         elif part == "scheduler" and not (folder / part / "scheduler_config.json").is_file():
             missing.append(f"{part}/scheduler_config.json")
-        elif part == "tokenizer" and not _held(folder / part):
+        elif part == "tokenizer" and not names_in(folder / part):
             missing.append(f"{part}/tokenizer.json")
     return missing
 
 
-def stored_variant(folder: Path, wanted: str | None) -> str | None:
-    """Give the variant in which to read a component's folder; None is plain.
-
-    The wanted one where the folder has it, else plain, else what there is: a repository is fetched
-    by the same rule.
-    """
-    return choose_variant(variants_of(_held(folder)), wanted)
-
-
 def _missing_weights(folder: Path, part: str, variant: str | None) -> list[str]:
-    here = folder / part if part else folder
-    prefix = f"{part}/" if part else ""
-    chosen = (None if variant == PLAIN else variant) if variant else stored_variant(here, None)
-    stem = STEMS.get(part, NETWORK_STEM)
-    index = here / f"{stem}.safetensors.index{'' if chosen is None else f'.{chosen}'}.json"
-    if index.is_file():
-        places = _json(index).get("weight_map")
-        shards = sorted(set(places.values())) if isinstance(places, dict) else []
-        return [f"{prefix}{name}" for name in shards if not (here / str(name)).is_file()]
-    whole = f"{stem}{'' if chosen is None else f'.{chosen}'}.safetensors"
-    return [] if (here / whole).is_file() else [f"{prefix}{whole}"]
+    here = folder / part
+    wanted = None if variant == PLAIN else variant
+    chosen = wanted if variant else stored_variant(here, None)
+    stem = LM_STEM if part == "text_encoder" else STEM
+    names = [whole_name(stem, chosen)]
+    if (here / index_name(stem, chosen)).is_file():
+        places = _read(here / index_name(stem, chosen)).get("weight_map")
+        names = sorted(set(places.values())) if isinstance(places, dict) else []
+    return [f"{part}/{name}".lstrip("/") for name in names if not (here / str(name)).is_file()]
 
 
-def _held(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-
-
-def _json(path: Path) -> dict[str, object]:
+def _read(path: Path) -> dict[str, object]:
     """Read an index; one that is damaged names nothing, and its loader will say so."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(path)
+    except SanakitError:
         return {}
-    return values if isinstance(values, dict) else {}
