@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from recipes.glyph.data.pictures import GlyphPictures
+from recipes.glyph.train.autoencoder import GLYPH_LOSSES, GlyphSource
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
@@ -18,8 +19,8 @@ from sanakit.models.config import AUTOENCODERS, AutoencoderConfig
 from sanakit.train.config import LoopConfig
 from sanakit.train.mfu import counted
 from sanakit.train.recipes.autoencoder import AutoencoderRecipe, psnr
-from sanakit.train.recipes.autoencoder_run import GLYPH_LOSSES, channels_last
-from sanakit.train.recipes.picture_sources import GlyphSource, as_image
+from sanakit.train.recipes.autoencoder_run import channels_last
+from sanakit.train.recipes.picture_sources import as_image
 from sanakit.train.sample_schedule import Share
 
 SIDE = 128

@@ -1,7 +1,7 @@
 """Puts what a preset begins with into one folder, to take along to a machine without a network.
 
 `python -m recipes.glyph.inputs gpu --data data/glyph --to .gpu-inputs`
-DATA is a set that `sanakit data build glyph` made: its drawings are taken, and its dictionary.
+DATA is a set that `python -m recipes.glyph build` made: its drawings are taken, and its dictionary.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class MadeUpRow:
 
 
 def write_made_up(folder: Path) -> Path:
-    """Write a folder of drawings that `sanakit data build glyph --from` takes.
+    """Write a folder of drawings that `python -m recipes.glyph build --from` takes.
 
     Raises:
         DataError: the renderer of SVG is not installed, or the disk refuses.

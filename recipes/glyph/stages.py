@@ -25,6 +25,7 @@ Execute = Callable[..., Ended]
 TRAININGS = ("lm", "autoencoder", "decoder", "diffusion")
 FITTED = 0.9
 """Share of a training's minutes that its steps are fitted to; the rest is for its start and end."""
+HERE = "recipes.glyph"
 LEAST = 30.0
 """Seconds of training that are worth beginning."""
 _RATE = re.compile(r"at ([\d.e+]+) images/s on one rank")
@@ -123,7 +124,7 @@ def _data_done(work: Work) -> bool:
 
 def _data(work: Work) -> Iterable[Command]:
     data = work.preset.data
-    command = ["data", "build", "glyph", "--out", str(work.data), "--size", str(data.size)]
+    command = ["build", "--out", str(work.data), "--size", str(data.size)]
     command += ["--workers", str(data.workers)]
     for row in data.without:
         command += ["--without", row]
@@ -140,7 +141,7 @@ def _data(work: Work) -> Iterable[Command]:
     else:
         command += [] if work.inputs is None else ["--packages", str(work.inputs)]
         command += [] if data.limit is None else ["--limit", str(data.limit)]
-    yield Command(module="sanakit", arguments=command)
+    yield Command(module=HERE, arguments=command)
 
 
 def _data_pictures(work: Work) -> int | None:
@@ -156,12 +157,12 @@ def _tokenizer_done(work: Work) -> bool:
 
 
 def _tokenizer(work: Work) -> Iterable[Command]:
-    command = ["train", "tokenizer", "glyph", "--data", str(work.data)]
+    command = ["tokenizer", "--data", str(work.data)]
     if not work.preset.tokenizer.dictionary:
         command.append("--no-dictionary")
     elif work.inputs is not None:
         command += ["--packages", str(work.inputs)]
-    yield Command(module="sanakit", arguments=command)
+    yield Command(module=HERE, arguments=command)
 
 
 # Trainings.
@@ -186,7 +187,7 @@ def _training(
     def commands(work: Work) -> Iterable[Command]:
         training, run = work.training(name), work.run(name)
         device = ["--set", f"device={work.preset.whole.device}"]
-        start = ["train", *words, "--data", str(work.data), "--out", str(run)]
+        start = [*words, "--data", str(work.data), "--out", str(run)]
         if checkpoints(run):
             # All else stands in the run's own file.
             told = [*start, "--resume", *device]
@@ -194,7 +195,7 @@ def _training(
             settings = [p for pair in training.settings for p in ("--set", pair)]
             told = [*start, *own(work), *settings, *device]
             told += ["--set", f"total_images={_length(work, name, told)}"]
-        yield Command(module="sanakit", arguments=told, ranks=training.ranks)
+        yield Command(module=HERE, arguments=told, ranks=training.ranks)
 
     return commands
 
@@ -209,7 +210,7 @@ def _length(work: Work, name: str, told: list[str]) -> int:
     if not training.minutes:
         return training.images
     dry = [*told, "--dry-run", "--set", f"total_images={training.images}"]
-    ended = work.execute(Command(module="sanakit", arguments=dry), listen=True)
+    ended = work.execute(Command(module=HERE, arguments=dry), listen=True)
     match = _RATE.search(ended.said)
     if ended.code or match is None:
         raise DataError(f"{name}: its rate could not be measured: {ended.said.strip()[-300:]}")
@@ -255,10 +256,10 @@ def _diffusion_own(work: Work) -> list[str]:
 
 
 def _export(work: Work) -> Iterable[Command]:
-    told = ["train", "export", "glyph", "--data", str(work.data), "--out", str(work.model)]
+    told = ["export", "--data", str(work.data), "--out", str(work.model)]
     told += ["--autoencoder", str(work.run("decoder")), "--diffusion", str(work.run("diffusion"))]
     told += ["--storage", work.preset.ending.storage]
-    yield Command(module="sanakit", arguments=told)
+    yield Command(module=HERE, arguments=told)
 
 
 def _sheet(work: Work) -> Iterable[Command]:
@@ -288,7 +289,7 @@ def _evaluation_done(work: Work) -> bool:
 def _evaluation(work: Work) -> Iterable[Command]:
     for name, told in _measures(work).items():
         place = ["--out", str(work.measure(name))]
-        yield Command(module="sanakit", arguments=["eval", name, str(work.model), *told, *place])
+        yield Command(module=HERE, arguments=["eval", name, str(work.model), *told, *place])
 
 
 def _training_stage(
@@ -308,15 +309,13 @@ STAGES = {
     for stage in (
         Stage(name="data", needs=(), is_done=_data_done, commands=_data, pictures=_data_pictures),
         Stage(name="tokenizer", needs=("data",), is_done=_tokenizer_done, commands=_tokenizer),
-        _training_stage("lm", "lm", "glyph", needs=("tokenizer",), own=lambda work: []),
-        _training_stage("autoencoder", "autoencoder", "glyph", needs=("data",), own=_sized),
+        _training_stage("lm", "lm", needs=("tokenizer",), own=lambda work: []),
+        _training_stage("autoencoder", "autoencoder", needs=("data",), own=_sized),
         # Before the transformer: its encoder is the same, and a carry need not hold both.
-        _training_stage(
-            "decoder", "autoencoder", "glyph", needs=("data", "autoencoder"), own=_decoder_own
-        ),
+        _training_stage("decoder", "autoencoder", needs=("data", "autoencoder"), own=_decoder_own),
         _training_stage(
             "diffusion",
-            *("diffusion", "glyph"),
+            "diffusion",
             needs=("data", "tokenizer", "lm", "decoder"),
             own=_diffusion_own,
         ),

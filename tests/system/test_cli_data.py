@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -86,11 +85,6 @@ def test_captions_can_be_left_out_and_licences_stated(here: Path) -> None:
     [
         (("my-set", "--caption", "x"), "--caption"),
         (("my-set", "--licence", "x"), "--licence"),
-        (("my-set", "--packages", "x"), "--packages"),
-        (("my-pictures", "--size", 64), "--size"),
-        (("glyph", "--resolution", 64), "--resolution"),
-        (("glyph", "--store", "original"), "--store"),
-        (("glyph", "--engine", "local"), "--engine"),
         (("my-set", "--out", "other"), "--out"),
         (("my-set", "--buckets", "round"), "'round'"),
         (("my-set", "--resolution", 100), "100"),
@@ -109,25 +103,6 @@ def test_what_cannot_be_meant_is_refused_with_a_hint_and_nothing_is_written(
     assert named in error
     assert hint.startswith("hint: ")
     assert sorted((path, path.stat().st_mtime_ns) for path in here.rglob("*")) == before
-
-
-def test_glyph_is_the_recipe_and_a_folder_of_that_name_is_dot_slash_glyph(
-    here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[Any] = []
-
-    def build_glyph(out: Path, **options: Any) -> SimpleNamespace:
-        asked.append((out, options["size"], options["workers"]))
-        return SimpleNamespace(pictures=3)
-
-    monkeypatch.setattr("recipes.glyph.data.build.build_glyph", build_glyph)
-    (here / "my-pictures").rename(here / "glyph")
-    assert "data/glyph: 3 pictures" in build("glyph", "--size", 64)[0]
-    assert asked == [(Path("data/glyph"), [64], 1)]
-    build("./glyph", "--out", "my-set", "--resolution", 64)
-    assert len(asked) == 1
-    assert read_index(here / "my-set" / "shards").samples == 6
-    assert "./glyph" in " ".join(sanakit("data", "build", "--help")[0].split())
 
 
 def test_a_sample_is_shown_by_number_and_by_id_and_saved_as_training_sees_it(

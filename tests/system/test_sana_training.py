@@ -280,8 +280,6 @@ def test_shards_that_were_built_anew_are_not_gone_on_with(tmp_path: Path) -> Non
         (("--data", "SET", "--from", "MODEL", "--set", "flow_shift=0"), "must be more than 0"),
         (("--data", "SET", "--from", "MODEL", "--states", "some"), "--states 'some' is unknown"),
         (("--data", "SET", "--from", "MODEL", "--states", "cached"), "no latents of"),
-        (("--data", "SET", "--from", "MODEL", "--size", "64"), "--size is of the glyph recipe"),
-        (("glyph", "--lora", "4"), "--lora has no meaning for the recipe glyph"),
         (("--resume",), "runs holds no run of `sanakit train diffusion` to resume"),
         (("--resume", "--out", "nowhere", "--lora", "4"), "nowhere is no folder of a run"),
     ],

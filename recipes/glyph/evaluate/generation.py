@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from recipes.glyph.data.pictures import GlyphPictures
+from recipes.glyph.evaluate.pictures import GlyphSamples, held_samples, known_samples
 from sanakit.charts import Point, lines, save, sheet
 from sanakit.errors import ConfigError
 from sanakit.evaluate.distances import (
@@ -27,7 +28,6 @@ from sanakit.evaluate.distances import (
 from sanakit.evaluate.features import NAME, SIDE, FeatureNetwork, Features, features_of
 from sanakit.evaluate.figures import Evaluation, Figure, mean_figure
 from sanakit.evaluate.generated import DrawSettings, draw_prompts
-from sanakit.evaluate.pictures import GlyphSamples, held_samples, known_samples
 from sanakit.evaluate.restoration import Restored
 from sanakit.pipeline.images import Pixels
 from sanakit.pipeline.pipeline import Pipeline

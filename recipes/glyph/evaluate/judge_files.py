@@ -27,7 +27,7 @@ STEM = "judge"
 TOKENIZER = "tokenizer"
 SEEN = "seen.txt"
 ORIGIN = "origin.json"  # written last: without it the judge is unfinished
-HINT = "train one on this data: sanakit eval train-judge"
+HINT = "train one on this data: python -m recipes.glyph eval train-judge"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,13 +19,13 @@ from torch import Tensor
 from recipes.glyph.data.mixture import Sample
 from recipes.glyph.data.pictures import GlyphPictures
 from recipes.glyph.evaluate.generation import draw_for
+from recipes.glyph.evaluate.pictures import WHITE, GlyphSamples, held_samples, known_samples
 from sanakit.charts import Mark, histograms, save, sheet
 from sanakit.errors import ConfigError
 from sanakit.evaluate.distances import nearest
 from sanakit.evaluate.features import NAME, Describer, FeatureNetwork, features_of, middle_square
 from sanakit.evaluate.figures import Evaluation, Figure, bootstrap, mean_figure
 from sanakit.evaluate.generated import DrawSettings
-from sanakit.evaluate.pictures import WHITE, GlyphSamples, held_samples, known_samples
 from sanakit.pipeline.images import Pixels, from_pixels
 from sanakit.pipeline.pipeline import Pipeline
 

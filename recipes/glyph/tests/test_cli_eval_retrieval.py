@@ -1,4 +1,4 @@
-"""`sanakit eval train-judge` and `sanakit eval retrieval` as a user types them."""
+"""`python -m recipes.glyph eval train-judge` and `eval retrieval` as a user types them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from recipes.glyph.commands import retrieval as retrieval_command
-from recipes.glyph.commands import train_judge as judge_command
+from recipes.glyph.commands import evaluate as commands
 from recipes.glyph.evaluate import visual_features
 from recipes.glyph.evaluate.judge_files import ORIGIN
 
-from command_line import sanakit
+from glyph_command import glyph
 from sanakit.errors import MissingModelError
 from tiny import write_tiny
 from tiny_judge import tiny_shapes, tiny_sight
@@ -22,8 +21,7 @@ SHORT = ("--set", "batch_size=32", "--set", "total_images=64", "--set", "device=
 
 @pytest.fixture(autouse=True)
 def eyes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for command in (judge_command, retrieval_command):
-        monkeypatch.setattr(command, "feature_network", lambda folder, device: None)
+    monkeypatch.setattr(commands, "feature_network", lambda folder, device: None)
     monkeypatch.setattr(visual_features, "sight_of", lambda network: tiny_sight())
     monkeypatch.chdir(tmp_path)
 
@@ -39,15 +37,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
 def test_a_judge_is_taught_and_asked_about_a_model(made: tuple[Path, Path, Path]) -> None:
     data, judge, model = made
     told = ("--data", data, "--out", judge, "--pictures", 40, "--held", 8, "--ways", 6, *SHORT)
-    out, _ = sanakit("eval", "train-judge", *told)
+    out, _ = glyph("eval", "train-judge", *told)
     assert "R-precision@1, held-out styles: real" in out
     assert json.loads((judge / "evaluation.json").read_text())["family"] == "judge"
     stored = sum(path.stat().st_size for path in judge.rglob("*") if "work" not in path.parts)
     assert stored <= 8 << 20
     # What is there is not taught a second time by accident, and what was interrupted goes on.
-    assert "already holds a run" in sanakit("eval", "train-judge", *told, code=2)[1]
+    assert "already holds a run" in glyph("eval", "train-judge", *told, code=2)[1]
     (judge / ORIGIN).unlink()
-    sanakit("eval", "train-judge", *told, "--resume")
+    glyph("eval", "train-judge", *told, "--resume")
 
     asked = (
         "--judge",
@@ -63,7 +61,7 @@ def test_a_judge_is_taught_and_asked_about_a_model(made: tuple[Path, Path, Path]
         "--cache",
         "cache",
     )
-    out, lines = sanakit("eval", "retrieval", model, *asked, "--out", "first")
+    out, lines = glyph("eval", "retrieval", model, *asked, "--out", "first")
     assert "| R-precision@1, held-out concepts |" in out
     assert "drawn 4 of 4" in lines
     found = json.loads(Path("first", "evaluation.json").read_text())
@@ -81,7 +79,7 @@ def test_a_judge_is_taught_and_asked_about_a_model(made: tuple[Path, Path, Path]
     for name in ("bars.png", "sheet.png"):
         with Image.open(Path("first", name)) as image:
             assert image.width > 600
-    assert "drawn" not in sanakit("eval", "retrieval", model, *asked, "--out", "first")[1]
+    assert "drawn" not in glyph("eval", "retrieval", model, *asked, "--out", "first")[1]
 
 
 def test_a_judge_of_other_data_is_refused_and_nothing_is_written(
@@ -92,14 +90,14 @@ def test_a_judge_of_other_data_is_refused_and_nothing_is_written(
     records = tmp_path / "other" / "records.jsonl"
     records.write_text(records.read_text().replace("a red", "a rosy"))
     asked = ("--judge", judge, "--data", tmp_path / "other", "--count", 4, "--ways", 6)
-    _, error = sanakit("eval", "retrieval", model, *asked, "--out", "out", code=2)
+    _, error = glyph("eval", "retrieval", model, *asked, "--out", "out", code=2)
     assert "was trained on data" in error
-    assert "sanakit eval train-judge" in error
+    assert "python -m recipes.glyph eval train-judge" in error
     assert not Path("out").exists()
 
 
 def test_a_folder_without_a_judge_says_what_it_lacks(tmp_path: Path) -> None:
-    _, error = sanakit("eval", "retrieval", "--judge", tmp_path, code=3)
+    _, error = glyph("eval", "retrieval", "--judge", tmp_path, code=3)
     assert ORIGIN in error
 
 
@@ -107,6 +105,6 @@ def test_an_absent_network_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     def absent(folder: Path | None, device: str) -> None:
         raise MissingModelError("features need a package", hint="pip install it")
 
-    monkeypatch.setattr(judge_command, "feature_network", absent)
-    _, error = sanakit("eval", "train-judge", "--data", tmp_path, code=3)
+    monkeypatch.setattr(commands, "feature_network", absent)
+    _, error = glyph("eval", "train-judge", "--data", tmp_path, code=3)
     assert "pip install it" in error

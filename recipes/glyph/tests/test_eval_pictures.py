@@ -6,21 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 from recipes.glyph.data.mixture import Sample
 from recipes.glyph.data.pictures import GlyphPictures
-
-from sanakit.errors import ConfigError, DataError
-from sanakit.evaluate.pictures import (
-    FilePictures,
+from recipes.glyph.evaluate.pictures import (
     GlyphSamples,
+    held_pictures,
     held_samples,
     known_samples,
     open_glyph_set,
-    pictures_to_restore,
 )
+from recipes.glyph.train.autoencoder import GlyphSource
+
+from sanakit.errors import ConfigError, DataError
 from sanakit.pipeline.images import to_pixels
-from sanakit.train.recipes.picture_sources import GlyphSource
 from tiny_pictures import tiny_record, write_pictures
 
 
@@ -90,29 +88,12 @@ def test_a_cache_tells_pictures_backgrounds_and_their_order_apart(glyphs: GlyphP
 def test_an_autoencoder_is_measured_on_what_training_measures(
     folder: Path, glyphs: GlyphPictures
 ) -> None:
-    found = pictures_to_restore(folder, size=32, count=6)
+    found = held_pictures(folder, size=32, count=6)
     held = to_pixels(next(GlyphSource(glyphs).held(6)))
     assert np.array_equal(found[:], held)
-    assert len(pictures_to_restore(folder, size=None, count=None)) == 8
+    assert len(held_pictures(folder, size=None, count=None)) == 8
     with pytest.raises(DataError):
-        pictures_to_restore(folder, size=64, count=None)
-
-
-def test_any_folder_of_pictures_gives_squares_and_the_same_sample(tmp_path: Path) -> None:
-    for number in range(5):
-        picture = np.full((40, 60, 3), 50 * number, dtype=np.uint8)
-        picture[:, :10] = picture[:, 50:] = 255  # cut off: the middle square is plain
-        Image.fromarray(picture).save(tmp_path / f"{number}.png")
-    found = pictures_to_restore(tmp_path, size=32, count=3)
-    assert isinstance(found, FilePictures)
-    pixels = found[:]
-    assert pixels.shape == (3, 32, 32, 3)
-    assert [int(each[16, 16, 0]) for each in pixels] == [50 * int(name) for name in found.labels]
-    assert found.labels == pictures_to_restore(tmp_path, size=32, count=3).labels
-    assert pictures_to_restore(tmp_path, size=None, count=None)[0:1].shape == (1, 256, 256, 3)
-    (tmp_path / f"{found.labels[0]}.png").write_bytes(b"no picture")
-    with pytest.raises(DataError, match=f"{found.labels[0]}: "):
-        found[:1]
+        held_pictures(folder, size=64, count=None)
 
 
 def test_captions_are_asked_of_a_glyph_set_alone(tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ import torch
 from recipes.glyph.data.pictures import GlyphPictures
 from recipes.glyph.evaluate import generation, memorisation
 from recipes.glyph.evaluate.memorisation import Thumbnails, evaluate_memorisation, nearest_of
+from recipes.glyph.evaluate.pictures import GlyphSamples, held_samples, known_samples
 
 from sanakit.errors import ConfigError
 from sanakit.evaluate.figures import Evaluation
-from sanakit.evaluate.pictures import GlyphSamples, held_samples, known_samples
 from sanakit.pipeline.images import Pixels
 from sanakit.pipeline.pipeline import Pipeline
 from tiny import tiny_components

@@ -17,25 +17,25 @@ import pytest
 import torch
 from benchmarks import sheet
 from PIL import Image
-from recipes.glyph.__main__ import MORE, main
 from recipes.glyph.carry import pack, unpack
+from recipes.glyph.commands.app import app
 from recipes.glyph.cost import COST, Ledger, read_ledger, training_flops, write_ledger
 from recipes.glyph.inputs import gather
 from recipes.glyph.made_up import write_made_up
 from recipes.glyph.presets import Whole, known_presets, read_preset
 from recipes.glyph.running import Command, Ended, execute
-from recipes.glyph.stages import STAGES, NoTimeLeft, Work, images_seen, required
-from recipes.glyph.train import runs
+from recipes.glyph.speedrun import MORE, main
+from recipes.glyph.stages import HERE, STAGES, NoTimeLeft, Work, images_seen, required
+from recipes.glyph.train import autoencoder, runs
 from recipes.glyph.train.runs import GLYPH_DIFFUSION
 from typer.testing import CliRunner
 
 from command_line import sanakit
-from sanakit.cli.main import app
+from glyph_command import glyph
 from sanakit.errors import ConfigError, DataError
 from sanakit.train.checkpoint import checkpoints, read_tensors, write_checkpoint
 from sanakit.train.config import LoopConfig, with_overrides
 from sanakit.train.distributed.ranks import Ranks
-from sanakit.train.recipes import autoencoder_run
 from sanakit.train.recipes.autoencoder import AutoencoderSettings
 from sanakit.train.runs.log import RunLog, read_log
 from tiny import AUTOENCODER, TRANSFORMER
@@ -66,7 +66,7 @@ class Here:
     ) -> Ended:
         self.ran.append(str(command))
         self.stopped = False
-        if command.module == "sanakit":
+        if command.module == HERE:
             result = CliRunner().invoke(app, list(command.arguments))
             assert result.exit_code == 0, (result.output, result.exception)
             self.said += result.stdout
@@ -76,16 +76,16 @@ class Here:
         return Ended(code=0, stopped=False)
 
     def stages(self) -> list[str]:
-        """The second or third word of what ran since the last time."""
-        words = [line.split()[1:3] for line in self.ran]
+        """The verbs of what ran since the last time."""
+        words = [line.partition("-m ")[2].split() for line in self.ran]
         self.ran = []
-        return [second if first == "train" else first for first, second in words]
+        return [verb if module == HERE else module for module, verb, *_ in words]
 
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Here:
     monkeypatch.chdir(tmp_path)
-    for module in (runs, autoencoder_run):
+    for module in (runs, autoencoder):
         monkeypatch.setattr(module, "AUTOENCODERS", {"glyph": AUTOENCODER})
     monkeypatch.setattr(runs, "TRANSFORMERS", {"glyph": TRANSFORMER})
     monkeypatch.setattr(runs, "glyph_lm_config", tiny_lm_config)
@@ -127,7 +127,7 @@ def test_three_pieces_on_three_bare_machines_end_with_a_model_that_draws(
 ) -> None:
     here.ends = {"autoencoder": 4}
     assert ran(here, "one", "--minutes", "10", code=MORE) == [
-        *("data", "tokenizer", "lm", "autoencoder"),
+        *("build", "tokenizer", "lm", "autoencoder"),
     ]
     told = capsys.readouterr().out
     assert "still to be done: autoencoder, decoder, diffusion, export, sheet, evaluation" in told
@@ -140,7 +140,7 @@ def test_three_pieces_on_three_bare_machines_end_with_a_model_that_draws(
     given = ("--carry", "one/carry", "--minutes", "10")
     # Pictures are drawn anew from their inputs; what is learned is not learned again.
     assert ran(here, "two", *given, code=MORE) == [
-        "data",
+        "build",
         "autoencoder",
         "autoencoder",
         "diffusion",
@@ -151,7 +151,7 @@ def test_three_pieces_on_three_bare_machines_end_with_a_model_that_draws(
 
     given = ("--carry", "two/carry", "--minutes", "10")
     assert ran(here, "three", *given, code=0) == [
-        *("data", "diffusion", "export", "-m", "eval"),
+        *("build", "diffusion", "export", "benchmarks.sheet", "eval"),
     ]
     assert seen(Path("three/runs/diffusion")) == [4, 8]
     assert not Path("three/runs/autoencoder").exists()
@@ -182,7 +182,7 @@ def test_three_pieces_on_three_bare_machines_end_with_a_model_that_draws(
 def test_what_is_finished_is_skipped_and_what_was_broken_off_goes_on_as_it_was(
     here: Here,
 ) -> None:
-    assert ran(here, "run", "--until", "lm", code=MORE) == ["data", "tokenizer", "lm"]
+    assert ran(here, "run", "--until", "lm", code=MORE) == ["build", "tokenizer", "lm"]
     here.ends = {"autoencoder": 4}
     assert ran(here, "run", "--until", "decoder", code=MORE) == ["autoencoder"]
     before = model_of(Path("run/runs/autoencoder"))
@@ -549,7 +549,7 @@ def test_captions_alone_make_a_tokenizer_and_no_package_is_named_in_vain(tmp_pat
     records = [{"captions": [f"a star of {number}", "a house"]} for number in range(60)]
     text = "".join(json.dumps(record) + "\n" for record in records)
     (tmp_path / "records.jsonl").write_text(text)
-    sanakit("train", "tokenizer", "--data", tmp_path, "--no-dictionary")
+    glyph("tokenizer", "--data", tmp_path, "--no-dictionary")
     assert (tmp_path / "text" / "rows.npy").is_file()
-    told = ("train", "tokenizer", "--data", tmp_path, "--no-dictionary", "--packages", tmp_path)
-    assert "captions alone need no package" in sanakit(*told, code=2)[1]
+    told = ("tokenizer", "--data", tmp_path, "--no-dictionary", "--packages", tmp_path)
+    assert "captions alone need no package" in glyph(*told, code=2)[1]

@@ -1,4 +1,4 @@
-"""Commands of `sanakit train`: what each plans without a trace and notes beside its run."""
+"""Commands of `python -m recipes.glyph`: what each plans without a trace, notes and refuses."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import shutil
 from collections import Counter
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from recipes.glyph.train import runs
+from recipes.glyph.train import autoencoder, runs
 from recipes.glyph.train.diffusion import DiffusionRecipe
 from recipes.glyph.train.language_model import LanguageModelRecipe
 from recipes.glyph.train.runs import glyph_diffusion, glyph_language_model
@@ -21,35 +22,31 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoTokenizer
 
-from command_line import sanakit
-from sanakit.errors import ConfigError, DataError
-from sanakit.models.perceptual import PerceptualNetwork
+from glyph_command import glyph
+from sanakit.errors import DataError
+from sanakit.models.autoencoder import Autoencoder
 from sanakit.pipeline.components import load_components
-from sanakit.train.checkpoint import checkpoints
 from sanakit.train.distributed.ranks import Ranks
 from sanakit.train.recipe import Recipe
-from sanakit.train.recipes import autoencoder_run
 from sanakit.train.runs.run_config import read_run
-from sanakit.train.runs.summary import view_run
 from tiny import AUTOENCODER, TOKENIZER, TRANSFORMER, tiny_components, write_tiny
 from tiny_lm import tiny_lm_config
-from tiny_recipe import TinyRecipe, drawn
+from tiny_pictures import tiny_record, write_pictures
+from tiny_recipe import drawn
 from tiny_scenes import tiny_scenes
-from tiny_shards import write_shards
 
 SHORT = [
     *("device=cpu", "batch_size=2", "total_images=4", "compute_dtype=float32", "log_every=1"),
     "compile_blocks=false",
 ]
 AUTOENCODED = [*SHORT, "held=2"]
-OWN = [*AUTOENCODED, "side=64"]
 
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder to stand in, with all that the glyph recipes read, and shapes that are tiny."""
     monkeypatch.chdir(tmp_path)
-    for module in (runs, autoencoder_run):
+    for module in (runs, autoencoder):
         monkeypatch.setattr(module, "AUTOENCODERS", {"glyph": AUTOENCODER})
     monkeypatch.setattr(runs, "TRANSFORMERS", {"glyph": TRANSFORMER})
     vocabulary = len(AutoTokenizer.from_pretrained(str(TOKENIZER)))
@@ -63,15 +60,10 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.fixture
-def shards(place: Path) -> Path:
-    return write_shards(place / "own" / "shards", {(64, 64): [4, 2], (64, 96): [2]})
-
-
 def train(*arguments: object, settings: list[str] = AUTOENCODED, code: int = 0) -> str:
     """What the command says; of one that fails, its error."""
     pairs = [part for setting in settings for part in ("--set", setting)]
-    out, error = sanakit("train", *arguments, *pairs, code=code)
+    out, error = glyph(*arguments, *pairs, code=code)
     return error if code else out
 
 
@@ -85,32 +77,12 @@ def listed(place: Path) -> list[Path]:
 def test_the_glyph_autoencoder_is_planned_without_a_trace(place: Path) -> None:
     before = listed(place)
     told = train("autoencoder", "--dry-run")
-    weights = sum(p.numel() for p in autoencoder_run.Autoencoder(AUTOENCODER).parameters())
+    weights = sum(p.numel() for p in Autoencoder(AUTOENCODER).parameters())
     assert f"parameters  {weights:,} learn, 0 are frozen" in told
     for word in ("FLOPs to train", "activations an image", "2 steps of 2", "images/s on one rank"):
         assert word in told
     assert "bucket" not in told
     assert "epoch" not in told
-    assert listed(place) == before
-
-
-def test_an_autoencoder_of_own_shards_is_planned_with_its_buckets_and_its_judges(
-    shards: Path, place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    judge = PerceptualNetwork(((4,), (6,)))
-    monkeypatch.setattr(autoencoder_run, "load_perceptual", lambda: judge)
-    before = listed(place)
-    told = train("autoencoder", "--data", shards, "--dry-run", "--workers", "1", settings=OWN)
-    fixed = sum(p.numel() for p in judge.parameters())
-    assert f"learn, {fixed:,} are frozen" in told
-    size = sum(p.nbytes for p in judge.parameters())
-    assert f"frozen parts {size / 1e6:.2f} MB" in told
-    assert "bucket      64 x 64 px: 6 samples\nbucket      64 x 96 px: 2 samples\n" in told
-    assert "epoch       4 steps" in told
-    assert "0.5 epochs" in told
-    assert "time        not measured" in train(
-        "autoencoder", "--data", shards, "--dry-run", "--no-measure", settings=OWN
-    )
     assert listed(place) == before
 
 
@@ -139,18 +111,16 @@ def test_the_language_model_is_planned_without_a_trace(place: Path) -> None:
 
 def test_the_glyph_transformer_is_planned_before_the_stages_that_it_needs(place: Path) -> None:
     before = listed(place)
-    told = train("diffusion", "glyph", "--dry-run", settings=SHORT)
+    told = train("diffusion", "--dry-run", settings=SHORT)
     for word in ("FLOPs to train", "2 steps of 2", "images/s on one rank", " 0 are frozen"):
         assert word in told
     assert listed(place) == before
-    frozen = train(
-        "diffusion", "glyph", "--dry-run", "--no-measure", "--freeze-text", settings=SHORT
-    )
+    frozen = train("diffusion", "--dry-run", "--no-measure", "--freeze-text", settings=SHORT)
     assert " 0 are frozen" not in frozen
 
 
 def test_no_measure_is_refused_without_a_dry_run_for_every_stage(place: Path) -> None:
-    for stage in (["autoencoder"], ["lm"], ["diffusion", "glyph"]):
+    for stage in (["autoencoder"], ["lm"], ["diffusion"]):
         assert "--no-measure is of --dry-run" in train(*stage, "--no-measure", settings=[], code=2)
 
 
@@ -206,65 +176,12 @@ def test_recomputed_blocks_give_the_same_gradients(place: Path, stage: str) -> N
     assert all(more > some > 0 for more, some in zip(twice, once, strict=True))
 
 
-def test_a_recipe_that_cannot_recompute_says_so() -> None:
-    with pytest.raises(ConfigError, match="nothing to recompute"):
-        TinyRecipe().checkpoint_gradients()
-
-
 # What is noted beside a run.
 
 
 def fields_of(run: Path) -> dict[str, Any]:
     pairs = [pair.partition("=") for pair in read_run(run).settings]
     return {key: json.loads(text) for key, _, text in pairs}
-
-
-def test_an_autoencoder_s_run_holds_all_it_was_told_and_goes_on_without_being_told(
-    place: Path, shards: Path
-) -> None:
-    given = [*AUTOENCODED, "perceptual=0", "side=64", "l2=0.25", "pooled=0.5"]
-    train("autoencoder", "--data", "own/shards", "--out", "run", settings=given)
-    file, fields = read_run("run"), fields_of(Path("run"))
-    assert file.verb == "autoencoder"
-    assert file.arguments == {"data": str(shards), "phase": "full"}
-    assert {k: fields[k] for k in ("l1", "l2", "pooled", "perceptual", "side", "mirror")} == {
-        "l1": 1.0,
-        "l2": 0.25,
-        "pooled": 0.5,
-        "perceptual": 0,
-        "side": 64,
-        "mirror": True,
-    }
-    # The loop's, published ones of the phase included.
-    assert (fields["peak_lr"], fields["weight_decay"], fields["batch_size"]) == (6.4e-5, 0.1, 2)
-    changed = view_run(Path("run")).changed
-    assert changed["l2"] == 0.25
-    assert not changed.keys() & {"l1", "mirror", "latent_noise"}
-    told = train("autoencoder", "--resume", "--out", "run", settings=["total_images=6"])
-    assert "resumed at 4 images" in told
-    assert checkpoints(Path("run"))[-1].name.endswith("6")
-    after = fields_of(Path("run"))
-    assert after == {**fields, "total_images": 6}
-    refused = train("autoencoder", "--resume", "--out", "run", settings=["l2=1"], code=2)
-    assert "--set l2 was 0.25 when the run began, and is 1" in refused
-    refused = train("autoencoder", "--resume", "--out", "run", "--phase", "refine", code=2)
-    assert "--phase was full" in refused
-    assert "already holds a run" in train("autoencoder", "--out", "run", code=2)
-
-
-def test_a_phase_is_gone_on_with_from_its_folder_alone(place: Path) -> None:
-    train("autoencoder", "--out", "first")
-    given = [*AUTOENCODED, "perceptual=0", "adversarial=0"]
-    train("autoencoder", "--from", "first", "--phase", "refine", "--out", "run", settings=given)
-    assert read_run("run").arguments["start"] == str(place / "first")
-    told = train("autoencoder", "--resume", "--out", "run", settings=["total_images=6"])
-    assert "resumed at 4 images" in told
-    # Still the refinement: of the encoder nothing has moved.
-    scales = [
-        json.loads((place / run / "vae" / "config.json").read_text())["scaling_factor"]
-        for run in ("first", "run")
-    ]
-    assert scales[0] == scales[1]
 
 
 def test_every_stage_notes_its_settings_and_refuses_another_stage_s_run(place: Path) -> None:
@@ -279,7 +196,7 @@ def test_every_stage_notes_its_settings_and_refuses_another_stage_s_run(place: P
     assert "is a run of `sanakit train lm`" in said
 
     train("autoencoder", settings=AUTOENCODED)
-    train("diffusion", "glyph", "--samples", "8", settings=SHORT)
+    train("diffusion", "--samples", "8", settings=SHORT)
     file = read_run("runs/glyph-diffusion")
     assert (file.verb, file.arguments["tune_text"]) == ("diffusion glyph", True)
     assert fields_of(Path("runs/glyph-diffusion"))["average_halflife"] == 12_000
@@ -304,5 +221,58 @@ def test_a_models_text_encoder_comes_with_its_own_tokenizer(place: Path) -> None
     assert told.get_vocab() == own.tokenizer.get_vocab()
     for mine, theirs in zip(llm.parameters(), own.text_encoder.llm.parameters(), strict=True):
         assert torch.equal(mine, theirs)
-    with pytest.raises(DataError, match="run `sanakit train tokenizer` first"):
+    with pytest.raises(DataError, match=r"run `python -m recipes\.glyph tokenizer` first"):
         runs._tokenizer(data, "runs/glyph-lm")
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize("stage", ["lm", "autoencoder", "diffusion", "export"])
+def test_an_absent_data_set_ends_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    error = glyph(stage, code=2)[1]
+    assert error.count("\n") == error.count("hint: ") + 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_set_is_built_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def build_glyph(out: Path, **options: Any) -> SimpleNamespace:
+        asked.append((out, options["size"], options["workers"]))
+        return SimpleNamespace(pictures=3)
+
+    monkeypatch.setattr("recipes.glyph.data.build.build_glyph", build_glyph)
+    assert "data/glyph: 3 pictures" in glyph("build", "--size", 64)[0]
+    assert asked == [(Path("data/glyph"), [64], 2)]
+
+
+def test_a_stage_without_the_one_before_ends_with_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_pictures(tmp_path / "data", [tiny_record(0)], size=4)
+    said = glyph("diffusion", "--data", "data", code=3)[1]
+    assert "glyph-autoencoder holds no checkpoint\nhint: train that stage first" in said
+    said = glyph("lm", "--data", "data", code=2)[1]
+    assert "rows.npy is missing\nhint: run `python -m recipes.glyph tokenizer` first" in said
+    said = glyph("export", "--data", "data", "--diffusion", "runs", code=2)[1]
+    assert "runs is no folder of a run" in said
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"), [("batchsize=3", "no setting"), ("betas=1", "betas takes a value")]
+)
+def test_a_wrong_setting_ends_before_the_run_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = np.full((4, 8), 5, dtype=np.uint16)
+    (tmp_path / "data" / "text").mkdir(parents=True)
+    for name in ("rows", "held"):
+        np.save(tmp_path / "data" / "text" / f"{name}.npy", rows)
+    assert said in glyph("lm", "--data", "data", "--set", setting, code=2)[1]
+    assert not (tmp_path / "runs").exists()

@@ -123,7 +123,9 @@ def size_and_scale(folder: Path) -> tuple[int, float]:
     for name in (SCALE, FACTS):
         path = folder / name
         if not path.is_file():
-            raise DataError(f"{path} is missing", hint="run `sanakit train diffusion` first")
+            raise DataError(
+                f"{path} is missing", hint="run `python -m recipes.glyph diffusion` first"
+            )
         found |= json.loads(path.read_text(encoding="utf-8"))
     return int(found["size"]), float(found["scaling_factor"])
 

@@ -269,7 +269,7 @@ def _is_model(name: str) -> bool:
 def _made(path: Path, *, by: str) -> Path:
     """What an earlier stage left behind."""
     if not path.exists():
-        raise DataError(f"{path} is missing", hint=f"run `sanakit train {by}` first")
+        raise DataError(f"{path} is missing", hint=f"run `python -m recipes.glyph {by}` first")
     return path
 
 

@@ -19,7 +19,7 @@ from sanakit.errors import ConfigError
 from sanakit.evaluate.distances import paired_distance
 from sanakit.evaluate.features import BATCH, NAME, FeatureNetwork, features_of
 from sanakit.evaluate.figures import Evaluation, Figure, bootstrap, mean_figure
-from sanakit.evaluate.pictures import FilePictures, GlyphSamples
+from sanakit.evaluate.pictures import Pictures
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.perceptual import PerceptualNetwork
 from sanakit.pipeline.images import Pixels, from_pixels, to_pixels
@@ -85,7 +85,7 @@ class Restored:
     """Pictures at a side in px as an autoencoder gives them back, some at a time."""
 
     autoencoder: Autoencoder
-    pictures: GlyphSamples | FilePictures
+    pictures: Pictures
     side: int
 
     def __len__(self) -> int:
@@ -109,7 +109,7 @@ def restored(autoencoder: Autoencoder, image: Image) -> Image:
 @torch.no_grad()
 def evaluate_autoencoder(
     autoencoder: Autoencoder,
-    pictures: GlyphSamples | FilePictures,
+    pictures: Pictures,
     *,
     model: str,
     data: str,
@@ -209,7 +209,7 @@ def _distance(again: npt.NDArray[Any], real: npt.NDArray[Any]) -> Figure:
 
 def _draw(
     autoencoder: Autoencoder,
-    pictures: GlyphSamples | FilePictures,
+    pictures: Pictures,
     values: npt.NDArray[np.float64],
     *,
     model: str,

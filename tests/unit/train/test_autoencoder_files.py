@@ -22,29 +22,27 @@ from sanakit.train.recipes.autoencoder import AutoencoderRecipe, AutoencoderSett
 from sanakit.train.recipes.autoencoder_run import (
     autoencoder_tensors,
     finish_autoencoder,
-    glyph_autoencoder,
     latent_scale,
     run_autoencoder,
     shards_autoencoder,
     start_autoencoder,
 )
-from sanakit.train.recipes.picture_sources import GlyphSource
 from sanakit.train.sample_schedule import Share
 from sanakit.weights.store import read_config
 from tiny import AUTOENCODER, write_tiny
-from tiny_pictures import tiny_pictures
+from tiny_autoencoder import TinySource
 from tiny_recipe import weights
 
 CONFIG = LoopConfig(batch_size=2, total_images=4, peak_lr=1e-2, compute_dtype="float32")
 
 
 @pytest.fixture
-def source(tmp_path: Path) -> GlyphSource:
-    return GlyphSource(tiny_pictures(tmp_path / "data"))
+def source() -> TinySource:
+    return TinySource()
 
 
 def trained(
-    source: GlyphSource, run: Path, settings: AutoencoderSettings, config: AutoencoderConfig
+    source: TinySource, run: Path, settings: AutoencoderSettings, config: AutoencoderConfig
 ) -> AutoencoderRecipe:
     torch.manual_seed(0)
     judge = PatchDiscriminator(4, 1) if settings.adversarial else None
@@ -54,7 +52,7 @@ def trained(
     return recipe
 
 
-def test_the_scale_makes_latents_of_unit_size(source: GlyphSource) -> None:
+def test_the_scale_makes_latents_of_unit_size(source: TinySource) -> None:
     torch.manual_seed(0)
     autoencoder = Autoencoder(AUTOENCODER).train()
     parts = [next(source.batches(Share(seed=s, batch_size=s))) for s in (3, 5)]
@@ -69,7 +67,7 @@ def test_the_scale_makes_latents_of_unit_size(source: GlyphSource) -> None:
 
 
 def test_a_finished_run_leaves_its_averaged_weights_and_their_scale(
-    source: GlyphSource, tmp_path: Path
+    source: TinySource, tmp_path: Path
 ) -> None:
     recipe = trained(source, tmp_path / "run", AutoencoderSettings(), AUTOENCODER)
     told: list[str] = []
@@ -93,7 +91,7 @@ def test_a_finished_run_leaves_its_averaged_weights_and_their_scale(
 
 @pytest.mark.parametrize(("came_with", "stays"), [(0.5, True), (1.0, False)])
 def test_a_frozen_encoder_keeps_the_scale_it_came_with(
-    source: GlyphSource, tmp_path: Path, came_with: float, stays: bool
+    source: TinySource, tmp_path: Path, came_with: float, stays: bool
 ) -> None:
     config = replace(AUTOENCODER, scaling_factor=came_with)
     settings = AutoencoderSettings(phase="refine", adversarial=0.1)
@@ -106,7 +104,7 @@ def test_a_frozen_encoder_keeps_the_scale_it_came_with(
 
 
 def test_other_ranks_than_the_first_write_nothing(
-    source: GlyphSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: TinySource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = AutoencoderRecipe(Autoencoder(AUTOENCODER), source)
     monkeypatch.setenv("RANK", "1")
@@ -129,7 +127,7 @@ def test_the_embedded_autoencoder_is_a_start_as_it_is_used() -> None:
 
 
 def test_a_model_and_a_component_and_a_run_without_its_end_are_starts_too(
-    source: GlyphSource, tmp_path: Path
+    source: TinySource, tmp_path: Path
 ) -> None:
     model = write_tiny(tmp_path / "model")
     whole, alone = start_autoencoder(model), start_autoencoder(model / "vae")
@@ -146,11 +144,9 @@ def test_a_model_and_a_component_and_a_run_without_its_end_are_starts_too(
         run_autoencoder(tmp_path / "nothing", AUTOENCODER)
 
 
-def test_settings_of_losses_and_of_the_loop_are_told_apart(
-    source: GlyphSource, tmp_path: Path
-) -> None:
-    recipe, loop = glyph_autoencoder(
-        tmp_path / "data",
+def test_settings_of_losses_and_of_the_loop_are_told_apart(tmp_path: Path) -> None:
+    recipe, loop = shards_autoencoder(
+        tmp_path / "shards",
         phase="refine",
         start="glyph",
         settings=["perceptual=0", "batch_size=3", "head_stages=2", "l2=0.5"],
@@ -165,6 +161,6 @@ def test_settings_of_losses_and_of_the_loop_are_told_apart(
         memory_format=torch.channels_last
     )
     with pytest.raises(ConfigError, match="no setting 'perceptul'"):
-        glyph_autoencoder(tmp_path / "data", settings=["perceptul=1"])
+        shards_autoencoder(tmp_path, settings=["perceptul=1"])
     with pytest.raises(ConfigError, match="no autoencoder 'glyhp'"):
         shards_autoencoder(tmp_path, preset="glyhp")

@@ -16,9 +16,7 @@ from sanakit.errors import ConfigError
 from sanakit.train.config import LoopConfig
 from sanakit.train.loop import train
 from sanakit.train.recipes.autoencoder import PUBLISHED, AutoencoderSettings, Phase
-from sanakit.train.recipes.picture_sources import GlyphSource
-from tiny_autoencoder import recipe_of
-from tiny_pictures import tiny_pictures
+from tiny_autoencoder import TinySource, recipe_of
 from tiny_recipe import drawn, weights
 
 CONFIG = LoopConfig(batch_size=2, total_images=4, peak_lr=1e-2, compute_dtype="float32")
@@ -26,8 +24,8 @@ PHASES: tuple[Phase, ...] = ("full", "latent", "decoder", "refine")
 
 
 @pytest.fixture
-def source(tmp_path: Path) -> GlyphSource:
-    return GlyphSource(tiny_pictures(tmp_path / "data"))
+def source() -> TinySource:
+    return TinySource()
 
 
 TRAINED = {
@@ -44,7 +42,7 @@ TRAINED = {
 
 
 @pytest.mark.parametrize("phase", PHASES)
-def test_a_phase_moves_exactly_its_parts(source: GlyphSource, tmp_path: Path, phase: Phase) -> None:
+def test_a_phase_moves_exactly_its_parts(source: TinySource, tmp_path: Path, phase: Phase) -> None:
     settings = AutoencoderSettings(phase=phase, adversarial=0.1 if phase == "refine" else 0.0)
     recipe = recipe_of(source, settings, deep=True)
     before = weights(recipe.autoencoder)
@@ -61,7 +59,7 @@ def test_a_phase_moves_exactly_its_parts(source: GlyphSource, tmp_path: Path, ph
         )
 
 
-def test_heads_may_be_of_several_stages(source: GlyphSource) -> None:
+def test_heads_may_be_of_several_stages(source: TinySource) -> None:
     parts = recipe_of(source, AutoencoderSettings(phase="latent", head_stages=2), deep=True).trained
     assert parts == [
         "encoder.down_blocks.1",
@@ -84,7 +82,7 @@ def test_heads_may_be_of_several_stages(source: GlyphSource) -> None:
     ],
 )
 def test_frozen_parts_before_the_trained_ones_keep_no_activations(
-    source: GlyphSource, phase: Phase, keep: str, free: list[str]
+    source: TinySource, phase: Phase, keep: str, free: list[str]
 ) -> None:
     recipe = recipe_of(source, AutoencoderSettings(phase=phase), deep=True)
     kept = dict.fromkeys([keep, *free], 0)
@@ -113,7 +111,7 @@ def test_frozen_parts_before_the_trained_ones_keep_no_activations(
     assert set(kept.values()) == {0}
 
 
-def test_recomputed_blocks_keep_less_and_have_the_same_gradients(source: GlyphSource) -> None:
+def test_recomputed_blocks_keep_less_and_have_the_same_gradients(source: TinySource) -> None:
     kept: list[int] = []
     found = []
     for recompute in (False, True):
@@ -137,7 +135,7 @@ def test_recomputed_blocks_keep_less_and_have_the_same_gradients(source: GlyphSo
 
 @pytest.mark.parametrize("phase", ["full", "refine"])
 def test_reconstruction_gets_better_in_20_steps(
-    source: GlyphSource, tmp_path: Path, phase: Phase
+    source: TinySource, tmp_path: Path, phase: Phase
 ) -> None:
     settings = AutoencoderSettings(phase=phase, perceptual=0.3, adversarial=0.05)
     recipe = recipe_of(source, settings)

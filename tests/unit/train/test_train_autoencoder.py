@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,11 +27,9 @@ from sanakit.train.recipes.autoencoder import (
     psnr,
     squares,
 )
-from sanakit.train.recipes.picture_sources import GlyphSource
 from sanakit.train.sample_schedule import Share
 from tiny import AUTOENCODER
-from tiny_autoencoder import recipe_of
-from tiny_pictures import tiny_pictures
+from tiny_autoencoder import TinySource, recipe_of
 from tiny_recipe import drawn
 
 ALL_LOSSES = AutoencoderSettings(
@@ -41,8 +38,8 @@ ALL_LOSSES = AutoencoderSettings(
 
 
 @pytest.fixture
-def source(tmp_path: Path) -> GlyphSource:
-    return GlyphSource(tiny_pictures(tmp_path / "data"))
+def source() -> TinySource:
+    return TinySource()
 
 
 def test_psnr_is_its_closed_form() -> None:
@@ -60,7 +57,7 @@ def test_psnr_is_its_closed_form() -> None:
 
 
 def test_half_of_the_pictures_are_mirrored_and_all_as_the_source_gives_them(
-    source: GlyphSource,
+    source: TinySource,
 ) -> None:
     given = next(source.batches(Share(seed=0, batch_size=64)))
     batch = drawn(recipe_of(source), 64).image
@@ -73,7 +70,7 @@ def test_half_of_the_pictures_are_mirrored_and_all_as_the_source_gives_them(
     assert_close(drawn(unmirrored, 64).image, given)
 
 
-def test_larger_pictures_are_cut_at_a_place_of_their_own(source: GlyphSource) -> None:
+def test_larger_pictures_are_cut_at_a_place_of_their_own(source: TinySource) -> None:
     recipe = recipe_of(source, AutoencoderSettings(side=32, mirror=False))
     given = next(source.batches(Share(seed=0, batch_size=16)))
     cut = drawn(recipe, 16).image
@@ -91,7 +88,7 @@ def test_larger_pictures_are_cut_at_a_place_of_their_own(source: GlyphSource) ->
         drawn(recipe_of(source, AutoencoderSettings(side=65)), 1)
 
 
-def test_a_batch_is_a_function_of_seed_and_numbers_whatever_the_parts(source: GlyphSource) -> None:
+def test_a_batch_is_a_function_of_seed_and_numbers_whatever_the_parts(source: TinySource) -> None:
     settings = replace(ALL_LOSSES, latent_noise=0.3, side=32, adversarial_delay=10)
     recipe = recipe_of(source, settings)
     whole, again = drawn(recipe, 8), drawn(recipe, 8)
@@ -108,7 +105,7 @@ def test_a_batch_is_a_function_of_seed_and_numbers_whatever_the_parts(source: Gl
     assert_close(joined, list(whole), rtol=0, atol=0)
 
 
-def test_the_discriminator_is_heard_more_and_more(source: GlyphSource) -> None:
+def test_the_discriminator_is_heard_more_and_more(source: TinySource) -> None:
     recipe = recipe_of(source, replace(ALL_LOSSES, adversarial_delay=4))
     assert drawn(recipe, 6).heard.tolist() == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
     assert drawn(recipe_of(source), 2).heard.tolist() == [1.0, 1.0]
@@ -117,7 +114,7 @@ def test_the_discriminator_is_heard_more_and_more(source: GlyphSource) -> None:
 # What is minimised.
 
 
-def test_the_loss_is_the_sum_of_its_terms(source: GlyphSource) -> None:
+def test_the_loss_is_the_sum_of_its_terms(source: TinySource) -> None:
     recipe = recipe_of(source, replace(ALL_LOSSES, adversarial_delay=4))
     batch = drawn(recipe, 2)
     scalars = recipe.loss(batch)
@@ -156,7 +153,7 @@ def gradients(recipe: AutoencoderRecipe, *batches: AutoencoderBatch) -> dict[str
     return {name: p.grad.clone() for name, p in named if p.grad is not None}
 
 
-def test_parts_of_a_batch_have_the_gradient_of_the_whole(source: GlyphSource) -> None:
+def test_parts_of_a_batch_have_the_gradient_of_the_whole(source: TinySource) -> None:
     recipe = recipe_of(source, replace(ALL_LOSSES, latent_noise=0.5, adversarial_delay=4))
     batch = drawn(recipe, 4)
     halves = [AutoencoderBatch(*(x[i : i + 2] for x in batch)) for i in (0, 2)]  # type: ignore[index]
@@ -167,7 +164,7 @@ def test_parts_of_a_batch_have_the_gradient_of_the_whole(source: GlyphSource) ->
 
 
 def test_autoencoder_and_discriminator_have_gradients_of_their_own_losses(
-    source: GlyphSource,
+    source: TinySource,
 ) -> None:
     recipe = recipe_of(source, replace(ALL_LOSSES, adversarial=1e3))
     batch = drawn(recipe, 2)
@@ -186,7 +183,7 @@ def test_autoencoder_and_discriminator_have_gradients_of_their_own_losses(
     assert not any(n.startswith("discriminator.") for n in moved)
 
 
-def test_a_balanced_judge_is_as_loud_as_the_other_losses(source: GlyphSource) -> None:
+def test_a_balanced_judge_is_as_loud_as_the_other_losses(source: TinySource) -> None:
     settings = AutoencoderSettings(adversarial=1.0, adversarial_balance=True)
     recipe = recipe_of(source, settings)
     batch = drawn(recipe, 2)
@@ -198,7 +195,7 @@ def test_a_balanced_judge_is_as_loud_as_the_other_losses(source: GlyphSource) ->
 
 
 def test_a_decoder_meets_latents_with_up_to_so_much_noise(
-    source: GlyphSource, monkeypatch: pytest.MonkeyPatch
+    source: TinySource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = recipe_of(source, AutoencoderSettings(phase="decoder", latent_noise=0.5))
     met: list[Tensor] = []
@@ -234,7 +231,7 @@ def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], said: str
         AutoencoderSettings(**settings)
 
 
-def test_a_loss_and_its_network_come_together(source: GlyphSource) -> None:
+def test_a_loss_and_its_network_come_together(source: TinySource) -> None:
     module = Autoencoder(AUTOENCODER)
     with pytest.raises(ConfigError, match=r"perceptual=1\.0, and its network is not there"):
         AutoencoderRecipe(module, source, AutoencoderSettings(perceptual=1.0))
@@ -249,7 +246,7 @@ def test_a_loss_and_its_network_come_together(source: GlyphSource) -> None:
 
 
 def test_evaluation_measures_held_pictures(
-    source: GlyphSource, monkeypatch: pytest.MonkeyPatch
+    source: TinySource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(autoencoder, "PERCEIVED", 1)
     recipe = recipe_of(source, ALL_LOSSES)
@@ -269,15 +266,15 @@ def test_evaluation_measures_held_pictures(
 
 
 def test_measures_of_pictures_that_were_trained_on_are_called_so(
-    source: GlyphSource, monkeypatch: pytest.MonkeyPatch
+    source: TinySource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(GlyphSource, "unseen", False)
+    monkeypatch.setattr(TinySource, "unseen", False)
     recipe = recipe_of(source)
     with torch.no_grad():
         assert recipe.evaluate(recipe.module).keys() == {"seen_psnr", "scaling_factor"}
 
 
-def test_the_grid_is_held_pictures_above_reconstructions(source: GlyphSource) -> None:
+def test_the_grid_is_held_pictures_above_reconstructions(source: TinySource) -> None:
     recipe = recipe_of(source, AutoencoderSettings(side=32))
     with torch.no_grad():
         grid = recipe.validation_grid(recipe.module)
@@ -287,7 +284,7 @@ def test_the_grid_is_held_pictures_above_reconstructions(source: GlyphSource) ->
     assert_close(above.float() / 127.5 - 1, middle[0], rtol=0, atol=1 / 255)
 
 
-def test_blocks_are_the_convolutional_ones(source: GlyphSource) -> None:
+def test_blocks_are_the_convolutional_ones(source: TinySource) -> None:
     recipe = recipe_of(source)
     blocks = list(recipe.blocks())
     assert {type(block) for block in blocks} == {ResBlock, Upsample, Downsample}

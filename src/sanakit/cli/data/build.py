@@ -18,11 +18,9 @@ if TYPE_CHECKING:
     from sanakit.data.build import BuildSummary
     from sanakit.data.training_set import TrainingSet
 
-GLYPH = "glyph"
 DEFAULT_FOLDER = Path("data")
 _SET_FILE = "set.json"
-_FOR_GLYPH, _FOR_PICTURES, _FOR_SHARDS = "The recipe glyph", "Pictures", "Shards"
-_OF_GLYPH = ("packages", "drawings", "size", "limit", "without")
+_FOR_PICTURES, _FOR_SHARDS = "Pictures", "Shards"
 _OF_SHARDS = ("resolution", "buckets", "store", "min_side", "shard_samples", "seed", "max_bad")
 _OF_PICTURES = ("caption", "captions", "licence")
 
@@ -31,11 +29,6 @@ _OF_PICTURES = ("caption", "captions", "licence")
 class _Given:
     """Options that have a meaning for some targets only; None where not given."""
 
-    packages: Path | None
-    drawings: Path | None
-    size: list[int] | None
-    limit: int | None
-    without: list[str] | None
     caption: str | None
     captions: str | None
     licence: str | None
@@ -58,7 +51,7 @@ class _Given:
         given = {name: value for name, value in given.items() if value is not None}
         for name in given:
             if name not in known:
-                option = "--from" if name == "drawings" else f"--{name.replace('_', '-')}"
+                option = f"--{name.replace('_', '-')}"
                 raise ConfigError(f"{option} has no meaning for {what}", hint=f"leave out {option}")
         return given
 
@@ -67,10 +60,9 @@ def build(
     target: Annotated[
         str,
         typer.Argument(
-            help="A folder or file of pictures; a set that was scanned, which is only built; or "
-            "glyph, always the recipe of that name: a folder called glyph is ./glyph."
+            help="A folder or file of pictures; or a set that was scanned, which is only built."
         ),
-    ] = GLYPH,
+    ],
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="Folder of the set; data/NAME unless given."),
@@ -129,41 +121,6 @@ def build(
         str | None,
         typer.Option(help="Of all pictures that state none.", rich_help_panel=_FOR_PICTURES),
     ] = None,
-    packages: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder with the packages, if already downloaded.", rich_help_panel=_FOR_GLYPH
-        ),
-    ] = None,
-    drawings: Annotated[
-        Path | None,
-        typer.Option(
-            "--from",
-            help="Folder `drawings` of another build, or a .tar of it.",
-            rich_help_panel=_FOR_GLYPH,
-        ),
-    ] = None,
-    size: Annotated[
-        list[int] | None,
-        typer.Option(
-            metavar="PX",
-            help="Side of a picture; may be given again; 128.",
-            rich_help_panel=_FOR_GLYPH,
-        ),
-    ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(
-            help="About this many pictures, the same number of each row.",
-            rich_help_panel=_FOR_GLYPH,
-        ),
-    ] = None,
-    without: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="ROW", help="Row to leave out; may be given again.", rich_help_panel=_FOR_GLYPH
-        ),
-    ] = None,
     engine: Annotated[str | None, typer.Option(help="What runs the work: local or ray.")] = None,
     workers: Annotated[int, typer.Option(help="Processes that work at once.")] = 2,
 ) -> None:
@@ -173,16 +130,12 @@ def build(
     the shards that are not given stay as they were.
     """
     given = _Given(
-        packages=packages, drawings=drawings, size=size or None, limit=limit,
-        without=without or None, caption=caption, captions=captions, licence=licence,
-        resolution=resolution, buckets=buckets, store=store, min_side=min_side,
-        shard_samples=shard_samples, seed=seed, max_bad=max_bad, engine=engine,
+        caption=caption, captions=captions, licence=licence, resolution=resolution,
+        buckets=buckets, store=store, min_side=min_side, shard_samples=shard_samples, seed=seed,
+        max_bad=max_bad, engine=engine,
     )  # fmt: skip
     with friendly_errors(), _going_on_later():
-        if target == GLYPH:
-            options = given.only(*_OF_GLYPH, what="the recipe glyph")
-            _build_glyph(DEFAULT_FOLDER / GLYPH if out is None else out, workers, **options)
-        elif (Path(target) / _SET_FILE).is_file():
+        if (Path(target) / _SET_FILE).is_file():
             if out is not None:
                 raise ConfigError(
                     f"--out has no meaning for {target}, a set that is built where it is",
@@ -206,13 +159,6 @@ def _going_on_later() -> Iterator[None]:
         ) from None
 
 
-def _build_glyph(out: Path, workers: int, **options: Any) -> None:
-    from recipes.glyph.data.build import build_glyph
-
-    summary = build_glyph(out, workers=workers, report=typer.echo, **options)
-    typer.echo(f"{out}: {summary.pictures} pictures")
-
-
 def _build_pictures(source: Path, out: Path, options: dict[str, Any], workers: int) -> None:
     from sanakit.data.engines import engine_named
     from sanakit.data.scan import scan_source
@@ -223,7 +169,7 @@ def _build_pictures(source: Path, out: Path, options: dict[str, Any], workers: i
     if not source.exists():
         raise ConfigError(
             f"there is no {source}",
-            hint="name a folder of pictures, or a file that lists them; or the recipe glyph",
+            hint="name a folder of pictures, or a file that lists them",
         )
     captions = options.pop("captions", "source")
     if captions not in ("source", "none"):

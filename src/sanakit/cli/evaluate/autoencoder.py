@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,18 +20,16 @@ from sanakit.cli.evaluate.options import (
 )
 from sanakit.errors import MissingModelError
 
+if TYPE_CHECKING:
+    from sanakit.evaluate.pictures import Pictures
+
 
 def autoencoder(
     model: Annotated[
         str, typer.Argument(help="Embedded name, run, model, or folder with an autoencoder.")
     ],
-    data: Annotated[
-        Path, typer.Option(help="Glyph set (its held-out concepts are taken), or any pictures.")
-    ] = Path("data/glyph"),
-    size: Annotated[
-        int | None,
-        typer.Option(help="Side, px. Default: the glyph set's only size; of pictures, 256."),
-    ] = None,
+    data: Annotated[Path, typer.Option(help="Pictures, as `sanakit data scan` reads them.")],
+    size: Annotated[int, typer.Option(help="Side of the squares they are cut to, px.")] = 256,
     count: Annotated[
         int | None, typer.Option("--count", "-n", help="At most so many. Default: all.")
     ] = None,
@@ -45,29 +43,55 @@ def autoencoder(
     """Encode and decode pictures; say what is left of them, and show the worst and the middle."""
     with friendly_errors():
         from sanakit.evaluate.pictures import pictures_to_restore
-        from sanakit.evaluate.restoration import evaluate_autoencoder
-        from sanakit.train.recipes.autoencoder_run import start_autoencoder
-        from sanakit.weights.perceptual import load_perceptual
 
-        network = feature_network(features, device) if rfd else None
-        try:
-            perceptual = load_perceptual() if lpips else None
-        except MissingModelError as error:
-            raise MissingModelError(
-                "LPIPS needs a network that is not installed",
-                hint="pip install stlpips-pytorch==0.0.2 (64 MB, BSD-2), or measure without: "
-                "--no-lpips",
-            ) from error
-        pictures = pictures_to_restore(data, size=size, count=count)
-        evaluation = evaluate_autoencoder(
-            start_autoencoder(model).eval().to(device),
-            pictures,
-            model=model,
-            data=str(data),
+        measure(
+            model,
+            pictures_to_restore(data, size=size, count=count),
+            data=data,
             out=out,
-            perceptual=perceptual,
-            features=network,
+            lpips=lpips,
+            rfd=rfd,
+            features=features,
             cache=cache,
-            report=progress,
+            device=device,
         )
-        tell(evaluation, out)
+
+
+def measure(
+    model: str,
+    pictures: Pictures,
+    *,
+    data: Path,
+    out: Path,
+    lpips: bool,
+    rfd: bool,
+    features: Path | None,
+    cache: Path,
+    device: str,
+) -> None:
+    """Measure a model on pictures that were chosen, and print what came out."""
+    from sanakit.evaluate.restoration import evaluate_autoencoder
+    from sanakit.train.recipes.autoencoder_run import start_autoencoder
+    from sanakit.weights.perceptual import load_perceptual
+
+    network = feature_network(features, device) if rfd else None
+    try:
+        perceptual = load_perceptual() if lpips else None
+    except MissingModelError as error:
+        raise MissingModelError(
+            "LPIPS needs a network that is not installed",
+            hint="pip install stlpips-pytorch==0.0.2 (64 MB, BSD-2), or measure without: "
+            "--no-lpips",
+        ) from error
+    evaluation = evaluate_autoencoder(
+        start_autoencoder(model).eval().to(device),
+        pictures,
+        model=model,
+        data=str(data),
+        out=out,
+        perceptual=perceptual,
+        features=network,
+        cache=cache,
+        report=progress,
+    )
+    tell(evaluation, out)

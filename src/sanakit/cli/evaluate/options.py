@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 Model = Annotated[str, typer.Argument(help="Embedded name, folder, or owner/name.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for figures and plots.")]
-Size = Annotated[int | None, typer.Option(help="Which size, if the data set has several, px.")]
 Cache = Annotated[
     Path, typer.Option(help="Folder of drawn pictures and features, to be used again.")
 ]
@@ -26,15 +25,12 @@ FeatureFolder = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(help="Where networks compute: cpu, cuda, mps.")]
-Data = Annotated[Path, typer.Option(help="Glyph set: what `sanakit data build glyph` made.")]
-Count = Annotated[int, typer.Option("--count", "-n", help="Captions, one picture each.")]
-Reference = Annotated[int, typer.Option(help="Pictures of the training split.")]
 Seed = Annotated[int, typer.Option(help="Of the first picture; the next ones have the next seeds.")]
 Steps = Annotated[int, typer.Option(help="Solver steps.")]
 Guidance = Annotated[float | None, typer.Option(help="Guidance scale. Default: the model's.")]
 Solver = Annotated[str | None, typer.Option(help="Solver. Default: the model's.")]
 FlowShift = Annotated[float | None, typer.Option(help="Flow shift. Default: the model's.")]
-DATA, CACHE = Path("data/glyph"), Path("runs/eval/cache")
+CACHE = Path("runs/eval/cache")
 
 
 def progress(line: str) -> None:

@@ -164,6 +164,6 @@ def _scores(
         return figures, {"by prompt": by_prompt}
     if real is not None and network is not None:
         side = min(next(read_drawn(pictures, jobs))[1].shape[:2])
-        others = pictures_to_restore(real, size=side, count=None)
+        others = pictures_to_restore(real, size=side)
         return [fid(pictures, jobs, others, network=network)], {}
     return [], {}

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
-from recipes.glyph.data.pictures import GlyphPictures
 from torch import Tensor, nn
 
 from sanakit.errors import ConfigError, DataError, MissingModelError
@@ -28,7 +27,6 @@ from sanakit.train.recipes.autoencoder import (
     Phase,
 )
 from sanakit.train.recipes.picture_sources import (
-    GlyphSource,
     PictureSource,
     Pixels,
     as_image,
@@ -176,44 +174,6 @@ def finish_autoencoder(
 
 M = TypeVar("M", bound=nn.Module)
 AutoencoderRun = tuple[AutoencoderRecipe, LoopConfig]
-GLYPH_LOSSES = AutoencoderSettings(pooled=1.0, l2=1.0)
-GLYPH_PHASES: Mapping[Phase, tuple[AutoencoderSettings, Mapping[str, Any]]] = {
-    "full": (GLYPH_LOSSES, {"peak_lr": 1e-3, "warmup_images": 6_400, "decay_share": 0.33}),
-    "latent": (replace(GLYPH_LOSSES, phase="latent"), {}),
-    "decoder": (replace(GLYPH_LOSSES, phase="decoder", latent_noise=0.15), {}),
-    "refine": (
-        replace(GLYPH_LOSSES, phase="refine", perceptual=1.0, adversarial=0.1),
-        {"betas": (0.5, 0.9), "peak_lr": 2e-4},
-    ),
-}
-"""Losses, and what of the loop differs from phase to phase."""
-
-
-def is_shards(data: str) -> bool:
-    """Whether it is a folder of shards, or an address, which can be nothing else."""
-    return "://" in data or (Path(data) / "index.json").is_file()
-
-
-def glyph_autoencoder(
-    data: Path,
-    *,
-    phase: Phase = "full",
-    start: str | Path | None = None,
-    size: int | None = None,
-    settings: Sequence[str] = (),
-) -> AutoencoderRun:
-    """The embedded model's DC-AE: 256 px to 8 x 8 x 32, 17.5 M parameters.
-
-    ``start`` is what `start_autoencoder` takes: the weights to begin with; ``size`` is which of the
-    data set's sizes to train on, where there are several; ``settings`` are
-    ``key=value``, of `AutoencoderSettings` and `LoopConfig`.
-    """
-    source = GlyphSource(GlyphPictures.open(data, size))
-    losses, changes = GLYPH_PHASES[phase]
-    usual: dict[str, Any] = {"peak_lr": 5e-4, "warmup_images": 1_600, "decay_share": 0.7}
-    usual |= {"batch_size": 32, "total_images": 66_000, "evaluate_every": 300}
-    loop = LoopConfig(**(usual | {"compile_blocks": True} | dict(changes)))
-    return _put_together(source, losses, loop, start, AUTOENCODERS["glyph"], settings)
 
 
 def shards_autoencoder(
@@ -248,10 +208,10 @@ def shards_autoencoder(
     )
     source = open_shards(shards, held=held, workers=workers)
     losses = published.settings
-    return _put_together(source, losses, loop, start, AUTOENCODERS[preset], settings)
+    return put_together(source, losses, loop, start, AUTOENCODERS[preset], settings)
 
 
-def _put_together(
+def put_together(
     source: PictureSource,
     losses: AutoencoderSettings,
     loop: LoopConfig,
@@ -259,7 +219,7 @@ def _put_together(
     config: AutoencoderConfig,
     settings: Sequence[str],
 ) -> AutoencoderRun:
-    """Put the parts together; settings that are not of the losses are of the loop."""
+    """A run of its parts; ``settings`` that are not of the losses are of the loop."""
     of_losses = {field.name for field in fields(AutoencoderSettings)}
     mine = [pair for pair in settings if pair.partition("=")[0] in of_losses]
     losses = with_overrides(losses, mine)

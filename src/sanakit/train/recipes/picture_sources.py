@@ -1,4 +1,4 @@
-"""Where an autoencoder's pictures come from: the glyph set, or shards of one's own pictures."""
+"""Where an autoencoder's pictures come from: shards of one's own pictures."""
 
 from __future__ import annotations
 
@@ -6,22 +6,16 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from jaxtyping import Float
-from recipes.glyph.data.backgrounds import BACKGROUNDS
-from recipes.glyph.data.pictures import GlyphPictures, compose
 from torch import Tensor
 
 from sanakit.data.loader.loader import Loader
 from sanakit.errors import DataError
 from sanakit.shapes import Image
-from sanakit.train.sample_schedule import Share, chances, drawn_by_weight, generator_of, uniform_of
+from sanakit.train.sample_schedule import Share
 
 Pixels: TypeAlias = Tensor
 """``b 3 H W``, uint8, or fp32 in [-1, 1]."""
-WHITE_SHARE = 0.5
 AT_A_TIME = 32
 
 
@@ -48,49 +42,6 @@ class PictureSource(Protocol):
 def as_image(pixels: Pixels) -> Image:
     """Pixels as networks read them: fp32 in [-1, 1]."""
     return pixels.float() / 127.5 - 1 if pixels.dtype == torch.uint8 else pixels
-
-
-class GlyphSource:
-    """The glyph set on random backgrounds; measured on concepts that are never trained on.
-
-    A picture comes by the root of its weight: it evens out, so that rare weights still count for
-    an autoencoder, which has no captions.
-    """
-
-    unseen = True
-
-    def __init__(self, pictures: GlyphPictures) -> None:
-        self.pictures = pictures
-        self.train_indices = torch.from_numpy(pictures.indices("train"))
-        weights = [pictures.records[i].weight for i in self.train_indices.tolist()]
-        self.chances = chances(torch.tensor(weights, dtype=torch.float64).sqrt())
-
-    def batches(self, share: Share) -> Iterator[Pixels]:
-        """Pictures of the training split."""
-        for span in share.spans():
-            uniform = uniform_of([generator_of(share.seed, k) for k in span], 6)
-            rows = self.train_indices[drawn_by_weight(self.chances, uniform[:, 0])].numpy()
-            yield compose(self.pictures.rgba(rows), backgrounds_of(uniform[:, 1:]))
-
-    def held(self, count: int) -> Iterator[Pixels]:
-        """Pictures of the held-out concepts, on white."""
-        rows = self.held_rows(count)
-        for some in np.array_split(rows, max(1, -(-len(rows) // AT_A_TIME))):
-            yield compose(self.pictures.rgba(some), np.ones((len(some), 3), dtype=np.float32))
-
-    def held_rows(self, count: int) -> npt.NDArray[np.int64]:
-        """A fixed sample of them, in order."""
-        unseen = np.random.default_rng(0).permutation(self.pictures.indices("held_concept"))
-        return np.sort(unseen[:count])
-
-
-def backgrounds_of(uniform: Float[Tensor, "b 5"]) -> npt.NDArray[np.float32]:
-    """Half white, a quarter named colours, a quarter any colour; ``b 3`` in [0, 1]."""
-    named = torch.tensor(list(BACKGROUNDS.values()), dtype=torch.float32)
-    chosen = named[(uniform[:, 0] * len(named)).long()]
-    anything, kind = uniform[:, 1:4], uniform[:, 4:]
-    colour = torch.where(kind < 0.75, chosen, anything)
-    return torch.where(kind < WHITE_SHARE, torch.ones_like(colour), colour).numpy()
 
 
 class PixelBatch(Protocol):
