@@ -83,7 +83,7 @@ def test_a_run_killed_while_it_saves_goes_on_from_the_checkpoint_before(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint, "_sync", killed)
+        patched.setattr(checkpoint, "sync", killed)
         with pytest.raises(KeyboardInterrupt):
             train(TinyRecipe(), CONFIG, run, resume=True, report=quiet)
     assert [path.name for path in checkpoints(run)] == ["checkpoint-0000000012"]

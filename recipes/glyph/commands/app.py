@@ -5,9 +5,11 @@ from __future__ import annotations
 import typer
 
 from recipes.glyph.commands import evaluate, train
+from sanakit.cli.errors import FriendlyGroup
 
 app = typer.Typer(
     name="python -m recipes.glyph",
+    cls=FriendlyGroup,
     help="Train the embedded model from nothing, a command a stage; a PRESET's name runs them all.",
     no_args_is_help=True,
     add_completion=False,

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
-from sanakit.cli.errors import friendly_errors
 from sanakit.cli.evaluate.options import (
     CACHE,
     Cache,
@@ -62,21 +61,20 @@ def autoencoder(
     device: Device = "cpu",
 ) -> None:
     """Encode and decode held-out concepts on white; say what is left of them."""
-    with friendly_errors():
-        from recipes.glyph.evaluate.pictures import held_pictures
-        from sanakit.cli.evaluate.autoencoder import measure
+    from recipes.glyph.evaluate.pictures import held_pictures
+    from sanakit.cli.evaluate.autoencoder import measure
 
-        measure(
-            model,
-            held_pictures(data, size=size, count=count),
-            data=data,
-            out=out,
-            lpips=lpips,
-            rfd=rfd,
-            features=features,
-            cache=cache,
-            device=device,
-        )
+    measure(
+        model,
+        held_pictures(data, size=size, count=count),
+        data=data,
+        out=out,
+        lpips=lpips,
+        rfd=rfd,
+        features=features,
+        cache=cache,
+        device=device,
+    )
 
 
 @app.command()
@@ -105,35 +103,34 @@ def composition(
     device: Device = "cpu",
 ) -> None:
     """Draw prompts that state what is where; look whether it is, in drawn and in real pictures."""
-    with friendly_errors():
-        from recipes.glyph.evaluate.composition_judge import with_plain_looks
-        from recipes.glyph.evaluate.composition_prompts import KINDS
-        from recipes.glyph.evaluate.composition_run import evaluate_composition
-        from recipes.glyph.evaluate.pictures import open_glyph_set
-        from sanakit.evaluate.features import features_of
-        from sanakit.pipeline.pipeline import Pipeline
+    from recipes.glyph.evaluate.composition_judge import with_plain_looks
+    from recipes.glyph.evaluate.composition_prompts import KINDS
+    from recipes.glyph.evaluate.composition_run import evaluate_composition
+    from recipes.glyph.evaluate.pictures import open_glyph_set
+    from sanakit.evaluate.features import features_of
+    from sanakit.pipeline.pipeline import Pipeline
 
-        network = feature_network(features, device)
+    network = feature_network(features, device)
 
-        def seen(crops: Pixels) -> Features:
-            return features_of(network, crops, cache=cache, report=progress)
+    def seen(crops: Pixels) -> Features:
+        return features_of(network, crops, cache=cache, report=progress)
 
-        pictures = open_glyph_set(data, size)
-        evaluation = evaluate_composition(
-            Pipeline.load(model, device=device),
-            pictures,
-            with_plain_looks(seen),
-            model=model,
-            data=str(data),
-            out=out,
-            cache=cache,
-            count=count,
-            kinds=cast("tuple[Kind, ...]", tuple(dict.fromkeys(kind or KINDS))),
-            prompts_seed=prompts_seed,
-            settings=draw_settings(seed, steps, guidance, solver, flow_shift),
-            report=progress,
-        )
-        tell(evaluation, out)
+    pictures = open_glyph_set(data, size)
+    evaluation = evaluate_composition(
+        Pipeline.load(model, device=device),
+        pictures,
+        with_plain_looks(seen),
+        model=model,
+        data=str(data),
+        out=out,
+        cache=cache,
+        count=count,
+        kinds=cast("tuple[Kind, ...]", tuple(dict.fromkeys(kind or KINDS))),
+        prompts_seed=prompts_seed,
+        settings=draw_settings(seed, steps, guidance, solver, flow_shift),
+        report=progress,
+    )
+    tell(evaluation, out)
 
 
 @app.command()
@@ -154,27 +151,26 @@ def generation(
     device: Device = "cpu",
 ) -> None:
     """Draw held-out captions; say how far the pictures are from real ones, and real ones are."""
-    with friendly_errors():
-        from recipes.glyph.evaluate.generation import evaluate_generation
-        from recipes.glyph.evaluate.pictures import open_glyph_set
-        from sanakit.pipeline.pipeline import Pipeline
+    from recipes.glyph.evaluate.generation import evaluate_generation
+    from recipes.glyph.evaluate.pictures import open_glyph_set
+    from sanakit.pipeline.pipeline import Pipeline
 
-        network = feature_network(features, device)
-        pictures = open_glyph_set(data, size)
-        evaluation = evaluate_generation(
-            Pipeline.load(model, device=device),
-            pictures,
-            network,
-            model=model,
-            data=str(data),
-            out=out,
-            cache=cache,
-            count=count,
-            reference=reference,
-            settings=draw_settings(seed, steps, guidance, solver, flow_shift),
-            report=progress,
-        )
-        tell(evaluation, out)
+    network = feature_network(features, device)
+    pictures = open_glyph_set(data, size)
+    evaluation = evaluate_generation(
+        Pipeline.load(model, device=device),
+        pictures,
+        network,
+        model=model,
+        data=str(data),
+        out=out,
+        cache=cache,
+        count=count,
+        reference=reference,
+        settings=draw_settings(seed, steps, guidance, solver, flow_shift),
+        report=progress,
+    )
+    tell(evaluation, out)
 
 
 @app.command()
@@ -201,28 +197,27 @@ def memorisation(
     device: Device = "cpu",
 ) -> None:
     """Draw captions; find each picture's nearest training picture, and that of new real ones."""
-    with friendly_errors():
-        from recipes.glyph.evaluate.memorisation import evaluate_memorisation
-        from recipes.glyph.evaluate.pictures import open_glyph_set
-        from sanakit.pipeline.pipeline import Pipeline
+    from recipes.glyph.evaluate.memorisation import evaluate_memorisation
+    from recipes.glyph.evaluate.pictures import open_glyph_set
+    from sanakit.pipeline.pipeline import Pipeline
 
-        network = feature_network(features, device)
-        pictures = open_glyph_set(data, size)
-        evaluation = evaluate_memorisation(
-            Pipeline.load(model, device=device),
-            pictures,
-            network,
-            model=model,
-            data=str(data),
-            out=out,
-            cache=cache,
-            prompts=prompts,
-            count=count,
-            reference=reference,
-            settings=draw_settings(seed, steps, guidance, solver, flow_shift),
-            report=progress,
-        )
-        tell(evaluation, out)
+    network = feature_network(features, device)
+    pictures = open_glyph_set(data, size)
+    evaluation = evaluate_memorisation(
+        Pipeline.load(model, device=device),
+        pictures,
+        network,
+        model=model,
+        data=str(data),
+        out=out,
+        cache=cache,
+        prompts=prompts,
+        count=count,
+        reference=reference,
+        settings=draw_settings(seed, steps, guidance, solver, flow_shift),
+        report=progress,
+    )
+    tell(evaluation, out)
 
 
 @app.command()
@@ -248,27 +243,26 @@ def retrieval(
     device: Device = "cpu",
 ) -> None:
     """Ask how often a picture's own caption is found among 99 captions of other concepts."""
-    with friendly_errors():
-        from recipes.glyph.evaluate.judge_files import load_judge
-        from recipes.glyph.evaluate.retrieval_run import evaluate_retrieval
-        from recipes.glyph.evaluate.visual_features import sight_of
-        from sanakit.pipeline.pipeline import Pipeline
+    from recipes.glyph.evaluate.judge_files import load_judge
+    from recipes.glyph.evaluate.retrieval_run import evaluate_retrieval
+    from recipes.glyph.evaluate.visual_features import sight_of
+    from sanakit.pipeline.pipeline import Pipeline
 
-        saved = load_judge(judge)
-        found = evaluate_retrieval(
-            Pipeline.load(model, device=device),
-            saved,
-            sight_of(feature_network(features, device)),
-            data=data,
-            out=out,
-            cache=cache,
-            count=count,
-            ways=ways,
-            seed=captions_seed,
-            settings=draw_settings(seed, steps, guidance, solver, flow_shift),
-            report=progress,
-        )
-        tell(found, out)
+    saved = load_judge(judge)
+    found = evaluate_retrieval(
+        Pipeline.load(model, device=device),
+        saved,
+        sight_of(feature_network(features, device)),
+        data=data,
+        out=out,
+        cache=cache,
+        count=count,
+        ways=ways,
+        seed=captions_seed,
+        settings=draw_settings(seed, steps, guidance, solver, flow_shift),
+        report=progress,
+    )
+    tell(found, out)
 
 
 @app.command()
@@ -296,27 +290,26 @@ def train_judge(
     ] = None,
 ) -> None:
     """Teach a small judge on pictures and captions of the training split: minutes on a CPU."""
-    with friendly_errors():
-        from dataclasses import replace
+    from dataclasses import replace
 
-        from recipes.glyph.evaluate.judge_run import train_judge as run
-        from recipes.glyph.evaluate.judge_training import JUDGE_LOOP
-        from recipes.glyph.evaluate.visual_features import sight_of
-        from sanakit.train.config import with_overrides
+    from recipes.glyph.evaluate.judge_run import train_judge as run
+    from recipes.glyph.evaluate.judge_training import JUDGE_LOOP
+    from recipes.glyph.evaluate.visual_features import sight_of
+    from sanakit.train.config import with_overrides
 
-        found = run(
-            data,
-            out,
-            sight_of(feature_network(features, device)),
-            size=size,
-            count=pictures,
-            held=held,
-            ways=ways,
-            loop=with_overrides(replace(JUDGE_LOOP, device=device, seed=seed), settings or []),
-            resume=resume,
-            report=progress,
-        )
-        if found is None:
-            progress("stopped: go on with --resume")
-        else:
-            tell(found, out)
+    found = run(
+        data,
+        out,
+        sight_of(feature_network(features, device)),
+        size=size,
+        count=pictures,
+        held=held,
+        ways=ways,
+        loop=with_overrides(replace(JUDGE_LOOP, device=device, seed=seed), settings or []),
+        resume=resume,
+        report=progress,
+    )
+    if found is None:
+        progress("stopped: go on with --resume")
+    else:
+        tell(found, out)

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from sanakit.cli.errors import friendly_errors
 from sanakit.cli.train_autoencoder import Phase
 from sanakit.cli.train_diffusion import Storage
 from sanakit.cli.train_plan import DryRun, Measure, check_dry, print_plan
@@ -55,19 +54,18 @@ def build(
     workers: Annotated[int, typer.Option(help="Processes that work at once.")] = 2,
 ) -> None:
     """Make the glyph set: fetch packages, draw them, write captions and splits."""
-    with friendly_errors():
-        from recipes.glyph.data.build import build_glyph
+    from recipes.glyph.data.build import build_glyph
 
-        options: dict[str, Any] = {
-            "packages": packages,
-            "drawings": drawings,
-            "size": size,
-            "limit": limit,
-            "without": without,
-        }
-        given = {name: value for name, value in options.items() if value}
-        summary = build_glyph(out, workers=workers, report=typer.echo, **given)
-        typer.echo(f"{out}: {summary.pictures} pictures")
+    options: dict[str, Any] = {
+        "packages": packages,
+        "drawings": drawings,
+        "size": size,
+        "limit": limit,
+        "without": without,
+    }
+    given = {name: value for name, value in options.items() if value}
+    summary = build_glyph(out, workers=workers, report=typer.echo, **given)
+    typer.echo(f"{out}: {summary.pictures} pictures")
 
 
 def tokenizer(
@@ -78,14 +76,13 @@ def tokenizer(
     ] = True,
 ) -> None:
     """Learn a tokenizer on captions and dictionary glosses; pack rows for the language model."""
-    with friendly_errors():
-        if packages is not None and not dictionary:
-            raise ConfigError(
-                "--packages without the dictionary", hint="captions alone need no package"
-            )
-        from recipes.glyph.train.runs import glyph_tokenizer
+    if packages is not None and not dictionary:
+        raise ConfigError(
+            "--packages without the dictionary", hint="captions alone need no package"
+        )
+    from recipes.glyph.train.runs import glyph_tokenizer
 
-        glyph_tokenizer(data, packages=packages, dictionary=dictionary, report=typer.echo)
+    glyph_tokenizer(data, packages=packages, dictionary=dictionary, report=typer.echo)
 
 
 def lm(
@@ -97,22 +94,21 @@ def lm(
     settings: Settings = None,
 ) -> None:
     """Train the text encoder as a language model."""
-    with friendly_errors():
-        check_dry(dry_run, measure)
-        from recipes.glyph.train.runs import glyph_language_model
-        from sanakit.train.config import with_overrides
-        from sanakit.train.loop import train
+    check_dry(dry_run, measure)
+    from recipes.glyph.train.runs import glyph_language_model
+    from sanakit.train.config import with_overrides
+    from sanakit.train.loop import train
 
-        given = {"data": None if data is None else str(data)}
-        file = as_told("lm", given, settings or [], out, resume=resume)
-        told = {"data": str(DATA), **file.arguments}
-        run, config = glyph_language_model(Path(told["data"]))
-        config = with_overrides(config, list(file.settings))
-        if dry_run:
-            print_plan(run, config, measure=measure)
-            return
-        keep(out, "lm", told, config, resume=resume)
-        train(run, config, out, resume=resume, report=typer.echo)
+    given = {"data": None if data is None else str(data)}
+    file = as_told("lm", given, settings or [], out, resume=resume)
+    told = {"data": str(DATA), **file.arguments}
+    run, config = glyph_language_model(Path(told["data"]))
+    config = with_overrides(config, list(file.settings))
+    if dry_run:
+        print_plan(run, config, measure=measure)
+        return
+    keep(out, "lm", told, config, resume=resume)
+    train(run, config, out, resume=resume, report=typer.echo)
 
 
 def autoencoder(
@@ -136,39 +132,38 @@ def autoencoder(
     settings: Settings = None,
 ) -> None:
     """Train the autoencoder on the glyph set; at the end OUT/vae holds it, with its scale."""
-    with friendly_errors():
-        check_dry(dry_run, measure)
-        from recipes.glyph.train.autoencoder import glyph_autoencoder
-        from sanakit.train.loop import train
-        from sanakit.train.recipes.autoencoder_run import finish_autoencoder
+    check_dry(dry_run, measure)
+    from recipes.glyph.train.autoencoder import glyph_autoencoder
+    from sanakit.train.loop import train
+    from sanakit.train.recipes.autoencoder_run import finish_autoencoder
 
-        arguments = {
-            "data": None if data is None else str(data),
-            "phase": phase,
-            "start": start,
-            "size": size,
-        }
-        file = as_told("autoencoder", arguments, settings or [], out, resume=resume)
-        told = {"data": str(DATA), "phase": "full", **file.arguments}
-        if told["phase"] != "full" and told.get("start") is None and not resume:
-            raise ConfigError(
-                f"--phase {phase} would keep weights that were never trained",
-                hint="name what to begin with: --from glyph, or --from runs/glyph-autoencoder",
-            )
-        run, config = glyph_autoencoder(
-            Path(told["data"]),
-            phase=told["phase"],
-            start=told.get("start"),
-            size=told.get("size"),
-            settings=list(file.settings),
+    arguments = {
+        "data": None if data is None else str(data),
+        "phase": phase,
+        "start": start,
+        "size": size,
+    }
+    file = as_told("autoencoder", arguments, settings or [], out, resume=resume)
+    told = {"data": str(DATA), "phase": "full", **file.arguments}
+    if told["phase"] != "full" and told.get("start") is None and not resume:
+        raise ConfigError(
+            f"--phase {phase} would keep weights that were never trained",
+            hint="name what to begin with: --from glyph, or --from runs/glyph-autoencoder",
         )
-        if dry_run:
-            beside = () if run.perceptual is None else (run.perceptual,)
-            print_plan(run, config, frozen=beside, measure=measure)
-            return
-        keep(out, "autoencoder", told, run.settings, config, resume=resume)
-        if train(run, config, out, resume=resume, report=typer.echo):
-            finish_autoencoder(run, out, report=typer.echo)
+    run, config = glyph_autoencoder(
+        Path(told["data"]),
+        phase=told["phase"],
+        start=told.get("start"),
+        size=told.get("size"),
+        settings=list(file.settings),
+    )
+    if dry_run:
+        beside = () if run.perceptual is None else (run.perceptual,)
+        print_plan(run, config, frozen=beside, measure=measure)
+        return
+    keep(out, "autoencoder", told, run.settings, config, resume=resume)
+    if train(run, config, out, resume=resume, report=typer.echo):
+        finish_autoencoder(run, out, report=typer.echo)
 
 
 def diffusion(
@@ -203,66 +198,65 @@ def diffusion(
     settings: Settings = None,
 ) -> None:
     """Train the transformer on latents of the mixture, with its text encoder tuned along."""
-    with friendly_errors():
-        check_dry(dry_run, measure)
-        from recipes.glyph.train.runs import (
-            GLYPH_DIFFUSION,
-            GLYPH_INSTRUCTION,
-            GLYPH_LAYERS,
-            GLYPH_SAMPLES,
-            glyph_diffusion,
-        )
-        from sanakit.train.config import with_overrides
-        from sanakit.train.distributed.ranks import Ranks, join_ranks, leave_ranks
-        from sanakit.train.loop import train
+    check_dry(dry_run, measure)
+    from recipes.glyph.train.runs import (
+        GLYPH_DIFFUSION,
+        GLYPH_INSTRUCTION,
+        GLYPH_LAYERS,
+        GLYPH_SAMPLES,
+        glyph_diffusion,
+    )
+    from sanakit.train.config import with_overrides
+    from sanakit.train.distributed.ranks import Ranks, join_ranks, leave_ranks
+    from sanakit.train.loop import train
 
-        arguments = {
-            "data": None if data is None else str(data),
-            "autoencoder": autoencoder,
-            "lm": lm,
-            "start": start,
-            "layers": layers,
-            "samples": samples,
-            "tune_text": None if freeze_text is None else not freeze_text,
-            "instruction": instruction,
-            "size": size,
-        }
-        file = as_told(GLYPH_VERB, arguments, settings or [], out, resume=resume)
-        told: dict[str, Any] = {
-            "data": str(DATA),
-            "autoencoder": str(RUNS / "glyph-autoencoder"),
-            "lm": str(RUNS / "glyph-lm"),
-            "layers": GLYPH_LAYERS,
-            "samples": GLYPH_SAMPLES,
-            "tune_text": True,
-            "instruction": GLYPH_INSTRUCTION,
-            **file.arguments,
-        }
-        config = with_overrides(GLYPH_DIFFUSION, list(file.settings))
-        patience = 2 * config.hang_minutes + 1
-        ranks = Ranks() if dry_run else join_ranks(config.device, timeout_minutes=patience)
-        try:
-            run, _ = glyph_diffusion(
-                Path(told["data"]),
-                autoencoder=told["autoencoder"],
-                lm=told["lm"],
-                ranks=ranks,
-                out=None if dry_run else out,
-                start=told.get("start"),
-                layers=told["layers"],
-                samples=told["samples"],
-                tune_text=told["tune_text"],
-                instruction=told["instruction"],
-                size=told.get("size"),
-                report=typer.echo if speaks() else lambda line: None,
-            )
-            if dry_run:
-                print_plan(run, config, measure=measure)
-                return
-            keep(out, GLYPH_VERB, told, config, resume=resume)
-            train(run, config, out, resume=resume, report=typer.echo, ranks=ranks)
-        finally:
-            leave_ranks()
+    arguments = {
+        "data": None if data is None else str(data),
+        "autoencoder": autoencoder,
+        "lm": lm,
+        "start": start,
+        "layers": layers,
+        "samples": samples,
+        "tune_text": None if freeze_text is None else not freeze_text,
+        "instruction": instruction,
+        "size": size,
+    }
+    file = as_told(GLYPH_VERB, arguments, settings or [], out, resume=resume)
+    told: dict[str, Any] = {
+        "data": str(DATA),
+        "autoencoder": str(RUNS / "glyph-autoencoder"),
+        "lm": str(RUNS / "glyph-lm"),
+        "layers": GLYPH_LAYERS,
+        "samples": GLYPH_SAMPLES,
+        "tune_text": True,
+        "instruction": GLYPH_INSTRUCTION,
+        **file.arguments,
+    }
+    config = with_overrides(GLYPH_DIFFUSION, list(file.settings))
+    patience = 2 * config.hang_minutes + 1
+    ranks = Ranks() if dry_run else join_ranks(config.device, timeout_minutes=patience)
+    try:
+        run, _ = glyph_diffusion(
+            Path(told["data"]),
+            autoencoder=told["autoencoder"],
+            lm=told["lm"],
+            ranks=ranks,
+            out=None if dry_run else out,
+            start=told.get("start"),
+            layers=told["layers"],
+            samples=told["samples"],
+            tune_text=told["tune_text"],
+            instruction=told["instruction"],
+            size=told.get("size"),
+            report=typer.echo if speaks() else lambda line: None,
+        )
+        if dry_run:
+            print_plan(run, config, measure=measure)
+            return
+        keep(out, GLYPH_VERB, told, config, resume=resume)
+        train(run, config, out, resume=resume, report=typer.echo, ranks=ranks)
+    finally:
+        leave_ranks()
 
 
 def export(
@@ -280,19 +274,18 @@ def export(
     ] = "as-is",
 ) -> None:
     """Write what was learned as a model in the published layout."""
-    with friendly_errors():
-        from recipes.glyph.train.runs import glyph_export
-        from sanakit.train.runs.run_config import read_run
+    from recipes.glyph.train.runs import glyph_export
+    from sanakit.train.runs.run_config import read_run
 
-        told = read_run(diffusion).arguments
-        glyph_export(
-            Path(told["data"]) if data is None else data,
-            autoencoder=autoencoder or told["autoencoder"],
-            lm=told["lm"],
-            diffusion_run=diffusion,
-            out=out,
-            storage=storage,
-            layers=told["layers"],
-            instruction=told["instruction"],
-        )
-        typer.echo(f"{out}: draw with `sanakit generate PROMPT --model {out}`")
+    told = read_run(diffusion).arguments
+    glyph_export(
+        Path(told["data"]) if data is None else data,
+        autoencoder=autoencoder or told["autoencoder"],
+        lm=told["lm"],
+        diffusion_run=diffusion,
+        out=out,
+        storage=storage,
+        layers=told["layers"],
+        instruction=told["instruction"],
+    )
+    typer.echo(f"{out}: draw with `sanakit generate PROMPT --model {out}`")
