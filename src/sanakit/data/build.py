@@ -218,10 +218,11 @@ def build_shards(
             hint="bring them back, or make the set again: sanakit data build PICTURES --out SET",
         )
     _write_plan(folder, plan, settings)
-    # Those of the scan: what it took, such as the first frame of an animation, is taken here too.
-    limits = DecodeLimits(**training_set.settings.get("limits", {}))
     stage = BuildShards(
-        set_folder=training_set.folder, root=root, store=settings.store, limits=limits
+        set_folder=training_set.folder,
+        root=root,
+        store=settings.store,
+        limits=training_set.limits,
     )
     _prepare(stage, plan)
     marks = run_stage(stage, list(plan.shards), engine=engine, report=report)

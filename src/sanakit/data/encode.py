@@ -22,14 +22,15 @@ from sanakit.data.captions.vision_models import (
     Opened,
     computing,
     fingerprint_of_folder,
-    limits_of,
+    require_same,
 )
 from sanakit.data.images.decode import decode
-from sanakit.data.images.resize_and_crop import Bucket, fitted
+from sanakit.data.images.resize_and_crop import fitted
+from sanakit.data.shard_plan import bucket_of
 from sanakit.data.shards import TAR, Index, key_of, read_index, read_keys, read_span
 from sanakit.data.training_set import LATENTS, SHARDS, TEXT, TrainingSet
 from sanakit.data.units import fingerprint, read_mark
-from sanakit.errors import ConfigError, DataError, NumericsError, WeightsError
+from sanakit.errors import ConfigError, DataError, NumericsError
 from sanakit.files import read_json, sha256_of
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.text_encoder import TextEncoder
@@ -278,7 +279,7 @@ class LatentEncoding(Encoding):
         Raises:
             WeightsError: it is not the one that the run was started with.
         """
-        _require_same(self.model, autoencoder_hash(self.model), self.encoder_hash)
+        require_same(self.model, autoencoder_hash(self.model), self.encoder_hash)
         autoencoder = AutoencoderDC.from_pretrained(
             self.model, subfolder="vae", torch_dtype=DTYPES[self.dtype], device_map=self.device
         )
@@ -307,8 +308,8 @@ class LatentEncoding(Encoding):
 
     def _batches(self, unit: str, unreadable: list[str]) -> Iterator[tuple[list[str], Pixels]]:
         keys = read_keys(self.shards, unit)
-        path, bucket = self.shards / f"{unit}{TAR}", _bucket(unit)
-        limits = limits_of(TrainingSet.open(self.set_folder))
+        path, bucket = self.shards / f"{unit}{TAR}", bucket_of(unit)
+        limits = TrainingSet.open(self.set_folder).limits
         ids: list[str] = []
         pixels = []
         for identity, span in zip(keys.keys, keys.images, strict=True):
@@ -351,7 +352,7 @@ class TextEncoding(Encoding):
         Raises:
             WeightsError: they are not those that the run was started with.
         """
-        _require_same(self.model, text_encoder_hash(self.model), self.encoder_hash)
+        require_same(self.model, text_encoder_hash(self.model), self.encoder_hash)
         self._prompts.put(load_prompts(self.model, dtype=self.dtype, device=self.device))
 
     def process(self, unit: str, staging: Path) -> dict[str, Any]:
@@ -467,17 +468,3 @@ def load_prompts(model: str, *, dtype: str, device: str) -> PromptEncoder:
 def _instruction(folder: Path) -> tuple[str, ...] | None:
     index = read_json(folder / INDEX)
     return read_defaults(read_scheduler(folder / "scheduler"), index).instruction
-
-
-def _bucket(unit: str) -> Bucket:
-    """The size in the name of a shard: ``512x768-00001`` is 512 high, 768 wide."""
-    height, _, width = unit.rpartition("-")[0].partition("x")
-    return int(height), int(width)
-
-
-def _require_same(model: str, found: str, expected: str) -> None:
-    if found != expected:
-        raise WeightsError(
-            f"{model}: holds another encoder than when the run was started",
-            hint="run the command again; on a cluster, give all machines the same files",
-        )

@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sanakit.data.images.decode import DecodeLimits
 from sanakit.data.samples import Caption, Refusal, Sample, refusal_from, sample_from
 from sanakit.data.units import clear_leftovers, read_mark
 from sanakit.errors import DataError
@@ -70,6 +71,17 @@ class TrainingSet:
             raise DataError(
                 f"{path} is damaged ({error})", hint="run `sanakit data scan` again"
             ) from error
+
+    @property
+    def root(self) -> Path:
+        """The folder that the places of samples are relative to; absolute, for other processes."""
+        source = Path(self.source).expanduser().absolute()
+        return source if source.is_dir() else source.parent
+
+    @property
+    def limits(self) -> DecodeLimits:
+        """What the scan took, such as the first frame of an animation, is taken later too."""
+        return DecodeLimits(**self.settings.get("limits", {}))
 
     def save(self) -> None:
         """Write `set.json`, and clear away what a killed process was writing beside it."""
@@ -164,15 +176,29 @@ class TrainingSet:
         """
         return [refusal_from(value) for value in read_lines(self.folder / QUARANTINE)]
 
+    def hash_of(self, stage: str, unit: str) -> str | None:
+        """The hash of what a stage wrote of a unit, from its mark; None where it is not finished.
+
+        Raises:
+            DataError: the unit was not even scanned.
+        """
+        mark = read_mark(self.folder / stage, unit)
+        if mark is None and stage == SCAN:
+            raise self._unfinished(stage, unit)
+        return None if mark is None else mark.files[f"{unit}.jsonl"][1]
+
+    def _unfinished(self, stage: str, unit: str) -> DataError:
+        return DataError(
+            f"{self.folder / stage}: unit {unit} is not finished",
+            hint="run `sanakit data scan` again: it goes on where it stopped",
+        )
+
     def _lines(self, stage: str, unit: str, *, optional: bool = False) -> list[dict[str, Any]]:
         folder = self.folder / stage
         if read_mark(folder, unit) is None:
             if optional:
                 return []
-            raise DataError(
-                f"{folder}: unit {unit} is not finished",
-                hint="run `sanakit data scan` again: it goes on where it stopped",
-            )
+            raise self._unfinished(stage, unit)
         return read_lines(folder / f"{unit}.jsonl")
 
 

@@ -281,7 +281,7 @@ def test_an_encoder_that_changed_under_the_run_is_refused(folder: Path, tmp_path
     torch.nn.init.normal_(changed.autoencoder.encoder.conv_in.conv.weight)
     save_components(changed, other)
     for one in stages:
-        with pytest.raises(WeightsError, match="another encoder"):
+        with pytest.raises(WeightsError, match="another model"):
             one.open()
 
 

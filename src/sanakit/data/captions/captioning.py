@@ -20,19 +20,10 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from sanakit.data.captions.vision_models import (
-    Opened,
-    batches,
-    computing,
-    find_vision_model,
-    fingerprint_of_folder,
-    open_model,
-    safe_name,
-    scan_hash,
-)
-from sanakit.data.training_set import CAPTIONS, TrainingSet
+from sanakit.data.captions.vision_models import VisionStage, computing, open_model, safe_name
+from sanakit.data.training_set import CAPTIONS, SCAN
 from sanakit.data.units import fingerprint
-from sanakit.errors import ConfigError, DataError, WeightsError
+from sanakit.errors import ConfigError, DataError
 
 VERSION = 1
 """Changes when the same model writes other captions because of this file."""
@@ -168,23 +159,10 @@ class Captioner:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Captioning:
-    """The stage: captions of one model and prompt, in captions/NAME/UNIT.jsonl.
+class Captioning(VisionStage[Captioner]):
+    """The stage: captions of one model and prompt, in captions/NAME/UNIT.jsonl."""
 
-    ``device``, ``batch_size`` and ``threads`` change the last bits of the arithmetic only, so
-    finished units stay when they change.
-    """
-
-    training_set: TrainingSet
-    model: str
-    model_hash: str
-    name: str
     writing: Writing = field(default_factory=Writing)
-    dtype: str = "float32"
-    device: str = "cpu"
-    batch_size: int = 8
-    threads: int = 1
-    _captioner: Opened[Captioner] = field(default_factory=Opened, init=False, repr=False)
 
     @property
     def folder(self) -> Path:
@@ -193,21 +171,14 @@ class Captioning:
 
     def made_from(self, unit: str) -> str:
         """Identify the model, how it writes, and the samples of the unit."""
-        scanned = scan_hash(self.training_set, unit)
+        scanned = self.training_set.hash_of(SCAN, unit)
         return fingerprint(
             "caption", VERSION, self.model_hash, vars(self.writing), self.dtype, scanned
         )
 
-    def open(self) -> None:
-        """Load the model.
-
-        Raises:
-            WeightsError: it is not the one that the run was started with.
-        """
-        folder = find_vision_model(self.model)
-        require_same(folder, self.model, self.model_hash)
-        captioner = Captioner(folder, self.writing, dtype=self.dtype, device=self.device)
-        self._captioner.put(captioner)
+    def load(self, folder: Path) -> Captioner:
+        """The model with its processor."""
+        return Captioner(folder, self.writing, dtype=self.dtype, device=self.device)
 
     def process(self, unit: str, staging: Path) -> dict[str, Any]:
         """Describe the pictures of a unit.
@@ -226,15 +197,9 @@ class Captioning:
         stats = {"captions": 0, "empty": 0, "cut": 0}
         lines = []
         with computing(self.threads, batch_size=self.batch_size):
-            for batch in batches(
-                self.training_set,
-                samples,
-                size=self.batch_size,
-                side=self.writing.side,
-                unreadable=unreadable,
-            ):
+            for batch in self.pictures(samples, self.writing.side, unreadable):
                 ids = [sample.id for sample, _ in batch]
-                written = self._captioner.get().write([picture for _, picture in batch], ids)
+                written = self.opened.get().write([picture for _, picture in batch], ids)
                 for identity, (text, cut) in zip(ids, written, strict=True):
                     stats["captions" if text else "empty"] += 1
                     stats["cut"] += cut
@@ -242,19 +207,6 @@ class Captioning:
                         lines.append(json.dumps({"id": identity, "text": text}) + "\n")
         (staging / f"{unit}.jsonl").write_text("".join(lines), encoding="utf-8")
         return {**stats, "unreadable": len(unreadable)}
-
-
-def require_same(folder: Path, name: str, expected: str) -> None:
-    """Refuse a model that changed since the run was started, or differs on another machine.
-
-    Raises:
-        WeightsError: it does.
-    """
-    if fingerprint_of_folder(folder) != expected:
-        raise WeightsError(
-            f"{name}: holds another model than when the run was started",
-            hint="run the command again; on a cluster, give all machines the same files",
-        )
 
 
 def captioner_names(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModel
 
-from sanakit.data.captions.captioning import require_same
-from sanakit.data.captions.vision_models import (
-    Opened,
-    batches,
-    computing,
-    file_hash,
-    find_vision_model,
-    open_model,
-    scan_hash,
-)
-from sanakit.data.training_set import CAPTIONS, SCORES, TrainingSet
+from sanakit.data.captions.vision_models import VisionStage, computing, open_model
+from sanakit.data.training_set import CAPTIONS, SCAN, SCORES
 from sanakit.data.units import fingerprint
 from sanakit.errors import ConfigError, NumericsError
 
@@ -99,21 +90,10 @@ class Scorer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scoring:
-    """The stage: 100 times the cosine for each caption, in scores/NAME/UNIT.jsonl.
+class Scoring(VisionStage[Scorer]):
+    """The stage: 100 times the cosine for each caption, in scores/NAME/UNIT.jsonl."""
 
-    ``device``, ``batch_size`` and ``threads`` change the last bits only, as for `Captioning`.
-    """
-
-    training_set: TrainingSet
-    model: str
-    model_hash: str
-    name: str
-    dtype: str = "float32"
-    device: str = "cpu"
     batch_size: int = 32
-    threads: int = 1
-    _scorer: Opened[Scorer] = field(default_factory=Opened, init=False, repr=False)
 
     @property
     def folder(self) -> Path:
@@ -123,7 +103,7 @@ class Scoring:
     def made_from(self, unit: str) -> str:
         """Identify the model, the samples of the unit, and what all captioners wrote of them."""
         captions = {
-            name: file_hash(self.training_set, f"{CAPTIONS}/{name}", unit)
+            name: self.training_set.hash_of(f"{CAPTIONS}/{name}", unit)
             for name in self.training_set.makers(CAPTIONS)
         }
         return fingerprint(
@@ -131,19 +111,13 @@ class Scoring:
             VERSION,
             self.model_hash,
             self.dtype,
-            scan_hash(self.training_set, unit),
+            self.training_set.hash_of(SCAN, unit),
             {name: value for name, value in captions.items() if value is not None},
         )
 
-    def open(self) -> None:
-        """Load the model.
-
-        Raises:
-            WeightsError: it is not the one that the run was started with.
-        """
-        folder = find_vision_model(self.model)
-        require_same(folder, self.model, self.model_hash)
-        self._scorer.put(Scorer(folder, dtype=self.dtype, device=self.device))
+    def load(self, folder: Path) -> Scorer:
+        """The model with its processor."""
+        return Scorer(folder, dtype=self.dtype, device=self.device)
 
     def process(self, unit: str, staging: Path) -> dict[str, Any]:
         """Score the captions of a unit; equal texts are read once.
@@ -151,7 +125,7 @@ class Scoring:
         Raises:
             DataError: no picture can be read. NumericsError: the model overflows in its dtype.
         """
-        scorer = self._scorer.get()
+        scorer = self.opened.get()
         samples = [sample for sample in self.training_set.samples(unit) if sample.captions]
         texts = list(dict.fromkeys(c.text for sample in samples for c in sample.captions))
         numbers = {text: number for number, text in enumerate(texts)}
@@ -164,13 +138,7 @@ class Scoring:
                 for start in range(0, len(texts), self.batch_size)
             ]
             directions = torch.cat(chunks) if chunks else torch.empty(0, 0)
-            for batch in batches(
-                self.training_set,
-                samples,
-                size=self.batch_size,
-                side=SIDE,
-                unreadable=unreadable,
-            ):
+            for batch in self.pictures(samples, SIDE, unreadable):
                 seen = scorer.pictures([picture for _, picture in batch])
                 for (sample, _), picture in zip(batch, seen, strict=True):
                     of = {}

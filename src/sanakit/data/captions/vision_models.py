@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -22,8 +24,7 @@ from transformers.utils import logging as transformers_logging
 from sanakit.data.images.decode import DecodeLimits, decode
 from sanakit.data.samples import Sample
 from sanakit.data.sources.places import read_place
-from sanakit.data.training_set import SCAN, TrainingSet
-from sanakit.data.units import read_mark
+from sanakit.data.training_set import TrainingSet
 from sanakit.errors import ConfigError, DataError, MissingModelError, OutOfMemory, WeightsError
 from sanakit.pipeline.decoder import is_out_of_memory
 from sanakit.pipeline.placement import device_named
@@ -119,6 +120,60 @@ def fingerprint_of_folder(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def require_same(name: str, found: str, expected: str) -> None:
+    """Refuse a model that changed since the run was started, or differs on another machine.
+
+    Raises:
+        WeightsError: it does.
+    """
+    if found != expected:
+        raise WeightsError(
+            f"{name}: holds another model than when the run was started",
+            hint="run the command again; on a cluster, give all machines the same files",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionStage(ABC, Generic[T]):
+    """A stage whose model, of the hash ``model_hash``, looks at the pictures of a set.
+
+    ``device``, ``batch_size`` and ``threads`` change the last bits of the arithmetic only, so
+    finished units stay when they change.
+    """
+
+    training_set: TrainingSet
+    model: str
+    model_hash: str
+    name: str
+    dtype: str = "float32"
+    device: str = "cpu"
+    batch_size: int = 8
+    threads: int = 1
+    opened: Opened[T] = field(default_factory=Opened, init=False, repr=False)
+
+    @abstractmethod
+    def load(self, folder: Path) -> T:
+        """The model in a folder, ready for use."""
+
+    def open(self) -> None:
+        """Load the model.
+
+        Raises:
+            WeightsError: it is not the one that the run was started with.
+        """
+        folder = find_vision_model(self.model)
+        require_same(self.model, fingerprint_of_folder(folder), self.model_hash)
+        self.opened.put(self.load(folder))
+
+    def pictures(
+        self, samples: Sequence[Sample], side: int, unreadable: list[str]
+    ) -> Iterator[list[tuple[Sample, Image.Image]]]:
+        """Samples with their pictures, as :func:`batches`."""
+        return batches(
+            self.training_set, samples, size=self.batch_size, side=side, unreadable=unreadable
+        )
+
+
 def safe_name(text: str) -> str:
     """A name for a folder on any system: ``Org/Model-2.1@main`` is ``model-2.1``.
 
@@ -200,38 +255,6 @@ def computing(threads: int, *, batch_size: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def root_of(training_set: TrainingSet) -> Path:
-    """The folder that the places of samples are relative to; absolute, for other processes."""
-    source = Path(training_set.source).expanduser().absolute()
-    return source if source.is_dir() else source.parent
-
-
-def limits_of(training_set: TrainingSet) -> DecodeLimits:
-    """What the scan took, such as the first frame of an animation, is taken later too."""
-    return DecodeLimits(**training_set.settings.get("limits", {}))
-
-
-def scan_hash(training_set: TrainingSet, unit: str) -> str:
-    """Identify the samples of a unit: the hash of the file that the scan wrote.
-
-    Raises:
-        DataError: the unit was not scanned.
-    """
-    found = file_hash(training_set, SCAN, unit)
-    if found is None:
-        raise DataError(
-            f"{training_set.folder / SCAN}: unit {unit} is not finished",
-            hint="run `sanakit data scan` again: it goes on where it stopped",
-        )
-    return found
-
-
-def file_hash(training_set: TrainingSet, stage: str, unit: str) -> str | None:
-    """The hash of what a stage wrote of a unit, from its mark; None where it is not finished."""
-    mark = read_mark(training_set.folder / stage, unit)
-    return None if mark is None else mark.files[f"{unit}.jsonl"][1]
-
-
 def picture_of(root: Path, sample: Sample, *, side: int, limits: DecodeLimits) -> Image.Image:
     """The picture of a sample, shrunk until its longer side is at most ``side`` pixels.
 
@@ -261,7 +284,7 @@ def batches(
     Raises:
         DataError: no picture of the samples can be read: their folder is gone.
     """
-    root, limits = root_of(training_set), limits_of(training_set)
+    root, limits = training_set.root, training_set.limits
     batch = []
     for sample in samples:
         try:
