@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import weakref
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,13 @@ from sanakit.data.shards import Keys, ShardFile, Span, read_keys
 from sanakit.errors import DataError
 
 _REBUILD = "build again: sanakit data build"
+
+
+class _Closes(Protocol):
+    def close(self) -> None: ...
+
+
+_Open = TypeVar("_Open", bound=_Closes)
 
 
 class DamagedSample(DataError):
@@ -41,14 +49,48 @@ class StoredSample:
     crop: tuple[float, float, float]
 
 
-class ShardReader:
-    """Reads samples of shards, and keeps the shards open that were used last."""
+class _KeepsOpen(Generic[_Open]):
+    """Keeps what it opened of the shards that were used last."""
+
+    def __init__(self, most_open: int) -> None:
+        self._most_open = most_open
+        self._open: OrderedDict[str, _Open] = OrderedDict()
+        weakref.finalize(self, _close_all, self._open)
+
+    def _opened(self, shard: ShardFile) -> _Open:
+        if shard.file not in self._open:
+            made = self._make(shard)
+            while len(self._open) >= self._most_open:
+                self._open.popitem(last=False)[1].close()
+            self._open[shard.file] = made
+        self._open.move_to_end(shard.file)
+        return self._open[shard.file]
+
+    def _make(self, shard: ShardFile) -> _Open:
+        raise NotImplementedError
+
+
+def _close_all(opened: OrderedDict[str, Any]) -> None:
+    while opened:
+        opened.popitem()[1].close()
+
+
+class _Shard(NamedTuple):
+    """An open tar with the list of what it holds."""
+
+    file: FileIO
+    keys: Keys
+
+    def close(self) -> None:
+        self.file.close()
+
+
+class ShardReader(_KeepsOpen[_Shard]):
+    """Reads samples of shards."""
 
     def __init__(self, folder: ShardFolder, *, most_open: int = 64) -> None:
+        super().__init__(most_open)
         self._folder = folder
-        self._most_open = most_open
-        self._open: OrderedDict[str, tuple[FileIO, Keys]] = OrderedDict()
-        weakref.finalize(self, _close, self._open)
 
     def id(self, shard: ShardFile, row: int) -> str:
         """The id of a shard's sample number ``row``.
@@ -56,7 +98,7 @@ class ShardReader:
         Raises:
             DataError: the shard is missing, or is not the one the index lists.
         """
-        return self._opened(shard)[1].keys[row]
+        return self._opened(shard).keys.keys[row]
 
     def read(self, shard: ShardFile, row: int, *, image: bool = True) -> StoredSample:
         """Read a sample, without its picture's bytes if ``image`` is False.
@@ -71,12 +113,13 @@ class ShardReader:
         data = _span(file, keys.images[row], where) if image else b""
         try:
             value = json.loads(_span(file, keys.meta[row], where))["sanakit"]
+            (height, width), (top, left, scale) = value["original_size"], value["crop"]
             sample = StoredSample(
                 id=str(value["id"]),
                 image=data,
-                captions=tuple(_caption(caption) for caption in value["captions"]),
-                original_size=_pair(value["original_size"]),
-                crop=_triple(value["crop"]),
+                captions=tuple(Caption(**caption) for caption in value["captions"]),
+                original_size=(int(height), int(width)),
+                crop=(float(top), float(left), float(scale)),
             )
         except (ValueError, KeyError, TypeError) as error:
             raise DamagedSample(f"{where} has a damaged record ({error})", hint=_REBUILD) from error
@@ -87,35 +130,22 @@ class ShardReader:
             )
         return sample
 
-    def _opened(self, shard: ShardFile) -> tuple[FileIO, Keys]:
-        if shard.file not in self._open:
-            folder = self._folder.holding(shard)
-            keys = read_keys(folder, shard.unit)
-            lengths = {len(keys.keys), len(keys.images), len(keys.meta)}
-            if lengths != {shard.samples}:
-                raise DataError(
-                    f"{self._folder.name}: the list of keys of {shard.file} has other than "
-                    f"{shard.samples} samples",
-                    hint=_REBUILD,
-                )
-            try:
-                # Unbuffered: each read is one known span, and read-ahead would be thrown away.
-                file = (folder / shard.file).open("rb", buffering=0)
-            except OSError as error:
-                raise DataError(
-                    f"{folder / shard.file} cannot be read ({error.strerror or error})",
-                    hint=_REBUILD,
-                ) from error
-            while len(self._open) >= self._most_open:
-                self._open.popitem(last=False)[1][0].close()
-            self._open[shard.file] = (file, keys)
-        self._open.move_to_end(shard.file)
-        return self._open[shard.file]
-
-
-def _close(shards: OrderedDict[str, tuple[FileIO, Keys]]) -> None:
-    while shards:
-        shards.popitem()[1][0].close()
+    def _make(self, shard: ShardFile) -> _Shard:
+        folder = self._folder.holding(shard)
+        keys = read_keys(folder, shard.unit)
+        if {len(keys.keys), len(keys.images), len(keys.meta)} != {shard.samples}:
+            raise DataError(
+                f"{self._folder.name}: the list of keys of {shard.file} has other than "
+                f"{shard.samples} samples",
+                hint=_REBUILD,
+            )
+        try:
+            # Unbuffered: each read is one known span, and read-ahead would be thrown away.
+            return _Shard((folder / shard.file).open("rb", buffering=0), keys)
+        except OSError as error:
+            raise DataError(
+                f"{folder / shard.file} cannot be read ({error.strerror or error})", hint=_REBUILD
+            ) from error
 
 
 def _span(file: FileIO, span: Span, where: str) -> bytes:
@@ -134,33 +164,12 @@ def _span(file: FileIO, span: Span, where: str) -> bytes:
     return data
 
 
-def _caption(value: dict[str, Any]) -> Caption:
-    score = value["score"]
-    return Caption(
-        text=str(value["text"]),
-        captioner=str(value["captioner"]),
-        score=None if score is None else float(score),
-        weight=float(value["weight"]),
-    )
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    height, width = value
-    return int(height), int(width)
-
-
-def _triple(value: Any) -> tuple[float, float, float]:
-    top, left, scale = value
-    return float(top), float(left), float(scale)
-
-
-class StateReader:
-    """Reads one folder that `sanakit data encode` made, and keeps the shards open used last."""
+class StateReader(_KeepsOpen[CachedStates]):
+    """Reads one folder that `sanakit data encode` made."""
 
     def __init__(self, folder: Path, *, most_open: int = 64) -> None:
+        super().__init__(most_open)
         self._folder = folder
-        self._most_open = most_open
-        self._open: OrderedDict[str, CachedStates] = OrderedDict()
 
     def latent(self, shard: ShardFile, id: str) -> Tensor:
         """The latent of a sample, ``c h w``.
@@ -169,40 +178,33 @@ class StateReader:
             DataError: the shard was not encoded since it was built.
             DamagedSample: it was, without this sample.
         """
-        states = self._opened(shard)
-        try:
-            return states.latent(id)
-        except DataError as error:
-            raise DamagedSample(error.message, hint=error.hint) from error
+        return _unless_damaged(self._opened(shard).latent, id)
 
     def text(self, shard: ShardFile, caption: str) -> Tensor:
         """The states of a caption of the shard, or of the null prompt for "", ``l d``.
 
         Raises:
-            DataError: the shard was not encoded since it was built.
-            DamagedSample: it was, without this caption.
+            DataError, DamagedSample: as :meth:`latent`.
         """
-        states = self._opened(shard)
-        try:
-            return states.text(caption)
-        except DataError as error:
-            raise DamagedSample(error.message, hint=error.hint) from error
+        return _unless_damaged(self._opened(shard).text, caption)
 
-    def _opened(self, shard: ShardFile) -> CachedStates:
-        if shard.file not in self._open:
-            states = CachedStates(self._folder, shard.unit)
-            found = states.about.get("shard_sha256")
-            if found != shard.sha256:
-                raise DataError(
-                    f"{self._folder} has states of another {shard.file} (SHA-256 {found}, and the "
-                    f"shard has {shard.sha256})",
-                    hint="run `sanakit data encode` again",
-                )
-            while len(self._open) >= self._most_open:
-                self._open.popitem(last=False)[1].close()
-            self._open[shard.file] = states
-        self._open.move_to_end(shard.file)
-        return self._open[shard.file]
+    def _make(self, shard: ShardFile) -> CachedStates:
+        states = CachedStates(self._folder, shard.unit)
+        found = states.about.get("shard_sha256")
+        if found != shard.sha256:
+            raise DataError(
+                f"{self._folder} has states of another {shard.file} (SHA-256 {found}, and the "
+                f"shard has {shard.sha256})",
+                hint="run `sanakit data encode` again",
+            )
+        return states
+
+
+def _unless_damaged(read: Callable[[str], Tensor], what: str) -> Tensor:
+    try:
+        return read(what)
+    except DataError as error:
+        raise DamagedSample(error.message, hint=error.hint) from error
 
 
 def open_states(folder: str | Path | None) -> StateReader | None:
@@ -222,14 +224,16 @@ def stacked(latents: list[Tensor]) -> Tensor:
     Raises:
         DataError: they differ in shape or type.
     """
-    kinds = {(tuple(latent.shape), latent.dtype) for latent in latents}
-    if len(kinds) > 1:
-        raise DataError(
-            "latents of one bucket differ in shape or type: "
-            f"{', '.join(f'{shape} {dtype}' for shape, dtype in sorted(kinds, key=str))}",
-            hint="run `sanakit data encode` again",
-        )
+    _of_one_kind("latents of one bucket", {(tuple(one.shape), one.dtype) for one in latents})
     return torch.stack(latents)
+
+
+def _of_one_kind(what: str, kinds: set[tuple[Any, torch.dtype]]) -> None:
+    if len(kinds) > 1:
+        found = ", ".join(f"{size} {dtype}" for size, dtype in sorted(kinds, key=str))
+        raise DataError(
+            f"{what} differ in size or type: {found}", hint="run `sanakit data encode` again"
+        )
 
 
 def padded(texts: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -238,13 +242,7 @@ def padded(texts: list[Tensor]) -> tuple[Tensor, Tensor]:
     Raises:
         DataError: they differ in width or type.
     """
-    kinds = {(text.shape[1], text.dtype) for text in texts}
-    if len(kinds) > 1:
-        raise DataError(
-            "text states differ in width or type: "
-            f"{', '.join(f'{width} {dtype}' for width, dtype in sorted(kinds, key=str))}",
-            hint="run `sanakit data encode` again",
-        )
+    _of_one_kind("text states", {(text.shape[1], text.dtype) for text in texts})
     lengths = torch.tensor([text.shape[0] for text in texts])
     batch = texts[0].new_zeros(len(texts), int(lengths.max()), texts[0].shape[1])
     for row, text in zip(batch, texts, strict=True):
