@@ -37,9 +37,15 @@ from sanakit.pipeline.schedulers import (
     scheduler_from_config,
     scheduler_named,
 )
-from sanakit.quant import bnb, torchao
-from sanakit.quant.quantize import cast_real, is_quantized, quantize, restore
-from sanakit.quant.recipe import BitsAndBytes, Recipe, recipe_of
+from sanakit.quant.method import BitsAndBytes, Method, method_of
+from sanakit.quant.quantize import (
+    cast_real,
+    has_torchao,
+    is_quantized,
+    quantize,
+    restore,
+    settle,
+)
 from sanakit.weights.catalog import find_checkpoint
 from sanakit.weights.dtypes import Requested, resolve_dtypes
 from sanakit.weights.layout import CONFIG, PLAIN, stored_variant
@@ -141,23 +147,23 @@ def fill_llm(
     if stored is not None and quantization is not None:
         raise ConfigError(f"{folder}: is quantized already", hint="leave quantization_config out")
     asked = quantization if stored is None else stored
-    recipe = None if asked is None else recipe_of(asked)
+    method = None if asked is None else method_of(asked)
     raw = read_weights(
-        folder, stem=LM_STEM, variant=variant, dtype=dtype if recipe is None else None
+        folder, stem=LM_STEM, variant=variant, dtype=dtype if method is None else None
     )
     state = {name.removeprefix("model."): tensor for name, tensor in raw.items() if name != HEAD}
     del raw
     filled: list[str] = []
-    if recipe is not None and stored is not None:
-        filled = restore(llm, state, recipe, dtype=dtype, device=device, source=str(folder))
+    if method is not None and stored is not None:
+        filled = restore(llm, state, method, dtype=dtype, device=device, source=str(folder))
         state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
     load_strict(llm, state, source=str(folder), filled=filled)
     del state
     llm.requires_grad_(False)
-    if recipe is not None and stored is None:
-        quantize(llm, recipe, dtype=dtype, device=device)
-    if isinstance(recipe, BitsAndBytes):
-        llm.config.quantization_config = recipe.to_json()
+    if method is not None and stored is None:
+        quantize(llm, method, dtype=dtype, device=device)
+    if isinstance(method, BitsAndBytes):
+        llm.config.quantization_config = method.to_json()
     nn.Module.to(llm, device)  # transformers' own refuses quantized models
 
 
@@ -189,7 +195,7 @@ def adopt_llm(given: Any, *, allow_unsafe: bool) -> TextEncoder:
                 hint="load it with torch_dtype=torch.bfloat16; allow_unsafe_dtype=True overrides",
             )
         cast_real(llm, torch.bfloat16)
-    bnb.settle(llm)
+    settle(llm)
     return given if isinstance(given, TextEncoder) else TextEncoder(llm)
 
 
@@ -220,7 +226,7 @@ def load_components(
             published in it are read without.
         revision: of a hub repository.
         offline: fail rather than download.
-        quantization: what `recipe_of` reads, for transformer and text encoder, or a mapping from
+        quantization: what `method_of` reads, for transformer and text encoder, or a mapping from
             components to that.
         components: parts that are not read from disk: ``transformer``, ``vae``, ``text_encoder``,
             ``tokenizer``, ``scheduler`` (also a solver's name, or a published
@@ -299,14 +305,14 @@ def _check_names(what: str, names: Iterable[str], known: Sequence[str]) -> None:
             raise ConfigError(f"{what} names {name!r}", hint=did_you_mean(name, known))
 
 
-def _by_component(quantization: Any, given: Mapping[str, Any]) -> dict[str, Recipe]:
-    """One recipe means the two large networks; parts that were passed are the caller's to make."""
+def _by_component(quantization: Any, given: Mapping[str, Any]) -> dict[str, Method]:
+    """One method means the two large networks; parts that were passed are the caller's to make."""
     if quantization is None:
         return {}
     by_part = getattr(quantization, "quant_mapping", quantization)
     if not isinstance(by_part, Mapping) or "quant_method" in by_part:
-        recipe = recipe_of(by_part)
-        return {part: recipe for part in ("transformer", "text_encoder") if part not in given}
+        method = method_of(by_part)
+        return {part: method for part in ("transformer", "text_encoder") if part not in given}
     _check_names("quantization_config", by_part, NETWORKS)
     for part in by_part:
         if part in given:
@@ -314,7 +320,7 @@ def _by_component(quantization: Any, given: Mapping[str, Any]) -> dict[str, Reci
                 f"quantization_config names {part}, which was passed loaded",
                 hint="quantize it when loading it, or let it be loaded here",
             )
-    return {part: recipe_of(config) for part, config in by_part.items()}
+    return {part: method_of(config) for part, config in by_part.items()}
 
 
 def _given(given: Mapping[str, Any], part: str, kind: type[M]) -> M | None:
@@ -401,7 +407,7 @@ def save_components(
     """
     transformer, autoencoder = components.transformer, components.autoencoder
     llm = components.prompts.text_encoder.llm
-    if any(torchao.is_quantized(module) for module in llm.modules()):
+    if has_torchao(llm):
         raise ConfigError(
             "the text encoder holds weights of torchao, which have no published layout",
             hint="save the model before it is quantized, and quantize when loading",

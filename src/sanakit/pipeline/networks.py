@@ -15,8 +15,8 @@ from sanakit.models.config import AutoencoderConfig, TransformerConfig, config_f
 from sanakit.models.transformer import LinearDiT
 from sanakit.pipeline.keywords import bytes_of, refuse_other_readers, refuse_pickles, refuse_unknown
 from sanakit.pipeline.placement import Placed, place_one
+from sanakit.quant.method import BitsAndBytes, Method, method_of
 from sanakit.quant.quantize import quantize, restore
-from sanakit.quant.recipe import BitsAndBytes, Recipe, recipe_of
 from sanakit.weights.catalog import find_checkpoint
 from sanakit.weights.dtypes import resolve_dtypes
 from sanakit.weights.layout import CONFIG, PLAIN, stored_variant
@@ -45,7 +45,7 @@ class Network(nn.Module):
     """Modules that are not quantized unless the caller's own list replaces this one."""
     always_keep: ClassVar[tuple[str, ...]] = ()
     """Modules that are never quantized: the network's dtype and device are read from them."""
-    quantized_with: Recipe | None = None
+    quantized_with: Method | None = None
 
     def __init__(self, config: Any = None, **fields: Any) -> None:
         """Take a frozen config, or the fields of one by name.
@@ -98,11 +98,11 @@ def fill(
     if stored is not None and quantization is not None:
         raise ConfigError(f"{folder}: is quantized already", hint="leave quantization_config out")
     asked = quantization if stored is None else stored
-    recipe = None if asked is None else recipe_of(asked)
-    state = read_weights(folder, variant=variant, dtype=dtype if recipe is None else None)
+    method = None if asked is None else method_of(asked)
+    state = read_weights(folder, variant=variant, dtype=dtype if method is None else None)
     filled: list[str] = []
-    if recipe is not None and stored is not None:
-        filled = restore(network, state, recipe, dtype=dtype, device=device, source=str(folder))
+    if method is not None and stored is not None:
+        filled = restore(network, state, method, dtype=dtype, device=device, source=str(folder))
         state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
     try:
         load_strict(network, state, source=str(folder), filled=filled)
@@ -111,11 +111,11 @@ def fill(
         raise WeightsError(error.message, hint=hint) from None
     del state
     network.eval().requires_grad_(False)
-    network.quantized_with = recipe
-    if recipe is None or stored is not None:
+    network.quantized_with = method
+    if method is None or stored is not None:
         return network.to(device)
     kept = (network.keep, network.always_keep)
-    quantize(network, recipe, keep=kept[0], always_keep=kept[1], dtype=dtype, device=device)
+    quantize(network, method, keep=kept[0], always_keep=kept[1], dtype=dtype, device=device)
     return network
 
 
@@ -134,8 +134,8 @@ def write(
         ConfigError: for weights of torchao, which have no published layout; nothing is written.
         DataError: the disk refuses.
     """
-    recipe = stored_as(network)
-    write_config(folder, network.config, published_name, quantization=recipe)
+    method = stored_as(network)
+    write_config(folder, network.config, published_name, quantization=method)
     write_weights(
         folder,
         network.state_dict(),
@@ -151,15 +151,15 @@ def stored_as(network: nn.Module) -> Mapping[str, Any] | None:
     Raises:
         ConfigError: for weights of torchao.
     """
-    recipe = getattr(network, "quantized_with", None)
-    if recipe is None:
+    method = getattr(network, "quantized_with", None)
+    if method is None:
         return None
-    if not isinstance(recipe, BitsAndBytes):
+    if not isinstance(method, BitsAndBytes):
         raise ConfigError(
             "weights of torchao have no published layout",
             hint="save the model before it is quantized, and quantize when loading",
         )
-    return recipe.to_json()
+    return method.to_json()
 
 
 P = TypeVar("P", bound="Published")

@@ -1,23 +1,33 @@
-"""Linear layers of any network become quantized ones, in place and one after the other."""
+"""Linear layers of any network become quantized ones, in place and one after the other.
+
+bitsandbytes has layers of its own, torchao tensors that linear layers multiply with unchanged. Both
+libraries are optional, and imported only where something is quantized.
+"""
 
 from __future__ import annotations
 
+import importlib
+import logging
 from collections.abc import MutableMapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sanakit.errors import ConfigError, did_you_mean
-from sanakit.quant import bnb, torchao
-from sanakit.quant.recipe import BitsAndBytes, Recipe
+from sanakit.errors import ConfigError, WeightsError, did_you_mean
+from sanakit.quant.method import BitsAndBytes, Method, TorchAo
 
 NOTHING = torch.empty(0)
+# Layers of bitsandbytes, by name, so that asking does not import it.
+INT8, FOUR_BIT = "Linear8bitLt", "Linear4bit"
+OUT_BLOCK, IN_BLOCK = 32, 64
+GROUP = 32
+"""torchao's int4: values that share a scale; each costs 16 bits, so 4.5 bits a value."""
 
 
 def quantize(
     module: nn.Module,
-    recipe: Recipe,
+    method: Method,
     *,
     keep: Sequence[str] = (),
     always_keep: Sequence[str] = (),
@@ -31,21 +41,21 @@ def quantize(
 
     Args:
         module: any network; changed in place and given back.
-        recipe: how, see `recipe_of`.
-        keep: modules that stay as they are where the recipe names none itself.
-        always_keep: modules that stay as they are whatever the recipe says.
+        method: how, see `method_of`.
+        keep: modules that stay as they are where the method names none itself.
+        always_keep: modules that stay as they are whatever the method says.
         dtype: of all that is not quantized, and of torchao's products.
         device: where the network goes.
 
     Raises:
         ConfigError: a library that is not installed, or a name to skip that nothing has.
     """
-    names = linear_names(module, (*skipped(module, recipe, keep), *always_keep))
-    if isinstance(recipe, BitsAndBytes):
+    names = linear_names(module, (*_skipped(module, method, keep), *always_keep))
+    if isinstance(method, BitsAndBytes):
         for name in names:
-            replace(module, name, bnb.quantized(_linear(module, name), recipe, device))
+            _replace(module, name, _bnb_quantized(_linear(module, name), method, device))
     else:
-        torchao.quantize(module, recipe, names, dtype, device)
+        _torchao_quantize(module, method, names, dtype, device)
     cast_real(module, dtype)
     return module.to(device)
 
@@ -53,7 +63,7 @@ def quantize(
 def restore(
     module: nn.Module,
     state: MutableMapping[str, Tensor],
-    recipe: Recipe,
+    method: Method,
     *,
     dtype: torch.dtype,
     device: str | torch.device,
@@ -66,7 +76,7 @@ def restore(
     Raises:
         ConfigError: a method whose weights are not stored quantized. WeightsError: misfits.
     """
-    if not isinstance(recipe, BitsAndBytes):
+    if not isinstance(method, BitsAndBytes):
         raise ConfigError(
             f"{source}: holds weights of torchao", hint="load real weights and quantize those"
         )
@@ -76,10 +86,10 @@ def restore(
         if state.get(f"{name}.weight", NOTHING).dtype in (torch.int8, torch.uint8)
     ]
     for name in names:
-        layer = bnb.restored(
-            _linear(module, name), name, state, recipe, dtype=dtype, device=device, source=source
+        layer = _bnb_restored(
+            _linear(module, name), name, state, method, dtype=dtype, device=device, source=source
         )
-        replace(module, name, layer)
+        _replace(module, name, layer)
     return names
 
 
@@ -88,27 +98,8 @@ def cast_real(module: nn.Module, dtype: torch.dtype) -> None:
     for child in module.modules():
         held = [*child.named_parameters(recurse=False), *child.named_buffers(recurse=False)]
         for name, tensor in held:
-            if not (name == "weight" and _holds_quantized(child)) and tensor.is_floating_point():
+            if not (name == "weight" and _is_quantized(child)) and tensor.is_floating_point():
                 tensor.data = tensor.data.to(dtype)
-
-
-def skipped(module: nn.Module, recipe: Recipe, keep: Sequence[str]) -> tuple[str, ...]:
-    """What stays as it is: the recipe's own names, else ``keep``.
-
-    Raises:
-        ConfigError: for a name of the recipe that is no part of any module's name.
-    """
-    if recipe.skip is None:
-        return tuple(keep)
-    parts = {part for name, _ in module.named_modules() for part in name.split(".")}
-    whole = {name for name, _ in module.named_modules()}
-    for name in recipe.skip:
-        if name not in parts | whole:
-            raise ConfigError(
-                f"modules to skip name {name!r}, which {type(module).__name__} does not have",
-                hint=did_you_mean(name, sorted(parts - {""})),
-            )
-    return recipe.skip
 
 
 def linear_names(module: nn.Module, skip: Sequence[str]) -> list[str]:
@@ -129,23 +120,202 @@ def linear_names(module: nn.Module, skip: Sequence[str]) -> list[str]:
 
 def is_quantized(module: nn.Module) -> bool:
     """Whether any weight is held in fewer than 16 bits."""
-    return any(_holds_quantized(child) for child in module.modules())
+    return any(_is_quantized(child) for child in module.modules())
 
 
 def is_movable(module: nn.Module) -> bool:
     """Whether the network may change its device: LLM.int8() layers lose their scales on the way."""
-    return not any(bnb.is_int8(child) for child in module.modules())
+    return not any(type(child).__name__ == INT8 for child in module.modules())
 
 
-def replace(module: nn.Module, name: str, new: nn.Module) -> None:
-    """Put ``new`` in the place of the submodule called ``name``."""
-    parent, _, leaf = name.rpartition(".")
-    setattr(module.get_submodule(parent), leaf, new)
+def has_torchao(module: nn.Module) -> bool:
+    """Whether any linear layer has a weight of torchao."""
+    return any(_is_torchao(child) for child in module.modules())
 
 
-def _holds_quantized(child: nn.Module) -> bool:
-    return bnb.is_quantized(child) or torchao.is_quantized(child)
+def settle(network: nn.Module) -> None:
+    """Make layers of bitsandbytes fit to run, also those that another loader made.
+
+    Its fast 4-bit path on CPUs takes whole blocks only, and fails on other widths, which its slower
+    path runs. At every product it logs that LLM.int8() casts bf16 to fp16; that is kept quiet.
+    """
+    logging.getLogger("bitsandbytes.autograd._functions").addFilter(_is_news)
+    for layer in network.modules():
+        if type(layer).__name__ == FOUR_BIT:
+            linear: Any = layer
+            if linear.out_features % OUT_BLOCK or linear.in_features % IN_BLOCK:
+                linear.support_avx512bf16_for_cpu = False
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith("MatMul8bitLt: inputs will be cast")
+
+
+def _is_quantized(child: nn.Module) -> bool:
+    return type(child).__name__ in (INT8, FOUR_BIT) or _is_torchao(child)
+
+
+def _is_torchao(child: nn.Module) -> bool:
+    weight = getattr(child, "weight", None)
+    return isinstance(child, nn.Linear) and type(weight).__module__.startswith("torchao")
+
+
+def _skipped(module: nn.Module, method: Method, keep: Sequence[str]) -> tuple[str, ...]:
+    """What stays as it is: the method's own names, else ``keep``."""
+    if method.skip is None:
+        return tuple(keep)
+    whole = {name for name, _ in module.named_modules()}
+    parts = {part for name in whole for part in name.split(".")}
+    for name in method.skip:
+        if name not in parts | whole:
+            raise ConfigError(
+                f"modules to skip name {name!r}, which {type(module).__name__} does not have",
+                hint=did_you_mean(name, sorted(parts - {""})),
+            )
+    return method.skip
 
 
 def _linear(module: nn.Module, name: str) -> Any:
     return module.get_submodule(name)
+
+
+def _replace(module: nn.Module, name: str, new: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(module.get_submodule(parent), leaf, new)
+
+
+def _imported(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ConfigError(
+            f"{name.partition('.')[0]} cannot be imported ({error})",
+            hint="install it: pip install 'sanakit[quant]'",
+        ) from error
+
+
+def _bnb_quantized(
+    linear: nn.Linear, method: BitsAndBytes, device: str | torch.device
+) -> nn.Module:
+    """Round the weights of a linear layer; its bias keeps its dtype."""
+    layer, made = _bnb_empty(linear, method), _imported("bitsandbytes").nn
+    weight = linear.weight.detach()
+    if method.kind == "int8":
+        held = made.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
+    else:
+        held = made.Params4bit(
+            weight, requires_grad=False, quant_type=method.kind, compress_statistics=method.nested
+        )
+    layer.weight = held.to(torch.device(device))
+    if linear.bias is not None:
+        layer.bias = nn.Parameter(linear.bias.detach().to(device), requires_grad=False)
+    return layer.eval()
+
+
+def _bnb_restored(
+    linear: nn.Linear,
+    name: str,
+    state: MutableMapping[str, Tensor],
+    method: BitsAndBytes,
+    *,
+    dtype: torch.dtype | None,
+    device: str | torch.device,
+    source: str,
+) -> nn.Module:
+    """Build the quantized layer from its stored tensors, which are taken out of ``state``."""
+    layer, made = _bnb_empty(linear, method), _imported("bitsandbytes").nn
+    own = {key: state.pop(key) for key in list(state) if key.startswith(f"{name}.")}
+    place = torch.device(device)
+    shape = (linear.out_features, linear.in_features)
+    weight = own.pop(f"{name}.weight", NOTHING)
+    bias = own.pop(f"{name}.bias", None)
+    if method.kind == "int8":
+        scale = own.get(f"{name}.SCB", NOTHING)
+        fits = weight.dtype == torch.int8 and weight.shape == shape
+        fits = fits and scale.shape == shape[:1]
+    else:
+        size = shape[0] * shape[1]
+        fits = weight.dtype == torch.uint8 and weight.numel() == -(-size // 2) and bool(own)
+    biased = None if linear.bias is None else linear.bias.shape
+    if not fits or (None if bias is None else bias.shape) != biased:
+        raise WeightsError(
+            f"{source}: the tensors of {name} are not those of a {method.kind} layer of {shape}",
+            hint="config.json must be the one these weights were made with",
+        )
+    if method.kind == "int8":
+        held = weight.to(place)
+        layer.weight = made.Int8Params(
+            held, requires_grad=False, has_fp16_weights=False, CB=held, SCB=scale.to(place)
+        )
+    else:
+        statistics = {key.removeprefix(f"{name}.weight."): value for key, value in own.items()}
+        layer.weight = made.Params4bit.from_prequantized(
+            weight, statistics, device=place, module=layer
+        )
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.to(device=place, dtype=dtype), requires_grad=False)
+    return layer.eval()
+
+
+def _bnb_empty(linear: nn.Linear, method: BitsAndBytes) -> Any:
+    made = _imported("bitsandbytes").nn
+    sizes, bias = (linear.in_features, linear.out_features), linear.bias is not None
+    with torch.device("meta"):
+        if method.kind == "int8":
+            layer = made.Linear8bitLt(
+                *sizes, bias=bias, has_fp16_weights=False, threshold=method.threshold
+            )
+        else:
+            compute = None if method.compute_dtype is None else getattr(torch, method.compute_dtype)
+            layer = made.Linear4bit(
+                *sizes,
+                bias=bias,
+                compute_dtype=compute,
+                compress_statistics=method.nested,
+                quant_type=method.kind,
+            )
+    settle(layer)
+    return layer
+
+
+def _torchao_quantize(
+    module: nn.Module,
+    method: TorchAo,
+    names: Sequence[str],
+    dtype: torch.dtype,
+    device: str | torch.device,
+) -> None:
+    """Quantize the weights of the named linear layers in place.
+
+    ``int4`` rounds to 4 bits and runs everywhere, but holds a value in a byte; pass torchao's own
+    ``Int4WeightOnlyConfig`` in a ``TorchAoConfig`` for its packed GPU formats.
+    """
+    library = _imported("torchao.quantization")
+    config = _torchao_config(library, method.kind) if isinstance(method.kind, str) else method.kind
+    for name in names:
+        layer = module.get_submodule(name).to(device=device, dtype=dtype)
+        try:
+            library.quantize_(layer, config)
+        except (
+            ImportError,
+            RuntimeError,
+            ValueError,
+            AssertionError,
+            NotImplementedError,
+        ) as error:
+            raise ConfigError(
+                f"torchao cannot quantize {name} to {method.kind} on {device} ({error})",
+                hint="int8 and fp8 fit any width on any device",
+            ) from error
+
+
+def _torchao_config(library: Any, kind: str) -> Any:
+    if kind == "int8":
+        return library.Int8WeightOnlyConfig()
+    if kind == "fp8":
+        return library.Float8WeightOnlyConfig()
+    if kind == "int4":
+        four_bits: Any = getattr(torch, kind)  # torch's stubs lack it
+        groups = library.PerGroup(GROUP)
+        return library.IntxWeightOnlyConfig(weight_dtype=four_bits, granularity=groups)
+    raise ConfigError(f"torchao kind {kind!r} is unknown", hint="use int8, int4 or fp8")

@@ -8,8 +8,8 @@ from torch import nn
 from transformers import BitsAndBytesConfig, TorchAoConfig
 
 from sanakit.errors import ConfigError
+from sanakit.quant.method import BitsAndBytes, TorchAo, method_of
 from sanakit.quant.quantize import is_quantized, linear_names, quantize
-from sanakit.quant.recipe import BitsAndBytes, TorchAo, recipe_of
 
 # Relative RMS error of a product of normal values, from each format's step. int8: a row's largest
 # of 256 values is about 2.9 sigma, steps of 1/127 of it are off by 2.9 / 127 / sqrt(12) = 0.66 %,
@@ -39,7 +39,7 @@ def test_the_error_of_a_product_is_that_of_the_format(name: str, dtype: torch.dt
     exact = network()
     x = torch.randn(64, 256, generator=torch.Generator().manual_seed(1))
     expected = exact[0](x)
-    rounded = quantize(network(), recipe_of(name), dtype=dtype)
+    rounded = quantize(network(), method_of(name), dtype=dtype)
     found = rounded[0](x.to(dtype))
     assert found.dtype == dtype
     error = ((found.float() - expected).norm() / expected.norm()).item()
@@ -58,9 +58,9 @@ def test_what_is_to_be_kept_is_kept_by_name_place_or_part() -> None:
 
 
 def test_a_list_of_the_caller_replaces_the_usual_one_but_not_what_must_stay() -> None:
-    def kept(recipe: BitsAndBytes) -> list[str]:
+    def kept(method: BitsAndBytes) -> list[str]:
         module = nn.ModuleDict({"a": network(), "b": network()})
-        quantize(module, recipe, keep=("a",), always_keep=("b.2",), dtype=torch.float32)
+        quantize(module, method, keep=("a",), always_keep=("b.2",), dtype=torch.float32)
         return [name for name, child in module.named_modules() if type(child) is nn.Linear]
 
     assert kept(BitsAndBytes(kind="int8")) == ["a.0", "a.2", "b.2"]
@@ -74,23 +74,23 @@ def test_configs_of_the_ecosystem_are_read() -> None:
     eight = BitsAndBytesConfig(
         load_in_8bit=True, llm_int8_threshold=4.0, llm_int8_skip_modules=["attn2"]
     )
-    assert recipe_of(eight) == BitsAndBytes(kind="int8", threshold=4.0, skip=("attn2",))
+    assert method_of(eight) == BitsAndBytes(kind="int8", threshold=4.0, skip=("attn2",))
     four = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
-    recipe = BitsAndBytes(kind="nf4", nested=True, compute_dtype="bfloat16")
-    assert recipe_of(four) == recipe
-    assert recipe_of(recipe.to_json()) == recipe
+    method = BitsAndBytes(kind="nf4", nested=True, compute_dtype="bfloat16")
+    assert method_of(four) == method
+    assert method_of(method.to_json()) == method
 
     from diffusers import BitsAndBytesConfig as Theirs
     from torchao.quantization import Int8WeightOnlyConfig
 
-    assert recipe_of(Theirs(load_in_8bit=True)) == BitsAndBytes(kind="int8")
+    assert method_of(Theirs(load_in_8bit=True)) == BitsAndBytes(kind="int8")
     own = Int8WeightOnlyConfig()
-    found = recipe_of(TorchAoConfig(own, modules_to_not_convert=["a"]))
+    found = method_of(TorchAoConfig(own, modules_to_not_convert=["a"]))
     assert found == TorchAo(kind=own, skip=("a",))
 
 
@@ -110,7 +110,7 @@ def test_configs_of_the_ecosystem_are_read() -> None:
 )
 def test_what_would_not_be_honoured_is_refused(config: object, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        recipe_of(config)
+        method_of(config)
 
 
 @pytest.mark.parametrize(("name", "library"), [("bnb-int8", "bitsandbytes"), ("int8", "torchao")])
@@ -119,23 +119,20 @@ def test_a_library_that_is_missing_is_named_with_how_to_install_it(
 ) -> None:
     import sys
 
-    from sanakit.quant import bnb
-
-    bnb._library.cache_clear()
     for module in [m for m in sys.modules if m.partition(".")[0] == library]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(ConfigError, match=rf"{library} cannot.*\n.*pip install 'sanakit\[quant\]'"):
-        quantize(network(), recipe_of(name), dtype=torch.float32)
+        quantize(network(), method_of(name), dtype=torch.float32)
 
 
 def test_a_width_that_groups_do_not_divide_is_refused_by_name() -> None:
     odd = nn.Sequential(nn.Linear(40, 8))
     with pytest.raises(ConfigError, match="cannot quantize 0 to int4"):
-        quantize(odd, recipe_of("int4"), dtype=torch.float32)
+        quantize(odd, method_of("int4"), dtype=torch.float32)
 
 
 def test_only_rounded_networks_count_as_quantized() -> None:
     assert not is_quantized(network())
     for name in ("bnb-int8", "bnb-nf4", "int8"):
-        assert is_quantized(quantize(network(), recipe_of(name), dtype=torch.float32))
+        assert is_quantized(quantize(network(), method_of(name), dtype=torch.float32))

@@ -9,7 +9,9 @@ from typing import Any, Literal
 from sanakit.errors import ConfigError, did_you_mean
 
 TORCHAO_KINDS = ("int8", "int4", "fp8")
-NAMES = ("bnb-int8", "bnb-nf4", "bnb-fp4", *TORCHAO_KINDS)
+Bits = Literal["int8", "nf4", "fp4"]
+BNB_KINDS: dict[str, Bits] = {"bnb-int8": "int8", "bnb-nf4": "nf4", "bnb-fp4": "fp4"}
+NAMES = (*BNB_KINDS, *TORCHAO_KINDS)
 INT8_THRESHOLD = 6.0
 REFUSED = ("llm_int8_has_fp16_weight", "llm_int8_enable_fp32_cpu_offload")
 
@@ -18,7 +20,7 @@ REFUSED = ("llm_int8_has_fp16_weight", "llm_int8_enable_fp32_cpu_offload")
 class BitsAndBytes:
     """LLM.int8() (Dettmers 2022), or 4 bits in pieces of 64 values (QLoRA, Dettmers 2023)."""
 
-    kind: Literal["int8", "nf4", "fp4"]
+    kind: Bits
     skip: tuple[str, ...] | None = None
     """Names of modules, or of their parents, that stay as they are; None leaves it to the model."""
     threshold: float = INT8_THRESHOLD
@@ -54,11 +56,11 @@ class TorchAo:
     skip: tuple[str, ...] | None = None
 
 
-Recipe = BitsAndBytes | TorchAo
+Method = BitsAndBytes | TorchAo
 
 
-def recipe_of(config: Any) -> Recipe:
-    """Read a recipe from what a user passed as ``quantization_config``.
+def method_of(config: Any) -> Method:
+    """Read a method from what a user passed as ``quantization_config``.
 
     Args:
         config: a ``BitsAndBytesConfig`` or ``TorchAoConfig`` of transformers or diffusers, what
@@ -81,29 +83,22 @@ def recipe_of(config: Any) -> Recipe:
             f"quantization_config is a {type(config).__name__}",
             hint=f"pass a BitsAndBytesConfig, a TorchAoConfig, or one of {', '.join(NAMES)}",
         )
-    method = values.get("quant_method")
-    method = getattr(method, "value", method)
-    if method == "bitsandbytes":
+    library = values.get("quant_method")
+    library = getattr(library, "value", library)
+    if library == "bitsandbytes":
         return _bits_and_bytes(values)
-    if method == "torchao":
+    if library == "torchao":
         return TorchAo(kind=values["quant_type"], skip=_skipped(values, "modules_to_not_convert"))
     raise ConfigError(
-        f"quantization method {method!r} is not supported",
+        f"quantization method {library!r} is not supported",
         hint="bitsandbytes and torchao are",
     )
 
 
-def _named(name: str) -> Recipe:
+def _named(name: str) -> Method:
     if name not in NAMES:
         raise ConfigError(f"quantization {name!r} is unknown", hint=did_you_mean(name, NAMES))
-    if name in TORCHAO_KINDS:
-        return TorchAo(kind=name)
-    kinds: dict[str, Literal["int8", "nf4", "fp4"]] = {
-        "bnb-int8": "int8",
-        "bnb-nf4": "nf4",
-        "bnb-fp4": "fp4",
-    }
-    return BitsAndBytes(kind=kinds[name])
+    return BitsAndBytes(kind=BNB_KINDS[name]) if name in BNB_KINDS else TorchAo(kind=name)
 
 
 def _bits_and_bytes(values: Mapping[str, Any]) -> BitsAndBytes:
