@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
-from sanakit.cli.evaluate.options import (
+from sanakit.cli.evaluate import (
     CACHE,
     Cache,
     Device,
@@ -19,8 +19,8 @@ from sanakit.cli.evaluate.options import (
     Seed,
     Solver,
     Steps,
-    draw_settings,
     feature_network,
+    generation_settings,
     progress,
     tell,
 )
@@ -62,7 +62,7 @@ def autoencoder(
 ) -> None:
     """Encode and decode held-out concepts on white; say what is left of them."""
     from recipes.glyph.evaluate.pictures import held_pictures
-    from sanakit.cli.evaluate.autoencoder import measure
+    from sanakit.cli.evaluate import measure
 
     measure(
         model,
@@ -127,7 +127,7 @@ def composition(
         count=count,
         kinds=cast("tuple[Kind, ...]", tuple(dict.fromkeys(kind or KINDS))),
         prompts_seed=prompts_seed,
-        settings=draw_settings(seed, steps, guidance, solver, flow_shift),
+        settings=generation_settings(seed, steps, guidance, solver, flow_shift),
         report=progress,
     )
     tell(evaluation, out)
@@ -167,7 +167,7 @@ def generation(
         cache=cache,
         count=count,
         reference=reference,
-        settings=draw_settings(seed, steps, guidance, solver, flow_shift),
+        settings=generation_settings(seed, steps, guidance, solver, flow_shift),
         report=progress,
     )
     tell(evaluation, out)
@@ -214,7 +214,7 @@ def memorisation(
         prompts=prompts,
         count=count,
         reference=reference,
-        settings=draw_settings(seed, steps, guidance, solver, flow_shift),
+        settings=generation_settings(seed, steps, guidance, solver, flow_shift),
         report=progress,
     )
     tell(evaluation, out)
@@ -259,7 +259,7 @@ def retrieval(
         count=count,
         ways=ways,
         seed=captions_seed,
-        settings=draw_settings(seed, steps, guidance, solver, flow_shift),
+        settings=generation_settings(seed, steps, guidance, solver, flow_shift),
         report=progress,
     )
     tell(found, out)

@@ -30,7 +30,7 @@ from sanakit.charts import save
 from sanakit.errors import ConfigError
 from sanakit.evaluate.features import BATCH
 from sanakit.evaluate.figures import Evaluation, Figure, mean_figure
-from sanakit.evaluate.generated import DrawSettings, draw_prompts
+from sanakit.evaluate.pictures import GenerationSettings, generate_pictures
 from sanakit.evaluate.restoration import restored
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.pipeline.images import Pixels, from_pixels, to_pixels
@@ -86,7 +86,7 @@ def evaluate_composition(
     count: int = 100,
     kinds: Sequence[Kind] = KINDS,
     prompts_seed: int = 0,
-    settings: DrawSettings | None = None,
+    settings: GenerationSettings | None = None,
     report: Callable[[str], object] = lambda line: None,
 ) -> Evaluation:
     """Draw ``count`` prompts of each kind, judge, and write figures, a plot and two sheets.
@@ -100,10 +100,10 @@ def evaluate_composition(
         ConfigError: no such kind, a count below 1, or as `Pipeline.generate`.
         DataError: the data set has nothing of a kind.
     """
-    settings = settings or DrawSettings()
+    settings = settings or GenerationSettings()
     prompts = wanted_prompts(pictures.records, count, seed=prompts_seed, kinds=kinds)
     texts = [one.prompt for one in prompts]
-    drawn = draw_prompts(pipeline, texts, settings, cache=cache, report=report)
+    drawn = generate_pictures(pipeline, texts, settings, cache=cache, report=report)
     if drawn.shape[1] != drawn.shape[2]:
         raise ConfigError(
             f"pictures of {drawn.shape[1]} x {drawn.shape[2]} px", hint="compositions are squares"

@@ -27,7 +27,7 @@ from sanakit.evaluate.distances import (
 )
 from sanakit.evaluate.features import NAME, SIDE, FeatureNetwork, Features, features_of
 from sanakit.evaluate.figures import Evaluation, Figure, mean_figure
-from sanakit.evaluate.generated import DrawSettings, draw_prompts
+from sanakit.evaluate.pictures import GenerationSettings, generate_pictures
 from sanakit.evaluate.restoration import Restored
 from sanakit.pipeline.images import Pixels
 from sanakit.pipeline.pipeline import Pipeline
@@ -53,7 +53,7 @@ class Drawn:
 def draw_for(
     pipeline: Pipeline,
     real: GlyphSamples,
-    settings: DrawSettings,
+    settings: GenerationSettings,
     *,
     cache: Path,
     report: Callable[[str], object] = lambda line: None,
@@ -64,7 +64,7 @@ def draw_for(
         ConfigError, NumericsError: as `Pipeline.generate`.
     """
     prompts = [one.caption for one in real.samples]
-    pixels = draw_prompts(pipeline, prompts, settings, cache=cache, report=report)
+    pixels = generate_pictures(pipeline, prompts, settings, cache=cache, report=report)
     return Drawn(pixels, real, pixels.shape[1])
 
 
@@ -79,7 +79,7 @@ def evaluate_generation(
     cache: Path,
     count: int = 1000,
     reference: int = 5000,
-    settings: DrawSettings | None = None,
+    settings: GenerationSettings | None = None,
     report: Callable[[str], object] = lambda line: None,
 ) -> Evaluation:
     """Draw, measure, and write figures, a plot and a sheet of pictures into ``out``.
@@ -93,7 +93,7 @@ def evaluate_generation(
     for name, value in (("count", count), ("reference", reference)):
         if value < LEAST:
             raise ConfigError(f"{name}={value}: KID needs {LEAST}", hint="1000 or more is usual")
-    settings = settings or DrawSettings()
+    settings = settings or GenerationSettings()
     known = GlyphSamples(pictures, known_samples(pictures, reference))
     drawn = draw_for(
         pipeline,

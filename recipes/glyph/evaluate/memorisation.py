@@ -25,7 +25,7 @@ from sanakit.errors import ConfigError
 from sanakit.evaluate.distances import nearest
 from sanakit.evaluate.features import NAME, Describer, FeatureNetwork, features_of, middle_square
 from sanakit.evaluate.figures import Evaluation, Figure, bootstrap, mean_figure
-from sanakit.evaluate.generated import DrawSettings
+from sanakit.evaluate.pictures import GenerationSettings
 from sanakit.pipeline.images import Pixels, from_pixels
 from sanakit.pipeline.pipeline import Pipeline
 
@@ -86,7 +86,7 @@ def evaluate_memorisation(
     prompts: Prompts = "held",
     count: int = 1000,
     reference: int = 5000,
-    settings: DrawSettings | None = None,
+    settings: GenerationSettings | None = None,
     report: Callable[[str], object] = lambda line: None,
 ) -> Evaluation:
     """Draw, search, and write figures, two histograms and a sheet of pairs into ``out``.
@@ -99,7 +99,7 @@ def evaluate_memorisation(
         ConfigError: too few prompts are on white; as `Pipeline.generate`.
         DataError: a split is empty.
     """
-    settings = settings or DrawSettings()
+    settings = settings or GenerationSettings()
     held = held_samples(pictures, count)
     asked = held if prompts == "held" else known_samples(pictures, count)
     drawn = draw_for(pipeline, GlyphSamples(pictures, asked), settings, cache=cache, report=report)

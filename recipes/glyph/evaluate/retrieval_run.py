@@ -30,7 +30,7 @@ from recipes.glyph.evaluate.visual_features import Sight
 from sanakit.charts import save
 from sanakit.errors import ConfigError
 from sanakit.evaluate.figures import Evaluation
-from sanakit.evaluate.generated import DrawSettings, draw_prompts
+from sanakit.evaluate.pictures import GenerationSettings, generate_pictures
 from sanakit.pipeline.images import Pixels, from_pixels
 from sanakit.pipeline.pipeline import Pipeline
 
@@ -53,7 +53,7 @@ def evaluate_retrieval(
     count: int = COUNT,
     ways: int = WAYS,
     seed: int = 0,
-    settings: DrawSettings | None = None,
+    settings: GenerationSettings | None = None,
     report: Report = print,
 ) -> Evaluation:
     """Measure on ``count`` captions of either held-out split; write figures, bars and a sheet.
@@ -68,7 +68,7 @@ def evaluate_retrieval(
     """
     if count < 2:
         raise ConfigError(f"count={count}: with one picture nothing is shuffled", hint="use 2")
-    settings = settings or DrawSettings()
+    settings = settings or GenerationSettings()
     pictures = GlyphPictures.open(data, saved.origin.size)
     revision = data_revision(data)
     found = {
@@ -81,7 +81,7 @@ def evaluate_retrieval(
     for split, title in HELD_SPLITS.items():
         shown, trials = found[split]
         report(f"{title}: {len(shown)} captions")
-        drawn = draw_prompts(
+        drawn = generate_pictures(
             pipeline, [one.sample.caption for one in shown], settings, cache=cache, report=report
         )
         real = looks_of(sight, shown, pictures, cache=cache, revision=revision, report=report)

@@ -77,7 +77,7 @@ def test_autoencoder_of_a_glyph_set(model: str, data: str) -> None:
 def test_generation_and_memorisation_judge_the_same_drawn_pictures(model: str, data: str) -> None:
     common = ("--data", data, "-n", 45, "--reference", 50, "--steps", 2)
     out, err = glyph("eval", "generation", model, *common)
-    assert "drawn 45 of 45" in err
+    assert "generated 45 of 45" in err
     assert "| FD-EffNetLite0, drawn / held-out real |" in out
     figures = found("generation")
     drawn, held = (figures[f"FD-EffNetLite0, {name}"] for name in ("drawn", "held-out real"))
@@ -91,7 +91,7 @@ def test_generation_and_memorisation_judge_the_same_drawn_pictures(model: str, d
     assert figures["KID, drawn"]["low"] > figures["KID, held-out real"]["high"]
 
     _, err = glyph("eval", "memorisation", model, *common)
-    assert "drawn 45 of 45" not in err
+    assert "generated 45 of 45" not in err
     figures = found("memorisation")
     assert len(figures) == 6
     for name in ("features", "pixels"):
@@ -119,7 +119,7 @@ def test_composition(model: str, pictures: GlyphPictures) -> None:
     common = (model, "--data", data, "-n", 4, "--steps", 1)
     out, err = glyph("eval", "composition", *common)
     assert "| two-object relation: real pictures |" in out
-    assert "drawn 16 of 16" in err
+    assert "generated 16 of 16" in err
     figures = found("composition")
     details = report(Path("runs/eval/composition"))["details"]
     for name in ("background colour", "object colour", "two-object relation", "count of 1 to 4"):

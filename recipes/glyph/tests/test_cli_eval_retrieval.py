@@ -63,7 +63,7 @@ def test_a_judge_is_taught_and_asked_about_a_model(made: tuple[Path, Path, Path]
     )
     out, lines = glyph("eval", "retrieval", model, *asked, "--out", "first")
     assert "| R-precision@1, held-out concepts |" in out
-    assert "drawn 4 of 4" in lines
+    assert "generated 4 of 4" in lines
     found = json.loads(Path("first", "evaluation.json").read_text())
     assert found["settings"]["ways"] == 6
     assert {one["count"] for one in found["figures"]} == {4}

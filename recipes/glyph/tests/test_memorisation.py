@@ -34,7 +34,7 @@ def judged(
     drawn: Pixels, glyphs: GlyphPictures, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Evaluation:
     """What is found of a model that draws exactly these."""
-    monkeypatch.setattr(generation, "draw_prompts", lambda *_, **__: drawn)
+    monkeypatch.setattr(generation, "generate_pictures", lambda *_, **__: drawn)
     return evaluate_memorisation(
         Pipeline(tiny_components()),
         glyphs,

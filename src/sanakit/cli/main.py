@@ -6,10 +6,9 @@ import logging
 
 import typer
 
-from sanakit.cli import convert, generate, models, train
+from sanakit.cli import convert, evaluate, generate, models, train
 from sanakit.cli.data import app as data
 from sanakit.cli.errors import FriendlyGroup
-from sanakit.cli.evaluate import app as evaluate
 
 app = typer.Typer(
     name="sanakit",

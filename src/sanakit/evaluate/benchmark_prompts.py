@@ -1,7 +1,7 @@
-"""The family "standard": published prompts drawn into the folders that published scorers read.
+"""The family "standard": published prompts become pictures as their scorers read them.
 
 GenEval and DPG-Bench are scored by their own programs, with a detector and an answering model that
-nobody may change; for CLIP score and FID see `standard_scores`.
+are not ours to change; CLIP score and FID are measured in `clip`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from sanakit.errors import ConfigError, DataError
-from sanakit.evaluate.generated import DrawSettings
+from sanakit.evaluate.pictures import GenerationSettings
 from sanakit.files import write_atomically
 from sanakit.pipeline.images import Pixels
 from sanakit.pipeline.pipeline import Pipeline
@@ -127,7 +127,7 @@ USUAL = {"geneval": 4, "dpg": 4, "clip": 1, "fid": 1}
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One prompt and what is drawn of it: files, relative, and the seed of each picture.
+    """One prompt and what is generated for it: files, relative, and the seed of each picture.
 
     DPG-Bench has one file of all pictures of a prompt, side by side in rows of two.
     """
@@ -141,7 +141,7 @@ class Job:
 def jobs_of(
     prompts: Sequence[Prompt], benchmark: Benchmark, *, each: int, seed: int = 0
 ) -> list[Job]:
-    """What to draw of a list, ``each`` pictures a prompt; picture k of prompt i has its own seed.
+    """What to generate of a list, ``each`` pictures a prompt; each picture has its own seed.
 
     Raises:
         ConfigError: fewer than one picture, or more than four for DPG-Bench.
@@ -170,15 +170,15 @@ def jobs_of(
     return found
 
 
-def draw_jobs(
+def generate_jobs(
     pipeline: Pipeline,
     jobs: Sequence[Job],
-    settings: DrawSettings,
+    settings: GenerationSettings,
     out: Path,
     *,
     report: Callable[[str], object] = lambda line: None,
 ) -> Path:
-    """Draw into ``out/pictures``, and give that folder; files that are there are not drawn again.
+    """Generate into ``out/pictures``, and give that folder; files that are there are kept.
 
     Raises:
         ConfigError: the folder holds pictures of another model, list or settings.
@@ -210,18 +210,18 @@ def draw_jobs(
         paths[0].parent.mkdir(parents=True, exist_ok=True)
         if job.metadata:
             write_atomically(folder / job.metadata, f"{job.prompt.line}\n".encode())
-        drawn = [
+        generated = [
             pipeline.generate(settings.request(job.prompt.text, seed - settings.seed)).pictures[0]
             for seed in job.seeds
         ]
-        if len(paths) < len(drawn):
-            pixels = in_rows_of_two([one.pixels for one in drawn])
+        if len(paths) < len(generated):
+            pixels = in_rows_of_two([one.pixels for one in generated])
             told_inside = {"prompt": job.prompt.text, "seeds": list(job.seeds)}
             write_atomically(paths[0], encode_png(pixels, told_inside))
         else:
-            for path, one in zip(paths, drawn, strict=True):
+            for path, one in zip(paths, generated, strict=True):
                 write_atomically(path, encode_png(one.pixels, one.settings))
-        report(f"drawn {number + 1} of {len(jobs)} prompts")
+        report(f"generated {number + 1} of {len(jobs)} prompts")
     return folder
 
 

@@ -25,7 +25,7 @@ BATCH = 16
 TORCHMETRICS = "pip install 'torchmetrics[image]'; its first use fetches the Inception network"
 
 
-def read_drawn(folder: Path, jobs: Sequence[Job]) -> Iterator[tuple[Prompt, Pixels]]:
+def read_generated(folder: Path, jobs: Sequence[Job]) -> Iterator[tuple[Prompt, Pixels]]:
     """The drawn pictures with their prompts, in order."""
     for job in jobs:
         for file in job.files:
@@ -46,7 +46,7 @@ def clip_scores(
     scorer = Scorer(find_vision_model(clip), dtype="float32", device=device)
     texts, seen = [], []
     with torch.inference_mode():
-        found = list(read_drawn(folder, jobs))
+        found = list(read_generated(folder, jobs))
         for first in range(0, len(found), BATCH):
             part = found[first : first + BATCH]
             texts.append(scorer.texts([prompt.text for prompt, _ in part]))

@@ -1,1 +1,0 @@
-"""`sanakit eval`: one command a family of figures."""
