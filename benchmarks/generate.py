@@ -68,7 +68,8 @@ def cold(settings: argparse.Namespace) -> dict[str, float]:
 
 def warm(settings: argparse.Namespace) -> list[dict[str, float]]:
     """Pictures drawn one after another by one loaded pipeline, the first one not counted."""
-    from sanakit.pipeline.pipeline import GenerateRequest, Pipeline
+    from sanakit.pipeline.pipeline import Pipeline
+    from sanakit.pipeline.request import GenerateRequest
 
     pipeline = Pipeline.load(settings.model)
     chosen = {} if settings.steps is None else {"num_steps": settings.steps}

@@ -10,9 +10,10 @@ if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, TorchAoConfig
 
     from sanakit.pipeline.networks import AutoencoderDC, SanaTransformer2DModel
-    from sanakit.pipeline.pipeline import GenerateRequest, GenerateResult, Pipeline
+    from sanakit.pipeline.pipeline import GenerateResult, Pipeline
     from sanakit.pipeline.published.pag import SanaPAGPipeline
     from sanakit.pipeline.published.sana import SanaPipeline, SanaPipelineOutput
+    from sanakit.pipeline.request import GenerateRequest
     from sanakit.pipeline.schedulers import (
         DPMSolverMultistepScheduler,
         FlowMatchEulerDiscreteScheduler,
@@ -32,7 +33,7 @@ _HOMES = {
     "DPMSolverMultistepScheduler": "sanakit.pipeline.schedulers",
     "FlowMatchEulerDiscreteScheduler": "sanakit.pipeline.schedulers",
     "FlowMatchHeunDiscreteScheduler": "sanakit.pipeline.schedulers",
-    "GenerateRequest": "sanakit.pipeline.pipeline",
+    "GenerateRequest": "sanakit.pipeline.request",
     "GenerateResult": "sanakit.pipeline.pipeline",
     "Pipeline": "sanakit.pipeline.pipeline",
     "SanaPAGPipeline": "sanakit.pipeline.published.pag",

@@ -14,8 +14,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sanakit.errors import ConfigError, DataError
-from sanakit.pipeline.pipeline import GenerateRequest
 from sanakit.pipeline.png import encode_png, parse_parameters, read_settings, write_png
+from sanakit.pipeline.request import GenerateRequest
 
 PIXELS = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
 # Every code point there is: half surrogates, NUL, line ends of all kinds, right-to-left marks.

@@ -11,6 +11,7 @@ import torch
 from sanakit import GenerateRequest, Pipeline
 from sanakit.flow.guidance import Guidance
 from sanakit.pipeline.pipeline import seeded_noise
+from sanakit.pipeline.request import Call
 from tiny import write_tiny
 
 
@@ -38,7 +39,8 @@ def latents(core: Pipeline, guidance: Guidance, layers: tuple[int, ...]) -> torc
         guidance=guidance,
         pag_layers=layers,
     )
-    positive, negative = core.encode_prompts("a red apple", "a car", guidance)
+    call = Call(prompt="a red apple", negative_prompt="a car")
+    positive, negative = core.texts(call, guided=guidance.guidance_scale != 1.0)
     return core.sample(seeded_noise(3, 4, 2, 3), positive, negative, sampling)
 
 

@@ -40,7 +40,6 @@ from sanakit.pipeline.prompts import (
     PromptCache,
     PromptEncoder,
     instruction_lines,
-    padded,
 )
 
 TOKENIZER = Path(__file__).parents[1] / "fixtures" / "assets" / "tokenizer"
@@ -226,9 +225,9 @@ def test_the_instruction_is_the_published_one() -> None:
 
 
 def assert_same(encoded: EncodedText, text: torch.Tensor, mask: torch.Tensor) -> None:
-    ours_text, ours_mask = padded(encoded, text.shape[1])
-    assert torch.equal(ours_mask, mask.bool())
-    assert_close(ours_text[ours_mask], text[ours_mask], rtol=0, atol=1e-5)
+    ours = encoded.widened(text.shape[1])
+    assert torch.equal(ours.mask, mask.bool())
+    assert_close(ours.text[ours.mask], text[ours.mask], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("length", [300, 12, 2, 1])

@@ -8,22 +8,25 @@ from pathlib import Path
 
 import diffusers
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from sanakit import GenerateRequest, Pipeline, SanaPipeline
+from sanakit.cli.main import main
 from sanakit.errors import ConfigError, MissingModelError, NumericsError, WeightsError
 from sanakit.flow.guidance import Guidance
 from sanakit.models.transformer import LinearDiT
 from sanakit.pipeline.components import (
+    Components,
     GenerationDefaults,
     fingerprint,
     load_components,
     save_components,
 )
-from sanakit.pipeline.published.arguments import as_output
-from sanakit.pipeline.published.sana import asked_size, drawn_size
+from sanakit.pipeline.png import read_settings
+from sanakit.pipeline.published.sana import as_output
 from sanakit.pipeline.schedulers import FlowMatchEulerDiscreteScheduler
 from tiny import ROUNDING, assert_same_weights, tiny_components, write_tiny
 
@@ -368,11 +371,15 @@ def test_embeddings_made_by_hand_draw_what_their_prompt_draws(pipe: SanaPipeline
     assert torch.equal(by_prompt, by_hand)
 
 
-def test_a_published_size_is_drawn_at_its_bin_and_cut() -> None:
+def binned_components() -> Components:
+    """The tiny model with the sample size of one that was published for 512 px."""
     components = tiny_components()
-    config = replace(components.transformer.config, sample_size=16)
-    components.transformer.config = config
-    pipe = SanaPipeline(Pipeline(components))
+    components.transformer.config = replace(components.transformer.config, sample_size=16)
+    return components
+
+
+def test_a_published_size_is_drawn_at_its_bin_and_cut() -> None:
+    pipe = SanaPipeline(Pipeline(binned_components()))
     seen = []
     image = pipe(
         "a tree",
@@ -386,16 +393,64 @@ def test_a_published_size_is_drawn_at_its_bin_and_cut() -> None:
     assert image.shape[-2:] == (512, 1024)
 
 
-def test_a_published_model_draws_its_own_size_unless_told() -> None:
-    components = tiny_components()
-    components.transformer.config = replace(components.transformer.config, sample_size=16)
-    core = Pipeline(components)
-    assert asked_size(core, None, None) == (1024, 1024)
-    assert asked_size(core, 512, None) == (512, 1024)
-    assert drawn_size(core, 512, 1024, binned=False) == (512, 1024)
+@pytest.mark.parametrize(
+    ("size", "drawn"),
+    [({}, (512, 512)), ({"height": 512}, (352, 704)), ({"use_resolution_binning": False}, 1024)],
+)
+def test_a_published_model_draws_its_own_size_unless_told(
+    size: dict[str, object], drawn: tuple[int, int] | int
+) -> None:
+    pipe = SanaPipeline(Pipeline(binned_components()))
+    latents = pipe("a tree", num_inference_steps=1, output_type="latent", **size).images
+    height, width = (drawn, drawn) if isinstance(drawn, int) else drawn
+    assert latents.shape[-2:] == (height // 32, width // 32)
     with pytest.raises(ConfigError, match="height=100"):
-        drawn_size(core, 100, 1024, binned=True)
-    assert asked_size(Pipeline(tiny_components()), None, 96) == (64, 96)
+        pipe("a tree", height=100)
+
+
+@pytest.mark.parametrize(
+    "size", [(512, 1024), (512, 512), (96, 64)], ids=["cut wider", "drawn as asked", "cut smaller"]
+)
+def test_one_request_has_one_picture_by_the_core_and_by_the_published_pipeline(
+    size: tuple[int, int],
+) -> None:
+    core = Pipeline(binned_components())
+    height, width = size
+    for binned in (True, False):
+        more = {"height": height, "width": width, "use_resolution_binning": binned}
+        request = GenerateRequest(
+            prompt="a tree", negative_prompt="red", seed=3, count=2, num_steps=2, **more
+        )
+        ours = core.generate(request).pictures
+        images = SanaPipeline(core)(
+            "a tree",
+            negative_prompt="red",
+            generator=[generator(3), generator(4)],
+            num_images_per_prompt=2,
+            num_inference_steps=2,
+            **more,
+        ).images
+        for picture, image in zip(ours, images, strict=True):
+            assert picture.pixels.shape == (height, width, 3)
+            np.testing.assert_array_equal(picture.pixels, np.asarray(image))
+
+
+def test_the_command_bins_as_the_published_pipeline_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_components(binned_components(), tmp_path / "m")
+    where = ["--model", str(tmp_path / "m"), "-o", str(tmp_path / "x.png")]
+    drawn = ["--height", "64", "--width", "128", "--steps", "2", "--seed", "5", "--quiet"]
+    monkeypatch.setattr("sys.argv", ["sanakit", "generate", "a tree", *where, *drawn])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    image = SanaPipeline.from_pretrained(tmp_path / "m")(
+        "a tree", height=64, width=128, num_inference_steps=2, generator=generator(5)
+    ).images[0]
+    with PIL.Image.open(tmp_path / "x.png") as written:
+        np.testing.assert_array_equal(np.asarray(written), np.asarray(image))
+    settings = read_settings(tmp_path / "x.png")
+    assert settings["use_resolution_binning"] is True
 
 
 def test_sixteen_bits_never_mean_float16_where_it_overflows(folder: Path) -> None:

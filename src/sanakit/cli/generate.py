@@ -19,7 +19,8 @@ from sanakit.errors import ConfigError, Interrupted
 
 if TYPE_CHECKING:
     from sanakit.pipeline.decoder import Origin
-    from sanakit.pipeline.pipeline import GenerateRequest, OnStep, Pipeline
+    from sanakit.pipeline.pipeline import OnStep, Pipeline
+    from sanakit.pipeline.request import GenerateRequest
 
 EMBEDDED = "glyph"
 STANDARD_OUTPUT = "-"
@@ -73,7 +74,7 @@ def generate(
 ) -> None:
     """Draw pictures from a prompt and store all settings inside them."""
     paths = output_paths(out, count, seed)
-    from sanakit.pipeline.pipeline import GenerateRequest
+    from sanakit.pipeline.request import GenerateRequest
 
     request = GenerateRequest(
         prompt=prompt,
@@ -110,8 +111,8 @@ def again(
     quiet: Quiet = False,
 ) -> None:
     """Draw a picture again from the settings inside it; the same bits on the same machine."""
-    from sanakit.pipeline.pipeline import GenerateRequest
     from sanakit.pipeline.png import read_settings
+    from sanakit.pipeline.request import GenerateRequest
 
     settings = read_settings(image)
     wanted = {k: v for k, v in settings.items() if k not in ABOUT_THE_FILE}

@@ -19,7 +19,8 @@ from sanakit.errors import DataError
 from sanakit.evaluate.features import PictureSet
 from sanakit.files import replacing, sha256_of
 from sanakit.pipeline.images import Pixels
-from sanakit.pipeline.pipeline import GenerateRequest, Pipeline
+from sanakit.pipeline.pipeline import Pipeline
+from sanakit.pipeline.request import GenerateRequest
 
 RESTORED_SIDE = 256
 CHUNK = 32

@@ -137,6 +137,8 @@ class LinearDiT(nn.Module):
         self.config = config
         self.gradient_checkpointing = False
         """Recompute blocks in the backward pass instead of keeping their activations."""
+        self.generation_defaults: object | None = None
+        """What it is drawn with where a call says nothing; a pipeline that holds it sets it."""
         self.patch_embed = PatchEmbed(config.in_channels, width, patch, span=config.position_span)
         self.time_embed = GuidedTimeEmbed(width) if config.guidance_embeds else TimeEmbed(width)
         self.caption_projection = TextProjection(config.caption_channels, width)

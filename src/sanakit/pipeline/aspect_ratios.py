@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
+from sanakit.errors import ConfigError
+
 # (height, width) at 1024 px; the 512 table is exactly half of it.
 _AT_1024 = (
     (512, 2048), (512, 1856), (576, 1792), (576, 1728), (576, 1664), (640, 1600), (640, 1536),
@@ -25,6 +27,26 @@ _EXTRA = {
     0.26: (1024, 3968), 0.27: (1024, 3840), 2.89: (3328, 1152), 3.11: (3584, 1152),
     3.62: (3712, 1024), 3.75: (3840, 1024), 3.88: (3968, 1024),
 }  # fmt: skip
+
+MOST_PIXELS = 16384
+
+
+def check_size(name: str, value: int, multiple: int) -> None:
+    """Refuse a side that the latent grid cannot hold.
+
+    Raises:
+        ConfigError: naming the two nearest sides that work.
+    """
+    if 0 < value <= MOST_PIXELS and value % multiple == 0:
+        return
+    low = min(max(value // multiple, 1), MOST_PIXELS // multiple) * multiple
+    high = min(low + multiple, MOST_PIXELS)
+    works = f"{low}" if value < multiple or low == high else f"{low} and {high}"
+    raise ConfigError(
+        f"{name}={value} is not a positive multiple of {multiple} up to {MOST_PIXELS}",
+        hint=f"nearest that work: {works}",
+    )
+
 
 Table: TypeAlias = dict[float, tuple[int, int]]
 

@@ -11,12 +11,19 @@ from typing import Any, TypeVar
 import torch
 from accelerate import init_empty_weights
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.initialization import no_init_weights
 
 from sanakit.errors import ConfigError, MissingModelError, did_you_mean
 from sanakit.files import read_json, write_json
 from sanakit.models.autoencoder import Autoencoder
+from sanakit.models.config import TRANSFORMERS, TransformerConfig
 from sanakit.models.text_encoder import TextEncoder
 from sanakit.models.transformer import LinearDiT
 from sanakit.pipeline.networks import (
@@ -28,7 +35,7 @@ from sanakit.pipeline.networks import (
     write,
 )
 from sanakit.pipeline.placement import Placed, place
-from sanakit.pipeline.prompts import COMPLEX_HUMAN_INSTRUCTION, PromptEncoder
+from sanakit.pipeline.prompts import COMPLEX_HUMAN_INSTRUCTION, Compat, PromptEncoder
 from sanakit.pipeline.schedulers import (
     DPMSolverMultistepScheduler,
     Scheduler,
@@ -84,6 +91,28 @@ class Components:
     defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
     name: str = "unnamed"
     fingerprint: str = ""
+
+
+# NVlabs' own config of this model samples at a shift of 4; every converted folder says 3.
+_SMALL = TRANSFORMERS["sana-0.6b"]
+_SMALL_SHIFT = 4.0
+_CONVERTED_SHIFT = 3.0
+
+
+def scheduler_as(
+    defaults: GenerationDefaults, config: TransformerConfig, compat: Compat
+) -> Scheduler:
+    """Give a model's scheduler: NVlabs samples SANA 1.0 0.6B at 1024 px with a flow shift of 4."""
+    scheduler = defaults.scheduler
+    small = (
+        config.width == _SMALL.width
+        and config.sample_size == _SMALL.sample_size
+        and config.qk_norm is None
+        and not config.guidance_embeds
+    )
+    if compat == "nvlabs" and small and scheduler.flow_shift == _CONVERTED_SHIFT:
+        return scheduler.shifted(_SMALL_SHIFT)
+    return scheduler
 
 
 def read_defaults(scheduler: Scheduler, index: Mapping[str, Any]) -> GenerationDefaults:
@@ -386,6 +415,66 @@ def _variants(
             hint="leave variant out, or download that variant",
         )
     return found
+
+
+def assemble(
+    *,
+    tokenizer: PreTrainedTokenizerBase | None,
+    text_encoder: PreTrainedModel | TextEncoder | None,
+    vae: Autoencoder | None,
+    transformer: LinearDiT | None,
+) -> Components:
+    """Make components of loaded parts, without copying any.
+
+    Generation defaults come with a transformer that was in a pipeline before; any other gets the
+    published ones.
+
+    Raises:
+        ConfigError: a part is missing, of another package, or does not fit the others.
+    """
+    if tokenizer is None or text_encoder is None or vae is None or transformer is None:
+        given = {
+            "tokenizer": tokenizer,
+            "text_encoder": text_encoder,
+            "vae": vae,
+            "transformer": transformer,
+        }
+        missing = [name for name, part in given.items() if part is None]
+        raise ConfigError(
+            f"the pipeline lacks {', '.join(missing)}",
+            hint="pass tokenizer, text_encoder, vae and transformer, or use from_pretrained",
+        )
+    _require("transformer", transformer, LinearDiT)
+    _require("vae", vae, Autoencoder)
+    encoder = text_encoder if isinstance(text_encoder, TextEncoder) else TextEncoder(text_encoder)
+    for name, theirs, takes in (
+        ("text_encoder", encoder.width, transformer.config.caption_channels),
+        ("vae", vae.config.latent_channels, transformer.config.in_channels),
+    ):
+        if theirs != takes:
+            raise ConfigError(
+                f"{name} has {theirs} channels, the transformer takes {takes}",
+                hint="the two parts are of different models",
+            )
+    defaults = transformer.generation_defaults
+    if not isinstance(defaults, GenerationDefaults):
+        defaults = GenerationDefaults()
+    for module in (encoder, vae, transformer):
+        module.eval()
+    return Components(
+        transformer=transformer,
+        autoencoder=vae,
+        prompts=PromptEncoder(tokenizer, encoder, instruction=defaults.instruction),
+        defaults=defaults,
+    )
+
+
+def _require(name: str, part: nn.Module, kind: type[nn.Module]) -> None:
+    if not isinstance(part, kind):
+        raise ConfigError(
+            f"{name} is a {type(part).__module__}.{type(part).__name__}",
+            hint=f"load it with this package: it must be a {kind.__module__}.{kind.__name__}",
+        )
 
 
 def save_components(

@@ -21,7 +21,7 @@ from sanakit.errors import DataError, OutOfMemory, WeightsError
 from sanakit.files import sha256_of
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.tiling import Tiling, tiled_bytes, whole_bytes
-from sanakit.pipeline.images import Pixels, to_pixels
+from sanakit.pipeline.images import Pixels, cut_to, to_pixels
 from sanakit.shapes import Image, Latent
 from sanakit.weights.store import read_tensors, write_tensors
 
@@ -309,13 +309,25 @@ def decode_image(autoencoder: Autoencoder, latent: Latent, origin: Origin | None
     return _decode(autoencoder, latent, origin, empty, lambda values: values.float())
 
 
-def decode_pixels(autoencoder: Autoencoder, latent: Latent, origin: Origin | None = None) -> Pixels:
+def decode_pixels(
+    autoencoder: Autoencoder,
+    latent: Latent,
+    origin: Origin | None = None,
+    *,
+    size: tuple[int, int] | None = None,
+) -> Pixels:
     """The same as ``b H W 3`` uint8 in host memory, converted as the parts come.
+
+    Where ``size`` is another than that of the latents, pictures are cut to it as a whole.
 
     Raises:
         OutOfMemory: as `decode_image`. NumericsError: at the first part with a value that is not
             finite.
     """
+    factor = autoencoder.config.spatial_factor
+    if size is not None and size != tuple(side * factor for side in latent.shape[-2:]):
+        image = cut_to(decode_image(autoencoder, latent, origin), *size)
+        return to_pixels(image, component="autoencoder while decoding")
 
     def empty(count: int, height: int, width: int) -> Tensor:
         return torch.empty(count, height, width, 3, dtype=torch.uint8).permute(0, 3, 1, 2)

@@ -1,8 +1,7 @@
-"""The stateless core: a request becomes pictures; the command line and `SanaPipeline` are faces."""
+"""How a picture is drawn: `Pipeline.generate`, for the command and for the published pipelines."""
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,15 +10,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
-from sanakit.errors import ConfigError, NumericsError, did_you_mean
+from sanakit.errors import ConfigError, NumericsError
 from sanakit.flow.grids import Leg, SigmaGrid
 from sanakit.flow.guidance import Guidance
 from sanakit.flow.solvers import Past, SolverStep, Stepped, Velocity, integrate
 from sanakit.models.autoencoder import Autoencoder
-from sanakit.pipeline.components import Components, load_components
+from sanakit.pipeline.aspect_ratios import TABLES, check_size, nearest_bin
+from sanakit.pipeline.components import Components, load_components, scheduler_as
 from sanakit.pipeline.decoder import Origin, decode_image, decode_pixels
-from sanakit.pipeline.images import Pixels
+from sanakit.pipeline.images import Pixels, cut_to
 from sanakit.pipeline.numerics import (
     all_finite,
     report_constant,
@@ -27,111 +28,16 @@ from sanakit.pipeline.numerics import (
     require_finite,
     safer_copy,
 )
-from sanakit.pipeline.prompts import EncodedText, PromptEncoder
+from sanakit.pipeline.prompts import Compat, EncodedText, PromptEncoder, instruction_as
+from sanakit.pipeline.request import MODEL_DEFAULT, Call, GenerateRequest, embedded, listed
 from sanakit.pipeline.sampler import Change, Denoiser, GuardedDenoiser
 from sanakit.pipeline.schedulers import Scheduler, scheduler_named
 from sanakit.shapes import Image, Latent
 
-MOST_PIXELS = 16384
-LARGEST_SEED = 2**63 - 1
-
-
-def check_size(name: str, value: int, multiple: int) -> None:
-    """Refuse a side that the latent grid cannot hold.
-
-    Raises:
-        ConfigError: naming the two nearest sides that work.
-    """
-    if 0 < value <= MOST_PIXELS and value % multiple == 0:
-        return
-    low = min(max(value // multiple, 1), MOST_PIXELS // multiple) * multiple
-    high = min(low + multiple, MOST_PIXELS)
-    works = f"{low}" if value < multiple or low == high else f"{low} and {high}"
-    raise ConfigError(
-        f"{name}={value} is not a positive multiple of {multiple} up to {MOST_PIXELS}",
-        hint=f"nearest that work: {works}",
-    )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GenerateRequest:
-    """One prompt and everything that decides its pictures; None means the model's own default.
-
-    ``count`` pictures are drawn, the i-th with seed ``seed + i``: each is the picture that its seed
-    draws alone.
-    """
-
-    prompt: str
-    negative_prompt: str = ""
-    seed: int = 0
-    count: int = 1
-    height: int | None = None
-    width: int | None = None
-    num_steps: int = 20
-    guidance_scale: float | None = None
-    pag_scale: float = 0.0
-    pag_layers: tuple[int, ...] = (0,)
-    sigma_interval: tuple[float, float] = (0.0, 1.0)
-    solver: str | None = None
-    flow_shift: float | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("seed", "count", "num_steps"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise ConfigError(f"{name}={value!r} must be a whole number")
-        if self.num_steps < 1 or self.num_steps > 1000:
-            raise ConfigError(f"num_steps={self.num_steps} must be 1 to 1000", hint="20 is usual")
-        if self.count < 1:
-            raise ConfigError(f"count={self.count} must be at least 1")
-        if not 0 <= self.seed <= LARGEST_SEED - self.count:
-            raise ConfigError(f"seed={self.seed} must be 0 to 2^63 - 1", hint="try --seed 0")
-        if self.solver is not None:
-            scheduler_named(self.solver, 1.0)
-        if self.flow_shift is not None and not self.flow_shift > 0:
-            raise ConfigError(
-                f"flow_shift={self.flow_shift} must be positive", hint="1 is no shift"
-            )
-        for name in ("height", "width"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(
-                    f"{name}={value} must be positive", hint="leave it out for the default"
-                )
-        self.guidance(1.0)
-
-    def guidance(self, default_scale: float) -> Guidance:
-        """Give the guidance as a value; ``default_scale`` stands in where none was asked for."""
-        scale = default_scale if self.guidance_scale is None else self.guidance_scale
-        return Guidance(
-            guidance_scale=scale, pag_scale=self.pag_scale, sigma_interval=self.sigma_interval
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """Give all fields as JSON values."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> GenerateRequest:
-        """Undo :meth:`to_json`.
-
-        Raises:
-            ConfigError: for an unknown key, a missing prompt or a value out of range.
-        """
-        known = [field.name for field in dataclasses.fields(cls)]
-        for key in values.keys() - set(known):
-            raise ConfigError(f"{key!r} is no setting of a request", hint=did_you_mean(key, known))
-        if "prompt" not in values:
-            raise ConfigError("a request needs a prompt", hint='an empty one is ""')
-        frozen: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
-        }
-        return cls(**frozen)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """One drawn picture: ``H W 3`` uint8, and all it takes to draw it again."""
+    """One generated picture: ``H W 3`` uint8, and all it takes to draw it again."""
 
     pixels: Pixels
     settings: dict[str, Any]
@@ -141,11 +47,13 @@ class Picture:
 class GenerateResult:
     """The pictures of a request in seed order, and where the time went.
 
-    ``seconds`` has the stages ``text``, ``denoise`` and ``decode``.
+    ``seconds`` has the stages ``text``, ``denoise`` and ``decode``. Where a call asks for tensors
+    there are no pictures, but ``tensors``: ``b 3 H W`` in [-1, 1], or scaled latents.
     """
 
     pictures: tuple[Picture, ...]
     seconds: dict[str, float]
+    tensors: Tensor | None = None
 
 
 OnStep = Callable[[int, int], None]
@@ -185,6 +93,27 @@ class Sampling:
     grid: SigmaGrid
     guidance: Guidance
     pag_layers: frozenset[int] = frozenset()
+
+
+class StepCount:
+    """Counts the steps of all batches, tells of each, and hands on what a listener answers."""
+
+    def __init__(self, total: int, on_step: OnStep) -> None:
+        self.total, self.on_step = total, on_step
+        self.done = 0
+        self.stopped = False
+        self.listener: OnSampled | None = None
+
+    def __call__(self, index: int, stepped: Stepped) -> Change | None:
+        """Take part after step ``index`` of a batch."""
+        self.done += 1
+        self.on_step(self.done, self.total)
+        change = None if self.listener is None else self.listener(index, stepped)
+        self.stopped = change is not None and change.stop
+        return change
+
+
+Begin = Callable[[Sampling, EncodedText, "EncodedText | None", int], OnSampled]
 
 
 class Pipeline:
@@ -230,13 +159,202 @@ class Pipeline:
         channels = self.components.transformer.config.in_channels
         return channels, height // factor, width // factor
 
-    def scheduler(self, request: GenerateRequest) -> Scheduler:
-        """Give the scheduler that a request names, or the model's own, with the shift it asks."""
-        own = self.components.defaults.scheduler
-        shift = own.flow_shift if request.flow_shift is None else request.flow_shift
+    def generate(
+        self,
+        request: GenerateRequest | Call,
+        *,
+        on_step: OnStep = lambda done, total: None,
+        begin: Begin | None = None,
+    ) -> GenerateResult:
+        """Draw the pictures of a request or a call.
+
+        Args:
+            request: what to draw.
+            on_step: told (steps done, steps in all) after each; what it raises stops the run.
+            begin: called before the steps of each batch with its sampling, its texts and the
+                number of steps in all; what it gives is called after every step, and may answer
+                with what shall change.
+
+        Raises:
+            ConfigError: for a size, layer or combination that the model cannot do.
+            NumericsError: for a number that is not finite.
+        """
+        call = request if isinstance(request, Call) else self._call_of(request)
+        watch = Stopwatch()
+
+        # 1. Size and sampling: what cannot be drawn is refused before any work is done.
+        height = self.default_size if call.height is None else call.height
+        width = self.default_size if call.width is None else call.width
+        size = self.size_to_draw(height, width, binned=call.use_resolution_binning)
+        scheduler = call.scheduler or self.scheduler(call.compat)
+        sampling = self.sampling(
+            scheduler=scheduler,
+            num_steps=call.num_inference_steps,
+            timesteps=call.timesteps,
+            sigmas=call.sigmas,
+            guidance=call.guidance(self.components.defaults.guidance_scale),
+            pag_layers=call.pag_layers,
+        )
+
+        # 2. Text: embeddings of the prompts and, where guidance reads them, of the negative ones.
+        embeds = self.components.transformer.config.guidance_embeds
+        guided = sampling.guidance.guidance_scale != 1.0 and not embeds
+        with watch.stage("text"):
+            positive, negative = self.texts(call, guided=guided)
+
+        # 3. Noise: the caller's, or drawn; one latent for each text.
+        noise = call.noise(len(positive.text), self.latent_shape(*size))
+
+        batches = self._batches(call, len(noise))
+        steps = StepCount(len(batches) * len(sampling.grid.timesteps), on_step)
+        pictures: list[Picture] = []
+        tensors: list[Tensor] = []
+        for rows in batches:
+            # 4. Steps: the solver carries noise to a latent.
+            latent = noise[rows]
+            if not steps.stopped:
+                given, null = positive.rows(rows), None if negative is None else negative.rows(rows)
+                steps.listener = begin and begin(sampling, given, null, steps.total)
+                with watch.stage("denoise"):
+                    latent = self.sample(latent, given, null, sampling, on_step=steps)
+
+            # 5. Decode, and cut what was drawn at a trained size to the size asked for.
+            with watch.stage("decode"):
+                if call.output_type == "latent":
+                    tensors.append(latent)
+                elif call.output_type != "pil":
+                    tensors.append(cut_to(self.decode(latent), height, width))
+                else:
+                    # 6. Pixels, with the settings that draw them again.
+                    settings = self._settings(request, scheduler, sampling, (height, width))[rows]
+                    pixels = self.decode_pixels(latent, *settings, size=(height, width))
+                    for row, picture in enumerate(pixels):
+                        own = settings[row] if settings else {}
+                        pictures.append(Picture(pixels=picture, settings=own))
+        return GenerateResult(
+            pictures=tuple(pictures),
+            seconds=watch.seconds,
+            tensors=torch.cat(tensors) if tensors else None,
+        )
+
+    def _call_of(self, request: GenerateRequest) -> Call:
+        """A request in the terms of a call: one prompt, one generator and one batch a picture.
+
+        Matrix products of another batch size round differently, and a seed must give the same
+        picture however many were asked for.
+        """
+        defaults = self.components.defaults
+        shift = request.flow_shift
         if request.solver is not None:
-            return scheduler_named(request.solver, shift)
-        return own.shifted(shift)
+            own = defaults.scheduler.flow_shift
+            scheduler = scheduler_named(request.solver, own if shift is None else shift)
+        else:
+            scheduler = defaults.scheduler if shift is None else defaults.scheduler.shifted(shift)
+        seeds = range(request.seed, request.seed + request.count)
+        return Call(
+            prompt=request.prompt,
+            negative_prompt=request.negative_prompt,
+            num_images_per_prompt=request.count,
+            at_once=1,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            height=request.height,
+            width=request.width,
+            use_resolution_binning=request.use_resolution_binning,
+            scheduler=scheduler,
+            num_inference_steps=request.num_steps,
+            guidance_scale=request.guidance_scale,
+            sigma_interval=request.sigma_interval,
+            pag_scale=request.pag_scale,
+            pag_layers=request.pag_layers,
+            max_sequence_length=self.components.prompts.max_sequence_length,
+        )
+
+    def scheduler(self, compat: Compat = "diffusers") -> Scheduler:
+        """The model's own scheduler, as a published stack uses it."""
+        components = self.components
+        return scheduler_as(components.defaults, components.transformer.config, compat)
+
+    def texts(self, call: Call, *, guided: bool) -> Texts:
+        """Embeddings of a call's prompts and, where ``guided``, of as many negative ones.
+
+        Each prompt stands ``num_images_per_prompt`` times in a row with its own mask, where the
+        reference gives some pictures the mask of another prompt. An empty negative prompt gives
+        way to embeddings.
+
+        Raises:
+            ConfigError: for a prompt beside its own embeddings, neither, or counts that do not
+                agree. NumericsError: for embeddings that are not finite.
+        """
+        channels = self.components.transformer.config.caption_channels
+        given, given_null = (
+            embedded(text, mask, prefix, channels)
+            for text, mask, prefix in (
+                (call.prompt_embeds, call.prompt_attention_mask, "prompt"),
+                (
+                    call.negative_prompt_embeds,
+                    call.negative_prompt_attention_mask,
+                    "negative_prompt",
+                ),
+            )
+        )
+        prompts = listed(call.prompt)
+        negatives = listed(call.negative_prompt, "negative_prompt")
+        if (prompts is None) == (given is None):
+            raise ConfigError(
+                "pass either prompt or prompt_embeds, and not both",
+                hint='prompt="" draws without words' if prompts is None else None,
+            )
+        if given_null is not None and negatives and any(negatives):
+            raise ConfigError("pass either negative_prompt or negative_prompt_embeds, and not both")
+        count = len(prompts) if prompts is not None else len(given.text) if given is not None else 0
+        sides = given_null.text.shape[0] if given_null is not None else len(negatives or [""])
+        if guided and sides not in (1, count):
+            raise ConfigError(
+                f"{sides} negative prompts for {count} prompts", hint="one, or one each"
+            )
+        instruction = call.complex_human_instruction
+        if instruction is MODEL_DEFAULT:
+            instruction = self.components.defaults.instruction
+
+        def ask(encoder: PromptEncoder) -> Texts:
+            positive, null = given, given_null
+            if positive is None:
+                assert prompts is not None
+                positive = encoder.encode(
+                    prompts,
+                    instruction=instruction_as(instruction, call.compat),
+                    max_sequence_length=call.max_sequence_length,
+                    clean_caption=call.clean_caption,
+                    compat=call.compat,
+                )
+            if not guided:
+                return positive, None
+            if null is None:
+                texts = negatives or [""]
+                if call.compat == "nvlabs" and len(texts) == 1:
+                    texts = texts * count  # each wears the mask of another prompt
+                null = encoder.encode_null(
+                    texts,
+                    positive,
+                    max_sequence_length=call.max_sequence_length,
+                    clean_caption=call.clean_caption,
+                    compat=call.compat,
+                )
+            return positive, null if len(null.text) == count else null.repeat(count)
+
+        positive, negative = self._encoded(ask)
+        each = call.num_images_per_prompt
+        return positive.repeat(each), None if negative is None else negative.repeat(each)
+
+    def size_to_draw(self, height: int, width: int, *, binned: bool) -> tuple[int, int]:
+        """The size to draw at; a published model draws at a trained one and is cut afterwards.
+
+        Raises:
+            ConfigError: for a side that is no multiple of :attr:`spatial_factor`, binned or not.
+        """
+        self.latent_shape(height, width)
+        table = TABLES.get(self.components.transformer.config.sample_size)
+        return nearest_bin(height, width, table) if binned and table else (height, width)
 
     def sampling(
         self,
@@ -245,8 +363,10 @@ class Pipeline:
         num_steps: int,
         guidance: Guidance,
         pag_layers: Sequence[int] = (),
+        timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
     ) -> Sampling:
-        """Give a scheduler's step and grid, and the guidance.
+        """Give a scheduler's step and grid, or one through the caller's levels, and the guidance.
 
         Raises:
             ConfigError: for a block that perturbed attention names and the model lacks.
@@ -258,9 +378,14 @@ class Pipeline:
                 f"pag_layers names block {absent[0]}, the model has {depth}",
                 hint=f"use blocks 0 to {depth - 1}",
             )
+        own_levels = timesteps is not None or sigmas is not None
         return Sampling(
             step=scheduler.solver.step,
-            grid=scheduler.grid(num_steps),
+            grid=(
+                scheduler.custom_grid(timesteps, sigmas)
+                if own_levels
+                else scheduler.grid(num_steps)
+            ),
             guidance=guidance,
             pag_layers=layers,
         )
@@ -326,7 +451,7 @@ class Pipeline:
         x = noise.to(device=device, dtype=torch.float32)
         return integrate(step, velocity, x, sampling.grid, on_step=checked)
 
-    def encode(self, ask: Callable[[PromptEncoder], Texts]) -> Texts:
+    def _encoded(self, ask: Callable[[PromptEncoder], Texts]) -> Texts:
         """Give what ``ask`` makes of the prompt encoder, once more in a safer dtype if need be.
 
         Raises:
@@ -370,16 +495,19 @@ class Pipeline:
         return image
 
     @torch.inference_mode()
-    def decode_pixels(self, latent: Latent, *settings: Mapping[str, Any]) -> Pixels:
-        """The same as ``b H W 3`` uint8, without the whole picture ever being held in fp32.
+    def decode_pixels(
+        self, latent: Latent, *settings: Mapping[str, Any], size: tuple[int, int] | None = None
+    ) -> Pixels:
+        """The same as ``b H W 3`` uint8, cut to ``size`` where that is another.
 
-        ``settings`` of each picture are kept with latents that have to be saved.
+        Without a cut the whole picture is never held in fp32. ``settings`` of each picture are kept
+        with latents that have to be saved.
 
         Raises:
             NumericsError, OutOfMemory: as :meth:`decode`.
         """
         origin = self._origin(*settings)
-        pixels = self._decoded(lambda autoencoder: decode_pixels(autoencoder, latent, origin))
+        pixels = self._decoded(lambda vae: decode_pixels(vae, latent, origin, size=size))
         report_constant_pixels(pixels, dtype=self._decoding_dtype)
         return pixels
 
@@ -400,78 +528,37 @@ class Pipeline:
         model, model_hash = self.components.name, self.components.fingerprint
         return Origin(model=model, model_hash=model_hash, settings=settings)
 
-    def generate(
-        self, request: GenerateRequest, *, on_step: OnStep = lambda done, total: None
-    ) -> GenerateResult:
-        """Draw the pictures of a request.
+    def _batches(self, call: Call, count: int) -> list[slice]:
+        """Which pictures run at once: all, or, on a CPU without a callback, one by one.
 
-        Pictures are drawn one after the other: matrix products of another batch size round
-        differently, and a seed must give the same picture however many were asked for.
-
-        Args:
-            request: what to draw.
-            on_step: told (steps done, steps in all) after each; what it raises stops the run.
-
-        Raises:
-            ConfigError: for a size or layer that the model cannot do.
-            NumericsError: for a number that is not finite.
+        Matrix products of another batch size round differently; on a CPU one by one costs little.
         """
-        height = request.height or self.default_size
-        width = request.width or self.default_size
-        shape = self.latent_shape(height, width)
-        watch = Stopwatch()
-        defaults = self.components.defaults
-        guidance = request.guidance(defaults.guidance_scale)
-        scheduler = self.scheduler(request)
-        sampling = self.sampling(
-            scheduler=scheduler,
-            num_steps=request.num_steps,
-            guidance=guidance,
-            pag_layers=request.pag_layers,
-        )
-        with watch.stage("text"):
-            positive, negative = self.encode_prompts(
-                request.prompt, request.negative_prompt, guidance
-            )
-        total = request.count * request.num_steps
-        pictures = []
-        for index in range(request.count):
-            seed = request.seed + index
-            before = index * request.num_steps
+        on_cpu = next(self.components.transformer.parameters()).device.type == "cpu"
+        usual = 1 if on_cpu and call.callback_on_step_end is None else count
+        at_once = call.at_once or usual
+        return [slice(first, first + at_once) for first in range(0, count, at_once)]
 
-            def stepped(step: int, _: Stepped, before: int = before) -> None:
-                on_step(before + step + 1, total)
-
-            with watch.stage("denoise"):
-                latent = self.sample(
-                    seeded_noise(seed, *shape), positive, negative, sampling, on_step=stepped
-                )
-            settings = {
-                **request.to_json(),
-                "seed": seed,
-                "count": 1,
-                "height": height,
-                "width": width,
-                "guidance_scale": guidance.guidance_scale,
-                "solver": scheduler.solver_name,
-                "flow_shift": scheduler.flow_shift,
-                "model": self.components.name,
-                "model_hash": self.components.fingerprint,
-            }
-            with watch.stage("decode"):
-                pixels = self.decode_pixels(latent, settings)[0]
-            pictures.append(Picture(pixels=pixels, settings=settings))
-        return GenerateResult(pictures=tuple(pictures), seconds=watch.seconds)
-
-    def encode_prompts(
-        self, prompt: str, negative_prompt: str, guidance: Guidance
-    ) -> tuple[EncodedText, EncodedText | None]:
-        """Embed a prompt, and the negative one where guidance will read it."""
-        embeds = self.components.transformer.config.guidance_embeds
-        guided = guidance.guidance_scale != 1.0 and not embeds
-
-        def ask(prompts: PromptEncoder) -> Texts:
-            positive = prompts.encode([prompt], instruction=self.components.defaults.instruction)
-            return positive, prompts.encode_null([negative_prompt], positive) if guided else None
-
-        return self.encode(ask)
+    def _settings(
+        self,
+        request: GenerateRequest | Call,
+        scheduler: Scheduler,
+        sampling: Sampling,
+        size: tuple[int, int],
+    ) -> list[dict[str, Any]]:
+        """What draws each picture of a request again; a call cannot be written down."""
+        if isinstance(request, Call):
+            return []
+        decided = {
+            "count": 1,
+            "height": size[0],
+            "width": size[1],
+            "guidance_scale": sampling.guidance.guidance_scale,
+            "solver": scheduler.solver_name,
+            "flow_shift": scheduler.flow_shift,
+            "model": self.components.name,
+            "model_hash": self.components.fingerprint,
+        }
+        return [
+            {**request.to_json(), "seed": request.seed + index, **decided}
+            for index in range(request.count)
+        ]

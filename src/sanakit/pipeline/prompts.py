@@ -10,7 +10,7 @@ import html
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from threading import RLock
 from typing import Literal
@@ -19,7 +19,7 @@ import torch
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
-from sanakit.errors import ConfigError
+from sanakit.errors import ConfigError, did_you_mean
 from sanakit.models.text_encoder import Prefix, TextEncoder, length_mask
 from sanakit.shapes import Text, TextMask
 
@@ -74,6 +74,22 @@ COMPLEX_HUMAN_INSTRUCTION = (
 )
 
 
+COMPATS: tuple[Compat, ...] = ("diffusers", "nvlabs")
+
+
+def check_compat(value: str) -> Compat:
+    """Give ``value`` if it names a published stack.
+
+    Raises:
+        ConfigError: naming the nearest stack.
+    """
+    for known in COMPATS:
+        if value == known:
+            return known
+    hint = did_you_mean(str(value).lower(), COMPATS)
+    raise ConfigError(f"compat={value!r} is unknown", hint=hint)
+
+
 def instruction_lines(quotes: Literal["single", "double"] = "single") -> tuple[str, ...]:
     """Give the published instruction; diffusers quotes with single marks, NVlabs with double ones.
 
@@ -81,6 +97,13 @@ def instruction_lines(quotes: Literal["single", "double"] = "single") -> tuple[s
     """
     mark = {"single": "'", "double": '"'}[quotes]
     return tuple(line.replace("'", mark) for line in COMPLEX_HUMAN_INSTRUCTION)
+
+
+def instruction_as(instruction: Sequence[str] | None, compat: Compat) -> Sequence[str] | None:
+    """Quote the published instruction as the stack does; any other stays as it is."""
+    if compat == "nvlabs" and instruction == COMPLEX_HUMAN_INSTRUCTION:
+        return instruction_lines("double")
+    return instruction
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,25 +123,36 @@ class EncodedText:
             dropped=tuple(dropped for dropped in self.dropped for _ in range(count)),
         )
 
+    def rows(self, rows: slice) -> EncodedText:
+        """Some prompts of a batch, cut to the longest of them."""
+        mask = self.mask[rows]
+        longest = int(mask.any(dim=0).nonzero().max()) + 1 if mask.any() else mask.shape[1]
+        return EncodedText(
+            text=self.text[rows, :longest], mask=mask[:, :longest], dropped=self.dropped[rows]
+        )
 
-def padded(encoded: EncodedText, length: int = 300) -> tuple[Text, TextMask]:
-    """Give embeddings and mask in the published form, ``length`` tokens wide.
+    def widened(self, length: int = 300) -> EncodedText:
+        """The same, ``length`` tokens wide: new places hold zeros and are masked.
 
-    New places hold zeros and are masked; the reference holds states of padding tokens there, which
-    no attention reads.
+        Raises:
+            ConfigError: the text is already longer than ``length``.
+        """
+        missing = length - self.text.shape[1]
+        if missing < 0:
+            raise ConfigError(f"length={length} is less than the {self.text.shape[1]} tokens held")
+        text = functional.pad(self.text, (0, 0, 0, missing))
+        return replace(self, text=text, mask=functional.pad(self.mask, (0, missing)))
 
-    Raises:
-        ConfigError: the text is already longer than ``length``.
-    """
-    missing = length - encoded.text.shape[1]
-    if missing < 0:
-        raise ConfigError(f"length={length} is less than the {encoded.text.shape[1]} tokens held")
-    return _widened(encoded.text, encoded.mask, length)
-
-
-def _widened(text: Text, mask: TextMask, length: int) -> tuple[Text, TextMask]:
-    missing = length - text.shape[1]
-    return functional.pad(text, (0, 0, 0, missing)), functional.pad(mask, (0, missing))
+    @classmethod
+    def joined(cls, parts: Sequence[EncodedText]) -> EncodedText:
+        """All prompts of several batches, as wide as the widest of them."""
+        width = max(part.text.shape[1] for part in parts)
+        wide = [part.widened(width) for part in parts]
+        return cls(
+            text=torch.cat([part.text for part in wide]),
+            mask=torch.cat([part.mask for part in wide]),
+            dropped=tuple(dropped for part in parts for dropped in part.dropped),
+        )
 
 
 MAX_PREFIXES = 4
@@ -291,21 +325,16 @@ class PromptEncoder:
         cut_away = len(prefix_ids) if prefix else 1
         limit = cut_away + most - 1
         sequences = self._prompt_ids(prompts, prefix, compat, clean_caption)
-        parts = [
-            self.cache.finished(
+        parts = []
+        for batch in self._batches([ids[:limit] for ids in sequences]):
+            text, mask = self.cache.finished(
                 self.text_encoder,
                 ("behind", cut_away, prefix_ids, batch),
                 partial(self._kept_states, batch, prefix_ids, cut_away),
             )
-            for batch in self._batches([ids[:limit] for ids in sequences])
-        ]
-        width = max(mask.shape[1] for _, mask in parts)
-        text, mask = (
-            torch.cat(each)
-            for each in zip(*(_widened(*part, width) for part in parts), strict=True)
-        )
+            parts.append(EncodedText(text=text, mask=mask, dropped=()))
         dropped = tuple(max(0, len(ids) - limit) for ids in sequences)
-        return EncodedText(text=text, mask=mask, dropped=dropped)
+        return replace(EncodedText.joined(parts), dropped=dropped)
 
     def encode_null(
         self,

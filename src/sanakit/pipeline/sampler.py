@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from sanakit.errors import ConfigError
 from sanakit.flow.grids import NoiseLevel
@@ -16,19 +15,6 @@ from sanakit.models.transformer import LinearDiT, PreparedText
 from sanakit.pipeline.numerics import all_finite, require_finite, safer_copy
 from sanakit.pipeline.prompts import EncodedText
 from sanakit.shapes import Latent, TextMask
-
-
-def join_text(first: EncodedText, second: EncodedText) -> EncodedText:
-    """Stack two batches of embeddings, the narrower one padded with masked places."""
-    width = max(first.text.shape[1], second.text.shape[1])
-    texts, masks = [], []
-    for part in (first, second):
-        missing = width - part.text.shape[1]
-        texts.append(functional.pad(part.text, (0, 0, 0, missing)))
-        masks.append(functional.pad(part.mask, (0, missing)))
-    return EncodedText(
-        text=torch.cat(texts), mask=torch.cat(masks), dropped=first.dropped + second.dropped
-    )
 
 
 class Change(NamedTuple):
@@ -81,7 +67,7 @@ class Denoiser:
                 hint="pass them, or guidance_scale=1 to do without",
             )
         weight = model.proj_out.weight
-        both = positive if negative is None else join_text(negative, positive)
+        both = positive if negative is None else EncodedText.joined([negative, positive])
         text = both.text.to(device=weight.device, dtype=weight.dtype)
         return cls(
             model=model,

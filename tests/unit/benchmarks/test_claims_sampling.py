@@ -14,7 +14,8 @@ from sanakit.evaluate.distances import Reference
 from sanakit.models.config import AUTOENCODERS
 from sanakit.pipeline.components import GenerationDefaults
 from sanakit.pipeline.images import to_pixels
-from sanakit.pipeline.pipeline import GenerateRequest, Pipeline
+from sanakit.pipeline.pipeline import Pipeline
+from sanakit.pipeline.request import GenerateRequest
 from tiny import tiny_components
 
 PROMPTS = ["a red fish", "two trees", "a blue square on a white background"]

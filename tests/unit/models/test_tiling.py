@@ -14,7 +14,8 @@ from sanakit.errors import ConfigError
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.config import AUTOENCODERS, AutoencoderConfig
 from sanakit.models.tiling import WHOLE, Attend, Tiling, blended, segments
-from sanakit.pipeline.pipeline import GenerateRequest, Pipeline
+from sanakit.pipeline.pipeline import Pipeline
+from sanakit.pipeline.request import GenerateRequest
 from tiny import DEEP_AUTOENCODER
 
 THIN = (4, 8, 8)

@@ -10,10 +10,14 @@ from sanakit import Pipeline, SanaPAGPipeline, SanaPipeline
 from sanakit.errors import ConfigError
 from sanakit.flow.guidance import Guidance
 from sanakit.models.config import TRANSFORMERS
-from sanakit.pipeline.components import GenerationDefaults
-from sanakit.pipeline.prompts import COMPLEX_HUMAN_INSTRUCTION, instruction_lines
-from sanakit.pipeline.published import compat
-from sanakit.pipeline.published.compat import check_compat, instruction_as, scheduler_as
+from sanakit.pipeline import components
+from sanakit.pipeline.components import GenerationDefaults, scheduler_as
+from sanakit.pipeline.prompts import (
+    COMPLEX_HUMAN_INSTRUCTION,
+    check_compat,
+    instruction_as,
+    instruction_lines,
+)
 from sanakit.pipeline.schedulers import DPMSolverMultistepScheduler
 from tiny import TRANSFORMER, tiny_components
 
@@ -94,7 +98,7 @@ def test_only_sana_600m_at_1024_is_sampled_with_shift_4(name: str) -> None:
 def test_that_shift_reaches_the_levels_and_a_scheduler_of_ones_own_overrules_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(compat, "_SMALL", TRANSFORMER)  # the tiny model plays the 0.6B one
+    monkeypatch.setattr(components, "_SMALL", TRANSFORMER)  # the tiny model plays the 0.6B one
     told: list[float] = []
 
     def tell(_: object, __: int, timestep: Tensor, ___: object) -> None:

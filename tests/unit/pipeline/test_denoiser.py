@@ -14,7 +14,7 @@ from sanakit.flow.guidance import Guidance
 from sanakit.models.config import TransformerConfig
 from sanakit.models.transformer import LinearDiT
 from sanakit.pipeline.prompts import EncodedText
-from sanakit.pipeline.sampler import Denoiser, join_text
+from sanakit.pipeline.sampler import Denoiser
 from tiny import TRANSFORMER
 
 LEVEL = NoiseLevel(torch.tensor(0.6), torch.tensor(600.0))
@@ -35,13 +35,13 @@ def text_of(lengths: list[int], rng: torch.Generator) -> EncodedText:
 
 def test_texts_of_two_widths_stack_with_masked_places(rng: torch.Generator) -> None:
     narrow, wide = text_of([2, 1], rng), text_of([5], rng)
-    both = join_text(narrow, wide)
+    both = EncodedText.joined([narrow, wide])
     assert both.text.shape == (3, 5, 8)
     assert both.mask.sum(dim=1).tolist() == [2, 1, 5]
     assert torch.equal(both.text[:2, :2], narrow.text)
     assert torch.equal(both.text[2:], wide.text)
     assert both.dropped == (2, 1, 5)
-    assert join_text(wide, narrow).mask.sum(dim=1).tolist() == [5, 2, 1]
+    assert EncodedText.joined([wide, narrow]).mask.sum(dim=1).tolist() == [5, 2, 1]
 
 
 @pytest.mark.parametrize("interval", [(0.0, 1.0), (0.0, 0.5)])

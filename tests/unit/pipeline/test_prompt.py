@@ -18,7 +18,6 @@ from sanakit.pipeline.prompts import (
     PromptEncoder,
     cleaned,
     instruction_lines,
-    padded,
 )
 
 TOKENIZER = Path(__file__).parents[2] / "fixtures" / "assets" / "tokenizer"
@@ -125,12 +124,12 @@ def test_the_published_form_is_300_wide_and_refuses_to_cut() -> None:
     encoded = EncodedText(
         text=torch.ones(1, 3, 8), mask=torch.ones(1, 3, dtype=torch.bool), dropped=(0,)
     )
-    text, mask = padded(encoded)
-    assert text.shape == (1, 300, 8)
-    assert mask.sum() == 3
-    assert text.sum() == 24
+    wide = encoded.widened()
+    assert wide.text.shape == (1, 300, 8)
+    assert wide.mask.sum() == 3
+    assert wide.text.sum() == 24
     with pytest.raises(ConfigError, match="less than the 3 tokens"):
-        padded(encoded, 2)
+        encoded.widened(2)
 
 
 def test_an_empty_prompt_is_one_bos(encoder: PromptEncoder) -> None:

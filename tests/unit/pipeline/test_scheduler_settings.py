@@ -18,7 +18,8 @@ from sanakit.errors import ConfigError, MissingModelError
 from sanakit.flow.grids import NoiseLevel
 from sanakit.flow.solvers import SOLVERS, integrate
 from sanakit.pipeline.components import Components, GenerationDefaults
-from sanakit.pipeline.pipeline import GenerateRequest, Pipeline
+from sanakit.pipeline.pipeline import Pipeline
+from sanakit.pipeline.request import GenerateRequest
 from sanakit.pipeline.schedulers import (
     CLASSES,
     NAMED,

@@ -174,7 +174,8 @@ def test_the_grid_has_a_row_for_each_prompt_and_shows_what_pictures_are_drawn_wi
         assert grid.shape == (128, 128, 3)
         assert not np.array_equal(grid[:64], grid[64:])
         assert not np.array_equal(grid[:, :64], grid[:, 64:])
-        from sanakit.pipeline.pipeline import GenerateRequest, Pipeline
+        from sanakit.pipeline.pipeline import Pipeline
+        from sanakit.pipeline.request import GenerateRequest
 
         pipeline = Pipeline.load(sana.model)
         picture = pipeline.generate(GenerateRequest(prompt="a cat", seed=1)).pictures[0].pixels

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,8 +12,8 @@ from sanakit.errors import ConfigError, did_you_mean
 from sanakit.flow.guidance import Guidance
 from sanakit.flow.solvers import Stepped
 from sanakit.pipeline.pipeline import Sampling
-from sanakit.pipeline.prompts import EncodedText, padded
-from sanakit.pipeline.published.arguments import TENSOR_INPUTS, Call, rows_of
+from sanakit.pipeline.prompts import EncodedText
+from sanakit.pipeline.request import TENSOR_INPUTS, Call
 from sanakit.pipeline.sampler import Change
 
 
@@ -45,20 +44,17 @@ class StepHook:
         sampling: Sampling,
         positive: EncodedText,
         negative: EncodedText | None,
-        *,
-        tick: Callable[[], Any],
     ) -> None:
         self.pipe = pipe
         self.call = call
         self.timesteps = sampling.grid.timesteps
         self.guidance: Guidance = sampling.guidance
-        self.tick = tick
         self.positive, self.negative = positive, negative
         if call.callback_on_step_end is not None:
             sides = [positive] if negative is None else [positive, negative]
             width = max(call.max_sequence_length, *(side.text.shape[1] for side in sides))
-            self.positive = _widened(positive, width)
-            self.negative = None if negative is None else _widened(negative, width)
+            self.positive = positive.widened(width)
+            self.negative = None if negative is None else negative.widened(width)
 
     def __call__(self, index: int, stepped: Stepped) -> Change | None:
         """Take part after step ``index``.
@@ -66,7 +62,6 @@ class StepHook:
         Raises:
             ConfigError: the callback gave back a name or a shape that it was not shown.
         """
-        self.tick()
         latents = texts = None
         callback = self.call.callback_on_step_end
         if callback is not None:
@@ -125,13 +120,8 @@ class StepHook:
             null = _fitting("negative_prompt_embeds", null, shape)
             self.negative = replace(self.negative, text=null)
         every = slice(None)
-        negative = None if self.negative is None else rows_of(self.negative, every)
-        return rows_of(self.positive, every), negative
-
-
-def _widened(encoded: EncodedText, width: int) -> EncodedText:
-    text, mask = padded(encoded, width)
-    return replace(encoded, text=text, mask=mask)
+        negative = None if self.negative is None else self.negative.rows(every)
+        return self.positive.rows(every), negative
 
 
 def _fitting(name: str, tensor: Tensor, shape: torch.Size) -> Tensor:

@@ -21,14 +21,15 @@ from sanakit.models.transformer import LinearDiT
 from sanakit.pipeline.keywords import refuse_unknown
 from sanakit.pipeline.pipeline import Pipeline
 from sanakit.pipeline.prompts import Compat
-from sanakit.pipeline.published.arguments import (
+from sanakit.pipeline.published.sana import SanaPipeline, SanaPipelineOutput
+from sanakit.pipeline.request import (
     MODEL_DEFAULT,
+    Call,
     Callback,
     Generators,
     OutputType,
     Prompts,
 )
-from sanakit.pipeline.published.sana import SanaPipeline, SanaPipelineOutput
 from sanakit.shapes import Latent
 
 Layers = int | str | Sequence[int | str]
@@ -184,4 +185,36 @@ class SanaPAGPipeline(SanaPipeline):
         ``pag_scale`` from 0, which is off, pushes away from the perturbed prediction;
         ``pag_adaptive_scale`` takes so much of it per timestep below 1000, down to none (G3).
         """
-        return self._draw(locals(), pag_layers=self._pag_layers)
+        return self._draw(
+            Call(
+                prompt=prompt,
+                negative_prompt=negative_prompt,
+                num_inference_steps=num_inference_steps,
+                timesteps=timesteps,
+                sigmas=sigmas,
+                guidance_scale=guidance_scale,
+                num_images_per_prompt=num_images_per_prompt,
+                height=height,
+                width=width,
+                eta=eta,
+                generator=generator,
+                latents=latents,
+                prompt_embeds=prompt_embeds,
+                prompt_attention_mask=prompt_attention_mask,
+                negative_prompt_embeds=negative_prompt_embeds,
+                negative_prompt_attention_mask=negative_prompt_attention_mask,
+                output_type=output_type,
+                return_dict=return_dict,
+                clean_caption=clean_caption,
+                use_resolution_binning=use_resolution_binning,
+                attention_kwargs=attention_kwargs,
+                callback_on_step_end=callback_on_step_end,
+                callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+                max_sequence_length=max_sequence_length,
+                complex_human_instruction=complex_human_instruction,
+                pag_scale=pag_scale,
+                pag_adaptive_scale=pag_adaptive_scale,
+                pag_layers=sorted(self._pag_layers),
+                compat=compat or self.compat,
+            )
+        )

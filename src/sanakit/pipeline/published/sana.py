@@ -1,4 +1,4 @@
-"""`SanaPipeline`: the arguments that users of diffusers know, over the stateless core."""
+"""`SanaPipeline`: the arguments that users of diffusers know, over the one way to draw."""
 
 from __future__ import annotations
 
@@ -7,24 +7,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from huggingface_hub.utils.tqdm import tqdm
-from torch import Tensor, nn
+from PIL.Image import Image as PILImage
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sanakit.errors import ConfigError, did_you_mean
-from sanakit.flow.guidance import Guidance
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.text_encoder import TextEncoder
 from sanakit.models.transformer import LinearDiT
-from sanakit.pipeline.aspect_ratios import TABLES, nearest_bin
-from sanakit.pipeline.components import (
-    Components,
-    GenerationDefaults,
-    load_components,
-    save_components,
-)
-from sanakit.pipeline.images import cut_to
+from sanakit.pipeline.aspect_ratios import TABLES
+from sanakit.pipeline.components import assemble, load_components, save_components
+from sanakit.pipeline.images import to_pil
 from sanakit.pipeline.keywords import (
     bytes_of,
     refuse_other_readers,
@@ -32,351 +29,34 @@ from sanakit.pipeline.keywords import (
     refuse_unknown,
 )
 from sanakit.pipeline.offload import ModelOffloaded, cast, move, offload_sequentially
-from sanakit.pipeline.pipeline import Pipeline, Sampling, Texts
+from sanakit.pipeline.pipeline import OnSampled, Pipeline, Sampling
 from sanakit.pipeline.placement import Placed
-from sanakit.pipeline.prompts import Compat, EncodedText, PromptEncoder, padded
-from sanakit.pipeline.published.arguments import (
+from sanakit.pipeline.prompts import Compat, EncodedText, check_compat
+from sanakit.pipeline.published.callbacks import StepHook, effective_scale
+from sanakit.pipeline.published.lora import LoraMethods, lora_strength
+from sanakit.pipeline.request import (
     MODEL_DEFAULT,
     TENSOR_INPUTS,
     Call,
     Callback,
     Generators,
-    Images,
     OutputType,
     Prompts,
-    as_output,
-    draw_noise,
-    embedded,
-    encode_texts,
-    rows_of,
 )
-from sanakit.pipeline.published.callbacks import StepHook, effective_scale
-from sanakit.pipeline.published.compat import check_compat, instruction_as, scheduler_as
-from sanakit.pipeline.published.lora import LoraMethods, lora_strength
 from sanakit.pipeline.schedulers import Scheduler, as_scheduler
-from sanakit.shapes import Latent
+from sanakit.shapes import Image, Latent
 from sanakit.weights.dtypes import Requested
 from sanakit.weights.store import MAX_SHARD_BYTES
 
-# Under this name a transformer carries what it was trained to expect into the next pipeline.
-_DEFAULTS = "_sanakit_defaults"
-
-
-def assemble(
-    *,
-    tokenizer: PreTrainedTokenizerBase | None,
-    text_encoder: PreTrainedModel | TextEncoder | None,
-    vae: Autoencoder | None,
-    transformer: LinearDiT | None,
-) -> Components:
-    """Make components of loaded parts, without copying any.
-
-    Its generation defaults come with a transformer that was in a pipeline
-    before; any other gets the published ones.
-
-    Raises:
-        ConfigError: a part is missing, of another package, or does not fit the others.
-    """
-    if tokenizer is None or text_encoder is None or vae is None or transformer is None:
-        given = {
-            "tokenizer": tokenizer,
-            "text_encoder": text_encoder,
-            "vae": vae,
-            "transformer": transformer,
-        }
-        missing = [name for name, part in given.items() if part is None]
-        raise ConfigError(
-            f"the pipeline lacks {', '.join(missing)}",
-            hint="pass tokenizer, text_encoder, vae and transformer, or use from_pretrained",
-        )
-    _require("transformer", transformer, LinearDiT)
-    _require("vae", vae, Autoencoder)
-    encoder = text_encoder if isinstance(text_encoder, TextEncoder) else TextEncoder(text_encoder)
-    for name, theirs, takes in (
-        ("text_encoder", encoder.width, transformer.config.caption_channels),
-        ("vae", vae.config.latent_channels, transformer.config.in_channels),
-    ):
-        if theirs != takes:
-            raise ConfigError(
-                f"{name} has {theirs} channels, the transformer takes {takes}",
-                hint="the two parts are of different models",
-            )
-    defaults: GenerationDefaults = vars(transformer).get(_DEFAULTS) or GenerationDefaults()
-    for module in (encoder, vae, transformer):
-        module.eval()
-    return Components(
-        transformer=transformer,
-        autoencoder=vae,
-        prompts=PromptEncoder(tokenizer, encoder, instruction=defaults.instruction),
-        defaults=defaults,
-    )
-
-
-def remember_defaults(components: Components) -> None:
-    """Let the transformer carry the model's defaults, for pipelines made of its parts."""
-    vars(components.transformer)[_DEFAULTS] = components.defaults
-
-
-def _require(name: str, part: nn.Module, kind: type[nn.Module]) -> None:
-    if not isinstance(part, kind):
-        raise ConfigError(
-            f"{name} is a {type(part).__module__}.{type(part).__name__}",
-            hint=f"load it with this package: it must be a {kind.__module__}.{kind.__name__}",
-        )
-
-
 BAR_OPTIONS = ("desc", "disable", "leave", "file", "ncols", "position", "mininterval")
-
-
-class PipelineFace:
-    """The core and the names that users of diffusers know its parts by."""
-
-    # Read by the callback objects of the ecosystem.
-    _callback_tensor_inputs: ClassVar[list[str]] = list(TENSOR_INPUTS)
-
-    def __init__(self, core: Pipeline, *, scheduler: object | None, compat: Compat) -> None:
-        remember_defaults(core.components)
-        self.core = core
-        self.compat: Compat = check_compat(compat)
-        self._scheduler = None if scheduler is None else as_scheduler(scheduler)
-        self._bar_options: dict[str, Any] = {"disable": None}
-        self._call: Call | None = None
-        self._guidance_scale = 1.0
-        self._num_timesteps = 0
-        self._interrupt = False
-
-    @property
-    def components(self) -> dict[str, Any]:
-        """The parts by their published names: ``SanaPAGPipeline(**pipe.components)``."""
-        return {
-            "tokenizer": self.tokenizer,
-            "text_encoder": self.text_encoder,
-            "vae": self.vae,
-            "transformer": self.transformer,
-            "scheduler": self.scheduler,
-        }
-
-    @property
-    def scheduler(self) -> Scheduler:
-        """How noise becomes a latent: the model's own unless set to another.
-
-        One of the ecosystem's own classes is taken by its settings.
-        """
-        return self._scheduler or self.core.components.defaults.scheduler
-
-    @scheduler.setter
-    def scheduler(self, scheduler: object) -> None:
-        self._scheduler = as_scheduler(scheduler)
-
-    @property
-    def transformer(self) -> LinearDiT:
-        """The linear diffusion transformer."""
-        return self.core.components.transformer
-
-    @property
-    def vae(self) -> Autoencoder:
-        """The deep-compression autoencoder."""
-        return self.core.components.autoencoder
-
-    @property
-    def text_encoder(self) -> PreTrainedModel:
-        """The decoder-only LLM."""
-        return self.core.components.prompts.text_encoder.llm
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The LLM's tokenizer."""
-        return self.core.components.prompts.tokenizer
-
-    @property
-    def device(self) -> torch.device:
-        """Where the transformer is."""
-        return next(self.transformer.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the transformer."""
-        return next(self.transformer.parameters()).dtype
-
-    @property
-    def guidance_scale(self) -> float:
-        """Of the call that runs or ran last."""
-        return self._guidance_scale
-
-    @property
-    def do_classifier_free_guidance(self) -> bool:
-        """Whether that call has a negative side."""
-        return self._guidance_scale > 1.0
-
-    @property
-    def num_timesteps(self) -> int:
-        """Steps of that call."""
-        return self._num_timesteps
-
-    @property
-    def attention_kwargs(self) -> dict[str, Any] | None:
-        """As given to that call."""
-        return None if self._call is None else self._call.attention_kwargs
-
-    @property
-    def interrupt(self) -> bool:
-        """Whether that call was told to leave its remaining steps undone; set it to tell it so."""
-        return self._interrupt
-
-    @interrupt.setter
-    def interrupt(self, stop: bool) -> None:
-        self._interrupt = stop
-
-    def enable_vae_tiling(self) -> None:
-        """Decode in exact tiles; sizes are `Autoencoder.enable_tiling`'s, on ``pipe.vae``."""
-        self.vae.enable_tiling()
-
-    def disable_vae_tiling(self) -> None:
-        """Undo :meth:`enable_vae_tiling`; large pictures are still cut where memory is short."""
-        self.vae.disable_tiling()
-
-    def enable_vae_slicing(self) -> None:
-        """Decode the pictures of a batch one after the other."""
-        self.vae.enable_slicing()
-
-    def disable_vae_slicing(self) -> None:
-        """Undo :meth:`enable_vae_slicing`."""
-        self.vae.disable_slicing()
-
-    def set_progress_bar_config(self, **options: Any) -> None:
-        """Choose how progress is shown; by default only a terminal shows it.
-
-        Raises:
-            ConfigError: for an option that is not one of tqdm's common ones.
-        """
-        for name in options:
-            if name not in BAR_OPTIONS:
-                raise ConfigError(
-                    f"a progress bar has no option {name!r}", hint=did_you_mean(name, BAR_OPTIONS)
-                )
-        self._bar_options = {"disable": None, **options}
-
-
 PUBLISHED_SIZE = 1024
+Images = list[PILImage] | npt.NDArray[np.float32] | Tensor
 
 
-def draw(pipe: PipelineFace, call: Call) -> Images:
-    """Draw the pictures of a call, or their latents; errors are those of `SanaPipeline`."""
-    core = pipe.core
-    check_compat(call.compat)
-    scale = call.guidance_scale
-    scale = core.components.defaults.guidance_scale if scale is None else scale
-    sampling = sampling_of(pipe, call, scale)
-    asked = asked_size(core, call.height, call.width)
-    shape = core.latent_shape(*drawn_size(core, *asked, binned=call.use_resolution_binning))
-    positive, negative = texts_of(core, call, guided=sampling.guidance.guidance_scale != 1.0)
-    count = len(positive.text)
-    noise = noise_of(call, count, shape)
-    pipe._call, pipe._interrupt = call, False
-    pipe._guidance_scale, pipe._num_timesteps = scale, len(sampling.grid.timesteps)
-    # Matrix products of another batch size round differently; on a CPU one by one costs little.
-    at_once = count if call.callback_on_step_end or pipe.device.type != "cpu" else 1
-    latents, images = [], []
-    total = len(range(0, count, at_once)) * pipe._num_timesteps
-    weighed = lora_strength(core.components.transformer, call.lora_scale)
-    with weighed, tqdm(total=total, **pipe._bar_options) as bar:
-        for start in range(0, count, at_once):
-            rows = slice(start, start + at_once)
-            latent = noise[rows]
-            if not pipe._interrupt:
-                given = rows_of(positive, rows)
-                null = None if negative is None else rows_of(negative, rows)
-                hook = StepHook(pipe, call, sampling, given, null, tick=bar.update)
-                latent = core.sample(latent, given, null, sampling, on_step=hook)
-            latents.append(latent)
-            if call.output_type != "latent":
-                images.append(cut_to(core.decode(latent), *asked))
-    if call.output_type == "latent":
-        return torch.cat(latents)
-    return as_output(torch.cat(images), call.output_type)
-
-
-def sampling_of(pipe: PipelineFace, call: Call, guidance_scale: float) -> Sampling:
-    """Solver, noise levels and guidance of a call: the caller's levels, else the scheduler's."""
-    core = pipe.core
-    guidance = Guidance(
-        guidance_scale=effective_scale(guidance_scale),
-        pag_scale=call.pag_scale,
-        pag_adaptive_scale=call.pag_adaptive_scale,
-    )
-    scheduler = pipe._scheduler
-    if scheduler is None:
-        scheduler = scheduler_as(
-            core.components.defaults, core.components.transformer.config, call.compat
-        )
-    sampling = core.sampling(
-        scheduler=scheduler,
-        num_steps=call.num_inference_steps,
-        guidance=guidance,
-        pag_layers=sorted(call.pag_layers),
-    )
-    if call.timesteps is not None or call.sigmas is not None:
-        sampling = replace(sampling, grid=scheduler.custom_grid(call.timesteps, call.sigmas))
-    return sampling
-
-
-def texts_of(core: Pipeline, call: Call, *, guided: bool) -> Texts:
-    """Embeddings of a call, as many rows as it has pictures."""
-    config = core.components.transformer.config
-    instruction = call.complex_human_instruction
-    if instruction is MODEL_DEFAULT:
-        instruction = core.components.defaults.instruction
-    return encode_texts(
-        core,
-        prompt=call.prompt,
-        negative_prompt=call.negative_prompt,
-        given=embedded(
-            call.prompt_embeds, call.prompt_attention_mask, "prompt", config.caption_channels
-        ),
-        given_null=embedded(
-            call.negative_prompt_embeds,
-            call.negative_prompt_attention_mask,
-            "negative_prompt",
-            config.caption_channels,
-        ),
-        guided=guided and not config.guidance_embeds,
-        count_each=call.num_images_per_prompt,
-        instruction=instruction_as(instruction, call.compat),
-        max_sequence_length=call.max_sequence_length,
-        clean_caption=call.clean_caption,
-        compat=call.compat,
-    )
-
-
-def noise_of(call: Call, count: int, shape: tuple[int, int, int]) -> Latent:
-    """Noise to start from, ``b c h w``: the caller's, or drawn.
-
-    Raises:
-        ConfigError: the caller's has another shape.
-    """
-    if call.latents is None:
-        return draw_noise(count, shape, call.generator)
-    if tuple(call.latents.shape) != (count, *shape):
-        raise ConfigError(
-            f"latents are {tuple(call.latents.shape)}, this call needs {(count, *shape)}",
-            hint="b, latent channels, height / 32, width / 32 of the size that is drawn; "
-            "use_resolution_binning=False draws the very size asked for",
-        )
-    return call.latents
-
-
-def asked_size(core: Pipeline, height: int | None, width: int | None) -> tuple[int, int]:
-    """The size of the pictures; of published models 1024 px square unless told."""
-    published = core.components.transformer.config.sample_size in TABLES
-    usual = PUBLISHED_SIZE if published else core.default_size
-    return usual if height is None else height, usual if width is None else width
-
-
-def drawn_size(core: Pipeline, height: int, width: int, *, binned: bool) -> tuple[int, int]:
-    """The size to draw at; a binned model draws at a trained one and is cut afterwards."""
-    core.latent_shape(height, width)  # refuses what is no multiple, binned or not
-    table = TABLES.get(core.components.transformer.config.sample_size)
-    return nearest_bin(height, width, table) if binned and table else (height, width)
+def as_output(image: Image, output_type: str) -> Images:
+    """Pictures in [-1, 1] as ``b 3 H W`` or, for "np", ``b H W 3`` in [0, 1]."""
+    unit = (image.float() / 2 + 0.5).clamp(0, 1).cpu()
+    return unit if output_type == "pt" else unit.permute(0, 2, 3, 1).numpy()
 
 
 @dataclass
@@ -390,13 +70,16 @@ class SanaPipelineOutput:
         return self.images if index == "images" else (self.images,)[int(index)]
 
 
-class SanaPipeline(PipelineFace, LoraMethods):
+class SanaPipeline(LoraMethods):
     """Text to image with any SANA model: ``SanaPipeline.from_pretrained("glyph")("a red apple")``.
 
     On the CPU pictures are drawn one by one, so that each is the picture its generator draws alone.
     ``compat`` is the published stack whose way with text and noise is followed: "diffusers", or
     "nvlabs", as the weights were trained. It may be set, and given to a single call.
     """
+
+    # Read by the callback objects of the ecosystem.
+    _callback_tensor_inputs: ClassVar[list[str]] = list(TENSOR_INPUTS)
 
     @refuse_unknown
     def __init__(
@@ -424,7 +107,16 @@ class SanaPipeline(PipelineFace, LoraMethods):
             raise ConfigError(
                 f"core is a {type(core).__name__}", hint="name the parts: SanaPipeline(vae=...)"
             )
-        super().__init__(core, scheduler=scheduler, compat=compat)
+        # For pipelines that are made of its parts.
+        core.components.transformer.generation_defaults = core.components.defaults
+        self.core = core
+        self.compat: Compat = check_compat(compat)
+        self._scheduler = None if scheduler is None else as_scheduler(scheduler)
+        self._bar_options: dict[str, Any] = {"disable": None}
+        self._call: Call | None = None
+        self._guidance_scale = 1.0
+        self._num_timesteps = 0
+        self._interrupt = False
 
     @classmethod
     @refuse_unknown
@@ -561,6 +253,117 @@ class SanaPipeline(PipelineFace, LoraMethods):
             return {"core": pipeline.core, **settings, **parts}
         return {**pipeline.components, **settings, **parts}
 
+    @property
+    def components(self) -> dict[str, Any]:
+        """The parts by their published names: ``SanaPAGPipeline(**pipe.components)``."""
+        return {
+            "tokenizer": self.tokenizer,
+            "text_encoder": self.text_encoder,
+            "vae": self.vae,
+            "transformer": self.transformer,
+            "scheduler": self.scheduler,
+        }
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """How noise becomes a latent: the model's own unless set to another.
+
+        One of the ecosystem's own classes is taken by its settings.
+        """
+        return self._scheduler or self.core.components.defaults.scheduler
+
+    @scheduler.setter
+    def scheduler(self, scheduler: object) -> None:
+        self._scheduler = as_scheduler(scheduler)
+
+    @property
+    def transformer(self) -> LinearDiT:
+        """The linear diffusion transformer."""
+        return self.core.components.transformer
+
+    @property
+    def vae(self) -> Autoencoder:
+        """The deep-compression autoencoder."""
+        return self.core.components.autoencoder
+
+    @property
+    def text_encoder(self) -> PreTrainedModel:
+        """The decoder-only LLM."""
+        return self.core.components.prompts.text_encoder.llm
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The LLM's tokenizer."""
+        return self.core.components.prompts.tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        """Where the transformer is."""
+        return next(self.transformer.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the transformer."""
+        return next(self.transformer.parameters()).dtype
+
+    @property
+    def guidance_scale(self) -> float:
+        """Of the call that runs or ran last."""
+        return self._guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether that call has a negative side."""
+        return self._guidance_scale > 1.0
+
+    @property
+    def num_timesteps(self) -> int:
+        """Steps of that call."""
+        return self._num_timesteps
+
+    @property
+    def attention_kwargs(self) -> dict[str, Any] | None:
+        """As given to that call."""
+        return None if self._call is None else self._call.attention_kwargs
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether that call was told to leave its remaining steps undone; set it to tell it so."""
+        return self._interrupt
+
+    @interrupt.setter
+    def interrupt(self, stop: bool) -> None:
+        self._interrupt = stop
+
+    def enable_vae_tiling(self) -> None:
+        """Decode in exact tiles; sizes are `Autoencoder.enable_tiling`'s, on ``pipe.vae``."""
+        self.vae.enable_tiling()
+
+    def disable_vae_tiling(self) -> None:
+        """Undo :meth:`enable_vae_tiling`; large pictures are still cut where memory is short."""
+        self.vae.disable_tiling()
+
+    def enable_vae_slicing(self) -> None:
+        """Decode the pictures of a batch one after the other."""
+        self.vae.enable_slicing()
+
+    def disable_vae_slicing(self) -> None:
+        """Undo :meth:`enable_vae_slicing`."""
+        self.vae.disable_slicing()
+
+    def set_progress_bar_config(self, **options: Any) -> None:
+        """Choose how progress is shown; by default only a terminal shows it.
+
+        Raises:
+            ConfigError: for an option that is not one of tqdm's common ones.
+        """
+        for name in options:
+            if name not in BAR_OPTIONS:
+                raise ConfigError(
+                    f"a progress bar has no option {name!r}", hint=did_you_mean(name, BAR_OPTIONS)
+                )
+        self._bar_options = {"disable": None, **options}
+
     @refuse_unknown
     def encode_prompt(
         self,
@@ -585,28 +388,26 @@ class SanaPipeline(PipelineFace, LoraMethods):
         Raises:
             ConfigError: as a call.
         """
-        channels = self.transformer.config.caption_channels
-        positive, negative = encode_texts(
-            self.core,
+        call = Call(
             prompt=prompt,
             negative_prompt=negative_prompt,
-            given=embedded(prompt_embeds, prompt_attention_mask, "prompt", channels),
-            given_null=embedded(
-                negative_prompt_embeds, negative_prompt_attention_mask, "negative_prompt", channels
-            ),
-            guided=do_classifier_free_guidance,
-            count_each=num_images_per_prompt,
-            instruction=instruction_as(complex_human_instruction, self.compat),
-            max_sequence_length=max_sequence_length,
+            num_images_per_prompt=num_images_per_prompt,
+            prompt_embeds=prompt_embeds,
+            prompt_attention_mask=prompt_attention_mask,
+            negative_prompt_embeds=negative_prompt_embeds,
+            negative_prompt_attention_mask=negative_prompt_attention_mask,
             clean_caption=clean_caption,
+            max_sequence_length=max_sequence_length,
+            complex_human_instruction=complex_human_instruction,
             compat=self.compat,
         )
+        positive, negative = self.core.texts(call, guided=do_classifier_free_guidance)
         where = self.device if device is None else torch.device(device)
 
         def published(side: EncodedText) -> tuple[Tensor, Tensor]:
-            text, mask = padded(side, max(max_sequence_length, side.text.shape[1]))
-            text = text.masked_fill(~mask[:, :, None], 0)
-            return text.to(where), mask.long().to(where)
+            wide = side.widened(max(max_sequence_length, side.text.shape[1]))
+            text = wide.text.masked_fill(~wide.mask[:, :, None], 0)
+            return text.to(where), wide.mask.long().to(where)
 
         null = (None, None) if negative is None else published(negative)
         return (*published(positive), *null)
@@ -652,12 +453,69 @@ class SanaPipeline(PipelineFace, LoraMethods):
             ConfigError: for a size, count or combination of arguments that cannot be drawn.
             NumericsError: for a number that is not finite, naming component and step.
         """
-        return self._draw(locals())
+        return self._draw(
+            Call(
+                prompt=prompt,
+                negative_prompt=negative_prompt,
+                num_inference_steps=num_inference_steps,
+                timesteps=timesteps,
+                sigmas=sigmas,
+                guidance_scale=guidance_scale,
+                num_images_per_prompt=num_images_per_prompt,
+                height=height,
+                width=width,
+                eta=eta,
+                generator=generator,
+                latents=latents,
+                prompt_embeds=prompt_embeds,
+                prompt_attention_mask=prompt_attention_mask,
+                negative_prompt_embeds=negative_prompt_embeds,
+                negative_prompt_attention_mask=negative_prompt_attention_mask,
+                output_type=output_type,
+                return_dict=return_dict,
+                clean_caption=clean_caption,
+                use_resolution_binning=use_resolution_binning,
+                attention_kwargs=attention_kwargs,
+                callback_on_step_end=callback_on_step_end,
+                callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+                max_sequence_length=max_sequence_length,
+                complex_human_instruction=complex_human_instruction,
+                compat=compat or self.compat,
+            )
+        )
 
-    def _draw(self, arguments: dict[str, Any], **more: Any) -> SanaPipelineOutput | tuple[Any]:
-        """Draw from all that a ``__call__`` was given: its names are those of `Call`."""
-        arguments = {name: value for name, value in arguments.items() if name != "self"}
-        arguments["compat"] = arguments["compat"] or self.compat
-        call = Call(**arguments, **more)
-        images = draw(self, call)
+    def _draw(self, call: Call) -> SanaPipelineOutput | tuple[Any]:
+        """Draw a call by `Pipeline.generate`, which shows this pipeline to the callback."""
+        transformer, defaults = self.transformer, self.core.components.defaults
+        asked = call.guidance_scale
+        scale = defaults.guidance_scale if asked is None else asked
+        published = PUBLISHED_SIZE if transformer.config.sample_size in TABLES else None
+        call = replace(
+            call,
+            guidance_scale=effective_scale(scale),
+            scheduler=self._scheduler,
+            height=published if call.height is None else call.height,
+            width=published if call.width is None else call.width,
+        )
+
+        def begin(
+            sampling: Sampling, positive: EncodedText, negative: EncodedText | None, total: int
+        ) -> OnSampled:
+            if bar.total is None:
+                self._call, self._interrupt = call, False
+                self._guidance_scale = scale
+                self._num_timesteps = len(sampling.grid.timesteps)
+                bar.reset(total)
+            return StepHook(self, call, sampling, positive, negative)
+
+        weighed = lora_strength(transformer, call.lora_scale)
+        with weighed, tqdm(**self._bar_options) as bar:
+            drawn = self.core.generate(call, on_step=lambda done, total: bar.update(), begin=begin)
+        images: Images
+        if drawn.tensors is None:
+            images = [picture for one in drawn.pictures for picture in to_pil(one.pixels[None])]
+        elif call.output_type == "latent":
+            images = drawn.tensors
+        else:
+            images = as_output(drawn.tensors, call.output_type)
         return SanaPipelineOutput(images=images) if call.return_dict else (images,)

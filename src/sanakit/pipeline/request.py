@@ -1,0 +1,271 @@
+"""What decides pictures, as values: a request of the command, or a call of a published pipeline.
+
+A `GenerateRequest` can be written down: it is one prompt and numbers. A `Call` also takes what can
+only be held in memory: embeddings, latents, generators. `Pipeline.generate` draws both.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from sanakit.errors import ConfigError, did_you_mean
+from sanakit.flow.guidance import Guidance
+from sanakit.pipeline.numerics import require_finite
+from sanakit.pipeline.prompts import Compat, EncodedText, check_compat
+from sanakit.pipeline.schedulers import Scheduler, scheduler_named
+from sanakit.shapes import Latent
+
+LARGEST_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GenerateRequest:
+    """One prompt and everything that decides its pictures; None means the model's own default.
+
+    ``count`` pictures are drawn, the i-th with seed ``seed + i``: each is the picture that its seed
+    draws alone. ``use_resolution_binning`` draws at the nearest size that a published model was
+    trained at, and cuts to the size asked for.
+    """
+
+    prompt: str
+    negative_prompt: str = ""
+    seed: int = 0
+    count: int = 1
+    height: int | None = None
+    width: int | None = None
+    use_resolution_binning: bool = True
+    num_steps: int = 20
+    guidance_scale: float | None = None
+    pag_scale: float = 0.0
+    pag_layers: tuple[int, ...] = (0,)
+    sigma_interval: tuple[float, float] = (0.0, 1.0)
+    solver: str | None = None
+    flow_shift: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("seed", "count", "num_steps"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise ConfigError(f"{name}={value!r} must be a whole number")
+        if self.num_steps < 1 or self.num_steps > 1000:
+            raise ConfigError(f"num_steps={self.num_steps} must be 1 to 1000", hint="20 is usual")
+        if self.count < 1:
+            raise ConfigError(f"count={self.count} must be at least 1")
+        if not 0 <= self.seed <= LARGEST_SEED - self.count:
+            raise ConfigError(f"seed={self.seed} must be 0 to 2^63 - 1", hint="try --seed 0")
+        if self.solver is not None:
+            scheduler_named(self.solver, 1.0)
+        if self.flow_shift is not None and not self.flow_shift > 0:
+            raise ConfigError(
+                f"flow_shift={self.flow_shift} must be positive", hint="1 is no shift"
+            )
+        for name in ("height", "width"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(
+                    f"{name}={value} must be positive", hint="leave it out for the default"
+                )
+        self.guidance(1.0)
+
+    def guidance(self, default_scale: float) -> Guidance:
+        """Give the guidance as a value; ``default_scale`` stands in where none was asked for."""
+        scale = default_scale if self.guidance_scale is None else self.guidance_scale
+        return Guidance(
+            guidance_scale=scale, pag_scale=self.pag_scale, sigma_interval=self.sigma_interval
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Give all fields as JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> GenerateRequest:
+        """Undo :meth:`to_json`.
+
+        Raises:
+            ConfigError: for an unknown key, a missing prompt or a value out of range.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        for key in values.keys() - set(known):
+            raise ConfigError(f"{key!r} is no setting of a request", hint=did_you_mean(key, known))
+        if "prompt" not in values:
+            raise ConfigError("a request needs a prompt", hint='an empty one is ""')
+        frozen: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+        }
+        return cls(**frozen)
+
+
+Prompts = str | Sequence[str]
+Generators = torch.Generator | Sequence[torch.Generator]
+Callback = Callable[[Any, int, Tensor, dict[str, Tensor]], "dict[str, Tensor] | None"]
+OutputType = Literal["pil", "np", "pt", "latent"]
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+TENSOR_INPUTS = ("latents", "prompt_embeds", "negative_prompt_embeds")
+"""What a callback may ask for and replace."""
+MODEL_DEFAULT = ("the model's own",)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Call:
+    """The arguments of one call, by the names that users of diffusers know.
+
+    Each is checked as far as it can be alone. None of ``scheduler``, ``guidance_scale``, ``height``
+    and ``width`` means the model's own; ``at_once`` None draws one by one on a CPU, where matrix
+    products of another batch size round differently and a batch gains little.
+    """
+
+    prompt: Prompts | None
+    negative_prompt: Prompts | None = ""
+    num_inference_steps: int = 20
+    timesteps: Sequence[float] | None = None
+    sigmas: Sequence[float] | None = None
+    guidance_scale: float | None = None
+    num_images_per_prompt: int = 1
+    height: int | None = None
+    width: int | None = None
+    eta: float = 0.0
+    generator: Generators | None = None
+    latents: Latent | None = None
+    prompt_embeds: Tensor | None = None
+    prompt_attention_mask: Tensor | None = None
+    negative_prompt_embeds: Tensor | None = None
+    negative_prompt_attention_mask: Tensor | None = None
+    output_type: OutputType = "pil"
+    return_dict: bool = True
+    clean_caption: bool = False
+    use_resolution_binning: bool = True
+    attention_kwargs: dict[str, Any] | None = None
+    callback_on_step_end: Callback | None = None
+    callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",)
+    max_sequence_length: int = 300
+    complex_human_instruction: Sequence[str] | None = MODEL_DEFAULT
+    compat: Compat = "diffusers"
+    pag_scale: float = 0.0
+    pag_adaptive_scale: float = 0.0
+    pag_layers: Sequence[int] = ()
+    sigma_interval: tuple[float, float] = (0.0, 1.0)
+    scheduler: Scheduler | None = None
+    at_once: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("num_images_per_prompt", "num_inference_steps"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{name}={value!r} must be a whole number of at least 1")
+        if self.eta != 0.0:
+            raise ConfigError(f"eta={self.eta}: flow solvers add no noise", hint="leave eta at 0.0")
+        if self.output_type not in OUTPUT_TYPES:
+            raise ConfigError(
+                f"output_type={self.output_type!r}", hint=f"one of {', '.join(OUTPUT_TYPES)}"
+            )
+        check_compat(self.compat)
+        if unknown := sorted(set(self.attention_kwargs or ()) - {"scale"}):
+            raise ConfigError(
+                f"attention_kwargs has {', '.join(unknown)}: nothing here reads it",
+                hint="'scale' is the strength of LoRA weights",
+            )
+        if not isinstance(self.lora_scale, int | float | None):
+            raise ConfigError(f"attention_kwargs has scale={self.lora_scale!r}: no number")
+        if unknown := sorted(set(self.tensor_inputs) - set(TENSOR_INPUTS)):
+            raise ConfigError(
+                f"callback_on_step_end_tensor_inputs names {', '.join(unknown)}",
+                hint=f"to be had: {', '.join(TENSOR_INPUTS)}",
+            )
+
+    @property
+    def tensor_inputs(self) -> Sequence[str]:
+        """What the callback is shown; a callback object says so itself."""
+        own = getattr(self.callback_on_step_end, "tensor_inputs", None)
+        return self.callback_on_step_end_tensor_inputs if own is None else own
+
+    @property
+    def lora_scale(self) -> float | None:
+        """Strength of LoRA weights in this call; None leaves it as it is."""
+        scale: float | None = (self.attention_kwargs or {}).get("scale")
+        return scale
+
+    def guidance(self, default_scale: float) -> Guidance:
+        """Give the guidance as a value; ``default_scale`` stands in where none was asked for."""
+        return Guidance(
+            guidance_scale=default_scale if self.guidance_scale is None else self.guidance_scale,
+            pag_scale=self.pag_scale,
+            pag_adaptive_scale=self.pag_adaptive_scale,
+            sigma_interval=self.sigma_interval,
+        )
+
+    def noise(self, count: int, shape: tuple[int, int, int]) -> Latent:
+        """Noise ``count c h w`` to start from: the caller's, or drawn.
+
+        One generator draws all of it, a list one picture each.
+
+        Raises:
+            ConfigError: latents of another shape, or generators of another number.
+        """
+        if self.latents is not None:
+            if tuple(self.latents.shape) != (count, *shape):
+                raise ConfigError(
+                    f"latents are {tuple(self.latents.shape)}, this call needs {(count, *shape)}",
+                    hint="b, latent channels, height / 32, width / 32 of the size that is drawn; "
+                    "use_resolution_binning=False draws the very size asked for",
+                )
+            return self.latents
+        given = self.generator
+        if given is None or isinstance(given, torch.Generator):
+            device = "cpu" if given is None else given.device
+            return torch.randn(count, *shape, generator=given, device=device)
+        if len(given) != count:
+            raise ConfigError(
+                f"{len(given)} generators for {count} pictures", hint="pass one a picture"
+            )
+        return torch.cat([torch.randn(1, *shape, generator=g, device=g.device) for g in given])
+
+
+def listed(prompt: Prompts | None, name: str = "prompt") -> list[str] | None:
+    """One prompt or several, as a list.
+
+    Raises:
+        ConfigError: for anything but strings.
+    """
+    if prompt is None:
+        return None
+    texts = [prompt] if isinstance(prompt, str) else list(prompt)
+    for text in texts:
+        if not isinstance(text, str):
+            raise ConfigError(
+                f"{name} holds a {type(text).__name__}", hint="a string or a list of strings"
+            )
+    return texts
+
+
+def embedded(
+    text: Tensor | None, mask: Tensor | None, prefix: str, channels: int
+) -> EncodedText | None:
+    """Embeddings that the caller made, with their mask; ``prefix`` begins both arguments' names.
+
+    Raises:
+        ConfigError: for one without the other, or shapes that do not agree.
+        NumericsError: for a number that is not finite.
+    """
+    if text is None and mask is None:
+        return None
+    if text is None or mask is None:
+        raise ConfigError(f"{prefix}_embeds and {prefix}_attention_mask come together")
+    if text.ndim != 3 or mask.shape != text.shape[:2]:
+        raise ConfigError(
+            f"{prefix}_embeds are {tuple(text.shape)}, their mask {tuple(mask.shape)}",
+            hint="embeddings are (b, tokens, channels), the mask (b, tokens)",
+        )
+    if text.shape[2] != channels:
+        raise ConfigError(
+            f"{prefix}_embeds have {text.shape[2]} channels, the transformer takes {channels}",
+            hint="make them with this model's encode_prompt",
+        )
+    require_finite(text, f"{prefix}_embeds")
+    return EncodedText(text=text, mask=mask.bool(), dropped=(0,) * len(text))
