@@ -102,7 +102,7 @@ def with_plain_looks(describe: Describe) -> Describe:
 
     Networks that know photographs take one silhouette for another and know nothing that is blurred;
     shape and colours alone do not know the same thing in another style. What each of them is worth
-    was measured: docs/evaluation.md.
+    was measured: recipes/glyph/evaluation.md.
     """
 
     def looks(crops: Pixels) -> npt.NDArray[np.float32]:
