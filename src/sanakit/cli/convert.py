@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from sanakit.cli.errors import friendly_errors
-
 Dtype = Literal["fp32", "fp16", "bf16"]
 # Fields that most configs leave at the published value; a summary is to be read at a glance.
-TELLING = (
+TELLING = [
     "num_layers",
     "num_attention_heads",
     "attention_head_dim",
@@ -29,7 +28,7 @@ TELLING = (
     "encoder_layers_per_block",
     "decoder_layers_per_block",
     "scaling_factor",
-)
+]
 
 
 def convert(
@@ -66,27 +65,26 @@ def convert(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
 ) -> None:
     """Convert an original checkpoint to a published folder, or back; config from the shapes."""
-    with friendly_errors():
-        from sanakit.weights.convert.conversion import Options, carry_out, plan
+    from sanakit.weights.convert.conversion import Options, carry_out, plan
 
-        options = Options(
-            base=base,
-            config=config,
-            average=average,
-            dtype=dtype,
-            variant=variant,
-            force=force,
-        )
-        planned = plan(source, target, options)
-        if not (json_ or quiet):
-            tell(planned.summary())
-        if not dry_run:
-            with _progress(quiet or json_) as report:
-                carry_out(planned, report)
-        if json_:
-            print(json.dumps({**planned.summary(), "written": not dry_run}))
-        elif not quiet:
-            print(f"{target}: {'would be' if dry_run else 'is'} written")
+    options = Options(
+        base=base,
+        config=config,
+        average=average,
+        dtype=dtype,
+        variant=variant,
+        force=force,
+    )
+    planned = plan(source, target, options)
+    if not (json_ or quiet):
+        tell(planned.summary())
+    if not dry_run:
+        with _progress(quiet or json_) as report:
+            carry_out(planned, report)
+    if json_:
+        print(json.dumps({**planned.summary(), "written": not dry_run}))
+    elif not quiet:
+        print(f"{target}: {'would be' if dry_run else 'is'} written")
 
 
 def tell(summary: dict[str, Any]) -> None:
@@ -105,26 +103,21 @@ def tell(summary: dict[str, Any]) -> None:
         print(f"  note: {note}")
 
 
-def _progress(silent: bool) -> Any:
+def _progress(silent: bool) -> AbstractContextManager[Callable[[str], object]]:
     if silent:
         return nullcontext(lambda line: None)
     if not sys.stderr.isatty():
         return nullcontext(lambda line: print(line, file=sys.stderr))
-    return _Spinner()
+    return _spinner()
 
 
-class _Spinner:
+@contextmanager
+def _spinner() -> Iterator[Callable[[str], object]]:
     """The step at hand and its seconds, on a terminal only."""
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    def __enter__(self) -> Any:
-        from rich.console import Console
-        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-        self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
-        self._bar.__enter__()
-        task = self._bar.add_task("reading", total=None)
-        return lambda line: self._bar.update(task, description=line)
-
-    def __exit__(self, *raised: Any) -> None:
-        self._bar.__exit__(*raised)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("reading", total=None)
+        yield lambda line: bar.update(task, description=line)

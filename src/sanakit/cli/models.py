@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sanakit.cli.errors import friendly_errors
 from sanakit.errors import ConfigError, MissingModelError, WeightsError
 
 if TYPE_CHECKING:
@@ -37,50 +37,48 @@ def list_(
     json_: Json = False,
 ) -> None:
     """List the published checkpoints: size, dtype, and what of them is on this disk."""
-    with friendly_errors():
-        from sanakit.weights.catalog import CATALOG
-        from sanakit.weights.hub import cached_repository
+    from sanakit.weights.catalog import CATALOG
+    from sanakit.weights.hub import cached_repository
 
-        rows: list[dict[str, Any]] = [_embedded_row()]
-        for checkpoint in CATALOG:
-            held = cached_repository(checkpoint.repository)
-            if not (all_ or checkpoint.loadable or held):
-                continue
-            state = None if held is None else "whole" if held.complete else "partial"
-            rows.append(
-                {
-                    "alias": checkpoint.alias,
-                    "repository": checkpoint.repository,
-                    "kind": checkpoint.kind,
-                    "parameters": checkpoint.parameters,
-                    "download_bytes": _download_bytes(checkpoint),
-                    "dtype": checkpoint.dtype or "float32",
-                    "resolution": checkpoint.resolution,
-                    "on_disk": state,
-                    "bytes": 0 if held is None else held.bytes,
-                }
-            )
-        if json_:
-            print(json.dumps({"models": rows}))
-            return
-        _print_table([HEADINGS, *map(_row, rows)])
+    rows: list[dict[str, Any]] = [_embedded_row()]
+    for checkpoint in CATALOG:
+        held = cached_repository(checkpoint.repository)
+        if not (all_ or checkpoint.loadable or held):
+            continue
+        state = None if held is None else "whole" if held.complete else "partial"
+        rows.append(
+            {
+                "alias": checkpoint.alias,
+                "repository": checkpoint.repository,
+                "kind": checkpoint.kind,
+                "parameters": checkpoint.parameters,
+                "download_bytes": checkpoint.download_bytes,
+                "dtype": checkpoint.dtype or "float32",
+                "resolution": checkpoint.resolution,
+                "on_disk": state,
+                "bytes": 0 if held is None else held.bytes,
+            }
+        )
+    if json_:
+        print(json.dumps({"models": rows}))
+        return
+    _print_table([HEADINGS, *map(_row, rows)])
 
 
 @app.command()
 def show(name: Name, json_: Json = False) -> None:
     """Show a checkpoint: licences, the rule of its dtype, its files on this disk."""
-    with friendly_errors():
-        facts = _embedded_facts() if name == EMBEDDED else _facts(name)
-        if json_:
-            print(json.dumps(facts))
-            return
-        for key, value in facts.items():
-            if isinstance(value, list) and value:
-                print(f"{key}:")
-                for item in value:
-                    print(f"  {item}" if isinstance(item, str) else "  " + "  ".join(item.values()))
-            elif value:
-                print(f"{key}: {value}")
+    facts = _embedded_facts() if name == EMBEDDED else _facts(name)
+    if json_:
+        print(json.dumps(facts))
+        return
+    for key, value in facts.items():
+        if isinstance(value, list) and value:
+            print(f"{key}:")
+            for item in value:
+                print(f"  {item}" if isinstance(item, str) else "  " + "  ".join(item.values()))
+        elif value:
+            print(f"{key}: {value}")
 
 
 @app.command()
@@ -100,37 +98,35 @@ def pull(
     json_: Json = False,
 ) -> None:
     """Fetch the files that are missing of a model, of one variant; goes on where it stopped."""
-    with friendly_errors():
-        if name == EMBEDDED:
-            raise ConfigError(f"{name} ships with sanakit", hint="there is nothing to pull")
-        from huggingface_hub import is_offline_mode
+    _refuse_embedded(name, "there is nothing to pull")
+    from huggingface_hub import is_offline_mode
 
-        from sanakit.weights.hub import fetch, latest_commit
-        from sanakit.weights.lockfile import known_commit, read_lockfile, split_revision
+    from sanakit.weights.catalog import find_checkpoint
+    from sanakit.weights.hub import fetch, latest_commit
+    from sanakit.weights.lockfile import known_commit, read_lockfile, split_revision
 
-        notes: list[str] = []
-        repository = _repository(name, revision)
-        own, wanted = split_revision(repository, None)
-        if not json_:
-            _print_licences(own)
-        before = known_commit(own, wanted, read_lockfile(own))
-        folder = fetch(
-            repository, variant=variant, update=update, offline=offline, report=notes.append
-        )
-        if before and not (update or offline or is_offline_mode()) and before != wanted:
-            today = latest_commit(own, wanted)
-            if today != before:
-                notes.append(
-                    f"{wanted} has moved from {before[:7]} to {today[:7]}; {before[:7]} stays "
-                    "pinned until you pull with --update"
-                )
-        if json_:
-            report = {"repository": own, "commit": folder.name, "folder": str(folder)}
-            print(json.dumps({**report, "notes": notes}))
-            return
-        for note in notes:
-            typer.echo(f"note: {note}", err=True)
-        print(f"{own}@{folder.name[:7]} is in {folder}")
+    notes: list[str] = []
+    repository = _repository(name, revision)
+    own, wanted = split_revision(repository, None)
+    checkpoint = find_checkpoint(own)
+    for licence in checkpoint.licences if checkpoint and not json_ else ():
+        typer.echo(f"licence of {licence.subject}: {licence.name} <{licence.url}>", err=True)
+    before = known_commit(own, wanted, read_lockfile(own))
+    folder = fetch(repository, variant=variant, update=update, offline=offline, report=notes.append)
+    if before and not (update or offline or is_offline_mode()) and before != wanted:
+        today = latest_commit(own, wanted)
+        if today != before:
+            notes.append(
+                f"{wanted} has moved from {before[:7]} to {today[:7]}; {before[:7]} stays "
+                "pinned until you pull with --update"
+            )
+    if json_:
+        report = {"repository": own, "commit": folder.name, "folder": str(folder)}
+        print(json.dumps({**report, "notes": notes}))
+        return
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
+    print(f"{own}@{folder.name[:7]} is in {folder}")
 
 
 @app.command()
@@ -141,34 +137,32 @@ def verify(
     json_: Json = False,
 ) -> None:
     """Hash the files on this disk again; exit code 2 if one is not what was fetched."""
-    with friendly_errors():
-        from sanakit.weights.catalog import CATALOG
-        from sanakit.weights.hub import cached_repository
-        from sanakit.weights.hub import verify as hash_again
+    from sanakit.weights.catalog import CATALOG
+    from sanakit.weights.hub import cached_repository
+    from sanakit.weights.hub import verify as hash_again
 
-        if name == EMBEDDED:
-            raise ConfigError(f"{name} ships with sanakit", hint="`pip check` looks after it")
-        named = None if name is None else [_repository(name, None).partition("@")[0]]
-        found = [c.repository for c in CATALOG if cached_repository(c.repository)]
-        report = []
-        for repository in found if named is None else named:
-            count, findings = hash_again(repository)
-            problems = [{"file": f.file, "problem": f.problem} for f in findings]
-            report.append({"repository": repository, "files": count, "findings": problems})
-            if not json_:
-                print(f"{repository}: {count} files, {len(findings) or 'none'} changed")
-                for finding in findings:
-                    print(f"  {finding.file}: {finding.problem}")
-        bad = [row["repository"] for row in report if row["findings"]]
-        if json_:
-            print(json.dumps({"ok": not bad, "models": report}))
-        if bad:
-            raise WeightsError(
-                f"{', '.join(map(str, bad))}: not as fetched",
-                hint=f"do not use it; run: sanakit models rm {bad[0]}, then pull it again",
-            )
-        if not report and not json_:
-            print("no published checkpoint is on this disk")
+    _refuse_embedded(name, "`pip check` looks after it")
+    named = None if name is None else [_repository(name, None).partition("@")[0]]
+    found = [c.repository for c in CATALOG if cached_repository(c.repository)]
+    report = []
+    for repository in found if named is None else named:
+        count, findings = hash_again(repository)
+        problems = [asdict(finding) for finding in findings]
+        report.append({"repository": repository, "files": count, "findings": problems})
+        if not json_:
+            print(f"{repository}: {count} files, {len(findings) or 'none'} changed")
+            for finding in findings:
+                print(f"  {finding.file}: {finding.problem}")
+    bad = [row["repository"] for row in report if row["findings"]]
+    if json_:
+        print(json.dumps({"ok": not bad, "models": report}))
+    if bad:
+        raise WeightsError(
+            f"{', '.join(map(str, bad))}: not as fetched",
+            hint=f"do not use it; run: sanakit models rm {bad[0]}, then pull it again",
+        )
+    if not report and not json_:
+        print("no published checkpoint is on this disk")
 
 
 @app.command()
@@ -178,25 +172,28 @@ def rm(
     json_: Json = False,
 ) -> None:
     """Remove a model from the cache, for every program that shares it."""
-    with friendly_errors():
-        from sanakit.weights.hub import cached_repository, remove
+    from sanakit.weights.hub import cached_repository, remove
 
-        if name == EMBEDDED:
-            raise ConfigError(f"{name} ships with sanakit", hint="it cannot be removed alone")
-        repository = _repository(name, None).partition("@")[0]
-        held = cached_repository(repository)
-        if held is not None and not yes:
-            if not sys.stdin.isatty():
-                raise ConfigError("nobody is here to be asked", hint="pass --yes")
-            question = f"Remove {repository} ({_size(held.bytes)}) from {held.folder.parent}?"
-            if not typer.confirm(question, err=True):
-                print("kept", file=sys.stderr)
-                return
-        freed = remove(repository)
-        if json_:
-            print(json.dumps({"repository": repository, "bytes": freed}))
-        else:
-            print(f"{repository}: removed, {_size(freed)} freed")
+    _refuse_embedded(name, "it cannot be removed alone")
+    repository = _repository(name, None).partition("@")[0]
+    held = cached_repository(repository)
+    if held is not None and not yes:
+        if not sys.stdin.isatty():
+            raise ConfigError("there is no terminal to ask on", hint="pass --yes")
+        question = f"Remove {repository} ({_size(held.bytes)}) from {held.folder.parent}?"
+        if not typer.confirm(question, err=True):
+            print("kept", file=sys.stderr)
+            return
+    freed = remove(repository)
+    if json_:
+        print(json.dumps({"repository": repository, "bytes": freed}))
+    else:
+        print(f"{repository}: removed, {_size(freed)} freed")
+
+
+def _refuse_embedded(name: str | None, hint: str) -> None:
+    if name == EMBEDDED:
+        raise ConfigError(f"{name} ships with sanakit", hint=hint)
 
 
 def _repository(name: str, revision: str | None) -> str:
@@ -233,10 +230,10 @@ def _facts(name: str) -> dict[str, Any]:
     lockfile = read_lockfile(repository)
     files = []
     for commit in held.commits if held else ():
-        for path in sorted(snapshot_folder(repository, commit).rglob("*")):
-            if path.is_file():
-                own = path.relative_to(snapshot_folder(repository, commit)).as_posix()
-                files.append(f"{commit[:7]}/{own}  {_size(path.stat().st_size)}")
+        folder = snapshot_folder(repository, commit)
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            own = path.relative_to(folder).as_posix()
+            files.append(f"{commit[:7]}/{own}  {_size(path.stat().st_size)}")
     facts: dict[str, Any] = {"repository": repository}
     if checkpoint is not None:
         facts |= {
@@ -249,9 +246,7 @@ def _facts(name: str) -> dict[str, Any]:
             "variant": checkpoint.variant,
             "flow shift": _shift(checkpoint),
             "same weights": checkpoint.twin,
-            "licences": [
-                {"subject": x.subject, "name": x.name, "url": x.url} for x in checkpoint.licences
-            ],
+            "licences": [asdict(licence) for licence in checkpoint.licences],
         }
     return facts | {
         "licence on its page when fetched": lockfile.licence,
@@ -307,14 +302,6 @@ def _shift(checkpoint: Checkpoint) -> str | None:
     return f"{checkpoint.flow_shift}; {checkpoint.original_flow_shift} in the original code"
 
 
-def _print_licences(repository: str) -> None:
-    from sanakit.weights.catalog import find_checkpoint
-
-    checkpoint = find_checkpoint(repository)
-    for licence in checkpoint.licences if checkpoint else ():
-        typer.echo(f"licence of {licence.subject}: {licence.name} <{licence.url}>", err=True)
-
-
 def _row(row: dict[str, Any]) -> tuple[str, ...]:
     disk = "-" if row["on_disk"] is None else _size(row["bytes"])
     return (
@@ -326,11 +313,6 @@ def _row(row: dict[str, Any]) -> tuple[str, ...]:
         f"{disk} partial" if row["on_disk"] == "partial" else disk,
         row["repository"],
     )
-
-
-def _download_bytes(checkpoint: Checkpoint) -> int:
-    """An estimate from the numbers of parameters: what is fetched has two bytes for each."""
-    return checkpoint.total_parameters * (4 if checkpoint.kind == "autoencoder" else 2)
 
 
 def _print_table(rows: list[tuple[str, ...]]) -> None:

@@ -83,6 +83,11 @@ class Checkpoint:
         return self.parameters + (extra if self.kind == "pipeline" else 0)
 
     @property
+    def download_bytes(self) -> int:
+        """An estimate: what is fetched has two bytes for each parameter, of autoencoders four."""
+        return self.total_parameters * (4 if self.kind == "autoencoder" else 2)
+
+    @property
     def licences(self) -> tuple[Licence, ...]:
         """Of code, weights and text encoder, as stated by their publishers; outputs: ask them."""
         if self.kind == "autoencoder":

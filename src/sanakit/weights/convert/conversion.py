@@ -54,7 +54,7 @@ from sanakit.weights.layout import (
 from sanakit.weights.resolve import resolve_model
 from sanakit.weights.store import read_config, read_index, read_weights, tensor_bytes, write_weights
 
-Report = Callable[[str], None]
+Report = Callable[[str], object]
 FP16 = (TRANSFORMER, BRANCH)
 """What may be stored in fp16; the others overflow in it."""
 CAST = ("transformer", "controlnet")
@@ -536,7 +536,7 @@ def assembled(
     parts: tuple[Part, ...],
     *,
     variant: str | None,
-    report: Callable[[str], None] = lambda line: None,
+    report: Report = lambda line: None,
 ) -> None:
     """Fill ``folder``, which holds ``parts`` already, with what else a model needs, from ``base``.
 
