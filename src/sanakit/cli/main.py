@@ -6,8 +6,7 @@ import logging
 
 import typer
 
-from sanakit.cli import convert, evaluate, generate, models, train
-from sanakit.cli.data import app as data
+from sanakit.cli import convert, data, evaluate, generate, models, train
 from sanakit.cli.errors import FriendlyGroup
 
 app = typer.Typer(

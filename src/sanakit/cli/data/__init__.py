@@ -1,1 +1,0 @@
-"""`sanakit data`: pictures become training sets; a file for each verb."""
