@@ -355,20 +355,12 @@ def _progress(stop: StopFlag, *, bar: bool) -> Iterator[OnStep]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.progress import TimeRemainingColumn as Remaining
 
-    columns = (
-        TextColumn("drawing"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:.1f} steps/s"),
-        Remaining(),
-    )
+    columns = (TextColumn("drawing"), BarColumn(), MofNCompleteColumn(), Remaining())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("steps", total=None, rate=0.0)
-        began = time.perf_counter()
+        task = progress.add_task("steps", total=None)
 
         def on_step(done: int, total: int) -> None:
-            rate = done / max(1e-9, time.perf_counter() - began)
-            progress.update(task, completed=done, total=total, rate=rate)
+            progress.update(task, completed=done, total=total)
             stop.check(done, total)
 
         yield on_step
