@@ -1,4 +1,4 @@
-"""`sanakit eval standard` as a user types it, on tiny networks."""
+"""`sanakit eval autoencoder` and `standard` as a user types them, on tiny networks."""
 
 from __future__ import annotations
 
@@ -15,12 +15,16 @@ from PIL import Image
 
 from command_line import sanakit
 from sanakit.data.captions.scoring import Scorer
-from sanakit.evaluate import clip
+from sanakit.evaluate import clip, features
 from sanakit.evaluate.distances import frechet_distance
+from sanakit.models.perceptual import PerceptualNetwork
 from sanakit.pipeline.pipeline import Pipeline
+from sanakit.weights import perceptual
 from tiny import write_tiny
+from tiny_features import tiny_features
 from tiny_vision_models import write_clip
 
+WIDTH = 24
 GENEVAL = [
     {"tag": "counting", "include": [{"class": "clock", "count": 2}], "prompt": "two clocks"},
     {"tag": "colors", "include": [{"class": "car", "count": 1}], "prompt": "a red car"},
@@ -34,8 +38,30 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def tiny_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+
+    def loaded(path: Path | None = None) -> features.FeatureNetwork:
+        return tiny_features(width=WIDTH)
+
+    def judge() -> PerceptualNetwork:
+        torch.manual_seed(0)
+        return PerceptualNetwork(((4,), (6,)))
+
+    monkeypatch.setattr(features, "load_features", loaded)
+    monkeypatch.setattr(perceptual, "load_perceptual", judge)
+
+
+def found(family: str, folder: str | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The figures by name and the details of an evaluation; its plots can be read."""
+    out = Path("runs/eval") / (folder or family)
+    value = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))
+    assert value["family"] == family
+    assert (out / "evaluation.md").read_text(encoding="utf-8").startswith(f"# {family}")
+    for path in out.glob("*.png"):
+        with Image.open(path) as image:
+            image.load()
+    return {figure["name"]: figure for figure in value["figures"]}, value["details"]
 
 
 @pytest.fixture
@@ -52,8 +78,53 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
-def report(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+def pictures(folder: Path, count: int = 3) -> Path:
+    folder.mkdir()
+    for number in range(count):
+        pixels = np.random.default_rng(number).integers(0, 256, (40, 70, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return folder
+
+
+def test_autoencoder_of_any_pictures_and_without_the_networks(model: str, tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "mine", count=12)
+    out, _ = sanakit("eval", "autoencoder", model, "--data", folder, "--size", 32, "-n", 10)
+    assert "| PSNR, mean over pictures |" in out
+    figures, _ = found("autoencoder")
+    assert list(figures) == [
+        "PSNR, mean over pictures",
+        "PSNR of the pooled error",
+        "SSIM",
+        "LPIPS (ST-LPIPS, VGG16)",
+        "rFD-EffNetLite0",
+    ]
+    for figure in figures.values():
+        assert figure["count"] == 10
+        assert figure["low"] <= figure["value"] <= figure["high"]
+    # The mean of logarithms is never below the logarithm of the mean.
+    first, pooled = (figures[name]["value"] for name in list(figures)[:2])
+    assert first >= pooled
+    names = {path.name for path in Path("runs/eval/autoencoder").iterdir()}
+    assert names == {"evaluation.json", "evaluation.md", "psnr.png", "pictures.png"}
+    options = ("--size", 32, "-n", 3, "--no-lpips", "--no-rfd")
+    sanakit("eval", "autoencoder", model, "--data", folder, *options)
+    assert [figure["count"] for figure in found("autoencoder")[0].values()] == [3, 3, 3]
+    _, err = sanakit("eval", "autoencoder", model, "--data", folder, "--size", 40, code=2)
+    assert "not a multiple of 32" in err
+
+
+def test_missing_packages_are_named_with_what_to_install(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(features, "find_spec", lambda name: None)
+    monkeypatch.setattr(perceptual, "find_spec", lambda name: None)
+    folder = pictures(tmp_path / "mine")
+    _, err = sanakit("eval", "autoencoder", model, "--data", folder, code=3)
+    assert "pip install efficientnet-lite-pytorch==0.1.0" in err
+    _, err = sanakit("eval", "autoencoder", model, "--data", folder, "--no-rfd", code=3)
+    assert "--no-lpips" in err
 
 
 def test_geneval_lies_as_its_scorer_reads_it(model: str, drawn: list[str]) -> None:
@@ -105,9 +176,8 @@ def test_clip_score_of_a_local_model_and_what_it_needs(model: str, tmp_path: Pat
     Path("list.txt").write_text("a red apple\n\na blue house\na tree\n", encoding="utf-8")
     common = ("eval", "standard", model, "--prompts", "list.txt", "--kind", "clip", "--steps", 1)
     sanakit(*common, "--clip", clip)
-    found = report(Path("runs/eval/standard/clip"))
-    figures = {one["name"]: one for one in found["figures"]}
-    by_prompt = found["details"]["by prompt"]
+    figures, details = found("standard-clip", "standard/clip")
+    by_prompt = details["by prompt"]
     assert list(by_prompt) == ["00000", "00001", "00002"]
     assert figures["CLIP score"]["value"] == pytest.approx(
         np.mean(list(by_prompt.values())), abs=1e-3
@@ -167,7 +237,7 @@ def test_fid_by_torchmetrics_and_a_word_where_it_is_absent(
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     monkeypatch.setitem(sys.modules, "torchmetrics.image.fid", module)
     sanakit(*common, "--real", "real")
-    figures = {one["name"]: one for one in report(Path("runs/eval/standard/fid"))["figures"]}
+    figures = found("standard-fid", "standard/fid")[0]
     means = [
         np.array([np.asarray(Image.open(path)).mean(axis=(0, 1)) for path in folder.glob("*.png")])
         for folder in (Path("runs/eval/standard/fid/pictures"), Path("real"))
