@@ -10,7 +10,7 @@ from pathlib import Path
 from tiny_set import picture
 
 TESTS = Path(__file__).parents[1] / "fixtures"
-EVERY = "13"  # point; all of them: python tests/kill_points.py PICTURES WORK
+EVERY = "13"  # point; all of them: python tests/fixtures/kill_points.py PICTURES WORK
 
 
 def test_a_build_that_dies_before_a_change_of_the_disk_is_finished_by_the_next(
