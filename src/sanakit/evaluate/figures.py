@@ -99,19 +99,13 @@ def bootstrap(
 def mean_figure(
     name: str,
     samples: npt.ArrayLike,
+    statistic: Callable[[npt.NDArray[Any]], float] = np.mean,
     *,
     unit: str = "",
     better: Literal["higher", "lower", ""] = "",
 ) -> Figure:
-    """The mean over samples, with its interval."""
-    low, high = bootstrap(samples)
+    """The mean over samples, or another statistic of them, with its interval."""
     rows = np.asarray(samples)
-    return Figure(
-        name=name,
-        value=float(rows.mean()),
-        low=low,
-        high=high,
-        count=len(rows),
-        unit=unit,
-        better=better,
-    )
+    low, high = bootstrap(rows, statistic)
+    value, count = float(statistic(rows)), len(rows)
+    return Figure(name=name, value=value, low=low, high=high, count=count, unit=unit, better=better)

@@ -18,7 +18,7 @@ from sanakit.charts import Mark, histograms, save, sheet
 from sanakit.errors import ConfigError
 from sanakit.evaluate.distances import paired_distance
 from sanakit.evaluate.features import BATCH, NAME, FeatureNetwork, features_of
-from sanakit.evaluate.figures import Evaluation, Figure, bootstrap, mean_figure
+from sanakit.evaluate.figures import Evaluation, Figure, mean_figure
 from sanakit.evaluate.pictures import Pictures
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.perceptual import PerceptualNetwork
@@ -147,7 +147,9 @@ def evaluate_autoencoder(
     values = psnr_of(found["error"])
     figures = [
         mean_figure("PSNR, mean over pictures", values, unit="dB", better="higher"),
-        _pooled(found["error"]),
+        mean_figure(
+            "PSNR of the pooled error", found["error"], _pooled, unit="dB", better="higher"
+        ),
         mean_figure("SSIM", found["ssim"], better="higher"),
     ]
     if perceptual is not None:
@@ -179,20 +181,8 @@ def evaluate_autoencoder(
     return evaluation
 
 
-def _pooled(errors: npt.NDArray[Any]) -> Figure:
-    def statistic(rows: npt.NDArray[Any]) -> float:
-        return float(psnr_of(rows.mean()))
-
-    low, high = bootstrap(errors, statistic)
-    return Figure(
-        name="PSNR of the pooled error",
-        value=statistic(errors),
-        low=low,
-        high=high,
-        count=len(errors),
-        unit="dB",
-        better="higher",
-    )
+def _pooled(errors: npt.NDArray[Any]) -> float:
+    return float(psnr_of(errors.mean()))
 
 
 def _distance(again: npt.NDArray[Any], real: npt.NDArray[Any]) -> Figure:
