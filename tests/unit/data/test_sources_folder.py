@@ -71,14 +71,10 @@ def test_files_beside_a_picture_are_its_captions(tmp_path: Path) -> None:
     assert samples(open_source(tmp_path))["h"].captions[0].score == 31.5
 
 
-@pytest.mark.parametrize(
-    ("lines", "expected"),
-    [("each", ["one", "two"]), ("first", ["one"]), ("joined", ["one two"])],
-)
-def test_the_policy_says_what_lines_are(tmp_path: Path, lines: str, expected: list[str]) -> None:
-    fill(tmp_path, {"a.png": png(), "a.txt": "one\ntwo\n"})
-    policy = CaptionPolicy(lines=lines)  # type: ignore[arg-type]
-    assert list(captions_of(tmp_path, policy)["a"].values()) == expected
+def test_each_line_of_a_text_is_a_caption(tmp_path: Path) -> None:
+    fill(tmp_path, {"a.png": png(), "a.txt": "one\r\n\n two \n"})
+    (sample,) = samples(open_source(tmp_path)).values()
+    assert [caption.text for caption in sample.captions] == ["one", "two"]
 
 
 @pytest.mark.parametrize(
@@ -153,7 +149,6 @@ def test_names_of_files_are_captions_only_where_nothing_else_is(tmp_path: Path) 
     fill(tmp_path, {"red_apple-2.jpg": png(), "IMG_1234.jpg": png()})
     expected = {"red_apple-2": {"file name": "red apple"}, "IMG_1234": {}}
     assert captions_of(tmp_path) == expected
-    assert captions_of(tmp_path, CaptionPolicy(file_names=False))["red_apple-2"] == {}
     fill(tmp_path, {"IMG_1234.txt": "a dog"})
     assert captions_of(tmp_path) == {"red_apple-2": {}, "IMG_1234": {"original": "a dog"}}
 
@@ -198,11 +193,10 @@ def test_a_policy_replaces_or_drops_the_captions(tmp_path: Path) -> None:
     mine = CaptionPolicy(user="a photo of my dog")
     assert captions_of(tmp_path, mine) == {"a": {"user": "a photo of my dog"}}
     assert captions_of(tmp_path, CaptionPolicy(use="none")) == {"a": {}}
-    assert captions_of(tmp_path, CaptionPolicy(columns=("long",))) == {"a": {"long": "B"}}
     with pytest.raises(ConfigError, match="replaces the captions"):
         CaptionPolicy(user="x", use="none")
-    with pytest.raises(ConfigError, match="lines='some' is not one of"):
-        CaptionPolicy(lines="some")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="use='some' is not one of"):
+        CaptionPolicy(use="some")  # type: ignore[arg-type]
 
 
 def test_units_cut_the_same_listing_and_know_when_it_changes(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_rows_about_one_file_are_one_sample_with_all_captions(tmp_path: Path) ->
     }
 
 
-def test_columns_of_captions_are_recognised_and_can_be_chosen(tmp_path: Path) -> None:
+def test_columns_of_captions_are_recognised(tmp_path: Path) -> None:
     row = {"file_name": "a.png", "text": "T", "caption_llava": ["L1", "L2"], "negative_prompt": "N"}
     row |= {"url": "http://x", "text_score": 3, "notes": "no"}
     fill(tmp_path, {"a.png": png(), "t.jsonl": json.dumps(row)})
@@ -81,10 +81,7 @@ def test_columns_of_captions_are_recognised_and_can_be_chosen(tmp_path: Path) ->
     assert captions_of(path) == {
         "a": {"original": "T", "caption_llava": "L1", "caption_llava-2": "L2"}
     }
-    assert captions_of(path, CaptionPolicy(columns=("notes",))) == {"a": {"notes": "no"}}
     assert samples(open_source(path))["a"].source == "http://x"
-    with pytest.raises(DataError, match=r"no column 'captoin_llava'.*\n.*mean 'caption_llava'"):
-        captions_of(path, CaptionPolicy(columns=("captoin_llava",)))
 
 
 def test_damaged_rows_are_refused_and_the_rest_is_read(tmp_path: Path) -> None:

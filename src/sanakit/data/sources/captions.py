@@ -46,26 +46,19 @@ class CaptionPolicy:
     """Which captions a source gives.
 
     ``use`` "none" gives none, so that training sees the null prompt. ``user`` is one caption for
-    every picture, instead of those of the source. ``columns`` are the keys or columns that hold
-    captions; none means to recognise them. ``lines`` says what the lines of a `.txt` are: "each"
-    a caption of its own, the "first" alone one, or "joined" one. ``file_names`` lets the name of
-    a file be its caption where a folder has no captions at all and the name reads as words.
+    every picture, instead of those of the source.
     """
 
     use: Literal["source", "none"] = "source"
     user: str = ""
-    columns: tuple[str, ...] = ()
-    lines: Literal["each", "first", "joined"] = "each"
-    file_names: bool = True
 
     def __post_init__(self) -> None:
-        for name, known in (("use", ("source", "none")), ("lines", ("each", "first", "joined"))):
-            if getattr(self, name) not in known:
-                raise ConfigError(f"{name}={getattr(self, name)!r} is not one of {known}")
-        if self.user and (self.use == "none" or self.columns):
+        if self.use not in ("source", "none"):
+            raise ConfigError(f"use={self.use!r} is not one of source, none")
+        if self.user and self.use == "none":
             raise ConfigError(
                 "user replaces the captions of the source, so it goes with no other choice",
-                hint='leave out use="none" and columns',
+                hint='leave out use="none"',
             )
 
     @property
@@ -128,21 +121,17 @@ def parsed(data: bytes | str) -> Any:
         raise BadCaptions(f"not JSON ({error})") from error
 
 
-def from_text(data: bytes, policy: CaptionPolicy, captioner: str = ORIGINAL) -> list[Caption]:
-    """The captions of a text file, in the way that ``policy.lines`` says.
+def from_text(data: bytes, captioner: str = ORIGINAL) -> list[Caption]:
+    """The captions of a text file, one a line.
 
     Raises:
         BadCaptions: it is not UTF-8.
     """
-    lines = [line.strip() for line in re.split(r"[\r\n]+", decoded(data)) if line.strip()]
-    if policy.lines == "joined":
-        lines = [" ".join(lines)]
-    elif policy.lines == "first":
-        lines = lines[:1]
-    return [Caption(text=line, captioner=captioner) for line in lines]
+    lines = re.split(r"[\r\n]+", decoded(data))
+    return [Caption(text=line.strip(), captioner=captioner) for line in lines if line.strip()]
 
 
-def from_json(value: Any, policy: CaptionPolicy, *, key: str = "") -> list[Caption]:
+def from_json(value: Any, *, key: str = "") -> list[Caption]:
     """The captions of a JSON file of one picture.
 
     A text, a list of texts, {"caption" or another known name: text}, {captioner: text}, the same
@@ -151,27 +140,21 @@ def from_json(value: Any, policy: CaptionPolicy, *, key: str = "") -> list[Capti
     if not isinstance(value, Mapping):
         return captions_in(value, ORIGINAL)
     own = value.get("sanakit")
-    if isinstance(own, Mapping) and not policy.columns:
+    if isinstance(own, Mapping):
         return captions_in(own.get("captions"), ORIGINAL)
     inner = value.get(key)
     if key and isinstance(inner, Mapping):
-        return from_json(inner, policy)
-    keys = caption_keys(value, policy)
-    if not keys and not policy.columns:  # {captioner: text}
-        keys = [key for key in value if key.lower() not in _FACTS]
-    return from_keys(value, keys)
+        return from_json(inner)
+    named = [key for key in value if key.lower() not in _FACTS]  # {captioner: text}
+    return from_keys(value, caption_keys(value) or named)
 
 
-def caption_keys(
-    keys: Iterable[str], policy: CaptionPolicy, *, all_texts: bool = False
-) -> list[str]:
+def caption_keys(keys: Iterable[str], *, all_texts: bool = False) -> list[str]:
     """The keys or columns that hold captions, the main one first.
 
     ``all_texts``: beside a main one, every key that is not a known fact counts as a captioner.
     """
     keys = list(keys)
-    if policy.columns:
-        return [key for key in policy.columns if key in keys]
     by_name = {key.lower(): key for key in reversed(keys)}
     main = [by_name[name] for name in MAIN if name in by_name][:1]
     others = [

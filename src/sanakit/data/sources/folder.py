@@ -235,10 +235,8 @@ class FolderSource(ListSource):
                 continue
             try:
                 rows = open_rows(self.root / file)
-                columns = recognise(rows, self.captions)
+                columns = recognise(rows, reads=True)
             except DataError as error:
-                if self.captions.columns:
-                    raise
                 entries.append(Refusal(id=file, reason=BAD_CAPTIONS, detail=error.message))
                 continue
             number = len(self._tables)
@@ -285,12 +283,10 @@ class FolderSource(ListSource):
     def _from_file(self, name: str, key: str) -> list[Caption]:
         data = read_inside(self.root, name, limit=LARGEST_TEXT)
         if ending(name) == ".json":
-            return from_json(parsed(data), self.captions, key=key)
-        return from_text(data, self.captions)
+            return from_json(parsed(data), key=key)
+        return from_text(data)
 
     def _from_names(self, picture: Entry) -> list[Caption]:
-        if not self.captions.file_names:
-            return []
         folder = picture.file.rpartition("/")[0].rpartition("/")[2]
         repeated = _REPEATS.fullmatch(folder)
         if repeated:

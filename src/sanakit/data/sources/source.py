@@ -17,6 +17,8 @@ from sanakit.data.units import fingerprint
 # Reasons of the refusals that sources make; `data/images/decode.py` has those of pictures.
 DUPLICATE, UNREADABLE, UNSAFE = "duplicate key", "unreadable", "unsafe name"
 NO_PICTURE, FORMAT, UNLISTED = "no picture", "unsupported format", "not listed"
+# Of captions, and in the hash of every unit: without them sets would be scanned once more.
+_ONCE_SETTINGS = {"columns": [], "lines": "each", "file_names": True}
 
 
 class Source(Protocol):
@@ -69,7 +71,8 @@ class FileSource:
         """Hash names, sizes and times of the unit's files, and the settings."""
         if unit not in self._made_from:
             own = self.settings
-            known = [self.kind, unit, own.unit_size, own.licence, asdict(own.captions)]
+            captions = {**asdict(own.captions), **_ONCE_SETTINGS}
+            known = [self.kind, unit, own.unit_size, own.licence, captions]
             self._made_from[unit] = fingerprint(known, *self.state(unit))
         return self._made_from[unit]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sanakit.data.samples import Caption, Place, Refusal, Sample
-from sanakit.data.sources.captions import CaptionPolicy, caption_keys, from_keys
+from sanakit.data.sources.captions import caption_keys, from_keys
 from sanakit.data.sources.names import (
     PICTURES,
     ending,
@@ -28,7 +28,7 @@ from sanakit.data.sources.source import (
     ListSource,
     SourceSettings,
 )
-from sanakit.errors import DataError, did_you_mean
+from sanakit.errors import DataError
 
 _FILES = listed(
     "file_name filename file image_file file_path filepath image_path img_path path image_name"
@@ -60,19 +60,13 @@ class Columns:
         return tuple(name for name in (*self.captions, self.licence, self.origin) if name)
 
 
-def recognise(rows: Rows, policy: CaptionPolicy) -> Columns:
-    """Find out what the columns of a table are for.
+def recognise(rows: Rows, *, reads: bool) -> Columns:
+    """Find out what the columns of a table are for; of captions, if they are to be read.
 
     Raises:
-        DataError: no column names files or holds pictures; a column of ``policy`` is missing.
+        DataError: no column names files or holds pictures.
     """
     texts = [name for name in rows.columns if name not in rows.binary]
-    for name in policy.columns:
-        if name not in texts:
-            raise DataError(
-                f"{rows.path} has no column {name!r} for captions",
-                hint=did_you_mean(name, texts),
-            )
     picture = _first(_BYTES, rows.binary) or next(iter(rows.binary), "")
     named = "" if picture else _first(_FILES, texts) or _looks_like_files(rows)
     if not picture and not named:
@@ -88,7 +82,7 @@ def recognise(rows: Rows, policy: CaptionPolicy) -> Columns:
     return Columns(
         picture=picture or named,
         has_bytes=bool(picture),
-        captions=tuple(caption_keys(rest, policy)) if policy.reads else (),
+        captions=tuple(caption_keys(rest)) if reads else (),
         id=_first(_IDS, rest),
         licence=_first(_LICENCES, rest),
         origin=_first(_ORIGINS, rest),
@@ -176,7 +170,7 @@ class TableSource(ListSource):
             path_inside(root, file)  # a list of files may be hostile
             rows = open_rows(root / file)
             if len(rows):
-                self._tables.append((rows, recognise(rows, self.captions)))
+                self._tables.append((rows, recognise(rows, reads=self.captions.reads)))
                 self._files.append(file)
         self.entries = list(self._found())
         if not self.entries:

@@ -12,7 +12,6 @@ from typing import Any, BinaryIO
 from sanakit.data.samples import Caption, Place, Refusal, Sample
 from sanakit.data.sources.captions import (
     ORIGINAL,
-    CaptionPolicy,
     decoded,
     from_json,
     from_text,
@@ -213,7 +212,7 @@ class TarSource(FileSource):
 
     def captions_of(self, shard: Shard, key: str, value: Any) -> list[Caption]:
         """The captions of a member KEY.json with this value, None if there is no such member."""
-        return [] if value is None else from_json(value, self.captions, key=key)
+        return [] if value is None else from_json(value, key=key)
 
     def _described(self, shard: Shard, entry: Keyed, sample: Sample) -> Iterator[Sample | Refusal]:
         found: list[Caption] = []
@@ -227,7 +226,7 @@ class TarSource(FileSource):
                 if kind == "json":
                     value = parsed(data)
                 else:
-                    found += _from_member(kind, data, self.captions)
+                    found += _from_member(kind, data)
             except DataError as error:
                 problems.append(f"{kind}: {error.message}")
         if self.captions.reads:
@@ -258,16 +257,16 @@ class TarSource(FileSource):
             return (Refusal(id="", reason=reason, detail=error.message),)
 
 
-def _from_member(kind: str, data: bytes, policy: CaptionPolicy) -> list[Caption]:
+def _from_member(kind: str, data: bytes) -> list[Caption]:
     name, _, last = kind.rpartition(".")
     captioner = name or ORIGINAL
     if last == "json":
-        found = from_json(parsed(data), policy)
+        found = from_json(parsed(data))
         return [replace(c, captioner=captioner) if c.captioner == ORIGINAL else c for c in found]
     if last == "cls":  # of a class a number says nothing without its table
         text = decoded(data).strip()
         return [] if text.lstrip("-").isdigit() else [Caption(text=text, captioner=name or "cls")]
-    return from_text(data, policy, captioner)
+    return from_text(data, captioner)
 
 
 def _split(unit: str) -> tuple[int, int]:

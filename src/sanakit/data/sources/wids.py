@@ -19,7 +19,6 @@ from sanakit.data.shards import INDEX, read_index
 from sanakit.data.sources.captions import (
     BAD_CAPTIONS,
     ORIGINAL,
-    CaptionPolicy,
     caption_keys,
     captions_in,
     from_keys,
@@ -84,7 +83,7 @@ class WidsSource(TarSource):
 
     def captions_of(self, shard: Shard, key: str, value: Any) -> list[Caption]:
         """The captions of KEY.json and of the files about the tar, with the scores of these."""
-        found = captions_by_kind(value, self.captions)
+        found = captions_by_kind(value)
         scores: dict[str, float] = {}
         for name in self.files_about(shard):
             notes = _external(self.root, name, file_state(self.root / name))[0].get(key)
@@ -92,7 +91,7 @@ class WidsSource(TarSource):
                 score = _score(note)
                 if score is not None:
                     scores[kind] = score
-                elif isinstance(note, str) and self._wants(kind):
+                elif isinstance(note, str):
                     unknown = Caption(text="", captioner=ORIGINAL if kind == PROMPT else kind)
                     before = found.get(kind, unknown)
                     if before.text != note:  # the score of another text says nothing of this one
@@ -101,9 +100,6 @@ class WidsSource(TarSource):
             replace(caption, score=scores.get(kind, caption.score))
             for kind, caption in found.items()
         ]
-
-    def _wants(self, kind: str) -> bool:
-        return not self.captions.columns or kind in self.captions.columns
 
 
 def read_meta(root: Path) -> list[Shard]:
@@ -133,13 +129,13 @@ def read_meta(root: Path) -> list[Shard]:
     ]
 
 
-def captions_by_kind(value: Any, policy: CaptionPolicy) -> dict[str, Caption]:
+def captions_by_kind(value: Any) -> dict[str, Caption]:
     """The captions of a KEY.json by NVlabs' kinds: "prompt" first, whoever it is by."""
     if not isinstance(value, Mapping):
         return {}
     own = value.get("sanakit")
     if not isinstance(own, Mapping):
-        found = from_keys(value, caption_keys(value, policy, all_texts=True))
+        found = from_keys(value, caption_keys(value, all_texts=True))
     else:
         found = captions_in(own.get("captions"), ORIGINAL)
     kinds: dict[str, Caption] = {}
@@ -150,9 +146,6 @@ def captions_by_kind(value: Any, policy: CaptionPolicy) -> dict[str, Caption]:
             number += 1
             kind = f"{caption.captioner}-{number}"
         kinds[kind] = caption
-    if isinstance(own, Mapping) and policy.columns:
-        chosen = set(policy.columns)
-        return {kind: c for kind, c in kinds.items() if chosen & {kind, c.captioner}}
     return kinds
 
 
@@ -222,7 +215,7 @@ def _captions_of(shards: Path, file: str) -> Iterator[tuple[str, dict[str, Capti
             raise DataError(f"{shards / file}: {entry.detail}", hint="build it again")
         start, length = entry.texts.get("json", (0, 0))
         data = read_inside(shards, file, start=start, length=length, limit=LARGEST_META)
-        yield entry.key, captions_by_kind(parsed(data), CaptionPolicy())
+        yield entry.key, captions_by_kind(parsed(data))
 
 
 def _write(path: Path, value: Any) -> None:
