@@ -12,7 +12,7 @@ from sanakit.data.shards import Index, ShardFile
 from sanakit.data.sources.opening import open_source
 from sanakit.data.sources.places import read_place
 from sanakit.data.sources.wids import write_wids
-from sanakit.errors import ConfigError, DataError
+from sanakit.errors import DataError
 from tiny_sources import everything, fill, png, refusals, samples, tar
 
 CAPTIONS: dict[str, tuple[Caption, ...]] = {
@@ -68,9 +68,7 @@ def built(folder: Path, *, scored: bool = True) -> Path:
     return folder
 
 
-def read_as_nvlabs(
-    folder: Path, captions: tuple[str, ...], scores: tuple[str, ...]
-) -> dict[str, tuple[dict[str, str], dict[str, float]]]:
+def read_as_nvlabs(folder: Path) -> dict[str, tuple[dict[str, str], dict[str, float]]]:
     """What NVlabs' data set class makes of a folder: its info and the scores it would weigh by.
 
     Written from the description of the format alone, without the code under test.
@@ -95,25 +93,18 @@ def read_as_nvlabs(
             assert {"png", "jpg"} & group.keys()
             info = json.loads(group["json"])
             weights: dict[str, float] = {}
-            for suffix in captions:
-                beside = Path(str(path).replace(".tar", f"{suffix}.json"))
-                info.update(json.loads(beside.read_text("utf-8")).get(key, {}))
-            for suffix in scores:
-                beside = Path(str(path).replace(".tar", f"{suffix}.json"))
-                value = json.loads(beside.read_text("utf-8")) if beside.exists() else {}
-                weights |= {k: float(s) for k, s in value.get(key, {}).items() if k in info}
+            beside = Path(str(path).replace(".tar", "_clip_score.json"))
+            value = json.loads(beside.read_text("utf-8")) if beside.exists() else {}
+            weights |= {k: float(s) for k, s in value.get(key, {}).items() if k in info}
             found[key] = ({k: v for k, v in info.items() if k != "sanakit"}, weights)
     return found
 
 
 def test_built_shards_come_back_with_the_same_captions_and_scores(tmp_path: Path) -> None:
     shards = built(tmp_path / "set/shards")
-    written = write_wids(shards, captions="_captions")
-    assert [path.name for path in written] == [
-        "512x512-00000_captions.json",
-        "512x512-00000_clip_score.json",
-        "512x512-00001_captions.json",
-        "wids-meta.json",
+    write_wids(shards)
+    assert [path.name for path in sorted(shards.glob("*_*.json"))] == [
+        "512x512-00000_clip_score.json"
     ]
     source = open_source(shards)
     assert source.kind == "wids"
@@ -127,8 +118,8 @@ def test_built_shards_come_back_with_the_same_captions_and_scores(tmp_path: Path
 
 def test_nvlabs_reader_finds_prompts_and_scores_by_kind(tmp_path: Path) -> None:
     shards = built(tmp_path)
-    write_wids(shards, captions="_captions", scores="_scores")
-    found = read_as_nvlabs(shards, ("_captions",), ("_scores",))
+    write_wids(shards)
+    found = read_as_nvlabs(shards)
     info, weights = found["cats%2Ftom"]
     assert info["prompt"] == "a cat"
     assert info["VILA1-5-13B"] == "a tabby cat"
@@ -140,8 +131,7 @@ def test_nvlabs_reader_finds_prompts_and_scores_by_kind(tmp_path: Path) -> None:
 def test_scores_of_an_earlier_build_do_not_stay(tmp_path: Path) -> None:
     write_wids(built(tmp_path))
     assert (tmp_path / "512x512-00000_clip_score.json").is_file()
-    written = write_wids(built(tmp_path, scored=False))
-    assert [path.name for path in written] == ["wids-meta.json"]
+    write_wids(built(tmp_path, scored=False))
     assert not (tmp_path / "512x512-00000_clip_score.json").exists()
 
 
@@ -154,9 +144,6 @@ def test_shards_that_are_not_those_of_the_index_are_not_listed(tmp_path: Path) -
     assert not (shards / "wids-meta.json").exists()
     with pytest.raises(DataError, match=r"index\.json is missing"):
         write_wids(tmp_path / "nowhere")
-    for captions, scores in (("a/b", None), ("", None), (None, ".keys"), ("_x", "_x")):
-        with pytest.raises(ConfigError):
-            write_wids(shards, captions=captions, scores=scores)
 
 
 def nvlabs(folder: Path, shards: list[dict[str, Any]]) -> Path:
@@ -190,7 +177,7 @@ def test_external_files_add_captions_and_scores_to_their_own_tar(tmp_path: Path)
 
 def test_external_files_count_for_made_from(tmp_path: Path) -> None:
     shards = built(tmp_path)
-    write_wids(shards, scores=None)
+    write_wids(shards)
     source = open_source(shards)
     before = [source.made_from(unit) for unit in source.units()]
     fill(shards, {"512x512-00000_x.json": '{"none": {"prompt": 30}}'})

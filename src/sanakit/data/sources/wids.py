@@ -29,12 +29,13 @@ from sanakit.data.sources.names import without_ending
 from sanakit.data.sources.places import read_inside
 from sanakit.data.sources.source import UNREADABLE, SourceSettings, file_state
 from sanakit.data.sources.tars import Keyed, Shard, TarSource, index_tar
-from sanakit.errors import ConfigError, DataError
+from sanakit.errors import DataError
 from sanakit.files import write_atomically
 
 META = "wids-meta.json"
 KIND = "SANA-WebDataset"
 PROMPT = "prompt"
+SCORES = "_clip_score.json"
 LARGEST_META = 1 << 30
 
 
@@ -149,56 +150,39 @@ def captions_by_kind(value: Any) -> dict[str, Caption]:
     return kinds
 
 
-def write_wids(
-    shards: Path, *, captions: str | None = None, scores: str | None = "_clip_score"
-) -> list[Path]:
+def write_wids(shards: Path) -> None:
     """Make the shards that `sanakit data build` wrote readable for NVlabs' training code.
 
-    ``shards`` has the `index.json`. Beside each tar, ``captions`` and ``scores`` are the suffixes
-    of files with all its captions, and with their scores where there are any; None writes none.
-    `wids-meta.json` comes last. Gives the files that were written.
+    ``shards`` has the `index.json`. Beside each tar go the scores of its captions, where there are
+    any; `wids-meta.json` comes last.
 
     Raises:
-        ConfigError: a suffix is no part of a file name, or both are the same.
         DataError: the index or a shard is damaged, or the disk refuses.
     """
-    for suffix in (captions, scores):
-        if suffix is not None and (not suffix or suffix.startswith(".") or "/" in suffix):
-            raise ConfigError(f"suffix {suffix!r} is no part of a name", hint='like "_clip_score"')
-    if captions is not None and captions == scores:
-        raise ConfigError(f"captions and scores would both go to files with suffix {scores!r}")
     listed = []
-    written = []
     index = read_index(shards)
     if index is None:
         raise DataError(f"{shards / INDEX} is missing", hint="run `sanakit data build` first")
     for shard in index.shards:
-        file = shard.file
-        if file_state(shards / file)[0] != shard.bytes:
+        path = shards / shard.file
+        if file_state(path)[0] != shard.bytes:
             raise DataError(
-                f"{shards / file} has not the {shard.bytes} bytes of the index",
+                f"{path} has not the {shard.bytes} bytes of the index",
                 hint="run `sanakit data build` again",
             )
-        listed.append({"url": file, "nsamples": shard.samples, "filesize": shard.bytes})
-        texts: dict[str, dict[str, str]] = {}
-        numbers: dict[str, dict[str, float]] = {}
-        for key, kinds in _captions_of(shards, file) if captions or scores else ():
-            texts[key] = {kind: caption.text for kind, caption in kinds.items()}
+        listed.append({"url": shard.file, "nsamples": shard.samples, "filesize": shard.bytes})
+        scores = {}
+        for key, kinds in _captions_of(shards, shard.file):
             scored = {kind: c.score for kind, c in kinds.items() if c.score is not None}
             if scored:
-                numbers[key] = scored
-        for suffix, notes in ((captions, texts), (scores, numbers)):
-            if suffix is None:
-                continue
-            path = shards / f"{without_ending(file)}{suffix}.json"
-            if notes:
-                _write(path, notes)
-                written.append(path)
-            else:
-                path.unlink(missing_ok=True)  # of an earlier build
+                scores[key] = scored
+        beside = shards / f"{shard.unit}{SCORES}"
+        if scores:
+            _write(beside, scores)
+        else:
+            beside.unlink(missing_ok=True)  # of an earlier build
     name = shards.resolve().parent.name
     _write(shards / META, {"name": name, "__kind__": KIND, "wids_version": 1, "shardlist": listed})
-    return [*written, shards / META]
 
 
 def _score(note: Any) -> float | None:
