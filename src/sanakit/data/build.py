@@ -253,11 +253,7 @@ def build_shards(
 
 
 def last_settings(training_set: TrainingSet) -> BuildSettings | None:
-    """What the shards of a set were last built with, None where none were.
-
-    Raises:
-        DataError: the record of it is damaged.
-    """
+    """What the shards of a set were last built with, None where none were."""
     path = training_set.folder / SHARDS / PLAN / SETTINGS
     if not path.exists():
         return None

@@ -105,9 +105,6 @@ class DuplicateFinder:
     Two hashes of a distance up to 2m - 1 agree, but for one bit, in at least one of m parts: a
     picture is looked up under each part and its neighbours, not compared with all. Source:
     Norouzi, Punjani and Fleet, "Fast search in Hamming space with multi-index hashing" (2012).
-
-    Raises:
-        ConfigError: ``near`` is not from 0 to 8.
     """
 
     def __init__(self, near: int = NEAR) -> None:

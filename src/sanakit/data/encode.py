@@ -63,11 +63,7 @@ def text_key(caption: str) -> str:
 
 
 def stored(states: Tensor, storage: Storage) -> Stored:
-    """Round states to 16 bits, as they are kept.
-
-    Raises:
-        NumericsError: a value is not finite, or too large for float16.
-    """
+    """Round states to 16 bits, as they are kept."""
     if storage not in STORAGES:
         raise ConfigError(f"storage {storage!r} is unknown", hint=f"one of {', '.join(STORAGES)}")
     rounded = states.detach().to("cpu", torch.float16 if storage == "float16" else torch.bfloat16)
@@ -115,27 +111,15 @@ class CachedStates:
 
     @property
     def about(self) -> dict[str, Any]:
-        """What the file says of itself: ``shard_sha256``, ``storage``, ``encoder`` and more.
-
-        Raises:
-            DataError: the file is missing or damaged.
-        """
+        """What the file says of itself: ``shard_sha256``, ``storage``, ``encoder`` and more."""
         return json.loads(self._bytes(self.shard, ABOUT))
 
     def latent(self, identity: str) -> Tensor:
-        """The scaled latent ``c h w`` of a sample, in the dtype that is stored.
-
-        Raises:
-            DataError: the sample has none (its picture could not be read), or the file is damaged.
-        """
+        """The scaled latent ``c h w`` of a sample, in the dtype that is stored."""
         return self._tensor(self.shard, key_of(identity), f"sample {identity!r}")
 
     def text(self, caption: str) -> Tensor:
-        """The states ``l d`` of a caption's real tokens; those of the null prompt for "".
-
-        Raises:
-            DataError: the shard has no such caption, or the file is damaged.
-        """
+        """The states ``l d`` of a caption's real tokens; those of the null prompt for ""."""
         return self._tensor(
             self.shard if caption else NULL, text_key(caption), f"caption {caption[:60]!r}"
         )
@@ -225,19 +209,11 @@ class Encoding:
         return fingerprint(self.about())[:16]
 
     def made_from(self, unit: str) -> str:
-        """Identify encoder, settings, and the bytes of the shard.
-
-        Raises:
-            DataError: the shard is not finished.
-        """
+        """Identify encoder, settings, and the bytes of the shard."""
         return fingerprint(self.about(), "" if unit == NULL else self.shard_hash(unit))
 
     def shard_hash(self, unit: str) -> str:
-        """The SHA-256 of a shard, from its mark.
-
-        Raises:
-            DataError: the shard is not finished.
-        """
+        """The SHA-256 of a shard, from its mark."""
         mark = read_mark(self.shards, unit)
         if mark is None:
             raise DataError(
@@ -274,11 +250,7 @@ class LatentEncoding(Encoding):
         return {**super().about(), "kind": "latents", "resolution": self.resolution}
 
     def open(self) -> None:
-        """Load the autoencoder.
-
-        Raises:
-            WeightsError: it is not the one that the run was started with.
-        """
+        """Load the autoencoder."""
         require_same(self.model, autoencoder_hash(self.model), self.encoder_hash)
         autoencoder = AutoencoderDC.from_pretrained(
             self.model, subfolder="vae", torch_dtype=DTYPES[self.dtype], device_map=self.device
@@ -286,11 +258,7 @@ class LatentEncoding(Encoding):
         self._autoencoder.put(autoencoder)
 
     def process(self, unit: str, staging: Path) -> dict[str, Any]:
-        """Encode the pictures of a shard; one that cannot be read is left out and counted.
-
-        Raises:
-            DataError: the shard is damaged. NumericsError: a latent is not finite.
-        """
+        """Encode the pictures of a shard; one that cannot be read is left out and counted."""
         ids = read_keys(self.shards, unit).keys
         unreadable: list[str] = []
         with computing(self.threads, batch_size=self.batch_size):
@@ -347,20 +315,12 @@ class TextEncoding(Encoding):
         return {**super().about(), "kind": "text", "max_tokens": self.max_tokens}
 
     def open(self) -> None:
-        """Load tokenizer and text encoder.
-
-        Raises:
-            WeightsError: they are not those that the run was started with.
-        """
+        """Load tokenizer and text encoder."""
         require_same(self.model, text_encoder_hash(self.model), self.encoder_hash)
         self._prompts.put(load_prompts(self.model, dtype=self.dtype, device=self.device))
 
     def process(self, unit: str, staging: Path) -> dict[str, Any]:
-        """Encode the captions of a shard, each text once.
-
-        Raises:
-            DataError: the shard is damaged. NumericsError: a state does not fit its storage.
-        """
+        """Encode the captions of a shard, each text once."""
         captions = [""] if unit == NULL else self._captions(unit)
         cut: list[str] = []
         with computing(self.threads, batch_size=self.batch_size):
@@ -399,11 +359,7 @@ class TextEncoding(Encoding):
 
 
 def built(set_folder: Path) -> Index:
-    """The index of the shards of a set.
-
-    Raises:
-        DataError: none were built.
-    """
+    """The index of the shards of a set."""
     index = read_index(set_folder / SHARDS)
     if index is None:
         raise DataError(
@@ -413,20 +369,12 @@ def built(set_folder: Path) -> Index:
 
 
 def autoencoder_hash(model: str) -> str:
-    """Identify the autoencoder of a model, its scaling factor included.
-
-    Raises:
-        MissingModelError: no such model.
-    """
+    """Identify the autoencoder of a model, its scaling factor included."""
     return fingerprint_of_folder(component_folder(model, "vae"))
 
 
 def text_encoder_hash(model: str) -> str:
-    """Identify all that decides text states: the LLM, the tokenizer, the instruction.
-
-    Raises:
-        MissingModelError: no such model.
-    """
+    """Identify all that decides text states: the LLM, the tokenizer, the instruction."""
     folder = resolve_model(model)
     tokenizer = [
         (path.name, sha256_of(path))
@@ -438,11 +386,7 @@ def text_encoder_hash(model: str) -> str:
 
 
 def load_prompts(model: str, *, dtype: str, device: str) -> PromptEncoder:
-    """Load the text encoder of a model alone; it keeps its instruction in memory and no file.
-
-    Raises:
-        MissingModelError: no such model. ConfigError: a dtype that overflows.
-    """
+    """Load the text encoder of a model alone; it keeps its instruction in memory and no file."""
     checkpoint = find_checkpoint(model)
     chosen = resolve_dtypes(checkpoint, {"text_encoder": DTYPES[dtype]}, device=device)
     folder = resolve_model(model)

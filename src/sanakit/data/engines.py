@@ -77,11 +77,7 @@ class RayEngine:
 
 @contextmanager
 def running_ray(workers: int) -> Iterator[Any]:
-    """Give the module ``ray``, started if it was not, and then stopped at the end.
-
-    Raises:
-        ConfigError: Ray is not installed, or the cluster of ``RAY_ADDRESS`` does not answer.
-    """
+    """Give the module ``ray``, started if it was not, and then stopped at the end."""
     ray = _imported()
     started = not ray.is_initialized()
     if started:
@@ -188,11 +184,7 @@ ENGINES = ("local", "ray")
 
 
 def engine_named(name: str, workers: int = 1) -> Engine:
-    """The engine ``local`` or ``ray`` with a number of processes.
-
-    Raises:
-        ConfigError: another name, or no worker.
-    """
+    """The engine ``local`` or ``ray`` with a number of processes."""
     if name not in ENGINES:
         raise ConfigError(f"no engine {name!r}", hint=did_you_mean(name, ENGINES))
     if workers < 1:
@@ -202,11 +194,7 @@ def engine_named(name: str, workers: int = 1) -> Engine:
 
 @contextmanager
 def running_engine(name: str, workers: int = 1) -> Iterator[Engine]:
-    """The same for several stages in a row: Ray starts once.
-
-    Raises:
-        ConfigError: as there, or Ray is not installed.
-    """
+    """The same for several stages in a row: Ray starts once."""
     engine = engine_named(name, workers)
     if isinstance(engine, RayEngine):
         with running_ray(workers):

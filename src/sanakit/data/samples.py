@@ -76,11 +76,7 @@ def to_line(record: Sample | Refusal) -> str:
 
 
 def sample_from(value: dict[str, Any]) -> Sample:
-    """Undo :func:`to_line` for a sample.
-
-    Raises:
-        DataError: a field is absent, unknown or of the wrong kind.
-    """
+    """Undo :func:`to_line` for a sample."""
     try:
         captions = tuple(Caption(**caption) for caption in value["captions"])
         return Sample(**{**value, "place": Place(**value["place"]), "captions": captions})
@@ -91,11 +87,7 @@ def sample_from(value: dict[str, Any]) -> Sample:
 
 
 def refusal_from(value: dict[str, Any]) -> Refusal:
-    """Undo :func:`to_line` for a refusal.
-
-    Raises:
-        DataError: a field is absent, unknown or of the wrong kind.
-    """
+    """Undo :func:`to_line` for a refusal."""
     try:
         return Refusal(**value)
     except TypeError as error:

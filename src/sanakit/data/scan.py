@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from sanakit.data.duplicates import CELLS, NEAR, Duplicate, DuplicateFinder, Look, look_at
-from sanakit.data.images.decode import DEFAULT, REASONS, BadPicture, DecodeLimits, decoded_image
+from sanakit.data.images.decode import DEFAULT, BadPicture, DecodeLimits, decoded_image
 from sanakit.data.samples import Place, Refusal, Sample, to_line
 from sanakit.data.sources.places import read_place
 from sanakit.data.sources.source import Source
@@ -34,18 +34,6 @@ UNREADABLE = "unreadable"
 TOO_SMALL = "too small"
 REMARKS = frozenset({"bad captions"})
 """Reasons that keep something out, but not the picture."""
-ALL_REASONS = MappingProxyType(
-    {
-        **REASONS,
-        UNREADABLE: "the file cannot be read: permissions, gone, a link that leads nowhere",
-        DUPLICATE: "another picture of the set, the first in order, shows the same",
-        "duplicate key": "another picture of the source has the same id",
-        "unsafe name": "an absolute name, one with `..`, a link out of the source, not UTF-8",
-        "no picture": "captions or a record without a picture",
-        "not listed": "in the folder, but not in the list that the source has",
-        "bad captions": "captions that cannot be read; the picture stays",
-    }
-)
 COLOURS = ".colours.npy"
 _SMALL = 64  # px: enough for a look, and a JPEG decodes to it at an eighth of its size
 _ENDINGS = MappingProxyType(

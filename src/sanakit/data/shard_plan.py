@@ -20,9 +20,6 @@ class BuildSettings:
 
     ``store`` keeps pictures ``fitted`` to their bucket, or the ``original`` bytes. Pictures with a
     side below ``min_side`` px are left out. ``seed`` shuffles the samples over the shards.
-
-    Raises:
-        ConfigError: a value breaks its rule.
     """
 
     resolution: int = 512

@@ -104,11 +104,7 @@ class Index:
 
 
 def read_index(folder: Path) -> Index | None:
-    """The index of a folder of shards, None where none was finished.
-
-    Raises:
-        DataError: it is damaged, or of another format.
-    """
+    """The index of a folder of shards, None where none was finished."""
     path = folder / INDEX
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -134,11 +130,7 @@ def read_index(folder: Path) -> Index | None:
 
 
 def read_keys(folder: Path, unit: str) -> Keys:
-    """What a shard holds.
-
-    Raises:
-        DataError: its list is missing or damaged.
-    """
+    """What a shard holds."""
     path = folder / f"{unit}{KEYS}"
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -154,11 +146,7 @@ def read_keys(folder: Path, unit: str) -> Keys:
 
 
 def read_span(path: Path, span: Span) -> bytes:
-    """Some bytes of a shard.
-
-    Raises:
-        DataError: the shard is missing or ends before them.
-    """
+    """Some bytes of a shard."""
     start, length = span
     try:
         with path.open("rb") as file:

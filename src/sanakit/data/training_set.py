@@ -96,11 +96,7 @@ class TrainingSet:
         write_json(self.folder / SET, value)
 
     def scanned(self, unit: str) -> list[Sample]:
-        """The samples of a unit as the scan left them, with the captions of the source alone.
-
-        Raises:
-            DataError: the unit was not scanned, or its file is damaged.
-        """
+        """The samples of a unit as the scan left them, with the captions of the source alone."""
         return [sample_from(value) for value in self._lines(SCAN, unit)]
 
     def refused(self, unit: str) -> list[Refusal]:
@@ -146,11 +142,7 @@ class TrainingSet:
             yield from self.samples(unit)
 
     def duplicates(self) -> dict[str, str]:
-        """The id of each duplicate, and of the sample that stays in its place.
-
-        Raises:
-            DataError: the scan is not finished.
-        """
+        """The id of each duplicate, and of the sample that stays in its place."""
         path = self.folder / SCAN / DUPLICATES
         if not path.exists():
             raise DataError(
@@ -160,28 +152,16 @@ class TrainingSet:
         return {value["id"]: value["of"] for value in read_lines(path)}
 
     def kept(self) -> Iterator[Sample]:
-        """The samples of all units that are in the set: those that are no duplicates, in order.
-
-        Raises:
-            DataError: the scan is not finished.
-        """
+        """The samples of all units that are in the set: those that are no duplicates, in order."""
         duplicates = self.duplicates()
         return (sample for sample in self.all_samples() if sample.id not in duplicates)
 
     def quarantined(self) -> list[Refusal]:
-        """All that the scan kept out, duplicates and captions included.
-
-        Raises:
-            DataError: the scan is not finished.
-        """
+        """All that the scan kept out, duplicates and captions included."""
         return [refusal_from(value) for value in read_lines(self.folder / QUARANTINE)]
 
     def hash_of(self, stage: str, unit: str) -> str | None:
-        """The hash of what a stage wrote of a unit, from its mark; None where it is not finished.
-
-        Raises:
-            DataError: the unit was not even scanned.
-        """
+        """The hash of what a stage wrote of a unit; None where it is not finished."""
         mark = read_mark(self.folder / stage, unit)
         if mark is None and stage == SCAN:
             raise self._unfinished(stage, unit)
@@ -207,11 +187,7 @@ def _scored(caption: Caption, scores: list[float] | None) -> Caption:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON values of a file, one a line.
-
-    Raises:
-        DataError: it is missing or damaged.
-    """
+    """The JSON values of a file, one a line."""
     try:
         # Not splitlines(): captions may hold other characters that it takes for line ends.
         return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]

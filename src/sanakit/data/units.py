@@ -104,11 +104,7 @@ def read_mark(folder: Path, unit: str) -> Mark | None:
 
 
 def finish_unit(stage: Stage, unit: str) -> Mark:
-    """Compute one unit and put it in place: files first, their mark last.
-
-    Raises:
-        DataError: the disk refuses; nothing of the unit counts then.
-    """
+    """Compute one unit and put it in place: files first, their mark last."""
     folder = stage.folder
     # Never the folder of another process, which may be one that outlived the run that began it.
     staging = folder / f"{_STAGING}{unit}-{secrets.token_hex(4)}"
@@ -184,11 +180,7 @@ class LocalEngine:
 def run_stage(
     stage: Stage, units: Sequence[str], *, engine: Engine, report: Report
 ) -> dict[str, Mark]:
-    """Finish all units that have no valid mark, and give the marks of all, in order of ``units``.
-
-    Raises:
-        DataError: the disk refuses, or what the stage itself raises.
-    """
+    """Finish all units that have no valid mark; gives the marks of all, in order of ``units``."""
     stage.folder.mkdir(parents=True, exist_ok=True)
     clear_leftovers(stage.folder)
     marks: dict[str, Mark] = {}

@@ -16,7 +16,7 @@ from PIL import Image
 import zoo
 from sanakit.data.images.decode import DecodeLimits
 from sanakit.data.samples import Caption, Place, Refusal, Sample
-from sanakit.data.scan import ALL_REASONS, ScanStage, ScanSummary, scan_source
+from sanakit.data.scan import ScanStage, ScanSummary, scan_source
 from sanakit.data.training_set import QUARANTINE, TrainingSet
 from sanakit.data.units import LocalEngine, Mark, Stage, fingerprint
 from sanakit.errors import ConfigError, DataError
@@ -124,11 +124,6 @@ def test_a_name_that_is_not_utf_8_comes_back_as_it_was(tmp_path: Path) -> None:
     [line] = quarantine(tmp_path / "set")
     assert line["id"] == name
     assert line["reason"] == "unreadable"  # sources refuse such a name before it is read
-
-
-def test_every_reason_that_can_occur_is_explained() -> None:
-    assert {animal.reason for animal in zoo.animals()} <= {"", *ALL_REASONS}
-    assert all(ALL_REASONS.values())
 
 
 def test_engines_and_units_change_no_byte(tmp_path: Path) -> None:

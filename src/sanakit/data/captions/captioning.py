@@ -93,11 +93,7 @@ class Captioner:
     """A model with its processor, ready to describe pictures."""
 
     def __init__(self, folder: Path, writing: Writing, *, dtype: str, device: str) -> None:
-        """Load it.
-
-        Raises:
-            ConfigError, WeightsError: see `open_model`.
-        """
+        """Load it."""
         self.writing = writing
         self._model, self._processor = open_model(
             AutoModelForImageTextToText, folder, dtype=dtype, device=device
@@ -181,11 +177,7 @@ class Captioning(VisionStage[Captioner]):
         return Captioner(folder, self.writing, dtype=self.dtype, device=self.device)
 
     def process(self, unit: str, staging: Path) -> dict[str, Any]:
-        """Describe the pictures of a unit.
-
-        Raises:
-            DataError: the source has captions under this name, or no picture can be read.
-        """
+        """Describe the pictures of a unit."""
         samples = self.training_set.scanned(unit)
         for sample in samples:
             if any(caption.captioner == self.name for caption in sample.captions):

@@ -120,11 +120,7 @@ class Scoring(VisionStage[Scorer]):
         return Scorer(folder, dtype=self.dtype, device=self.device)
 
     def process(self, unit: str, staging: Path) -> dict[str, Any]:
-        """Score the captions of a unit; equal texts are read once.
-
-        Raises:
-            DataError: no picture can be read. NumericsError: the model overflows in its dtype.
-        """
+        """Score the captions of a unit; equal texts are read once."""
         scorer = self.opened.get()
         samples = [sample for sample in self.training_set.samples(unit) if sample.captions]
         texts = list(dict.fromkeys(c.text for sample in samples for c in sample.captions))

@@ -92,11 +92,7 @@ def find_vision_model(name: str) -> Path:
 
 
 def fingerprint_of_folder(folder: Path) -> str:
-    """The hash of a model's small files and of the size and both ends of its weights.
-
-    Raises:
-        WeightsError: there are no weights in safetensors files.
-    """
+    """The hash of a model's small files and of the size and both ends of its weights."""
     digest = hashlib.sha256()
     weights = 0
     for path in sorted(folder.iterdir()):
@@ -121,11 +117,7 @@ def fingerprint_of_folder(folder: Path) -> str:
 
 
 def require_same(name: str, found: str, expected: str) -> None:
-    """Refuse a model that changed since the run was started, or differs on another machine.
-
-    Raises:
-        WeightsError: it does.
-    """
+    """Refuse a model that changed since the run was started, or differs on another machine."""
     if found != expected:
         raise WeightsError(
             f"{name}: holds another model than when the run was started",
@@ -156,11 +148,7 @@ class VisionStage(ABC, Generic[T]):
         """The model in a folder, ready for use."""
 
     def open(self) -> None:
-        """Load the model.
-
-        Raises:
-            WeightsError: it is not the one that the run was started with.
-        """
+        """Load the model."""
         folder = find_vision_model(self.model)
         require_same(self.model, fingerprint_of_folder(folder), self.model_hash)
         self.opened.put(self.load(folder))
@@ -235,9 +223,6 @@ def computing(threads: int, *, batch_size: int) -> Iterator[None]:
     """Run networks without gradients, with a number of threads that decides the last bits.
 
     Sums are split among threads, so every engine computes a unit with the same number of them.
-
-    Raises:
-        OutOfMemory: naming the batch size that was too large.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -256,11 +241,7 @@ def computing(threads: int, *, batch_size: int) -> Iterator[None]:
 
 
 def picture_of(root: Path, sample: Sample, *, side: int, limits: DecodeLimits) -> Image.Image:
-    """The picture of a sample, shrunk until its longer side is at most ``side`` pixels.
-
-    Raises:
-        DataError: it cannot be read or decoded.
-    """
+    """The picture of a sample, shrunk until its longer side is at most ``side`` pixels."""
     data = read_place(root, sample.place)
     pixels = decode(data, limits=limits, cover=(side, side)).pixels
     picture = Image.fromarray(pixels)

@@ -22,10 +22,6 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """A loaded image in mode RGB: its ICC profile applied, transparency laid over white.
 
     16-bit grey is scaled to 8 bits, floating point in [0, 1] too.
-
-    Raises:
-        UnclearColours: wide values beyond the range that has a meaning, or another colour space.
-        ValueError: floats that are not finite.
     """
     profile = image.info.get("icc_profile")
     if image.mode in _WIDE or image.mode == "F":

@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,16 +29,10 @@ from sanakit.data.images.color import UnclearColours, to_rgb
 from sanakit.data.images.format import Size
 from sanakit.errors import ConfigError, DataError
 
-REASONS = MappingProxyType(
+REASONS = frozenset(
     {
-        "empty file": "no bytes at all",
-        "not a picture": "text, an HTML page, zeros: no format that is known",
-        "unsupported format": "a picture or document of a kind that is not decoded here",
-        "truncated": "the end is missing",
-        "damaged": "the decoder or a check sum says that bytes are wrong",
-        "too many pixels": "the header claims more pixels than are decoded",
-        "too small": "a side is shorter than asked for",
-        "animated": "several frames or pages; --first-frame takes the first",
+        *("empty file", "not a picture", "unsupported format", "truncated", "damaged"),
+        *("too many pixels", "too small", "animated"),
     }
 )
 _DECODERS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
@@ -130,9 +123,6 @@ def decoded_image(
     """As :func:`decode`, with the pixels where Pillow has them: an image of mode RGB.
 
     Gives the image, its format, and the height and width of the whole picture as shown.
-
-    Raises:
-        BadPicture: as :func:`decode`.
     """
     kind = _format(data)
     if (claimed := format.claimed_size(data, kind)) is not None:

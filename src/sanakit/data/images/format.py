@@ -161,9 +161,6 @@ def plain_png(data: bytes) -> tuple[bytes, int]:
     """The same PNG with nothing but what its pixels depend on, and its number of frames.
 
     Texts go, so that none is unpacked; so do the frames of an animation after the first.
-
-    Raises:
-        PngError: the file ends early, or a check sum of what is kept does not hold.
     """
     kept: list[bytes | memoryview] = [PNG_START]
     frames = 1

@@ -183,12 +183,7 @@ class BatchReader:
     def _sample(
         self, shards: ShardReader, shard: ShardFile, row: int, epoch: int, target: Tensor | None
     ) -> _Found:
-        """Read one sample with its caption; its picture goes to ``target``.
-
-        Raises:
-            DamagedSample: its record or its states are damaged.
-            BadPicture: its picture is.
-        """
+        """Read one sample with its caption; its picture goes to ``target``."""
         sample = shards.read(shard, row, image=target is not None)
         caption = self.captions.choose(
             sample.captions, seed=self.order.seed, epoch=epoch, id=sample.id

@@ -74,11 +74,7 @@ class LocalFolder:
         return found
 
     def holding(self, shard: ShardFile) -> Path:
-        """The folder itself.
-
-        Raises:
-            DataError: the shard is gone, or has another size or hash than the index says.
-        """
+        """The folder itself."""
         path = self.folder / shard.file
         try:
             size = path.stat().st_size
@@ -118,11 +114,7 @@ class RemoteFolder:
         return self.url
 
     def index(self) -> Index:
-        """Fetch and read `index.json`; it is never kept.
-
-        Raises:
-            DataError: there is none, it is damaged, or the place cannot be reached.
-        """
+        """Fetch and read `index.json`; it is never kept."""
         with tempfile.TemporaryDirectory() as folder:
             self._fetch(INDEX, Path(folder) / INDEX, "")
             found = read_index(Path(folder))
@@ -130,11 +122,7 @@ class RemoteFolder:
         return found
 
     def holding(self, shard: ShardFile) -> Path:
-        """Fetch the shard unless it is in the cache.
-
-        Raises:
-            DataError: it cannot be had whole.
-        """
+        """Fetch the shard unless it is in the cache."""
         place = self.cache / shard.sha256
         with disk_errors(place, hint="make room, or name another folder: cache="):
             self.cache.mkdir(parents=True, exist_ok=True)

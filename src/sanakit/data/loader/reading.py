@@ -93,11 +93,7 @@ class ShardReader(_KeepsOpen[_Shard]):
         self._folder = folder
 
     def id(self, shard: ShardFile, row: int) -> str:
-        """The id of a shard's sample number ``row``.
-
-        Raises:
-            DataError: the shard is missing, or is not the one the index lists.
-        """
+        """The id of a shard's sample number ``row``."""
         return self._opened(shard).keys.keys[row]
 
     def read(self, shard: ShardFile, row: int, *, image: bool = True) -> StoredSample:
@@ -172,20 +168,11 @@ class StateReader(_KeepsOpen[CachedStates]):
         self._folder = folder
 
     def latent(self, shard: ShardFile, id: str) -> Tensor:
-        """The latent of a sample, ``c h w``.
-
-        Raises:
-            DataError: the shard was not encoded since it was built.
-            DamagedSample: it was, without this sample.
-        """
+        """The latent of a sample, ``c h w``."""
         return _unless_damaged(self._opened(shard).latent, id)
 
     def text(self, shard: ShardFile, caption: str) -> Tensor:
-        """The states of a caption of the shard, or of the null prompt for "", ``l d``.
-
-        Raises:
-            DataError, DamagedSample: as :meth:`latent`.
-        """
+        """The states of a caption of the shard, or of the null prompt for "", ``l d``."""
         return _unless_damaged(self._opened(shard).text, caption)
 
     def _make(self, shard: ShardFile) -> CachedStates:
@@ -208,22 +195,14 @@ def _unless_damaged(read: Callable[[str], Tensor], what: str) -> Tensor:
 
 
 def open_states(folder: str | Path | None) -> StateReader | None:
-    """A reader of a folder's states; None for None.
-
-    Raises:
-        DataError: there is no such folder.
-    """
+    """A reader of a folder's states; None for None."""
     if folder is not None and not Path(folder).is_dir():
         raise DataError(f"{folder} is no folder", hint="make it: sanakit data encode")
     return None if folder is None else StateReader(Path(folder))
 
 
 def stacked(latents: list[Tensor]) -> Tensor:
-    """Latents of one batch as ``b c h w``.
-
-    Raises:
-        DataError: they differ in shape or type.
-    """
+    """Latents of one batch as ``b c h w``."""
     _of_one_kind("latents of one bucket", {(tuple(one.shape), one.dtype) for one in latents})
     return torch.stack(latents)
 
@@ -237,11 +216,7 @@ def _of_one_kind(what: str, kinds: set[tuple[Any, torch.dtype]]) -> None:
 
 
 def padded(texts: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Texts ``l d`` as one ``b l d`` with zeros at the ends, and which are real, ``b l``.
-
-    Raises:
-        DataError: they differ in width or type.
-    """
+    """Texts ``l d`` as one ``b l d`` with zeros at the ends, and which are real, ``b l``."""
     _of_one_kind("text states", {(text.shape[1], text.dtype) for text in texts})
     lengths = torch.tensor([text.shape[0] for text in texts])
     batch = texts[0].new_zeros(len(texts), int(lengths.max()), texts[0].shape[1])

@@ -52,12 +52,7 @@ def started(
 
 
 def received(running: Iterator[Batch | SanakitError], reader: BatchReader, expected: int) -> Batch:
-    """The next batch, number ``expected``.
-
-    Raises:
-        DataError: a worker process died; names the samples that dead ones were at.
-        SanakitError: what the worker met.
-    """
+    """The next batch, number ``expected``."""
     try:
         batch = next(running)
     except RuntimeError as error:

@@ -75,11 +75,7 @@ class Facts:
 
 
 def gather(training_set: TrainingSet, *, choose: int = 24) -> Facts:
-    """Count a set, and choose some samples to show.
-
-    Raises:
-        DataError: the scan is not finished, or a file is damaged.
-    """
+    """Count a set, and choose some samples to show."""
     counts: Counter[str] = Counter()
     sides: Counter[int] = Counter()
     ratios: Counter[float] = Counter()

@@ -45,9 +45,6 @@ def write_report(training_set: TrainingSet, *, choose: int = 24) -> Path:
 
     The pictures shown are those of the shards, and of the source where none are built yet. The
     same set gives the same bytes.
-
-    Raises:
-        DataError: the scan is not finished, a file is damaged, or the disk refuses.
     """
     facts = gather(training_set, choose=choose)
     shown = show_samples(facts.chosen, training_set, facts.index)
@@ -111,11 +108,7 @@ class Shown:
 def stored_pictures(
     folder: Path, index: Index, wanted: Iterable[str]
 ) -> dict[str, tuple[bytes, tuple[int, int]]]:
-    """The bytes and the bucket of samples of built shards, by id; ids of no shard are left out.
-
-    Raises:
-        DataError: a shard is missing or damaged.
-    """
+    """The bytes and the bucket of samples of built shards, by id; ids of no shard are left out."""
     ids = set(wanted)
     found = {}
     for bucket, shards in index.buckets.items():

@@ -96,11 +96,7 @@ class CaptionPolicy:
 
 
 def decoded(data: bytes) -> str:
-    """UTF-8 text, a byte order mark removed.
-
-    Raises:
-        BadCaptions: it is none.
-    """
+    """UTF-8 text, a byte order mark removed."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -122,11 +118,7 @@ def parsed(data: bytes | str) -> Any:
 
 
 def from_text(data: bytes, captioner: str = ORIGINAL) -> list[Caption]:
-    """The captions of a text file, one a line.
-
-    Raises:
-        BadCaptions: it is not UTF-8.
-    """
+    """The captions of a text file, one a line."""
     lines = re.split(r"[\r\n]+", decoded(data))
     return [Caption(text=line.strip(), captioner=captioner) for line in lines if line.strip()]
 

@@ -91,9 +91,6 @@ def list_folder(root: Path) -> Listing:
 
     Hidden files are left out, and so are training sets of ours. Links to files below ``root``
     count as files; other links are refused, as are pictures with unsafe names.
-
-    Raises:
-        DataError: ``root`` itself cannot be listed.
     """
     listing = Listing()
     waiting = [""]

@@ -31,9 +31,6 @@ class ArrowRows:
     """The rows of one parquet or Arrow file (`.arrow`: what `save_to_disk` of `datasets` writes).
 
     ``binary`` are the columns that hold bytes; ``rows`` never gives those.
-
-    Raises:
-        DataError: pyarrow is missing, or the file is damaged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -51,9 +48,6 @@ class ArrowRows:
         """The values of ``columns`` in the rows from ``start`` to before ``stop``.
 
         Text that is not UTF-8 has lone surrogates for its bytes.
-
-        Raises:
-            DataError: the file is damaged.
         """
         wanted = tuple(name for name in self.columns if name in columns and name not in self.binary)
         for group, first in enumerate(self._starts[:-1]):

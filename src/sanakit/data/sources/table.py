@@ -61,11 +61,7 @@ class Columns:
 
 
 def recognise(rows: Rows, *, reads: bool) -> Columns:
-    """Find out what the columns of a table are for; of captions, if they are to be read.
-
-    Raises:
-        DataError: no column names files or holds pictures.
-    """
+    """Find out what the columns of a table are for; of captions, if they are to be read."""
     texts = [name for name in rows.columns if name not in rows.binary]
     picture = _first(_BYTES, rows.binary) or next(iter(rows.binary), "")
     named = "" if picture else _first(_FILES, texts) or _looks_like_files(rows)
@@ -100,9 +96,6 @@ def named_file(root: Path, folder: str, value: Any) -> str:
 
     A path that is absolute and below ``root`` counts, so do backslashes as separators and a name
     without its ending.
-
-    Raises:
-        DataError: it names none, or one outside.
     """
     if not isinstance(value, str) or not value.strip():
         raise DataError("the row names no file")
@@ -154,9 +147,6 @@ class TableSource(ListSource):
     Rows that name the same file are one sample with all their captions; its id is the file's
     path without ending. A row with bytes has the id of its id column, or its number; with
     several tables the name of its table goes before the number.
-
-    Raises:
-        DataError: a table is damaged as a whole or says nothing of pictures.
     """
 
     def __init__(

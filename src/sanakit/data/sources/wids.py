@@ -44,9 +44,6 @@ class WidsSource(TarSource):
 
     The caption "prompt" is by "original"; others are by their kind. Every file beside a tar whose
     name begins with the tar's stem and ends in `.json` adds captions or scores.
-
-    Raises:
-        DataError: the file is damaged.
     """
 
     def __init__(self, root: Path, settings: SourceSettings) -> None:
@@ -104,11 +101,7 @@ class WidsSource(TarSource):
 
 
 def read_meta(root: Path) -> list[Shard]:
-    """The tars that `wids-meta.json` lists, in its order.
-
-    Raises:
-        DataError: it is missing, damaged or lists none.
-    """
+    """The tars that `wids-meta.json` lists, in its order."""
     path = root / META
     try:
         value = parsed(read_inside(root, META, limit=LARGEST_META))
@@ -155,9 +148,6 @@ def write_wids(shards: Path) -> None:
 
     ``shards`` has the `index.json`. Beside each tar go the scores of its captions, where there are
     any; `wids-meta.json` comes last.
-
-    Raises:
-        DataError: the index or a shard is damaged, or the disk refuses.
     """
     listed = []
     index = read_index(shards)
