@@ -1,1 +1,4 @@
-"""The `sanakit` command: parse, ask, write, report."""
+"""The `sanakit` command: one file a group of verbs, options as types.
+
+May import everything, but nothing slow at the top: a command imports torch when it runs.
+"""

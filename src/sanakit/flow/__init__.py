@@ -1,1 +1,4 @@
-"""The mathematics of the path from data to noise; knows no network, file or device."""
+"""The mathematics of the path from data to noise: path, grids, solvers, guidance.
+
+Functions of tensors that know no network, file or device.
+"""

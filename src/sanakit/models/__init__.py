@@ -1,1 +1,4 @@
-"""Networks: a config becomes a module."""
+"""Networks: a frozen config becomes a module; presets are configs with names.
+
+May import nn and flow; knows no files.
+"""

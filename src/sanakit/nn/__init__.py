@@ -1,1 +1,1 @@
-"""Layers that any model may use; know no preset and no checkpoint."""
+"""Layers that any model may use. They know no preset and no checkpoint."""

@@ -1,1 +1,4 @@
-"""The pipelines that users of diffusers know, under their published arguments."""
+"""The pipelines that users of diffusers know, under their published arguments.
+
+They turn those arguments into one request and call `Pipeline`.
+"""

@@ -1,1 +1,1 @@
-"""Optimizers, and their states in eight bits and over ranks."""
+"""Optimizers and schedules; states in fp32 or eight bits, whole or in shards of rows."""

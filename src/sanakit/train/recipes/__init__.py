@@ -1,1 +1,1 @@
-"""What the loop trains: from a batch to a loss, and the parts of a run."""
+"""What the loop trains: from a batch to a loss, and how a run's parts are built and exported."""

@@ -1,1 +1,1 @@
-"""A run on disk: what it was told, its log, how it does, what it will cost."""
+"""A run on disk: its config, its log and curves, a summary of it, and what it will cost."""
