@@ -186,7 +186,9 @@ def test_a_positional_table_that_is_no_sincos_is_not_guessed_at() -> None:
 
 def test_an_autoencoder_nobody_published_needs_a_config() -> None:
     original = original_autoencoder(replace(SMALL_AE, latent_channels=2))
-    with pytest.raises(ConfigError, match="latent scale: no published model"):
+    with pytest.raises(
+        ConfigError, match="no published autoencoder has its shapes; tiny is"
+    ):
         identified(original, source="m.pth")
 
 
@@ -257,11 +259,15 @@ def test_a_later_model_in_an_earlier_config_does_not_fit() -> None:
 
 def test_an_autoencoder_that_lacks_a_block_is_refused() -> None:
     original = original_autoencoder(SMALL_AE)
-    gap = {n: t for n, t in original.items() if "encoder.stages.1.op_list.0" not in n}
-    with pytest.raises(WeightsError, match=r"encoder\.stages\.1\.op_list\.\* holds no block"):
+    lost = "encoder.stages.1.op_list.0"
+    gap = {n: t for n, t in original.items() if lost not in n}
+    with pytest.raises(ConfigError, match=rf"tiny is nearest, and differs in \d+ .*{lost}"):
         identified(gap, source="m.pth")
-    original["decoder.stages.0.op_list.0.main.conv.conv.weight"] = torch.ones(9, 8, 3, 3)
-    with pytest.raises(WeightsError, match="makes 9 channels, its stage has 8"):
+    with pytest.raises(WeightsError, match="missing"):
+        identified(gap, source="m.pth", config="tiny")
+    name = "decoder.stages.0.op_list.0.main.conv.conv.weight"
+    original[name] = torch.ones(9, 8, 3, 3)
+    with pytest.raises(ConfigError, match=f"differs in 1 tensors such as {name}"):
         identified(original, source="m.pth")
 
 
