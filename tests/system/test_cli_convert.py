@@ -169,7 +169,7 @@ def test_an_autoencoder_takes_the_place_of_the_bases(model: Path) -> None:
     torch.save(original_autoencoder(other), "other.pth")
     Path("vae.json").write_text(json.dumps(config_to_dict(other)))
     _, said = sanakit("convert", "other.pth", "o2", "--config", "vae.json", "--base", model, code=2)
-    assert "8 latent channels, the transformer 4" in said
+    assert "the autoencoder gives 8 channels, the transformer takes 4" in said
 
 
 def test_the_scheduler_becomes_that_of_the_transformer(model: Path) -> None:

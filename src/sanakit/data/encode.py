@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from sanakit.data.captions.vision_models import (
     DTYPES,
@@ -31,19 +30,13 @@ from sanakit.data.shards import TAR, Index, key_of, read_index, read_keys, read_
 from sanakit.data.training_set import LATENTS, SHARDS, TEXT, TrainingSet
 from sanakit.data.units import fingerprint, read_mark
 from sanakit.errors import ConfigError, DataError, NumericsError
-from sanakit.files import read_json, sha256_of
+from sanakit.files import sha256_of
 from sanakit.models.autoencoder import Autoencoder
-from sanakit.models.text_encoder import TextEncoder
-from sanakit.pipeline.components import build_llm, fill_llm, read_defaults
+from sanakit.pipeline.components import load_prompts, read_defaults
 from sanakit.pipeline.images import Pixels, from_pixels
 from sanakit.pipeline.networks import AutoencoderDC, component_folder
-from sanakit.pipeline.placement import device_named
 from sanakit.pipeline.prompts import PromptCache, PromptEncoder
-from sanakit.pipeline.schedulers import read_scheduler
-from sanakit.weights.catalog import find_checkpoint
-from sanakit.weights.dtypes import resolve_dtypes
-from sanakit.weights.layout import stored_variant
-from sanakit.weights.resolve import INDEX, resolve_model
+from sanakit.weights.resolve import resolve_model
 
 Storage: TypeAlias = Literal["float16", "bfloat16"]
 Stored: TypeAlias = NDArray[np.float16] | NDArray[np.uint16]
@@ -317,7 +310,11 @@ class TextEncoding(Encoding):
     def open(self) -> None:
         """Load tokenizer and text encoder."""
         require_same(self.model, text_encoder_hash(self.model), self.encoder_hash)
-        self._prompts.put(load_prompts(self.model, dtype=self.dtype, device=self.device))
+        cache = PromptCache(prompt_bytes=0)
+        encoder = load_prompts(
+            self.model, dtype=DTYPES[self.dtype], device=self.device, cache=cache
+        )
+        self._prompts.put(encoder)
 
     def process(self, unit: str, staging: Path) -> dict[str, Any]:
         """Encode the captions of a shard, each text once."""
@@ -382,33 +379,4 @@ def text_encoder_hash(model: str) -> str:
         if path.is_file()
     ]
     llm = fingerprint_of_folder(folder / "text_encoder")
-    return fingerprint(llm, tokenizer, _instruction(folder))
-
-
-def load_prompts(model: str, *, dtype: str, device: str) -> PromptEncoder:
-    """Load the text encoder of a model alone; it keeps its instruction in memory and no file."""
-    checkpoint = find_checkpoint(model)
-    chosen = resolve_dtypes(checkpoint, {"text_encoder": DTYPES[dtype]}, device=device)
-    folder = resolve_model(model)
-    llm = build_llm(folder / "text_encoder")
-    fill_llm(
-        llm,
-        folder / "text_encoder",
-        dtype=chosen.text_encoder,
-        variant=stored_variant(
-            folder / "text_encoder", checkpoint.variant if checkpoint is not None else None
-        ),
-        quantization=None,
-        device=device_named(device),
-    )
-    return PromptEncoder(
-        AutoTokenizer.from_pretrained(str(folder / "tokenizer")),
-        TextEncoder(llm).eval(),
-        instruction=_instruction(folder),
-        cache=PromptCache(prompt_bytes=0),
-    )
-
-
-def _instruction(folder: Path) -> tuple[str, ...] | None:
-    index = read_json(folder / INDEX)
-    return read_defaults(read_scheduler(folder / "scheduler"), index).instruction
+    return fingerprint(llm, tokenizer, read_defaults(folder).instruction)

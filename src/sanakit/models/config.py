@@ -317,3 +317,28 @@ AUTOENCODERS: Mapping[str, AutoencoderConfig] = MappingProxyType(
         "dc-ae-f128c512-mix-1.0": _dc_ae_in(5, 512, 0.3620),
     }
 )
+
+
+def check_fit(
+    transformer: TransformerConfig, *, text_width: int, latent_channels: int, source: str
+) -> None:
+    """Refuse parts of different models, of which one gives what the next does not take.
+
+    Raises:
+        ConfigError: naming the part of ``source`` that does not fit the transformer.
+    """
+    for name, gives, takes in (
+        ("text encoder", text_width, transformer.caption_channels),
+        ("autoencoder", latent_channels, transformer.in_channels),
+    ):
+        if gives != takes:
+            raise ConfigError(
+                f"{source}: the {name} gives {gives} channels, the transformer takes {takes}",
+                hint="the two parts are of different models",
+            )
+    if transformer.output_channels % latent_channels:
+        raise ConfigError(
+            f"{source}: the transformer makes {transformer.output_channels} channels, the "
+            f"autoencoder takes {latent_channels}",
+            hint="the two parts are of different models",
+        )

@@ -23,7 +23,7 @@ from transformers.initialization import no_init_weights
 from sanakit.errors import ConfigError, MissingModelError, did_you_mean
 from sanakit.files import read_json, write_json
 from sanakit.models.autoencoder import Autoencoder
-from sanakit.models.config import TRANSFORMERS, TransformerConfig
+from sanakit.models.config import TRANSFORMERS, TransformerConfig, check_fit
 from sanakit.models.text_encoder import TextEncoder
 from sanakit.models.transformer import LinearDiT
 from sanakit.pipeline.networks import (
@@ -34,8 +34,14 @@ from sanakit.pipeline.networks import (
     stored_as,
     write,
 )
-from sanakit.pipeline.placement import Placed, place
-from sanakit.pipeline.prompts import COMPLEX_HUMAN_INSTRUCTION, Compat, PromptEncoder
+from sanakit.pipeline.placement import Placed, device_named, place
+from sanakit.pipeline.prompts import (
+    COMPLEX_HUMAN_INSTRUCTION,
+    MODEL_DEFAULT,
+    Compat,
+    PromptCache,
+    PromptEncoder,
+)
 from sanakit.pipeline.schedulers import (
     DPMSolverMultistepScheduler,
     Scheduler,
@@ -44,29 +50,23 @@ from sanakit.pipeline.schedulers import (
     scheduler_from_config,
     scheduler_named,
 )
-from sanakit.quant.method import BitsAndBytes, Method, method_of
+from sanakit.quant.method import Method, method_of
 from sanakit.quant.quantize import (
     cast_real,
     has_torchao,
     is_quantized,
-    quantize,
-    restore,
     settle,
 )
 from sanakit.weights.catalog import find_checkpoint
 from sanakit.weights.dtypes import Requested, resolve_dtypes
-from sanakit.weights.layout import CONFIG, PLAIN, stored_variant
+from sanakit.weights.layout import CONFIG, LM_STEM, PLAIN, stored_variant
 from sanakit.weights.resolve import INDEX, resolve_model
 from sanakit.weights.store import (
     MAX_SHARD_BYTES,
     Storage,
-    load_strict,
-    read_quantization,
-    read_weights,
     write_weights,
 )
 
-LM_STEM = "model"
 NETWORKS = ("transformer", "text_encoder", "vae")
 PARTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
 PUBLISHED_SCHEDULER = DPMSolverMultistepScheduler(flow_shift=3.0)
@@ -115,14 +115,25 @@ def scheduler_as(
     return scheduler
 
 
-def read_defaults(scheduler: Scheduler, index: Mapping[str, Any]) -> GenerationDefaults:
-    """Read generation defaults from a model's ``model_index.json``."""
-    ours = index.get("_sanakit", {})
+def read_defaults(folder: Path, scheduler: object | None = None) -> GenerationDefaults:
+    """Read the generation defaults of a model.
+
+    ``scheduler`` takes the place of its own: a scheduler, the name of a solver, or the content of
+    a published config.
+    """
+    ours = read_json(folder / INDEX).get("_sanakit", {})
     instruction = ours.get("instruction", COMPLEX_HUMAN_INSTRUCTION)
+    if scheduler is None:
+        scheduler = read_scheduler(folder / "scheduler")
+    elif isinstance(scheduler, str):
+        shift = read_scheduler(folder / "scheduler").flow_shift
+        scheduler = scheduler_named(scheduler, shift)
+    elif isinstance(scheduler, Mapping):
+        scheduler = scheduler_from_config(scheduler)
     return GenerationDefaults(
         instruction=None if instruction is None else tuple(instruction),
         guidance_scale=float(ours.get("guidance_scale", 4.5)),
-        scheduler=scheduler,
+        scheduler=as_scheduler(scheduler),
     )
 
 
@@ -137,9 +148,6 @@ def fingerprint(folder: Path) -> str:
             file.seek(max(0, size - (1 << 20)))
             digest.update(file.read())
     return digest.hexdigest()[:16]
-
-
-HEAD = "lm_head.weight"
 
 
 def build_llm(folder: Path) -> PreTrainedModel:
@@ -158,42 +166,38 @@ def build_llm(folder: Path) -> PreTrainedModel:
     return llm
 
 
-def fill_llm(
-    llm: PreTrainedModel,
-    folder: Path,
+def load_prompts(
+    source: str | Path,
     *,
     dtype: torch.dtype,
-    variant: str | None,
-    quantization: Any,
-    device: torch.device,
-) -> None:
-    """Give the LLM its weights, as `networks.fill` does; a language model's head is left aside.
+    device: str | torch.device = "cpu",
+    instruction: Sequence[str] | None = MODEL_DEFAULT,
+    cache: PromptCache | None = None,
+) -> PromptEncoder:
+    """Load a text encoder with its tokenizer, without the rest of a model.
+
+    ``source`` is a model, or the folder of an LLM that holds its tokenizer too. The instruction is
+    the model's own unless another is given; an LLM alone has the published one.
 
     Raises:
-        MissingModelError, WeightsError, ConfigError: as there.
+        MissingModelError: no such model. WeightsError: weights that are damaged or do not fit.
+        ConfigError: a dtype that overflows.
     """
-    stored = read_quantization(folder)
-    if stored is not None and quantization is not None:
-        raise ConfigError(f"{folder}: is quantized already", hint="leave quantization_config out")
-    asked = quantization if stored is None else stored
-    method = None if asked is None else method_of(asked)
-    raw = read_weights(
-        folder, stem=LM_STEM, variant=variant, dtype=dtype if method is None else None
-    )
-    state = {name.removeprefix("model."): tensor for name, tensor in raw.items() if name != HEAD}
-    del raw
-    filled: list[str] = []
-    if method is not None and stored is not None:
-        filled = restore(llm, state, method, dtype=dtype, device=device, source=str(folder))
-        state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
-    load_strict(llm, state, source=str(folder), filled=filled)
-    del state
-    llm.requires_grad_(False)
-    if method is not None and stored is None:
-        quantize(llm, method, dtype=dtype, device=device)
-    if isinstance(method, BitsAndBytes):
-        llm.config.quantization_config = method.to_json()
-    nn.Module.to(llm, device)  # transformers' own refuses quantized models
+    folder = Path(source).expanduser()
+    alone = (folder / CONFIG).is_file()
+    checkpoint = None if alone else find_checkpoint(str(source))
+    chosen = resolve_dtypes(checkpoint, {"text_encoder": dtype}, device=device)
+    if not alone:
+        folder = resolve_model(source)
+    if instruction is MODEL_DEFAULT:
+        instruction = COMPLEX_HUMAN_INSTRUCTION if alone else read_defaults(folder).instruction
+    weights = folder if alone else folder / "text_encoder"
+    llm = build_llm(weights)
+    usual = None if checkpoint is None else checkpoint.variant
+    variant = stored_variant(weights, usual)
+    fill(llm, weights, dtype=chosen.text_encoder, variant=variant, device=device_named(device))
+    tokenizer = AutoTokenizer.from_pretrained(str(folder if alone else folder / "tokenizer"))
+    return PromptEncoder(tokenizer, TextEncoder(llm).eval(), instruction=instruction, cache=cache)
 
 
 def adopt_llm(given: Any, *, allow_unsafe: bool) -> TextEncoder:
@@ -273,8 +277,7 @@ def load_components(
     # Before gigabytes are fetched for a request that will be refused.
     resolve_dtypes(checkpoint, dtype, allow_unsafe=allow_unsafe_dtype)
     folder = resolve_model(name_or_folder, variant=variant, revision=revision, offline=offline)
-    index = read_json(folder / INDEX)
-    defaults = _defaults(folder, index, given.get("scheduler"))
+    defaults = read_defaults(folder, given.get("scheduler"))
     adopted: TextEncoder | None = None
     if "text_encoder" in given:
         adopted = adopt_llm(given["text_encoder"], allow_unsafe=allow_unsafe_dtype)
@@ -282,7 +285,17 @@ def load_components(
     transformer = transformer or build(SanaTransformer2DModel, folder / "transformer")
     autoencoder = _given(given, "vae", Autoencoder) or build(AutoencoderDC, folder / "vae")
     llm = build_llm(folder / "text_encoder") if adopted is None else adopted.llm
-    _check_fit(transformer, autoencoder, llm, source=str(folder), unsafe=allow_unsafe_dtype)
+    check_fit(
+        transformer.config,
+        text_width=llm.config.hidden_size,
+        latent_channels=autoencoder.config.latent_channels,
+        source=str(folder),
+    )
+    if not allow_unsafe_dtype and next(autoencoder.parameters()).dtype == torch.float16:
+        raise ConfigError(
+            "vae in float16 overflows: pictures come out black or grey",
+            hint="vae.to(torch.bfloat16); allow_unsafe_dtype=True overrides",
+        )
     networks: dict[str, nn.Module] = {
         "transformer": transformer,
         "text_encoder": llm,
@@ -301,18 +314,15 @@ def load_components(
     tokenizer = given.get("tokenizer")
     if tokenizer is None:
         tokenizer = AutoTokenizer.from_pretrained(str(folder / "tokenizer"))
-    for part in missing:
-        settings: dict[str, Any] = {
-            "dtype": getattr(dtypes, part),
-            "variant": variants[part],
-            "quantization": recipes.get(part),
-            "device": places[part],
-        }
-        network: Any = networks[part]
-        if part == "text_encoder":
-            fill_llm(network, folder / part, **settings)
-        else:
-            fill(network, folder / part, **settings)
+    for part, network in missing.items():
+        fill(
+            network,
+            folder / part,
+            dtype=getattr(dtypes, part),
+            variant=variants[part],
+            quantization=recipes.get(part),
+            device=places[part],
+        )
     encoder = adopted or TextEncoder(llm)
     for module in (transformer, autoencoder, encoder):
         module.eval()
@@ -363,47 +373,6 @@ def _given(given: Mapping[str, Any], part: str, kind: type[M]) -> M | None:
     return module
 
 
-def _defaults(
-    folder: Path, index: Mapping[str, Any], scheduler: object | None
-) -> GenerationDefaults:
-    if scheduler is None:
-        return read_defaults(read_scheduler(folder / "scheduler"), index)
-    if isinstance(scheduler, str):
-        shift = read_scheduler(folder / "scheduler").flow_shift
-        return read_defaults(scheduler_named(scheduler, shift), index)
-    if isinstance(scheduler, Mapping):
-        return read_defaults(scheduler_from_config(scheduler), index)
-    return read_defaults(as_scheduler(scheduler), index)
-
-
-def _check_fit(
-    transformer: LinearDiT,
-    autoencoder: Autoencoder,
-    llm: PreTrainedModel,
-    *,
-    source: str,
-    unsafe: bool,
-) -> None:
-    """Compare what one part gives with what the next takes, before any weights are read."""
-    width, taken = llm.config.hidden_size, transformer.config.caption_channels
-    if width != taken:
-        raise ConfigError(
-            f"{source}: the text encoder gives {width} channels, the transformer takes {taken}",
-            hint="the two parts are of different models",
-        )
-    made, taken = transformer.config.output_channels, autoencoder.config.latent_channels
-    if transformer.config.in_channels != taken or made % taken:
-        raise ConfigError(
-            f"{source}: the transformer makes {made} channels, the autoencoder takes {taken}",
-            hint="the two parts are of different models",
-        )
-    if not unsafe and next(autoencoder.parameters()).dtype == torch.float16:
-        raise ConfigError(
-            "vae in float16 overflows: pictures come out black or grey",
-            hint="vae.to(torch.bfloat16); allow_unsafe_dtype=True overrides",
-        )
-
-
 def _variants(
     folder: Path, asked: str | None, usual: str | None, missing: Iterable[str]
 ) -> Variants:
@@ -447,15 +416,12 @@ def assemble(
     _require("transformer", transformer, LinearDiT)
     _require("vae", vae, Autoencoder)
     encoder = text_encoder if isinstance(text_encoder, TextEncoder) else TextEncoder(text_encoder)
-    for name, theirs, takes in (
-        ("text_encoder", encoder.width, transformer.config.caption_channels),
-        ("vae", vae.config.latent_channels, transformer.config.in_channels),
-    ):
-        if theirs != takes:
-            raise ConfigError(
-                f"{name} has {theirs} channels, the transformer takes {takes}",
-                hint="the two parts are of different models",
-            )
+    check_fit(
+        transformer.config,
+        text_width=encoder.width,
+        latent_channels=vae.config.latent_channels,
+        source="the pipeline",
+    )
     defaults = transformer.generation_defaults
     if not isinstance(defaults, GenerationDefaults):
         defaults = GenerationDefaults()

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from sanakit.errors import ConfigError, MissingModelError, WeightsError
 from sanakit.models.autoencoder import Autoencoder
@@ -19,7 +20,7 @@ from sanakit.quant.method import BitsAndBytes, Method, method_of
 from sanakit.quant.quantize import quantize, restore
 from sanakit.weights.catalog import find_checkpoint
 from sanakit.weights.dtypes import resolve_dtypes
-from sanakit.weights.layout import CONFIG, PLAIN, stored_variant
+from sanakit.weights.layout import CONFIG, LM_STEM, PLAIN, STEM, stored_variant
 from sanakit.weights.resolve import resolve_model
 from sanakit.weights.store import (
     MAX_SHARD_BYTES,
@@ -33,6 +34,7 @@ from sanakit.weights.store import (
 )
 
 N = TypeVar("N", bound="Network")
+LM_HEAD = "lm_head.weight"
 
 
 class Network(nn.Module):
@@ -76,19 +78,19 @@ def build(kind: type[N], folder: Path) -> N:
 
 
 def fill(
-    network: N,
+    network: nn.Module,
     folder: Path,
     *,
     dtype: torch.dtype,
     variant: str | None = None,
     quantization: Any = None,
     device: str | torch.device = "cpu",
-) -> N:
-    """Give a network of :func:`build` its weights, frozen and ready to run, on ``device``.
+) -> None:
+    """Give a network on the meta device, one of ours or an LLM, its weights, frozen, on ``device``.
 
     Real tensors are mapped where they have the dtype already, else converted one by one. Linear
     layers are rounded from the dtype they are stored in; a folder whose config says that they are
-    quantized already is taken as it is.
+    quantized already is taken as it is. A language model's head is left aside.
 
     Raises:
         MissingModelError: no weights there. WeightsError: weights that are damaged or do not fit.
@@ -99,7 +101,15 @@ def fill(
         raise ConfigError(f"{folder}: is quantized already", hint="leave quantization_config out")
     asked = quantization if stored is None else stored
     method = None if asked is None else method_of(asked)
-    state = read_weights(folder, variant=variant, dtype=dtype if method is None else None)
+    ours = network if isinstance(network, Network) else None
+    state = read_weights(
+        folder,
+        stem=LM_STEM if ours is None else STEM,
+        variant=variant,
+        dtype=dtype if method is None else None,
+    )
+    if ours is None:
+        state = {n.removeprefix("model."): tensor for n, tensor in state.items() if n != LM_HEAD}
     filled: list[str] = []
     if method is not None and stored is not None:
         filled = restore(network, state, method, dtype=dtype, device=device, source=str(folder))
@@ -107,16 +117,19 @@ def fill(
     try:
         load_strict(network, state, source=str(folder), filled=filled)
     except WeightsError as error:
-        hint = network.explain_misfit(state.keys(), network.config) or error.hint
-        raise WeightsError(error.message, hint=hint) from None
+        hint = None if ours is None else ours.explain_misfit(state.keys(), ours.config)
+        raise WeightsError(error.message, hint=hint or error.hint) from None
     del state
     network.eval().requires_grad_(False)
-    network.quantized_with = method
-    if method is None or stored is not None:
-        return network.to(device)
-    kept = (network.keep, network.always_keep)
-    quantize(network, method, keep=kept[0], always_keep=kept[1], dtype=dtype, device=device)
-    return network
+    if method is not None and stored is None:
+        keep, always = ((), ()) if ours is None else (ours.keep, ours.always_keep)
+        quantize(network, method, keep=keep, always_keep=always, dtype=dtype, device=device)
+    if ours is not None:
+        ours.quantized_with = method
+    elif isinstance(method, BitsAndBytes):
+        assert isinstance(network, PreTrainedModel)
+        network.config.quantization_config = method.to_json()
+    nn.Module.to(network, device)  # transformers' own refuses quantized models
 
 
 def write(
@@ -230,7 +243,7 @@ class Published(Network):
         if variant in (None, PLAIN):
             files = stored_variant(folder, variant or (checkpoint.variant if checkpoint else None))
         network = build(cls, folder)
-        return fill(
+        fill(
             network,
             folder,
             dtype=getattr(dtypes, cls.role),
@@ -238,6 +251,7 @@ class Published(Network):
             quantization=quantization_config,
             device=place_one(device_map),
         )
+        return network
 
     @classmethod
     def from_config(cls: type[P], config: Any) -> P:

@@ -28,8 +28,14 @@ from sanakit.pipeline.numerics import (
     require_finite,
     safer_copy,
 )
-from sanakit.pipeline.prompts import Compat, EncodedText, PromptEncoder, instruction_as
-from sanakit.pipeline.request import MODEL_DEFAULT, Call, GenerateRequest, embedded, listed
+from sanakit.pipeline.prompts import (
+    MODEL_DEFAULT,
+    Compat,
+    EncodedText,
+    PromptEncoder,
+    instruction_as,
+)
+from sanakit.pipeline.request import Call, GenerateRequest, embedded, listed
 from sanakit.pipeline.sampler import Change, Denoiser, GuardedDenoiser
 from sanakit.pipeline.schedulers import Scheduler, scheduler_named
 from sanakit.shapes import Image, Latent

@@ -74,6 +74,8 @@ COMPLEX_HUMAN_INSTRUCTION = (
 )
 
 
+MODEL_DEFAULT = ("the model's own",)
+"""In the place of an instruction: that of the model."""
 COMPATS: tuple[Compat, ...] = ("diffusers", "nvlabs")
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from sanakit.errors import ConfigError, did_you_mean
 from sanakit.flow.guidance import Guidance
 from sanakit.pipeline.numerics import require_finite
-from sanakit.pipeline.prompts import Compat, EncodedText, check_compat
+from sanakit.pipeline.prompts import MODEL_DEFAULT, Compat, EncodedText, check_compat
 from sanakit.pipeline.schedulers import Scheduler, scheduler_named
 from sanakit.shapes import Latent
 
@@ -109,7 +109,6 @@ OutputType = Literal["pil", "np", "pt", "latent"]
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 TENSOR_INPUTS = ("latents", "prompt_embeds", "negative_prompt_embeds")
 """What a callback may ask for and replace."""
-MODEL_DEFAULT = ("the model's own",)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

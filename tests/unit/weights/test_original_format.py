@@ -186,9 +186,7 @@ def test_a_positional_table_that_is_no_sincos_is_not_guessed_at() -> None:
 
 def test_an_autoencoder_nobody_published_needs_a_config() -> None:
     original = original_autoencoder(replace(SMALL_AE, latent_channels=2))
-    with pytest.raises(
-        ConfigError, match="no published autoencoder has its shapes; tiny is"
-    ):
+    with pytest.raises(ConfigError, match="no published autoencoder has its shapes; tiny is"):
         identified(original, source="m.pth")
 
 

@@ -20,10 +20,9 @@ from sanakit.models.text_encoder import TextEncoder
 from sanakit.models.transformer import LinearDiT
 from sanakit.pipeline.keywords import refuse_unknown
 from sanakit.pipeline.pipeline import Pipeline
-from sanakit.pipeline.prompts import Compat
+from sanakit.pipeline.prompts import MODEL_DEFAULT, Compat
 from sanakit.pipeline.published.sana import SanaPipeline, SanaPipelineOutput
 from sanakit.pipeline.request import (
-    MODEL_DEFAULT,
     Call,
     Callback,
     Generators,

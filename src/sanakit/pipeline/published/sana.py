@@ -31,11 +31,10 @@ from sanakit.pipeline.keywords import (
 from sanakit.pipeline.offload import ModelOffloaded, cast, move, offload_sequentially
 from sanakit.pipeline.pipeline import OnSampled, Pipeline, Sampling
 from sanakit.pipeline.placement import Placed
-from sanakit.pipeline.prompts import Compat, EncodedText, check_compat
+from sanakit.pipeline.prompts import MODEL_DEFAULT, Compat, EncodedText, check_compat
 from sanakit.pipeline.published.callbacks import StepHook, effective_scale
 from sanakit.pipeline.published.lora import LoraMethods, lora_strength
 from sanakit.pipeline.request import (
-    MODEL_DEFAULT,
     TENSOR_INPUTS,
     Call,
     Callback,

@@ -9,26 +9,21 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from sanakit.errors import ConfigError, DataError, MissingModelError
-from sanakit.files import read_json
 from sanakit.models.autoencoder import Autoencoder
-from sanakit.models.config import TRANSFORMERS, TransformerConfig
+from sanakit.models.config import TRANSFORMERS, TransformerConfig, check_fit
 from sanakit.models.init import init_transformer
-from sanakit.models.text_encoder import TextEncoder
 from sanakit.models.transformer import LinearDiT
 from sanakit.pipeline.components import (
     Components,
     GenerationDefaults,
-    build_llm,
-    fill_llm,
+    load_prompts,
     read_defaults,
     save_components,
 )
 from sanakit.pipeline.networks import AutoencoderDC, SanaTransformer2DModel
 from sanakit.pipeline.prompts import PromptEncoder
-from sanakit.pipeline.schedulers import read_scheduler
 from sanakit.train.checkpoint import newest_valid, read_tensors
 from sanakit.train.config import LoopConfig, with_overrides
 from sanakit.train.distributed.network import DTYPES
@@ -51,9 +46,9 @@ from sanakit.train.recipes.shard_dataset import (
 )
 from sanakit.train.runs.run_config import is_run, read_run
 from sanakit.train.sample_schedule import Share
-from sanakit.weights.layout import CONFIG, stored_variant
+from sanakit.weights.layout import CONFIG
 from sanakit.weights.lora import LORA_FILE, LoraPair, write_lora
-from sanakit.weights.resolve import INDEX, resolve_model
+from sanakit.weights.resolve import resolve_model
 from sanakit.weights.store import Storage, load_strict
 
 Report = Callable[[str], object]
@@ -113,8 +108,7 @@ def start_components(
     if parts is not None:
         defaults = parts.defaults
     elif start is not None:
-        folder = resolve_model(start)
-        defaults = read_defaults(read_scheduler(folder / "scheduler"), read_json(folder / INDEX))
+        defaults = read_defaults(resolve_model(start))
     else:
         defaults = GenerationDefaults()
     if settings.flow_shift is not None:
@@ -131,7 +125,12 @@ def start_components(
     else:
         before = _transformer(start) if parts is None else parts.transformer
         config = before.config
-    _check_fit(config, channels=channels, text_width=width)
+    if config.guidance_embeds:
+        raise ConfigError(
+            "this model embeds its guidance scale: it was distilled, with another loss",
+            hint="fine-tune the model that it was distilled from",
+        )
+    check_fit(config, text_width=width, latent_channels=channels, source=start or "this run")
     factor = autoencoder.config.spatial_factor
     assert arguments.resolution is not None
     wanted = at_resolution(config, arguments.resolution // factor, settings)
@@ -269,33 +268,14 @@ def _prompts(arguments: SanaArguments, parts: Components | None, device: str) ->
     source = given or arguments.start
     if source is None:
         raise _missing_part("text encoder")
-    folder = Path(source).expanduser()
-    tokenizer: PreTrainedTokenizerBase
-    if (folder / CONFIG).is_file():
-        llm_folder = folder
-        tokenizer = AutoTokenizer.from_pretrained(str(folder))
-    else:
-        folder = resolve_model(source)
-        llm_folder = folder / "text_encoder"
-        tokenizer = AutoTokenizer.from_pretrained(str(folder / "tokenizer"))
     on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
-    llm = build_llm(llm_folder)
-    fill_llm(
-        llm,
-        llm_folder,
-        dtype=torch.bfloat16 if on_gpu else torch.float32,
-        variant=stored_variant(llm_folder, None),
-        quantization=None,
-        device=torch.device("cpu"),
-    )
     instruction = GenerationDefaults().instruction
     if parts is not None:
         instruction = parts.defaults.instruction
     elif arguments.start is not None:
-        home = resolve_model(arguments.start)
-        index = read_json(home / INDEX)
-        instruction = read_defaults(read_scheduler(home / "scheduler"), index).instruction
-    return PromptEncoder(tokenizer, TextEncoder(llm).eval(), instruction=instruction)
+        instruction = read_defaults(resolve_model(arguments.start)).instruction
+    dtype = torch.bfloat16 if on_gpu else torch.float32
+    return load_prompts(source, dtype=dtype, instruction=instruction)
 
 
 def _missing_part(name: str) -> ConfigError:
@@ -304,23 +284,6 @@ def _missing_part(name: str) -> ConfigError:
         hint="name a model for the other parts: --from MODEL; or --autoencoder FOLDER and "
         "--text-encoder FOLDER",
     )
-
-
-def _check_fit(config: TransformerConfig, *, channels: int, text_width: int) -> None:
-    if config.guidance_embeds:
-        raise ConfigError(
-            "this model embeds its guidance scale: it was distilled, with another loss",
-            hint="fine-tune the model that it was distilled from",
-        )
-    for name, takes, gives in (
-        ("autoencoder", config.in_channels, channels),
-        ("text encoder", config.caption_channels, text_width),
-    ):
-        if takes != gives:
-            raise ConfigError(
-                f"the {name} gives {gives} channels, the transformer takes {takes}",
-                hint="the two parts are of different models",
-            )
 
 
 SanaRun = tuple[SanaRecipe, LoopConfig, SanaArguments]

@@ -25,7 +25,7 @@ from sanakit.files import (
     replacing_folder,
     write_json,
 )
-from sanakit.models.config import AutoencoderConfig, TransformerConfig, config_to_dict
+from sanakit.models.config import AutoencoderConfig, TransformerConfig, check_fit, config_to_dict
 from sanakit.weights.convert.original_format import (
     AUTOENCODER,
     BRANCH,
@@ -587,34 +587,22 @@ def _write_scheduler(folder: Path, index: dict[str, Any], transformer: Part) -> 
 
 
 def _check_fit(base: Path, index: Mapping[str, Any], new: Mapping[str, Part]) -> None:
-    transformer = new["transformer"].config if "transformer" in new else None
-    if isinstance(transformer, TransformerConfig):
-        text = read_json(base / "text_encoder" / CONFIG).get("hidden_size")
-        if text != transformer.caption_channels:
-            raise ConfigError(
-                f"{base}: its text encoder gives {text} channels, the transformer takes "
-                f"{transformer.caption_channels}",
-                hint="give a base with the text encoder that the model was trained with",
-            )
-        sprint = index.get("_class_name") == SPRINT
-        if sprint and not transformer.guidance_embeds:
-            raise ConfigError(
-                f"{base}: is a Sprint model, its scheduler cannot sample this transformer",
-                hint="give a base that is not distilled",
-            )
-        channels = transformer.in_channels
-    else:
-        channels = int(read_json(base / "transformer" / CONFIG).get("in_channels", 32))
-    vae = new["vae"].config if "vae" in new else None
-    latent = (
-        vae.latent_channels
-        if isinstance(vae, AutoencoderConfig)
-        else read_json(base / "vae" / CONFIG).get("latent_channels")
+    """Compare the new parts with those that the base keeps."""
+    transformer, vae = (
+        new[name].config if name in new else read_config(base / name, kind)
+        for name, kind in (("transformer", TransformerConfig), ("vae", AutoencoderConfig))
     )
-    if latent != channels:
+    assert isinstance(transformer, TransformerConfig)
+    assert isinstance(vae, AutoencoderConfig)
+    check_fit(
+        transformer,
+        text_width=read_json(base / "text_encoder" / CONFIG).get("hidden_size", 0),
+        latent_channels=vae.latent_channels,
+        source=str(base),
+    )
+    sprint = index.get("_class_name") == SPRINT
+    if "transformer" in new and sprint and not transformer.guidance_embeds:
         raise ConfigError(
-            f"{base}: its autoencoder has {latent} latent channels, its transformer {channels}"
-            if not new.keys() & {"vae", "transformer"}
-            else f"the autoencoder has {latent} latent channels, the transformer {channels}",
-            hint="give a base of the same family",
+            f"{base}: is a Sprint model, its scheduler cannot sample this transformer",
+            hint="give a base that is not distilled",
         )
