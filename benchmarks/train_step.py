@@ -33,7 +33,7 @@ from sanakit.models import transformer as transformer_module
 from sanakit.models.config import TRANSFORMERS, TransformerConfig, config_to_dict
 from sanakit.models.flops import transformer_flops
 from sanakit.models.transformer import LinearDiT
-from sanakit.nn import embed, linear_attention, mix_ffn
+from sanakit.nn import cpu, embed, linear_attention, mix_ffn
 from sanakit.train import loop
 from sanakit.train.config import LoopConfig
 from sanakit.train.distributed import network
@@ -234,7 +234,7 @@ def undo(name: str) -> None:
         plain = linear_attention.relu_linear_attention
         linear_attention.trained_linear_attention = plain  # type: ignore[assignment]
     elif name == "point":
-        mix_ffn.PointConv.forward = nn.Conv2d.forward  # type: ignore[method-assign]
+        cpu.PointConv.forward = nn.Conv2d.forward  # type: ignore[method-assign]
     elif name == "cast":
         transformer_module.product_dtype = lambda x: x.dtype  # type: ignore[attr-defined]
     elif name == "fused":

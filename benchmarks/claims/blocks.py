@@ -13,8 +13,8 @@ from torch.nn import functional
 from sanakit.models.config import TransformerConfig
 from sanakit.models.init import init_transformer
 from sanakit.models.transformer import Block, LinearDiT
+from sanakit.nn.cpu import PointConv
 from sanakit.nn.linear_attention import LinearAttention
-from sanakit.nn.mix_ffn import PointConv
 from sanakit.shapes import Map, Mix, Tokens
 
 Attention = Literal["linear", "softmax"]

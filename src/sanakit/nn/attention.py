@@ -4,33 +4,17 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sanakit.nn.cpu import read_few, reads_few
 from sanakit.nn.linear_attention import QK_NORM_EPS
 from sanakit.nn.norm import RMSNorm
-from sanakit.shapes import Heads, Text, TextMask, Tokens
+from sanakit.shapes import Text, TextMask, Tokens
 
 TextHeads: TypeAlias = Float[Tensor, "b heads l dh"]
-FEW = 64
-"""Keys so few that plain products are learned from faster on a CPU than the fused attention."""
-
-
-def read_few(q: Heads, k: TextHeads, v: TextHeads, keep: Tensor | None) -> Heads:
-    """Softmax attention in plain products, its map kept: ``softmax(q kᵀ / sqrt(dh)) v``.
-
-    ``keep`` is broadcast against the map ``b heads n l``. The same function as
-    ``scaled_dot_product_attention``, whose backward pass on a CPU takes five to seven times as long
-    where keys are few: it works in blocks of keys that they do not fill.
-    """
-    scores = (q * q.shape[-1] ** -0.5) @ k.mT
-    scores = scores.to(torch.promote_types(v.dtype, torch.float32))
-    if keep is not None:
-        scores = scores.masked_fill(~keep, -torch.inf)
-    return scores.softmax(dim=-1).to(v.dtype) @ v
 
 
 class CrossAttention(nn.Module):
@@ -70,7 +54,7 @@ class CrossAttention(nn.Module):
             q = self.norm_q(q)
         q = rearrange(q.to(v.dtype), "b n (heads dh) -> b heads n dh", dh=self.head_dim)
         keep = None if mask is None else mask[:, None, None, :]
-        few = q.device.type == "cpu" and torch.is_grad_enabled() and k.shape[2] <= FEW
-        y = read_few(q, k, v, keep) if few else F.scaled_dot_product_attention(q, k, v, keep)
+        attend = read_few if reads_few(q, k) else F.scaled_dot_product_attention
+        y = attend(q, k, v, keep)
         y = self.to_out[0](rearrange(y, "b heads n dh -> b n (heads dh)"))
         return self.to_out[1](y)

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
-
 import torch
 from einops import rearrange
-from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch import nn
 
+from sanakit.nn.cpu import linear_attention_of_inputs
 from sanakit.nn.norm import RMSNorm
 from sanakit.nn.recompute import without_autocast
 from sanakit.shapes import Heads, Mix, Tokens
 
 QK_NORM_EPS = 1e-5
-CACHED = 100_000
-"""Values of a tensor that a CPU works on at a time."""
 
 
 def relu_linear_attention(q: Heads, k: Heads, v: Heads, *, eps: float = 1e-15) -> Heads:
@@ -36,74 +31,10 @@ def relu_linear_attention(q: Heads, k: Heads, v: Heads, *, eps: float = 1e-15) -
 
 
 def trained_linear_attention(q: Heads, k: Heads, v: Heads, *, eps: float = 1e-15) -> Heads:
-    """`relu_linear_attention` that keeps its three inputs for the backward pass and nothing else.
-
-    On a CPU it goes by a few samples, whose fp32 copies stay in the cache: half the time. Where no
-    gradient is wanted, or a compiler looks on, it is the plain function.
-    """
+    """The same function; where a gradient is wanted only its inputs are kept for it."""
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return relu_linear_attention(q, k, v, eps=eps)
-    with without_autocast(v):
-        attended: Heads = _KeptInputs.apply(q, k, v, eps)
-    return attended
-
-
-class _KeptInputs(torch.autograd.Function):
-    """Its gradients, from the inputs alone.
-
-    With S = kᵀv, z = kᵀ1, m = qz + eps and y = qS / m, for a gradient g of y:
-    t = g / m and r = -(t · y); dq = t Sᵀ + r zᵀ; dv = k (qᵀt); dk = v (qᵀt)ᵀ + 1 (qᵀr)ᵀ.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, eps: float) -> Tensor:
-        ctx.save_for_backward(q, k, v)
-        ctx.eps = eps
-        y = torch.empty_like(v)
-        for rows in _at_once(v):
-            wide_q, wide_k, wide_v = _kernel(q[rows]), _kernel(k[rows]), _wide(v[rows])
-            summary = wide_k.mT @ wide_v
-            mass = (wide_q @ wide_k.sum(-2).unsqueeze(-1)).add_(eps)
-            y[rows] = (wide_q @ summary).div_(mass)
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        q, k, v = ctx.saved_tensors
-        dq, dk, dv = (torch.empty_like(each) for each in (q, k, v))
-        with without_autocast(v):
-            for rows in _at_once(v):
-                wide_q, wide_k, wide_v = _kernel(q[rows]), _kernel(k[rows]), _wide(v[rows])
-                summary, total = wide_k.mT @ wide_v, wide_k.sum(-2).unsqueeze(-1)
-                mass = (wide_q @ total).add_(ctx.eps)
-                top = _wide(gradient[rows]).div_(mass)
-                rest = (wide_q @ summary).mul_(top).sum(-1, keepdim=True).div_(mass).neg_()
-                behind = wide_q.mT @ top
-                to_q = (top @ summary.mT).addcmul_(rest, total.mT)
-                to_k = (wide_v @ behind.mT).add_((wide_q.mT @ rest).mT)
-                dq[rows] = to_q.masked_fill_(wide_q <= 0, 0)
-                dk[rows] = to_k.masked_fill_(wide_k <= 0, 0)
-                dv[rows] = wide_k @ behind
-        return dq, dk, dv, None
-
-
-def _at_once(x: Tensor) -> Iterable[slice]:
-    """The rows of a batch that are computed together."""
-    if x.device.type != "cpu":
-        return (slice(None),)
-    step = max(1, CACHED * len(x) // max(1, x.numel()))
-    return (slice(first, first + step) for first in range(0, len(x), step))
-
-
-def _wide(x: Tensor) -> Tensor:
-    """A copy in fp32 at least, of heads one after another."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    return x.to(dtype, copy=True, memory_format=torch.contiguous_format)
-
-
-def _kernel(x: Tensor) -> Tensor:
-    return _wide(x).relu_()
+    return linear_attention_of_inputs(q, k, v, eps)
 
 
 class LinearAttention(nn.Module):

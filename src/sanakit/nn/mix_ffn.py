@@ -6,24 +6,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sanakit.nn.cpu import PointConv
 from sanakit.nn.recompute import recomputed
 from sanakit.shapes import Map
-
-
-class PointConv(nn.Conv2d):
-    """A 1x1 convolution, computed as the product over channels that it is.
-
-    The backward pass of the general convolution takes two to three times as long on a CPU. Maps
-    come and go channels last: tokens seen as a map are just that, and nothing is copied.
-    """
-
-    def __init__(self, inputs: int, outputs: int, *, bias: bool = True) -> None:
-        super().__init__(inputs, outputs, 1, bias=bias)
-
-    def forward(self, x: Map) -> Float[Tensor, "b outputs h w"]:
-        """Mix the channels of each position."""
-        y = F.linear(x.movedim(1, -1), self.weight.flatten(1), self.bias)
-        return y.movedim(-1, 1)
 
 
 class MixFFN(nn.Module):

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from sanakit.nn import attention
-from sanakit.nn.attention import FEW, CrossAttention, read_few
+from sanakit.nn.attention import CrossAttention
+from sanakit.nn.cpu import FEW, read_few
 
 
 def parts(rng: torch.Generator, keys: int) -> list[Tensor]:

@@ -14,13 +14,14 @@ from torch.autograd.graph import saved_tensors_hooks
 from sanakit.models import transformer as transformer_module
 from sanakit.models.config import TRANSFORMERS
 from sanakit.models.transformer import Block, LinearDiT
-from sanakit.nn import linear_attention, mix_ffn
+from sanakit.nn import cpu, linear_attention, mix_ffn
+from sanakit.nn.cpu import PointConv
 from sanakit.nn.linear_attention import (
     LinearAttention,
     relu_linear_attention,
     trained_linear_attention,
 )
-from sanakit.nn.mix_ffn import MixFFN, PointConv
+from sanakit.nn.mix_ffn import MixFFN
 from sanakit.nn.recompute import product_dtype, recomputed
 
 CONFIG = replace(TRANSFORMERS["tiny"], num_layers=2)
@@ -175,7 +176,7 @@ def test_trained_attention_is_attention_with_the_same_gradients(
     rng: torch.Generator,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(linear_attention, "CACHED", cached)
+    monkeypatch.setattr(cpu, "CACHED", cached)
     *inputs, gradient = (x.to(dtype) for x in heads_of(rng, *shape))
     results = []
     for attend in (trained_linear_attention, relu_linear_attention):

@@ -16,7 +16,7 @@ from command_line import sanakit
 from sanakit.errors import ConfigError
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.flops import transformer_flops
-from sanakit.nn.mix_ffn import PointConv
+from sanakit.nn.cpu import PointConv
 from sanakit.train import mfu
 from sanakit.train.config import LoopConfig
 from sanakit.train.loop import train
