@@ -8,7 +8,7 @@ quoted, not judged.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from sanakit.errors import nearest_names
@@ -53,9 +53,6 @@ class Checkpoint:
     """As the published scheduler config has it."""
     original_flow_shift: float | None = None
     """As the original code trains and samples; differs for the 0.6B at 1024 px."""
-    multilingual: bool = False
-    few_step: bool = False
-    """Sampled in one to four steps: its scheduler is SCM and guidance is an embedding."""
     twin: str | None = None
     """The same weights in the other layout: original .pth against pipeline folder."""
 
@@ -132,73 +129,66 @@ VARIANTS: dict[HalfDtype, str] = {"float16": "fp16", "bfloat16": "bf16"}
 def _sana(
     name: str,
     aliases: str,
-    preset: str | None,
     parameters: int,
     dtype: HalfDtype,
     *,
-    resolution: int = 1024,
+    preset: str | None = "",
     shift: float | None = 3.0,
     original_shift: float | None = None,
-    multilingual: bool = True,
-    few_step: bool = False,
+    resolution: int = 1024,
 ) -> tuple[Checkpoint, Checkpoint]:
-    """The pipeline folder, and the same transformer as the original .pth."""
-    original, folder = f"{OWNER}/{name}", f"{OWNER}/{name}_diffusers"
+    """The pipeline folder, and the same transformer as the original .pth.
 
-    def one(repository: str, kind: Kind, names: tuple[str, ...], twin: str) -> Checkpoint:
-        return Checkpoint(
-            repository=repository,
-            aliases=names,
-            kind=kind,
-            preset=preset,
-            parameters=parameters,
-            dtype=dtype,
-            variant=VARIANTS[dtype] if kind == "pipeline" else None,
-            resolution=resolution,
-            flow_shift=shift,
-            original_flow_shift=original_shift or shift,
-            multilingual=multilingual,
-            few_step=few_step,
-            twin=twin,
-        )
-
+    The preset is the first alias where none is named.
+    """
     names = tuple(aliases.split())
+    original, folder = f"{OWNER}/{name}", f"{OWNER}/{name}_diffusers"
+    pipeline = Checkpoint(
+        repository=folder,
+        aliases=names,
+        kind="pipeline",
+        preset=names[0] if preset == "" else preset,
+        parameters=parameters,
+        dtype=dtype,
+        variant=VARIANTS[dtype],
+        resolution=resolution,
+        flow_shift=shift,
+        original_flow_shift=original_shift or shift,
+        twin=original,
+    )
     pth = tuple(f"{alias}-pth" for alias in names)
-    return one(folder, "pipeline", names, original), one(original, "transformer", pth, folder)
+    return pipeline, replace(
+        pipeline, repository=original, aliases=pth, kind="transformer", variant=None, twin=folder
+    )
 
 
-def _control(
-    name: str, alias: str, preset: str, parameters: int, dtype: HalfDtype, original_shift: float
-) -> Checkpoint:
+def _control(name: str, alias: str, parameters: int, dtype: HalfDtype, shift: float) -> Checkpoint:
     return Checkpoint(
         repository=f"{OWNER}/{name}",
         aliases=(alias,),
         kind="controlnet",
-        preset=preset,
+        preset=alias.removesuffix("-hed"),
         parameters=parameters,
         dtype=dtype,
         resolution=1024,
         flow_shift=3.0,
-        original_flow_shift=original_shift,
-        multilingual=dtype == "bfloat16",
+        original_flow_shift=shift,
     )
 
 
 def _dc_ae(name: str, parameters: int, *aliases: str) -> tuple[Checkpoint, Checkpoint]:
     original, folder = f"mit-han-lab/{name}", f"mit-han-lab/{name}-diffusers"
-
-    def one(repository: str, names: tuple[str, ...], twin: str) -> Checkpoint:
-        return Checkpoint(
-            repository=repository,
-            aliases=names,
-            kind="autoencoder",
-            # 1.1 differs from 1.0 in its decoder's weights, not in shape.
-            preset=name.replace("sana-1.1", "sana-1.0"),
-            parameters=parameters,
-            twin=twin,
-        )
-
-    return one(folder, (*aliases, name), original), one(original, (f"{name}-original",), folder)
+    published = Checkpoint(
+        repository=folder,
+        aliases=(*aliases, name),
+        kind="autoencoder",
+        # 1.1 differs from 1.0 in its decoder's weights, not in shape.
+        preset=name.replace("sana-1.1", "sana-1.0"),
+        parameters=parameters,
+        twin=original,
+    )
+    names = (f"{name}-original",)
+    return published, replace(published, repository=original, aliases=names, twin=folder)
 
 
 FP16: HalfDtype = "float16"
@@ -206,95 +196,55 @@ BF16: HalfDtype = "bfloat16"
 _06B, _16B, _48B = 591_747_872, 1_604_462_752, 4_721_825_952
 # With norms on queries and keys.
 _QK_06B, _QK_16B = 591_876_896, 1_604_641_952
+# Those of few steps embed their guidance too.
+_SPRINT_06B, _SPRINT_16B = 593_501_216, 1_610_237_472
 
 CATALOG: tuple[Checkpoint, ...] = (
-    *_sana("Sana_600M_512px", "sana-0.6b-512", "sana-0.6b-512", _06B, FP16, resolution=512),
-    *_sana(
-        "Sana_600M_1024px", "sana-0.6b sana-0.6b-1024", "sana-0.6b", _06B, FP16, original_shift=4.0
-    ),
-    *_sana(
-        "Sana_1600M_512px",
-        "sana-1.6b-512",
-        "sana-1.6b-512",
-        _16B,
-        FP16,
-        resolution=512,
-        multilingual=False,
-    ),
+    *_sana("Sana_600M_512px", "sana-0.6b-512", _06B, FP16, resolution=512),
+    *_sana("Sana_600M_1024px", "sana-0.6b sana-0.6b-1024", _06B, FP16, original_shift=4.0),
+    *_sana("Sana_1600M_512px", "sana-1.6b-512", _16B, FP16, resolution=512),
     *_sana(
         "Sana_1600M_512px_MultiLing",
         "sana-1.6b-512-multiling",
-        "sana-1.6b-512",
         _16B,
         FP16,
+        preset="sana-1.6b-512",
         resolution=512,
     ),
+    *_sana("Sana_1600M_1024px", "sana-1.6b sana-1.6b-1024", _16B, FP16),
+    *_sana("Sana_1600M_1024px_MultiLing", "sana-1.6b-multiling", _16B, FP16, preset="sana-1.6b"),
+    *_sana("Sana_1600M_1024px_BF16", "sana-1.6b-bf16", _16B, BF16, preset="sana-1.6b"),
+    *_sana("Sana_1600M_2Kpx_BF16", "sana-1.6b-2k", _16B, BF16, resolution=2048),
+    *_sana("Sana_1600M_4Kpx_BF16", "sana-1.6b-4k", _16B, BF16, resolution=4096, shift=6.0),
+    *_sana("SANA1.5_1.6B_1024px", "sana1.5-1.6b", _QK_16B, BF16),
+    *_sana("SANA1.5_4.8B_1024px", "sana1.5-4.8b", _48B, BF16),
     *_sana(
-        "Sana_1600M_1024px",
-        "sana-1.6b sana-1.6b-1024",
-        "sana-1.6b",
-        _16B,
-        FP16,
-        multilingual=False,
+        "Sana_Sprint_0.6B_1024px", "sprint-0.6b sana-sprint-0.6b", _SPRINT_06B, BF16, shift=None
     ),
-    *_sana("Sana_1600M_1024px_MultiLing", "sana-1.6b-multiling", "sana-1.6b", _16B, FP16),
-    *_sana("Sana_1600M_1024px_BF16", "sana-1.6b-bf16", "sana-1.6b", _16B, BF16),
-    *_sana("Sana_1600M_2Kpx_BF16", "sana-1.6b-2k", "sana-1.6b-2k", _16B, BF16, resolution=2048),
     *_sana(
-        "Sana_1600M_4Kpx_BF16",
-        "sana-1.6b-4k",
-        "sana-1.6b-4k",
-        _16B,
-        BF16,
-        resolution=4096,
-        shift=6.0,
+        "Sana_Sprint_1.6B_1024px", "sprint-1.6b sana-sprint-1.6b", _SPRINT_16B, BF16, shift=None
     ),
-    *_sana("SANA1.5_1.6B_1024px", "sana1.5-1.6b", "sana1.5-1.6b", _QK_16B, BF16),
-    *_sana("SANA1.5_4.8B_1024px", "sana1.5-4.8b", "sana1.5-4.8b", _48B, BF16),
     *_sana(
-        "Sana_Sprint_0.6B_1024px",
-        "sprint-0.6b sana-sprint-0.6b",
-        "sprint-0.6b",
-        593_501_216,
+        "Sana_Sprint_0.6B_1024px_teacher",
+        "sprint-0.6b-teacher",
+        _QK_06B,
         BF16,
+        preset=None,
         shift=None,
-        few_step=True,
-    ),
-    *_sana(
-        "Sana_Sprint_1.6B_1024px",
-        "sprint-1.6b sana-sprint-1.6b",
-        "sprint-1.6b",
-        1_610_237_472,
-        BF16,
-        shift=None,
-        few_step=True,
-    ),
-    *_sana(
-        "Sana_Sprint_0.6B_1024px_teacher", "sprint-0.6b-teacher", None, _QK_06B, BF16, shift=None
     ),
     *_sana(
         "Sana_Sprint_1.6B_1024px_teacher",
         "sprint-1.6b-teacher",
-        "sana1.5-1.6b",
         _QK_16B,
         BF16,
+        preset="sana1.5-1.6b",
         shift=None,
     ),
     _control(
-        "Sana_600M_1024px_ControlNet_HED",
-        "controlnet-0.6b-hed",
-        "controlnet-0.6b",
-        168_765_696,
-        FP16,
-        4.0,
+        "Sana_600M_1024px_ControlNet_HED", "controlnet-0.6b-hed", 168_765_696, FP16, shift=4.0
     ),
     _control(
-        "Sana_1600M_1024px_BF16_ControlNet_HED",
-        "controlnet-1.6b-hed",
-        "controlnet-1.6b",
-        631_576_960,
-        BF16,
-        3.0,
+        "Sana_1600M_1024px_BF16_ControlNet_HED", "controlnet-1.6b-hed", 631_576_960, BF16, shift=3.0
     ),
     Checkpoint(
         repository="mit-han-lab/svdq-int4-sana-1600m",
@@ -306,11 +256,10 @@ CATALOG: tuple[Checkpoint, ...] = (
         resolution=1024,
         flow_shift=3.0,
         original_flow_shift=3.0,
-        multilingual=True,
         twin=f"{OWNER}/Sana_1600M_1024px_BF16_diffusers",
     ),
-    *_dc_ae("dc-ae-f32c32-sana-1.1", 312_250_275, "dc-ae-f32c32-sana"),
-    *_dc_ae("dc-ae-f32c32-sana-1.0", 312_250_275),
+    *_dc_ae("dc-ae-f32c32-sana-1.1", AUTOENCODER_PARAMETERS, "dc-ae-f32c32-sana"),
+    *_dc_ae("dc-ae-f32c32-sana-1.0", AUTOENCODER_PARAMETERS),
     *_dc_ae("dc-ae-f32c32-in-1.0", 323_356_460, "dc-ae-f32c32-in"),
     *_dc_ae("dc-ae-f32c32-mix-1.0", 323_356_460, "dc-ae-f32c32-mix"),
     *_dc_ae("dc-ae-f64c128-in-1.0", 676_896_140, "dc-ae-f64c128-in"),
