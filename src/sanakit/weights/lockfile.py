@@ -7,7 +7,6 @@ moves and a file that changes are noticed, and so that "what is missing?" needs 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,15 +15,14 @@ from typing import Any
 
 from huggingface_hub import constants
 
-from sanakit.errors import ConfigError, WeightsError
-from sanakit.files import write_atomically, write_json
+from sanakit.errors import ConfigError, MissingModelError, WeightsError
+from sanakit.files import read_json, sha256_of, write_atomically, write_json
 
 LOCKFILE = "sanakit-pins.json"
 MAIN = "main"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _REVISION = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")
-_CHUNK = 1 << 22
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,11 +79,10 @@ def read_lockfile(repository: str) -> Lockfile:
     """
     path = repository_folder(repository) / LOCKFILE
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return _parsed(values)
-    except FileNotFoundError:
+        return _parsed(read_json(path))
+    except MissingModelError:
         return Lockfile()
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ConfigError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise WeightsError(
             f"{path}: is damaged ({error})",
             hint=f"run: sanakit models rm {repository}, then pull it again",
@@ -150,14 +147,9 @@ def split_revision(name: str, revision: str | None) -> tuple[str, str]:
 def digest_of(path: Path, like: str) -> str:
     """Hash a file the way ``like`` was made: sha256 for 64 digits, a git blob's sha1 for 40."""
     if len(like) == 64:
-        digest = hashlib.sha256()
-    else:
-        # The object id of git, not a defence: that is what the hub says of small files.
-        digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return sha256_of(path)
+    content = path.read_bytes()  # not a defence: what the hub says of small files
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 def is_digest(name: str) -> bool:

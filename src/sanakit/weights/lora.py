@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -137,11 +137,8 @@ def write_lora(
     """
     if not pairs:
         raise WeightsError(f"{path}: no LoRA layer to write")
-    state: dict[str, Tensor] = {}
     alphas = {layer: pair.alpha for layer, pair in pairs.items() if pair.alpha is not None}
-    for layer, pair in pairs.items():
-        state[f"{_PREFIX}{layer}.lora_A.weight"] = pair.down
-        state[f"{_PREFIX}{layer}.lora_B.weight"] = pair.up
+    bare = {layer: replace(pair, alpha=None) for layer, pair in pairs.items()}
     config: dict[str, Any] = dict(metadata or {})
     if alphas and "lora_alpha" not in config:
         ranks = {layer: pair.down.shape[0] for layer, pair in pairs.items()}
@@ -157,7 +154,7 @@ def write_lora(
     if config:
         prefixed = {f"{_PREFIX}{key}": value for key, value in config.items()}
         notes[_METADATA] = json.dumps(prefixed, indent=2, sort_keys=True)
-    write_tensors(path, state, notes)
+    write_tensors(path, lora_tensors(bare), notes)
 
 
 def check_lora(module: nn.Module, pairs: Mapping[str, LoraPair], *, source: str) -> None:
