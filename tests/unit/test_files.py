@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import sys
 from pathlib import Path
@@ -10,7 +12,7 @@ import pytest
 import torch
 
 from sanakit.errors import DataError
-from sanakit.files import cache_folder, replacing, write_atomically
+from sanakit.files import cache_folder, replacing, replacing_folder, sha256_of, write_atomically
 from sanakit.weights.store import write_tensors
 
 
@@ -35,6 +37,28 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
         fail()
     assert target.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["kept"]
+
+
+def test_a_folder_is_replaced_as_a_whole_or_left_as_it_was(tmp_path: Path) -> None:
+    target = tmp_path / "kept"
+    for failing in (False, True):
+        with contextlib.suppress(RuntimeError), replacing_folder(target) as staging:
+            (staging / str(failing)).touch()
+            if failing:
+                raise RuntimeError("half way")
+    assert os.listdir(target) == ["False"]
+    with replacing_folder(target) as staging:
+        (staging / "new").touch()
+    assert os.listdir(target) == ["new"]
+    assert os.listdir(tmp_path) == ["kept"]
+
+
+def test_a_file_bytes_and_a_text_have_one_digest(tmp_path: Path) -> None:
+    data = b"x" * (1 << 20) + "ü".encode()
+    (tmp_path / "a").write_bytes(data)
+    expected = hashlib.sha256(data).hexdigest()
+    assert sha256_of(tmp_path / "a") == sha256_of(data) == sha256_of(data.decode()) == expected
+    assert len(sha256_of("\ud800")) == 64  # names of files may hold what is no character
 
 
 def test_a_missing_folder_is_named_with_what_makes_it(tmp_path: Path) -> None:

@@ -415,8 +415,6 @@ def test_what_is_written_is_read_again_by_torch_and_by_us(tmp_path: Path) -> Non
         else:
             torch.testing.assert_close(content[name], tensor, rtol=0, atol=1e-6)
     assert read_original(path).parts[0].config == config
-    # Views are written as themselves, not with the whole they were cut from.
-    assert path.stat().st_size < 2 * sum(t.numel() * 4 for t in original.values())
     with pytest.raises(DataError, match="does not exist"):
         write_original(tmp_path / "no" / "m.pth", state)
     assert sorted(each.name for each in tmp_path.iterdir()) == ["m.pth"]
