@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 
@@ -15,6 +16,9 @@ def run() -> None:
     except KeyboardInterrupt:
         print("stopped; nothing was written", file=sys.stderr)
         raise SystemExit(130) from None
+    finally:
+        # All is over but Python's own end; another Ctrl-C there would change the exit code.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

@@ -201,8 +201,11 @@ def test_ctrl_c_while_the_command_is_imported_is_as_quiet(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("sanakit.cli.main.main", interrupted)
+    before = signal.getsignal(signal.SIGINT)
     with pytest.raises(SystemExit) as ended:
         entry.run()
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # until this process has ended
+    signal.signal(signal.SIGINT, before)
     assert ended.value.code == 130
     assert capsys.readouterr().err == "stopped; nothing was written\n"
 

@@ -148,7 +148,7 @@ def test_a_missing_renderer_is_named_with_the_command_that_installs_it(
 def test_the_data_package_imports_without_the_renderer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "resvg_py", None)
     for name in ("rasterize", "drawing", "pictures"):
-        importlib.reload(importlib.import_module(f"sanakit.data.glyph.{name}"))
+        importlib.reload(importlib.import_module(f"recipes.glyph.data.{name}"))
 
 
 def test_a_picture_file_is_framed_like_an_icon() -> None:
