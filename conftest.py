@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,3 +30,17 @@ settings.load_profile("sanakit")
 def rng() -> torch.Generator:
     """A generator that starts every test alike."""
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole model small enough for every test, in the published layout; nobody writes into it."""
+    from tiny import write_tiny  # noqa: PLC0415 - after the hook
+
+    return write_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def model(folder: Path) -> str:
+    """The same as a command is told of it."""
+    return str(folder)

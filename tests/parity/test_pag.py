@@ -12,12 +12,6 @@ from sanakit import GenerateRequest, Pipeline
 from sanakit.flow.guidance import Guidance
 from sanakit.pipeline.pipeline import seeded_noise
 from sanakit.pipeline.request import Call
-from tiny import write_tiny
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")

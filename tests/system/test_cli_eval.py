@@ -20,7 +20,6 @@ from sanakit.evaluate.distances import frechet_distance
 from sanakit.models.perceptual import PerceptualNetwork
 from sanakit.pipeline.pipeline import Pipeline
 from sanakit.weights import perceptual
-from tiny import write_tiny
 from tiny_features import tiny_features
 from tiny_vision_models import write_clip
 
@@ -30,11 +29,6 @@ GENEVAL = [
     {"tag": "colors", "include": [{"class": "car", "count": 1}], "prompt": "a red car"},
     {"tag": "position", "include": [], "prompt": "a dog left of a cat"},
 ]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(write_tiny(tmp_path_factory.mktemp("tiny")))
 
 
 @pytest.fixture(autouse=True)

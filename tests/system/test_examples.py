@@ -14,17 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-from tiny import write_tiny
-
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
 SIDE = 64
 """Of the pictures that the tiny model draws when nobody says."""
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture

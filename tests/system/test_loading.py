@@ -58,11 +58,6 @@ image = pipeline(prompt, **QUICK).images[0]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
 def pipe(folder: Path) -> SanaPipeline:
     return SanaPipeline.from_pretrained(folder)
 

@@ -11,15 +11,9 @@ from sanakit import SanaPipeline
 from sanakit.errors import ConfigError
 from sanakit.pipeline.offload import networks
 from sanakit.pipeline.placement import balanced, place
-from tiny import write_tiny
 
 SIZES = {"transformer": 30, "text_encoder": 50, "vae": 6}
 CPU, FIRST, SECOND = (torch.device(name) for name in ("cpu", "cuda:0", "cuda:1"))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 def draw(pipe: SanaPipeline) -> torch.Tensor:

@@ -32,11 +32,6 @@ from tiny import ROUNDING, assert_same_weights, tiny_components, write_tiny
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
 def pipe(folder: Path) -> SanaPipeline:
     return SanaPipeline.from_pretrained(folder)
 
