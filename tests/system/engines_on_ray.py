@@ -13,7 +13,7 @@ import pytest
 import scanned_set
 import tiny
 import tiny_vision_models
-from sanakit.data.build import build_shards
+from sanakit.data.build import BuildSettings, build_shards
 from sanakit.data.captions.captioning import Captioning, Writing
 from sanakit.data.captions.scoring import Scoring
 from sanakit.data.captions.vision_models import fingerprint_of_folder
@@ -26,7 +26,6 @@ from sanakit.data.encode import (
 )
 from sanakit.data.engines import engine_named, running_engine
 from sanakit.data.scan import scan_source
-from sanakit.data.shard_plan import BuildSettings
 from sanakit.data.sources.opening import open_source
 from sanakit.data.training_set import TrainingSet
 from sanakit.data.units import LocalEngine, Stage, read_mark, run_stage

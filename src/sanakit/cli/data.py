@@ -96,8 +96,8 @@ def build(
     Every step can be stopped and started again; what is finished is not done twice. Settings of
     the shards that are not given stay as they were.
     """
+    from sanakit.data.build import BuildSettings
     from sanakit.data.engines import engine_named
-    from sanakit.data.shard_plan import BuildSettings
     from sanakit.data.training_set import SET
 
     given: dict[str, Any] = {
@@ -147,8 +147,7 @@ def _going_on_later() -> Iterator[None]:
 
 
 def _build_set(folder: Path, options: dict[str, Any], engine: Engine) -> None:
-    from sanakit.data.build import build_shards, last_settings
-    from sanakit.data.shard_plan import BuildSettings
+    from sanakit.data.build import BuildSettings, build_shards, last_settings
     from sanakit.data.training_set import TrainingSet
 
     max_bad = options.pop("max_bad", 0.05)

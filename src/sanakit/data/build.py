@@ -13,16 +13,31 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from PIL import Image
 
 from sanakit.data.images.decode import BadPicture, DecodeLimits, decode
-from sanakit.data.images.resize_and_crop import Bucket, fit, fitted
+from sanakit.data.images.resize_and_crop import (
+    Bucket,
+    BucketKind,
+    bucket_table,
+    fit,
+    fitted,
+    nearest,
+)
 from sanakit.data.samples import Refusal, Sample, refusal_from, sample_from, to_line
-from sanakit.data.shard_plan import BuildSettings, ShardPlan, Store, bucket_of, plan_shards
-from sanakit.data.shards import INDEX, TAR, Index, ShardFile, ShardWriter, key_of
+from sanakit.data.shards import (
+    INDEX,
+    TAR,
+    Index,
+    ShardFile,
+    ShardWriter,
+    bucket_of,
+    key_of,
+    unit_name,
+)
 from sanakit.data.sources.places import read_place
 from sanakit.data.sources.wids import META, write_wids
 from sanakit.data.training_set import REFUSED, SHARDS, TrainingSet, read_lines
@@ -36,13 +51,87 @@ from sanakit.data.units import (
     read_mark,
     run_stage,
 )
-from sanakit.errors import DataError
+from sanakit.errors import ConfigError, DataError
 from sanakit.files import sha256_of, write_atomically
 
+Store: TypeAlias = Literal["fitted", "original"]
 VERSION = 1  # raise it when the same plan would give other shards
 PLAN = "plan"
 JPEG_QUALITY = 95
 _SIGNATURES = {b"\xff\xd8\xff": "jpg", b"\x89PNG\r\n\x1a\n": "png"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildSettings:
+    """What shards are made of samples.
+
+    ``store`` keeps pictures ``fitted`` to their bucket, or the ``original`` bytes. Pictures with a
+    side below ``min_side`` px are left out. ``seed`` shuffles the samples over the shards.
+    """
+
+    resolution: int = 512
+    buckets: BucketKind = "training"
+    store: Store = "fitted"
+    shard_samples: int = 1000
+    min_side: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        bucket_table(self.resolution, self.buckets)
+        if self.store not in get_args(Store):
+            raise ConfigError(
+                f"store {self.store!r} is unknown", hint=f"one of {', '.join(get_args(Store))}"
+            )
+        if self.shard_samples < 1:
+            raise ConfigError(
+                f"shards of {self.shard_samples} samples cannot be", hint="1000 is usual"
+            )
+        if self.min_side < 0:
+            raise ConfigError(
+                f"a side of {self.min_side} px cannot be", hint="0 leaves nothing out"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardPlan:
+    """For each shard its samples as lines of JSON, in order; and what was left out."""
+
+    shards: dict[str, list[bytes]]
+    left_out: tuple[Refusal, ...]
+
+
+def plan_shards(
+    samples: Iterable[Sample],
+    settings: BuildSettings,
+) -> ShardPlan:
+    """Group samples by bucket, shuffle each group by a hash of seed and id, cut it into shards.
+
+    The order of ``samples`` makes no difference. Shards of a bucket differ by one sample at most.
+    Holds a line of each sample in memory: about a kilobyte.
+    """
+    table = bucket_table(settings.resolution, settings.buckets)
+    groups: dict[Bucket, list[tuple[str, bytes]]] = {}
+    left_out = []
+    for sample in samples:
+        if min(sample.height, sample.width) < settings.min_side:
+            detail = f"{sample.height} x {sample.width}, and a side has to be {settings.min_side}"
+            left_out.append(Refusal(id=sample.id, reason="too small", detail=detail))
+            continue
+        bucket = nearest(sample.height, sample.width, table)
+        line = to_line(sample).encode("utf-8", "surrogatepass")
+        groups.setdefault(bucket, []).append((_place_in_order(settings.seed, sample.id), line))
+    shards = {}
+    for bucket in sorted(groups):
+        ordered = [line for _, line in sorted(groups[bucket])]
+        number = -(-len(ordered) // settings.shard_samples)
+        for shard in range(number):
+            first, last = (len(ordered) * edge // number for edge in (shard, shard + 1))
+            shards[unit_name(bucket, shard)] = ordered[first:last]
+    return ShardPlan(shards=shards, left_out=tuple(sorted(left_out, key=lambda one: one.id)))
+
+
+def _place_in_order(seed: int, identity: str) -> str:
+    return sha256_of(f"{seed}\0{identity}")
 
 
 @dataclass(frozen=True, kw_only=True)

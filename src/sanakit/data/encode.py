@@ -25,8 +25,7 @@ from sanakit.data.captions.vision_models import (
 )
 from sanakit.data.images.decode import decode
 from sanakit.data.images.resize_and_crop import fitted
-from sanakit.data.shard_plan import bucket_of
-from sanakit.data.shards import TAR, Index, key_of, read_index, read_keys, read_span
+from sanakit.data.shards import TAR, Index, bucket_of, key_of, read_index, read_keys, read_span
 from sanakit.data.training_set import LATENTS, SHARDS, TEXT, TrainingSet
 from sanakit.data.units import fingerprint, read_mark
 from sanakit.errors import ConfigError, DataError, NumericsError

@@ -164,6 +164,17 @@ def read_span(path: Path, span: Span) -> bytes:
     return data
 
 
+def unit_name(bucket: Bucket, number: int) -> str:
+    """The name of a shard: height x width, and its number."""
+    return f"{bucket[0]}x{bucket[1]}-{number:05}"
+
+
+def bucket_of(unit: str) -> Bucket:
+    """Undo :func:`unit_name` for the bucket."""
+    height, width = unit.rsplit("-", 1)[0].split("x")
+    return int(height), int(width)
+
+
 def key_of(identity: str) -> str:
     """The name of a sample inside a tar: readable, ASCII, without dots, slashes and surprises.
 

@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sanakit.data.build import BuildShards, BuildSummary, build_shards
+from sanakit.data.build import BuildSettings, BuildShards, BuildSummary, bucket_of, build_shards
 from sanakit.data.images.resize_and_crop import bucket_table, fitted, nearest
 from sanakit.data.samples import Caption, Refusal
-from sanakit.data.shard_plan import BuildSettings, bucket_of
 from sanakit.data.shards import read_index, read_keys, read_span
 from sanakit.data.training_set import TrainingSet
 from sanakit.data.units import LocalEngine

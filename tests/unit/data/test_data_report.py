@@ -15,11 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from sanakit.data.build import build_shards
+from sanakit.data.build import BuildSettings, build_shards
 from sanakit.data.report.facts import gather
 from sanakit.data.report.page import SIDE, binned, write_report
 from sanakit.data.samples import Caption, Refusal
-from sanakit.data.shard_plan import BuildSettings
 from sanakit.data.training_set import TrainingSet
 from sanakit.data.units import LocalEngine
 from tiny_set import picture, scanned_set
