@@ -24,7 +24,7 @@ from sanakit.data.samples import Place, Refusal, Sample, to_line
 from sanakit.data.sources.places import read_place
 from sanakit.data.sources.source import Source
 from sanakit.data.training_set import DUPLICATES, QUARANTINE, REFUSED, SCAN, SET, TrainingSet
-from sanakit.data.units import MARK, Engine, Mark, Report, Stage, fingerprint, read_mark, run_stage
+from sanakit.data.units import MARK, Engine, Mark, Report, fingerprint, read_mark, run_stage
 from sanakit.errors import ConfigError, DataError
 from sanakit.files import sha256_of, write_atomically
 
@@ -211,9 +211,9 @@ def scan_source(
         raise DataError(f"{given} holds no pictures")
     stage = ScanStage(set_folder=set_folder, source=source, limits=limits)
     training_set = _set_of(given, set_folder, units, near=near, stage=stage)
-    watch = _Watch(engine=engine, units=tuple(units), limit=max_refused)
+    watch = _Watch(limit=max_refused)
     try:
-        marks = run_stage(stage, units, engine=watch, report=report)
+        marks = run_stage(stage, units, engine=engine, report=report, watch=watch.count)
         watch.judge(final=True)
     except _TooManyRefused as error:
         finished = [unit for unit in units if read_mark(stage.folder, unit) is not None]
@@ -263,25 +263,17 @@ class _TooManyRefused(DataError):
 
 @dataclass(kw_only=True)
 class _Watch:
-    """An engine that counts refusals as units finish, and stops when they are too many."""
+    """Counts refusals as units finish, and stops when more than ``limit`` of all are refused."""
 
-    engine: Engine
-    units: tuple[str, ...]
     limit: float | None
     passed: int = 0
     refused: Counter[str] = field(default_factory=Counter)
 
-    def run(self, stage: Stage, units: Sequence[str]) -> Iterator[Mark]:
-        """Finish the units; those finished before count too."""
-        missing = set(units)
-        for unit in self.units:
-            if unit not in missing and (mark := read_mark(stage.folder, unit)) is not None:
-                self._count(mark)
+    def count(self, marks: Sequence[Mark]) -> None:
+        for mark in marks:
+            self.passed += mark.stats["samples"]
+            self.refused.update(mark.stats["refused"])
         self.judge()
-        for mark in self.engine.run(stage, units):
-            self._count(mark)
-            self.judge()
-            yield mark
 
     def judge(self, *, final: bool = False) -> None:
         counted = Counter(
@@ -298,10 +290,6 @@ class _Watch:
                 f" {self.limit:.0%} of --max-refused",
                 min(1.0, int(share * 100 + 1) / 100),
             )
-
-    def _count(self, mark: Mark) -> None:
-        self.passed += mark.stats["samples"]
-        self.refused.update(mark.stats["refused"])
 
 
 def _set_of(

@@ -178,9 +178,18 @@ class LocalEngine:
 
 
 def run_stage(
-    stage: Stage, units: Sequence[str], *, engine: Engine, report: Report
+    stage: Stage,
+    units: Sequence[str],
+    *,
+    engine: Engine,
+    report: Report,
+    watch: Callable[[Sequence[Mark]], object] = len,
 ) -> dict[str, Mark]:
-    """Finish all units that have no valid mark; gives the marks of all, in order of ``units``."""
+    """Finish all units that have no valid mark; gives the marks of all, in order of ``units``.
+
+    ``watch`` is given the marks of units that were finished before, then each new one; what it
+    raises ends the run.
+    """
     stage.folder.mkdir(parents=True, exist_ok=True)
     clear_leftovers(stage.folder)
     marks: dict[str, Mark] = {}
@@ -188,12 +197,14 @@ def run_stage(
         mark = read_mark(stage.folder, unit)
         if mark is not None and mark.made_from == stage.made_from(unit):
             marks[unit] = mark
+    watch(list(marks.values()))
     missing = [unit for unit in units if unit not in marks]
     if marks:
         report(f"{stage.folder}: {len(marks)} of {len(units)} units were finished before")
     try:
         for mark in engine.run(stage, missing):
             marks[mark.unit] = mark
+            watch([mark])
             report(f"{stage.folder}: {len(marks)} of {len(units)} units")
     finally:
         clear_leftovers(stage.folder)  # of processes that were stopped because another one failed
