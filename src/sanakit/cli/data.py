@@ -542,7 +542,7 @@ def _find(training_set: TrainingSet, which: str) -> Sample:
 
 
 def _plain(text: str) -> str:
-    """Without what would move the cursor or colour the terminal."""
+    """Without what would move the cursor or color the terminal."""
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
 

@@ -1,8 +1,8 @@
-"""Pictures that show the same thing: a hash of 64 bits proposes, a look at the colours decides.
+"""Pictures that show the same thing: a hash of 64 bits proposes, a look at the colors decides.
 
 The hash is the sign of the 64 lowest frequencies of a discrete cosine transform, so it hardly
 changes when a picture is scaled, compressed or made a little brighter. Simple drawings of different
-things may share it (every disc on white does), which is why eight by eight colours are compared
+things may share it (every disc on white does), which is why eight by eight colors are compared
 before a picture is called a duplicate.
 """
 
@@ -21,7 +21,7 @@ NEAR = 4
 NEAREST, FARTHEST = 0, 8
 BITS = 64
 _SIDE = 32  # of the small picture that is transformed
-CELLS = 8  # a side, of the colours
+CELLS = 8  # a side, of the colors
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
 
 # A frequency counts as present where it is above this share of the root mean square of all, and
@@ -29,14 +29,14 @@ _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
 # random bits: of 400 emoji saved as JPEG at quality 50, 17 % were then more than 4 bits away.
 _SHARE, _LEVELS = 0.05, 2.0
 
-# What may differ between the colours of one picture and of the same one saved again, as root mean
+# What may differ between the colors of one picture and of the same one saved again, as root mean
 # square and in the one cell that differs most. Photographs and emoji that were resized, compressed
 # or darkened differ by up to 2.9 and 12 levels (99 %); desktop folders with another emblem by 15 in
 # a cell. Of 16,597 emoji and icons 348 are found so, nearly all one drawing under two names, where
 # the hash alone takes a purple square for a black one.
 _RESIDUAL, _CELL = 3.0, 13.0
 _GAIN, _SHIFT, _STILL = 0.2, 24.0, 2.0
-_STRUCTURE = 8.0  # levels: below it a picture is flat, and a shift is another colour, not light
+_STRUCTURE = 8.0  # levels: below it a picture is flat, and a shift is another color, not light
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,10 +53,10 @@ class Duplicate:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Look:
-    """What is compared of a picture: a hash of 64 bits, and colours as uint8 ``8 8 3``."""
+    """What is compared of a picture: a hash of 64 bits, and colors as uint8 ``8 8 3``."""
 
     phash: int
-    colours: NDArray[np.uint8]
+    colors: NDArray[np.uint8]
 
 
 def look_at(image: Image.Image) -> Look:
@@ -64,8 +64,8 @@ def look_at(image: Image.Image) -> Look:
     reduced = image.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR, reducing_gap=3.0)
     small = np.asarray(reduced, dtype=np.float32)
     cell = _SIDE // CELLS
-    colours = small.reshape(CELLS, cell, CELLS, cell, 3).mean(axis=(1, 3))
-    return Look(phash=_hash(small @ _LUMA), colours=np.rint(colours).astype(np.uint8))
+    colors = small.reshape(CELLS, cell, CELLS, cell, 3).mean(axis=(1, 3))
+    return Look(phash=_hash(small @ _LUMA), colors=np.rint(colors).astype(np.uint8))
 
 
 def distance(one: int, other: int) -> int:
@@ -73,8 +73,8 @@ def distance(one: int, other: int) -> int:
     return (one ^ other).bit_count()
 
 
-def same_colours(one: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Which of ``others``, ``n 8 8 3``, have the colours ``one``, but for contrast and light.
+def same_colors(one: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Which of ``others``, ``n 8 8 3``, have the colors ``one``, but for contrast and light.
 
     One gain and one shift for all three channels are allowed, so a red square is not a blue one;
     the flatter a picture is, the less of both.
@@ -118,7 +118,7 @@ class DuplicateFinder:
         self.same_look = 0
         self._ids: list[str] = []
         self._hashes: list[int] = []
-        self._colours: list[bytes] = []
+        self._colors: list[bytes] = []
         self._by_bytes: dict[bytes, tuple[int, int]] = {}
         parts = near // 2 + 1
         ends = [BITS * part // parts for part in range(parts + 1)]
@@ -149,7 +149,7 @@ class DuplicateFinder:
         if not self.near:
             return
         self._hashes.append(look.phash)
-        self._colours.append(look.colours.tobytes())
+        self._colors.append(look.colors.tobytes())
         for low, mask, _, table in self._parts:
             table.setdefault(look.phash >> low & mask, []).append(number)
 
@@ -167,8 +167,8 @@ class DuplicateFinder:
         )
         if not near:
             return None
-        others = np.frombuffer(b"".join(self._colours[number] for _, number in near), np.uint8)
-        same = same_colours(look.colours, others.reshape(len(near), CELLS, CELLS, 3))
+        others = np.frombuffer(b"".join(self._colors[number] for _, number in near), np.uint8)
+        same = same_colors(look.colors, others.reshape(len(near), CELLS, CELLS, 3))
         return (near[int(same.argmax())][1], near[int(same.argmax())][0]) if same.any() else None
 
 

@@ -34,7 +34,7 @@ UNREADABLE = "unreadable"
 TOO_SMALL = "too small"
 REMARKS = frozenset({"bad captions"})
 """Reasons that keep something out, but not the picture."""
-COLOURS = ".colours.npy"
+COLORS = ".colours.npy"
 _SMALL = 64  # px: enough for a look, and a JPEG decodes to it at an eighth of its size
 _ENDINGS = MappingProxyType(
     {
@@ -69,7 +69,7 @@ class ScanStage:
         """Decode every picture of the unit: what passes, what does not, and what it looks like."""
         passed: list[Sample] = []
         refused: list[Refusal] = []
-        colours = []
+        colors = []
         misnamed = 0
         for item in _read(self.source, unit):
             if isinstance(item, Refusal):
@@ -85,12 +85,12 @@ class ScanStage:
                 refused.append(_refusal(item, UNREADABLE, detail))
             else:
                 passed.append(sample)
-                colours.append(look.colours)
+                colors.append(look.colors)
                 misnamed += _is_misnamed(item.place, kind)
         (staging / f"{unit}.jsonl").write_bytes(lines(passed))
         (staging / f"{unit}{REFUSED}").write_bytes(lines(refused))
-        shape = (len(colours), CELLS, CELLS, 3)
-        np.save(staging / f"{unit}{COLOURS}", np.array(colours, dtype=np.uint8).reshape(shape))
+        shape = (len(colors), CELLS, CELLS, 3)
+        np.save(staging / f"{unit}{COLORS}", np.array(colors, dtype=np.uint8).reshape(shape))
         return {
             "samples": len(passed),
             "refused": dict(sorted(Counter(one.reason for one in refused).items())),
@@ -313,7 +313,7 @@ def _set_of(
     for mark in sorted(stage.folder.glob(f"*{MARK}")):
         unit = mark.name[: -len(MARK)]
         if unit not in units:
-            for ending in (MARK, ".jsonl", REFUSED, COLOURS):
+            for ending in (MARK, ".jsonl", REFUSED, COLORS):
                 (stage.folder / f"{unit}{ending}").unlink(missing_ok=True)
     return training_set
 
@@ -321,16 +321,16 @@ def _set_of(
 def _looks(training_set: TrainingSet) -> Iterator[tuple[Sample, Look]]:
     for unit in training_set.units:
         samples = training_set.scanned(unit)
-        path = training_set.folder / SCAN / f"{unit}{COLOURS}"
+        path = training_set.folder / SCAN / f"{unit}{COLORS}"
         try:
-            colours = np.load(path, allow_pickle=False)
+            colors = np.load(path, allow_pickle=False)
         except (OSError, ValueError) as error:
             raise DataError(
                 f"{path} is missing or damaged ({error})",
                 hint=f"remove {path.with_name(f'{unit}{MARK}')} and run the scan again",
             ) from error
-        for sample, shown in zip(samples, colours, strict=True):
-            yield sample, Look(phash=int(sample.phash, 16), colours=shown)
+        for sample, shown in zip(samples, colors, strict=True):
+            yield sample, Look(phash=int(sample.phash, 16), colors=shown)
 
 
 def _write_quarantine(

@@ -17,7 +17,7 @@ from sanakit.data.duplicates import (
     Look,
     distance,
     look_at,
-    same_colours,
+    same_colors,
 )
 from sanakit.data.images.decode import decode, decoded_image
 from sanakit.errors import ConfigError
@@ -139,7 +139,7 @@ def test_a_smaller_decode_gives_the_same_look() -> None:
         whole = look_at(decoded_image(data)[0])
         part = look_at(decoded_image(data, cover=(64, 64))[0])
         assert distance(whole.phash, part.phash) <= 1
-        assert np.abs(whole.colours.astype(int) - part.colours).max() <= 2
+        assert np.abs(whole.colors.astype(int) - part.colors).max() <= 2
 
 
 def test_the_hash_is_the_sign_of_the_cosine_transform_by_its_definition() -> None:
@@ -163,13 +163,13 @@ def test_the_hash_is_the_sign_of_the_cosine_transform_by_its_definition() -> Non
 
 
 def test_one_gain_and_one_shift_of_light_are_forgiven_and_no_more() -> None:
-    base = look_at(scene(0)).colours.astype(np.float64)
+    base = look_at(scene(0)).colors.astype(np.float64)
     others = [base * 0.9, base + 10, base * 1.1 - 10, base[::-1], base[..., ::-1], base + 60]
     tinted, spot = base + np.array([12, 0, -12]), base.copy()
     spot[2, 3] += 18  # one cell: 2 levels as root mean square of all
     stack = np.clip(np.rint([*others, tinted, spot]), 0, 255).astype(np.uint8)
     expected = [True, True, True, False, False, False, False, False]
-    assert same_colours(base.astype(np.uint8), stack).tolist() == expected
+    assert same_colors(base.astype(np.uint8), stack).tolist() == expected
 
 
 @st.composite
@@ -206,7 +206,7 @@ def test_looking_up_parts_finds_what_comparing_with_all_finds(hashes: list[int],
     colours: NDArray[np.uint8] = np.full((CELLS, CELLS, 3), 7, dtype=np.uint8)
     finder = DuplicateFinder(near)
     got = [
-        finder.add(str(number), f"{number:064x}", Look(phash=value, colours=colours))
+        finder.add(str(number), f"{number:064x}", Look(phash=value, colors=colours))
         for number, value in enumerate(hashes)
     ]
     assert got == slowly(hashes, near)
@@ -252,5 +252,5 @@ def test_many_pictures_need_few_comparisons(
     colours = np.zeros((CELLS, CELLS, 3), dtype=np.uint8)
     finder = DuplicateFinder(4)
     for number, value in enumerate(hashes):
-        finder.add(str(number), f"{number:064x}", Look(phash=int(value), colours=colours))
+        finder.add(str(number), f"{number:064x}", Look(phash=int(value), colors=colours))
     assert compared < 20_000

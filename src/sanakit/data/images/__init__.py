@@ -1,1 +1,1 @@
-"""A picture from bytes to pixels of a size: format, decoding, colour, resizing and cropping."""
+"""A picture from bytes to pixels of a size: format, decoding, color, resizing and cropping."""

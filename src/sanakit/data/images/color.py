@@ -8,14 +8,14 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageCms
 
-_SRGB_ERROR = 2  # of 255: a profile that moves no colour further is sRGB under another name
+_SRGB_ERROR = 2  # of 255: a profile that moves no color further is sRGB under another name
 _WIDE = {"I", "I;16", "I;16L", "I;16B", "I;16N"}
 _PLAIN = {"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"}
 _SEE_THROUGH = {"LA", "PA", "RGBA", "La", "RGBa"}
 
 
-class UnclearColours(Exception):
-    """Pixels whose numbers have no one meaning as colours."""
+class UnclearColors(Exception):
+    """Pixels whose numbers have no one meaning as colors."""
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -29,15 +29,15 @@ def to_rgb(image: Image.Image) -> Image.Image:
     elif image.mode in _SEE_THROUGH or (image.mode in _PLAIN and "transparency" in image.info):
         image = _with_alpha(image)
     elif image.mode not in _PLAIN:
-        raise UnclearColours(f"colour space {image.mode}")
+        raise UnclearColors(f"color space {image.mode}")
     if image.mode not in ("RGBA", "LA"):
         return _managed(image, profile)
     alpha = image.getchannel("A")
-    colour = _managed(image.convert("RGB" if image.mode == "RGBA" else "L"), profile)
+    color = _managed(image.convert("RGB" if image.mode == "RGBA" else "L"), profile)
     if alpha.getextrema() == (255, 255):
-        return colour
+        return color
     white = Image.new("RGB", image.size, (255, 255, 255))
-    white.paste(colour, mask=alpha)
+    white.paste(color, mask=alpha)
     return white
 
 
@@ -57,9 +57,7 @@ def _narrowed(image: Image.Image) -> Image.Image:
         top = 65535.0
     low, high = float(values.min()), float(values.max())
     if low < 0 or high > top:
-        raise UnclearColours(
-            f"values from {low:g} to {high:g}: which of them is white is not known"
-        )
+        raise UnclearColors(f"values from {low:g} to {high:g}: which of them is white is not known")
     scaled = np.rint(values.astype(np.float32) * (255 / top))
     return Image.fromarray(scaled.astype(np.uint8))
 
@@ -81,7 +79,7 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
         target = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
         transform = ImageCms.ImageCmsTransform(source, target, mode, "RGB")
         return None if _changes_nothing(transform, mode) else transform
-    # A profile that is damaged or of another colour space is ignored, as browsers do; a Pillow
+    # A profile that is damaged or of another color space is ignored, as browsers do; a Pillow
     # without LittleCMS says ImportError.
     except (ImportError, OSError, ImageCms.PyCMSError, ValueError, TypeError):
         return None

@@ -1,7 +1,7 @@
 """Bytes from anywhere become RGB pixels, or an error with a reason; nothing else can happen.
 
 The format is told by the bytes, never by the name; only its own decoder sees them, after the size
-that the header claims was judged. Colour is sRGB, rotation as shown, transparency over white.
+that the header claims was judged. Color is sRGB, rotation as shown, transparency over white.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from sanakit.data.images import format
-from sanakit.data.images.color import UnclearColours, to_rgb
+from sanakit.data.images.color import UnclearColors, to_rgb
 from sanakit.data.images.format import Size
 from sanakit.errors import ConfigError, DataError
 
@@ -157,7 +157,7 @@ def decoded_image(
                 rgb = rgb.transpose(turn)
     except BadPicture:
         raise
-    except UnclearColours as error:
+    except UnclearColors as error:
         raise BadPicture("unsupported format", str(error)) from error
     except Image.DecompressionBombError as error:  # of a tile, or a limit that somebody set
         raise BadPicture("too many pixels", str(error)) from error

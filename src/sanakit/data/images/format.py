@@ -44,7 +44,7 @@ _OTHERS = (
     (b"qoif", "QOI"),
     (b"\x1aE\xdf\xa3", "a video"),
 )
-# All that pixels and colours depend on; texts and whatever else a file carries are never unpacked.
+# All that pixels and colors depend on; texts and whatever else a file carries are never unpacked.
 _PNG_KEPT = {b"IHDR", b"PLTE", b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"iCCP", b"eXIf", b"IDAT"}
 _PNG_CHECKED = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
 PROFILE_LIMIT = 1 << 20  # bytes of an unpacked ICC profile
