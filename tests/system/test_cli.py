@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -183,9 +182,7 @@ def test_ctrl_c_stops_after_the_step_and_leaves_nothing(model: str) -> None:
         time.sleep(0.01)
     while process.poll() is None and time.monotonic() < deadline:
         process.send_signal(signal.SIGINT)
-        # A second one while Python takes itself down would end it by the signal.
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(10)
+        time.sleep(1.0)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert b"Traceback" not in err
