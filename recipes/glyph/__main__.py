@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import time
-
-import psutil
 
 from recipes.glyph.commands.app import VERBS, app
 
@@ -21,9 +18,7 @@ def run() -> None:
         return
     from recipes.glyph.speedrun import main  # noqa: PLC0415
 
-    # Importing what is needed takes seconds, which are the piece's.
-    since = time.time() - psutil.Process().create_time()
-    sys.exit(main(began=time.monotonic() - since))
+    sys.exit(main())
 
 
 if __name__ == "__main__":

@@ -15,31 +15,29 @@ FOLDER = Path(__file__).parent / "presets"
 
 @dataclass(frozen=True, kw_only=True)
 class Whole:
-    """The run as a whole; ``minutes`` are what it is expected to take."""
+    """The run as a whole; ``shape`` is that of all networks, ``ranks`` share each training."""
 
     about: str = ""
-    minutes: float = 0.0
     device: str = "auto"
-    reserve: float = 30.0
-    """Seconds before a piece ends at which its stage is told to save."""
-    file_mb: float = 15.5
-    """Most of a file that travels, and of all of them, in MB of 10^6 bytes."""
-    carry_mb: float = 64.0
-    files: int = 6
+    shape: str = "glyph"
+    ranks: int = 1
+    workers: int = 2
+    """Processes that draw, write and check pictures."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
     """The pictures; ``without`` are rows to leave out, ``limit`` is about how many to keep."""
 
-    size: int = 128
+    size: int = 256
     without: tuple[str, ...] = ()
     limit: int | None = None
-    workers: int = 2
     made_up: bool = False
-    """Discs and squares instead of art: nothing is fetched, and nothing is worth drawing."""
-    seconds: float = 0.0
-    """Expected, as everywhere in a preset."""
+    """Polygons and stars instead of art: nothing is fetched, and nothing is worth drawing."""
+    samples: int = 60_000
+    """Pictures with captions that are written for training, composites among them."""
+    held: int = 512
+    """Of pairs of concept and style that training never shows, to measure on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,36 +45,22 @@ class Text:
     """The tokenizer; without ``dictionary`` it and the language model read captions alone."""
 
     dictionary: bool = True
-    seconds: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """One training: at most ``images`` pictures (rows of text), at most ``minutes``.
-
-    With ``minutes`` the rate is measured before the run begins, and its length fitted to it.
-    """
+    """One training over ``images`` pictures (rows of text); ``settings`` as `--set` takes them."""
 
     images: int
-    minutes: float = 0.0
-    rate: float = 1.0
-    """Pictures a second, of all ranks."""
-    ranks: int = 1
-    in_one_piece: bool = False
-    """Fit it to what is left of its piece, too, after the bank and before the ending."""
     settings: tuple[str, ...] = ()
-    """``key=value``, as `--set` takes them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Diffusion(Training):
-    """The transformer's: its blocks, and of how many samples latents are kept."""
+    """The transformer's: its blocks, and whether the text encoder learns along."""
 
-    layers: int = 6
-    samples: int = 60_000
-    tune_text: bool = True
-    bank_rate: float = 1.0
-    """Samples a second whose latents are computed."""
+    layers: int | None = None
+    tune_text: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +74,6 @@ class Ending:
     """Held-out pictures that are restored and compared."""
     generation: int = 0
     """Held-out captions that are drawn and compared; needs the extra `eval`."""
-    seconds: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,12 +1,10 @@
-"""Runs one command of a stage, tells it to save and end when time is up, and says how it ended."""
+"""Runs one command of a stage, and has it save and end when this process is to end."""
 
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,8 +15,6 @@ import psutil
 from sanakit.train.loop import noted_signals
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 60.0
-"""Seconds that a command has to save, after which it is killed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,47 +41,33 @@ class Command:
 
 @dataclass(frozen=True, kw_only=True)
 class Ended:
-    """How a command ended: its exit code, whether it was told to, and what it said if asked."""
+    """How a command ended: its exit code, and whether it was told to end."""
 
     code: int
-    stopped: bool
     interrupted: bool = False
-    said: str = ""
 
 
-def execute(command: Command, *, until: float | None = None, listen: bool = False) -> Ended:
-    """Run it; at ``until``, seconds of the monotonic clock, it gets SIGTERM and time to save.
-
-    So it does when this process gets SIGINT or SIGTERM. ``listen`` keeps what it says to standard
-    output instead of showing it.
-    """
+def execute(command: Command) -> Ended:
+    """Run it; when this process gets SIGINT or SIGTERM, the command gets SIGTERM and may save."""
     environment = {**os.environ}
     paths = [str(ROOT / "src"), str(ROOT), environment.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     if command.ranks > 1:
         environment["OMP_NUM_THREADS"] = "1"
-    stdout = subprocess.PIPE if listen else None
     with noted_signals() as caught:
         # A group of its own: Ctrl-C would otherwise reach the ranks and torchrun at once.
-        process = subprocess.Popen(
-            command.line, env=environment, stdout=stdout, text=True, start_new_session=True
-        )
-        stopped, said = False, ""
-        while True:
-            try:
-                said = process.communicate(timeout=0.2)[0] or ""
-                break
-            except subprocess.TimeoutExpired:
-                now = time.monotonic()
-            if not stopped and (caught or (until is not None and now >= until)):
-                stopped, told = True, now
+        process = subprocess.Popen(command.line, env=environment, start_new_session=True)
+        told = False
+        while process.poll() is None:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(0.2)
+            if caught and not told:
+                told = True
                 _tell_to_end(process, command)
-            elif stopped and now > told + PATIENCE:
-                os.killpg(process.pid, signal.SIGKILL)
-    return Ended(code=process.returncode, stopped=stopped, interrupted=bool(caught), said=said)
+    return Ended(code=process.returncode, interrupted=bool(caught))
 
 
-def _tell_to_end(process: subprocess.Popen[str], command: Command) -> None:
+def _tell_to_end(process: subprocess.Popen[bytes], command: Command) -> None:
     """Send SIGTERM to the process; of several ranks to each, who then save and end in peace.
 
     torchrun itself, if told, would wait for thirty seconds only, and end with a traceback.

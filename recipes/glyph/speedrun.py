@@ -1,154 +1,128 @@
-"""`python -m recipes.glyph PRESET`: train the embedded model from nothing, in pieces if need be."""
+"""`python -m recipes.glyph PRESET`: train the embedded model from nothing."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from recipes.glyph.carry import CARRY, pack, unpack
-from recipes.glyph.cost import machine, plan, read_ledger, write_ledger
-from recipes.glyph.presets import known_presets, read_preset
+from recipes.glyph.presets import Preset, known_presets, read_preset
 from recipes.glyph.running import execute
-from recipes.glyph.stages import STAGES, Execute, NoTimeLeft, Work, required
-from sanakit.errors import ConfigError, DataError, Interrupted, SanakitError, did_you_mean
+from recipes.glyph.stages import STAGES, Execute, Work, required
+from sanakit.errors import ConfigError, DataError, Interrupted, SanakitError
+from sanakit.files import write_atomically
+from sanakit.train.runs.summary import spoken
 
-MORE = 75
-"""Exit code where all went well and something is left to be done."""
-
-
-def main(
-    arguments: Sequence[str] | None = None, *, run: Execute = execute, began: float | None = None
-) -> int:
-    """Do what is asked; gives the exit code. ``began`` is when the piece did, monotonic clock."""
-    options = _parser().parse_args(arguments)
-    try:
-        return _go(options, run, time.monotonic() if began is None else began)
-    except SanakitError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+COST = "cost.json"
+FREE = ("ranks", "workers", "about", "device")
+"""May be changed in the midst of a run: nothing that is made depends on them."""
 
 
-def _parser() -> argparse.ArgumentParser:
+def main(arguments: Sequence[str] | None = None, *, run: Execute = execute) -> int:
+    """Do what is asked; gives the exit code."""
     parser = argparse.ArgumentParser(prog="python -m recipes.glyph", description=__doc__)
     parser.add_argument("preset", help=f"{', '.join(known_presets())}, or an .ini file")
     parser.add_argument("--out", type=Path, help="folder of the run; runs/speedrun-PRESET")
     parser.add_argument(
         "--inputs", type=Path, help="folder with drawings/ or packages; else they are fetched"
     )
-    parser.add_argument("--minutes", type=float, help="end this piece in time, and pack a carry")
-    parser.add_argument("--until", metavar="STAGE", help="end the piece after this stage")
-    parser.add_argument("--carry", type=Path, help="what an earlier piece packed")
     parser.add_argument("--set", dest="changes", metavar="SECTION.KEY=VALUE", action="append")
-    parser.add_argument("--plan", action="store_true", help="print what it would cost; do nothing")
-    return parser
-
-
-def _go(options: argparse.Namespace, run: Execute, began: float) -> int:
-    preset = read_preset(options.preset, options.changes or [])
-    if options.until is not None and options.until not in STAGES:
-        raise ConfigError(
-            f"no stage {options.until!r}", hint=did_you_mean(options.until, list(STAGES))
-        )
-    if options.minutes is not None and 60 * options.minutes <= preset.whole.reserve:
-        raise ConfigError(
-            f"--minutes {options.minutes:g} are no more than the {preset.whole.reserve:g} s that "
-            "a piece keeps to save in",
-            hint="give more, or a smaller --set whole.reserve=5",
-        )
-    if options.inputs is not None and not options.inputs.is_dir():
-        raise ConfigError(f"--inputs {options.inputs} is no folder", hint="leave it out to fetch")
-    out = options.out or Path("runs") / f"speedrun-{preset.name}"
-    if options.plan:
-        print(f"{preset.name}: {preset.whole.about}\n\n{plan(preset, read_ledger(out, preset))}")
-        return 0
-    out.mkdir(parents=True, exist_ok=True)
-    inputs = None if options.inputs is None else options.inputs.resolve()
-    until = None
-    if options.minutes is not None:
-        until = began + 60 * options.minutes - preset.whole.reserve
-    work = Work(
-        preset=preset, out=out.resolve(), inputs=inputs, execute=run, report=_say, until=until
-    )
-    if options.carry is not None and not unpack(work, options.carry):
-        _say(f"{out} is as far as {options.carry}: nothing is taken from there")
-    _piece(work, options.until)
-    left = [name for name in STAGES if name in required(work) and not STAGES[name].is_done(work)]
-    if options.minutes is not None or options.until is not None:
-        folder = pack(work)
-        for path in sorted(folder.iterdir()):
-            _say(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
-    if left:
-        return _tell_what_is_left(options, out, left)
-    cost = read_ledger(work.out, preset).table()
-    (work.out / "cost.md").write_text(f"{cost}\n", encoding="utf-8")
-    _say(
-        f"\n{cost}\n\n{out / 'model'}: draw with `sanakit generate PROMPT --model {out / 'model'}`"
-    )
-    _say(f"{out / 'contact-sheet.png'}")
+    parser.add_argument("--plan", action="store_true", help="print the commands; do nothing")
+    options = parser.parse_args(arguments)
+    try:
+        _go(options, run)
+    except SanakitError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
     return 0
 
 
-def _piece(work: Work, last: str | None) -> None:
-    """Do stage after stage, as far as the time reaches.
+def _go(options: argparse.Namespace, run: Execute) -> None:
+    preset = read_preset(options.preset, options.changes or [])
+    if options.inputs is not None and not options.inputs.is_dir():
+        raise ConfigError(f"--inputs {options.inputs} is no folder", hint="leave it out to fetch")
+    out = (options.out or Path("runs") / f"speedrun-{preset.name}").resolve()
+    inputs = None if options.inputs is None else options.inputs.resolve()
+    work = Work(preset=preset, out=out, inputs=inputs)
+    seconds = _begin(work)
+    needed = [name for name in STAGES if name in required(work) and not STAGES[name].is_done(work)]
+    if options.plan:
+        _say(f"{preset.name}: {preset.whole.about}")
+    for name in needed:
+        _say(f"== {name}")
+        if options.plan and name == "data" and preset.data.made_up:
+            continue  # its drawings are made before its command is known
+        began = time.monotonic()
+        try:
+            for command in STAGES[name].commands(work):
+                _say(f"   {command}")
+                if not options.plan:
+                    _check(name, run(command))
+        finally:
+            if not options.plan:
+                seconds[name] = round(seconds.get(name, 0.0) + time.monotonic() - began, 1)
+                _write(work, seconds)
+        if not options.plan and not STAGES[name].is_done(work):
+            raise DataError(f"{name} ended and left nothing", hint="look at what it says above")
+    if not options.plan:
+        _say("\n" + "\n".join(f"{name:12}{spoken(value)}" for name, value in seconds.items()))
+        _say(
+            f"{work.sheet}\n{work.model}: draw with `sanakit generate PROMPT --model {work.model}`"
+        )
+
+
+def _check(name: str, ended: Any) -> None:
+    if ended.interrupted:
+        raise Interrupted(f"stopped in {name}", hint="the same command goes on")
+    if ended.code:
+        raise DataError(
+            f"{name} ended with exit code {ended.code}",
+            hint="mend what it says above; the same command goes on",
+        )
+
+
+def _begin(work: Work) -> dict[str, float]:
+    """What the stages took so far, of a folder that was begun with these very settings.
 
     Raises:
-        DataError: a command failed. Interrupted: somebody stopped it.
+        ConfigError: the folder holds the run of another preset. DataError: the file is damaged.
     """
-    ledger = read_ledger(work.out, work.preset)
-    machines = list(dict.fromkeys([*ledger.machines, machine()]))
-    ledger = replace(ledger, pieces=ledger.pieces + 1, machines=machines)
-    write_ledger(work.out, ledger)
-    for name, stage in STAGES.items():
-        if name in required(work) and not stage.is_done(work):
-            began, stopped = time.monotonic(), False
-            if work.until is not None and began >= work.until:
-                return
-            _say(f"== {name}")
-            try:
-                for command in stage.commands(work):
-                    _say(f"   {command}")
-                    ended = work.execute(command, until=work.until)
-                    if ended.interrupted:
-                        raise Interrupted(f"stopped in {name}", hint="the same command goes on")
-                    stopped = stopped or ended.stopped
-                    if stopped:
-                        break
-                    if ended.code:
-                        raise DataError(
-                            f"{name} ended with exit code {ended.code}",
-                            hint="mend what it says above; the same command goes on",
-                        )
-            except NoTimeLeft as error:
-                _say(error)
-                return
-            finally:
-                done = stage.is_done(work)
-                seen = stage.pictures(work) if done or stopped else None
-                ledger = ledger.spent(name, time.monotonic() - began, seen or None)
-                write_ledger(work.out, ledger)
-            if stopped:
-                return
-            if not done:
-                raise DataError(f"{name} ended and left nothing", hint="look at what it says above")
-        if name == last:
-            return
+    path = work.out / COST
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        before, seconds = value["preset"], dict(value["seconds"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is damaged ({error})") from error
+    for section, values in _settings(work.preset).items():
+        if before.get(section) != values:
+            raise ConfigError(
+                f"{work.out} was begun with [{section}] {before.get(section)}, not {values}",
+                hint="give the same preset and --set, or another --out",
+            )
+    return seconds
 
 
-def _tell_what_is_left(options: argparse.Namespace, out: Path, left: list[str]) -> int:
-    words = ["python -m recipes.glyph", options.preset, "--out", str(out)]
-    for change in options.changes or []:
-        words += ["--set", f"'{change}'"]
-    if options.inputs is not None:
-        words += ["--inputs", str(options.inputs)]
-    if options.minutes is not None:
-        words += ["--minutes", f"{options.minutes:g}"]
-    _say(f"still to be done: {', '.join(left)}; here: {' '.join(words)}")
-    _say(f"on another machine: the same with --carry FOLDER, a copy of {out / CARRY}")
-    return MORE
+def _write(work: Work, seconds: Mapping[str, float]) -> None:
+    work.out.mkdir(parents=True, exist_ok=True)
+    value = {"preset": _settings(work.preset), "seconds": seconds}
+    write_atomically(work.out / COST, f"{json.dumps(value, indent=2)}\n".encode())
+
+
+def _settings(preset: Preset) -> dict[str, Any]:
+    """All that decides what comes of it; as JSON knows it, lists for tuples."""
+    known: dict[str, Any] = json.loads(json.dumps(asdict(preset)))
+    return {
+        name: {key: value for key, value in part.items() if key not in FREE}
+        for name, part in known.items()
+        if name not in ("name", "ending")
+    }
 
 
 def _say(line: object) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,25 +11,28 @@ from recipes.glyph.data.store import INDEX as STORE
 from recipes.glyph.made_up import write_made_up
 from recipes.glyph.presets import Preset, Training
 from recipes.glyph.running import ROOT, Command, Ended
-from recipes.glyph.train.runs import TEXT
-from sanakit.errors import ConfigError, DataError, SanakitError
+from recipes.glyph.train.start import TEXT
+from sanakit.errors import ConfigError
 from sanakit.train.checkpoint import checkpoints, read_manifest
 from sanakit.train.recipes.autoencoder_run import VAE
 from sanakit.weights.layout import CONFIG
 from sanakit.weights.resolve import INDEX
 
-Execute = Callable[..., Ended]
-TRAININGS = ("lm", "autoencoder", "decoder", "diffusion")
-FITTED = 0.9
-"""Share of a training's minutes that its steps are fitted to; the rest is for its start and end."""
-HERE = "recipes.glyph"
-LEAST = 30.0
-"""Seconds of training that are worth beginning."""
-_RATE = re.compile(r"at ([\d.e+]+) images/s on one rank")
-
-
-class NoTimeLeft(SanakitError):
-    """A training that has to end in its piece would not."""
+Execute = Callable[[Command], Ended]
+HERE, LIBRARY = "recipes.glyph", "sanakit"
+AUTOENCODER = (
+    *("pooled=1.0", "l2=1.0", "perceptual=0", "side=null", "schedule=linear-end"),
+    *("weight_decay=0.01", "betas=[0.9, 0.99]", "batch_size=32", "evaluate_every=300"),
+)
+FULL = ("peak_lr=1e-3", "warmup_images=6400", "decay_share=0.33")
+DECODER = ("peak_lr=5e-4", "warmup_images=1600", "decay_share=0.7", "latent_noise=0.15")
+"""How the autoencoder trains unless a preset says otherwise, and its decoder after it."""
+TRANSFORMER = (
+    *("batch_size=128", "peak_lr=8e-4", "warmup_images=4000", "decay_share=0.35"),
+    *("weight_decay=0.02", "betas=[0.9, 0.98]", "average_halflife=12000"),
+    *("log_every=50", "evaluate_every=200", "max_tokens=32"),
+)
+"""How the transformer trains unless a preset says otherwise: what the embedded model learned by."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,16 +44,27 @@ class Work:
 
     preset: Preset
     out: Path
-    inputs: Path | None
-    execute: Execute
-    report: Callable[[str], object] = print
-    until: float | None = None
-    """When the piece ends, on the monotonic clock; None: it does not."""
+    inputs: Path | None = None
 
     @property
     def data(self) -> Path:
-        """The folder of the data set."""
+        """The folder of the glyph set."""
         return self.out / "data"
+
+    @property
+    def shards(self) -> Path:
+        """The training set that is made of it."""
+        return self.out / "set"
+
+    @property
+    def held(self) -> Path:
+        """The set that is measured on."""
+        return self.out / "held"
+
+    @property
+    def start(self) -> Path:
+        """The model that diffusion training begins with."""
+        return self.out / "start"
 
     @property
     def model(self) -> Path:
@@ -81,13 +92,12 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One of the steps; ``pictures`` says how many it has dealt with, None if that says nothing."""
+    """One of the steps; ``needs`` are those whose results it reads."""
 
     name: str
     needs: tuple[str, ...]
     is_done: Callable[[Work], bool]
     commands: Callable[[Work], Iterable[Command]]
-    pictures: Callable[[Work], int | None] = lambda work: None
 
 
 def required(work: Work) -> set[str]:
@@ -108,10 +118,12 @@ def required(work: Work) -> set[str]:
     return found
 
 
-def images_seen(run: Path) -> int:
-    """How far a training is; 0 if it has saved nothing."""
-    found = checkpoints(run)
-    return int(read_manifest(found[-1])["images_seen"]) if found else 0
+def _here(*arguments: object, ranks: int = 1) -> Command:
+    return Command(module=HERE, arguments=[str(each) for each in arguments], ranks=ranks)
+
+
+def _sanakit(*arguments: object, ranks: int = 1) -> Command:
+    return Command(module=LIBRARY, arguments=[str(each) for each in arguments], ranks=ranks)
 
 
 # Data.
@@ -124,161 +136,162 @@ def _data_done(work: Work) -> bool:
 
 def _data(work: Work) -> Iterable[Command]:
     data = work.preset.data
-    command = ["build", "--out", str(work.data), "--size", str(data.size)]
-    command += ["--workers", str(data.workers)]
+    command = ["build", "--out", work.data, "--size", data.size]
+    command += ["--workers", work.preset.whole.workers]
     for row in data.without:
         command += ["--without", row]
     drawings = None if work.inputs is None else work.inputs / "drawings"
     if data.made_up:
-        command += ["--from", str(write_made_up(work.out / "made-up"))]
+        command += ["--from", write_made_up(work.out / "made-up")]
     elif drawings is not None and drawings.is_dir():
         if data.limit is not None:
             raise ConfigError(
                 f"limit={data.limit} of drawings that are there already",
                 hint="leave it out: --set data.limit=null",
             )
-        command += ["--from", str(drawings)]
+        command += ["--from", drawings]
     else:
-        command += [] if work.inputs is None else ["--packages", str(work.inputs)]
-        command += [] if data.limit is None else ["--limit", str(data.limit)]
-    yield Command(module=HERE, arguments=command)
-
-
-def _data_pictures(work: Work) -> int | None:
-    if not (work.data / SUMMARY).is_file():
-        return None
-    return int(json.loads((work.data / SUMMARY).read_text(encoding="utf-8"))["pictures"])
+        command += [] if work.inputs is None else ["--packages", work.inputs]
+        command += [] if data.limit is None else ["--limit", data.limit]
+    yield _here(*command)
 
 
 def _tokenizer_done(work: Work) -> bool:
     text = work.data / TEXT
-    rows = (text / "rows.npy").is_file() and (text / "held.npy").is_file()
-    return (text / "tokenizer" / "tokenizer.json").is_file() and (rows or _trained("lm")(work))
+    return (text / "tokenizer" / "tokenizer.json").is_file() and (text / "held.npy").is_file()
 
 
 def _tokenizer(work: Work) -> Iterable[Command]:
-    command = ["tokenizer", "--data", str(work.data)]
+    command = ["tokenizer", "--data", work.data]
     if not work.preset.tokenizer.dictionary:
         command.append("--no-dictionary")
     elif work.inputs is not None:
-        command += ["--packages", str(work.inputs)]
-    yield Command(module=HERE, arguments=command)
+        command += ["--packages", work.inputs]
+    yield _here(*command)
+
+
+def _shards(work: Work) -> Iterable[Command]:
+    """Samples as pictures with captions, and what the library makes of any such pictures."""
+    data, workers = work.preset.data, ("--workers", work.preset.whole.workers)
+    for place, count, more in (
+        (work.shards, data.samples, ()),
+        (work.held, data.held, ("--held",)),
+    ):
+        tars = work.out / f"{place.name}-samples"
+        told = ("--data", work.data, "--out", tars, "--count", count, "--size", data.size)
+        yield _here("samples", *told, *workers, *more)
+        # The same thing on another ground is no duplicate.
+        yield _sanakit("data", "scan", tars, "--out", place, "--keep-duplicates", *workers)
+        fit = ("--resolution", data.size, "--buckets", "square")
+        yield _sanakit("data", "build", place, *fit, *workers)
+
+
+def _is_built(place: Path) -> bool:
+    return (place / "shards" / "index.json").is_file()
 
 
 # Trainings.
 
 
+def _seen(run: Path) -> int:
+    """How many pictures a training has seen; 0 if it has saved nothing."""
+    found = checkpoints(run)
+    return int(read_manifest(found[-1])["images_seen"]) if found else 0
+
+
 def _trained(name: str) -> Callable[[Work], bool]:
     def is_done(work: Work) -> bool:
         run = work.run(name)
-        seen = images_seen(run)
-        if not seen or not (run / "loop.json").is_file():
-            return False
-        total = json.loads((run / "loop.json").read_text(encoding="utf-8"))["total_images"]
         whole = name not in ("autoencoder", "decoder") or (run / VAE / CONFIG).is_file()
-        return seen >= total and whole
+        return whole and _seen(run) >= work.training(name).images
 
     return is_done
 
 
 def _training(
-    name: str, *words: str, own: Callable[[Work], list[str]]
-) -> Callable[[Work], Iterable[Command]]:
-    def commands(work: Work) -> Iterable[Command]:
-        training, run = work.training(name), work.run(name)
-        device = ["--set", f"device={work.preset.whole.device}"]
-        start = [*words, "--data", str(work.data), "--out", str(run)]
-        if checkpoints(run):
-            # All else stands in the run's own file.
-            told = [*start, "--resume", *device]
-        else:
-            settings = [p for pair in training.settings for p in ("--set", pair)]
-            told = [*start, *own(work), *settings, *device]
-            told += ["--set", f"total_images={_length(work, name, told)}"]
-        yield Command(module=HERE, arguments=told, ranks=training.ranks)
-
-    return commands
-
-
-def _length(work: Work, name: str, told: list[str]) -> int:
-    """The images of a training: those of the preset, or as many as its minutes are enough for.
-
-    Raises:
-        DataError: no rate could be measured. NoTimeLeft: too little is left of the piece.
-    """
-    training = work.training(name)
-    if not training.minutes:
-        return training.images
-    dry = [*told, "--dry-run", "--set", f"total_images={training.images}"]
-    ended = work.execute(Command(module=HERE, arguments=dry), listen=True)
-    match = _RATE.search(ended.said)
-    if ended.code or match is None:
-        raise DataError(f"{name}: its rate could not be measured: {ended.said.strip()[-300:]}")
-    rate, seconds = float(match[1]) * training.ranks, 60 * training.minutes
-    if training.in_one_piece and work.until is not None:
-        seconds = min(seconds, work.until - time.monotonic() - _beside(work, name))
-        if seconds < LEAST:
-            raise NoTimeLeft(
-                f"{name} has to end in the piece that it begins in: not begun for the "
-                f"{max(0, seconds):.0f} s that are left"
-            )
-    fitting = int(FITTED * seconds * rate)
-    work.report(f"{name}: {rate:.3g} a second; in {seconds:.0f} s {fitting:,} images")
-    return max(1, min(training.images, fitting))
+    work: Work, name: str, *words: object, usual: Iterable[str] = ()
+) -> Iterable[Command]:
+    """The command of a training, which goes on where it was broken off."""
+    training, run, whole = work.training(name), work.run(name), work.preset.whole
+    make = _here if name == "lm" else _sanakit
+    verb = [words[0]] if name == "lm" else ["train", words[0]]
+    start = [*verb, "--out", run, "--set", f"device={whole.device}"]
+    if checkpoints(run):
+        # All else stands in the run's own file.
+        yield make(*start, "--resume", ranks=whole.ranks)
+        return
+    pairs = {pair.partition("=")[0]: pair for pair in (*usual, *training.settings)}
+    pairs["total_images"] = f"total_images={training.images}"
+    settings = [part for pair in pairs.values() for part in ("--set", pair)]
+    yield make(*start, *words[1:], *settings, ranks=whole.ranks)
 
 
-def _beside(work: Work, name: str) -> float:
-    """Seconds that a piece needs beside a training: for its latents, and for what comes of it."""
-    diffusion = work.preset.diffusion
-    bank = diffusion.samples / diffusion.bank_rate if name == "diffusion" else 0.0
-    return bank + work.preset.ending.seconds
+def _lm(work: Work) -> Iterable[Command]:
+    words = ("--data", work.data, "--shape", work.preset.whole.shape)
+    yield from _training(work, "lm", "lm", *words)
 
 
-def _sized(work: Work) -> list[str]:
-    return ["--size", str(work.preset.data.size)]
+def _on_shards(work: Work) -> tuple[object, ...]:
+    return "--data", work.shards / "shards", "--held", work.held / "shards"
 
 
-def _decoder_own(work: Work) -> list[str]:
-    return [*_sized(work), "--phase", "decoder", "--from", str(work.run("autoencoder"))]
+def _autoencoder(work: Work) -> Iterable[Command]:
+    words = (*_on_shards(work), "--preset", work.preset.whole.shape)
+    yield from _training(work, "autoencoder", "autoencoder", *words, usual=(*AUTOENCODER, *FULL))
 
 
-def _diffusion_own(work: Work) -> list[str]:
-    diffusion = work.preset.diffusion
-    return [
-        *_sized(work),
-        *("--autoencoder", str(work.run("decoder")), "--lm", str(work.run("lm"))),
-        *("--layers", str(diffusion.layers), "--samples", str(diffusion.samples)),
-        "--tune-text" if diffusion.tune_text else "--freeze-text",
-    ]
+def _decoder(work: Work) -> Iterable[Command]:
+    """Its encoder is the same, so that latents and the transformer need not wait for another."""
+    words = (*_on_shards(work), "--phase", "decoder", "--from", work.run("autoencoder"))
+    usual = (*AUTOENCODER, *DECODER)
+    yield from _training(work, "decoder", "autoencoder", *words, usual=usual)
+
+
+def _start(work: Work) -> Iterable[Command]:
+    """The parts as one model, and the latents of all pictures by its autoencoder."""
+    preset = work.preset
+    told = ["--data", work.data, "--autoencoder", work.run("decoder"), "--lm", work.run("lm")]
+    told += ["--shape", preset.whole.shape, "--side", preset.data.size, "--out", work.start]
+    if preset.diffusion.layers is not None:
+        told += ["--layers", preset.diffusion.layers]
+    yield _here("start", *told)
+
+
+def _latents(work: Work) -> Iterable[Command]:
+    told = ("--model", work.start, "--what", "latents", "--workers", work.preset.whole.workers)
+    yield _sanakit("data", "encode", work.shards, *told)
+
+
+def _diffusion(work: Work) -> Iterable[Command]:
+    words = ["--data", work.shards, "--held", work.held, "--from", work.start]
+    words += ["--tune-text"] if work.preset.diffusion.tune_text else []
+    yield from _training(work, "diffusion", "diffusion", *words, usual=TRANSFORMER)
 
 
 # What comes of it.
 
 
 def _export(work: Work) -> Iterable[Command]:
-    told = ["export", "--data", str(work.data), "--out", str(work.model)]
-    told += ["--autoencoder", str(work.run("decoder")), "--diffusion", str(work.run("diffusion"))]
-    told += ["--storage", work.preset.ending.storage]
-    yield Command(module=HERE, arguments=told)
+    told = ("--out", work.model, "--storage", work.preset.ending.storage)
+    yield _sanakit("train", "export", work.run("diffusion"), *told)
 
 
 def _sheet(work: Work) -> Iterable[Command]:
     ending = work.preset.ending
-    told = ["--model", str(work.model), "--prompts", str(ROOT / ending.prompts)]
-    told += ["--steps", str(ending.steps), "--out", str(work.sheet)]
-    yield Command(module="benchmarks.sheet", arguments=told)
+    told = ["--model", work.model, "--prompts", ROOT / ending.prompts]
+    told += ["--steps", ending.steps, "--out", work.sheet]
+    yield Command(module="benchmarks.sheet", arguments=[str(each) for each in told])
 
 
-def _measures(work: Work) -> dict[str, list[str]]:
+def _measures(work: Work) -> dict[str, list[object]]:
     ending = work.preset.ending
-    common = ["--data", str(work.data), "--size", str(work.preset.data.size)]
-    common += ["--cache", str(work.measure("cache"))]
+    common = ["--data", work.data, "--size", work.preset.data.size]
+    common += ["--cache", work.measure("cache")]
     found = {}
     if ending.autoencoder:
-        counted = ["--count", str(ending.autoencoder), "--no-lpips", "--no-rfd"]
-        found["autoencoder"] = [*common, *counted]
+        found["autoencoder"] = [*common, "--count", ending.autoencoder, "--no-lpips", "--no-rfd"]
     if ending.generation:
-        found["generation"] = [*common, "--count", str(ending.generation)]
+        found["generation"] = [*common, "--count", ending.generation]
     return found
 
 
@@ -288,40 +301,54 @@ def _evaluation_done(work: Work) -> bool:
 
 def _evaluation(work: Work) -> Iterable[Command]:
     for name, told in _measures(work).items():
-        place = ["--out", str(work.measure(name))]
-        yield Command(module=HERE, arguments=["eval", name, str(work.model), *told, *place])
-
-
-def _training_stage(
-    name: str, *words: str, needs: tuple[str, ...], own: Callable[[Work], list[str]]
-) -> Stage:
-    return Stage(
-        name=name,
-        needs=needs,
-        is_done=_trained(name),
-        commands=_training(name, *words, own=own),
-        pictures=lambda work: images_seen(work.run(name)),
-    )
+        yield _here("eval", name, work.model, *told, "--out", work.measure(name))
 
 
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage(name="data", needs=(), is_done=_data_done, commands=_data, pictures=_data_pictures),
+        Stage(name="data", needs=(), is_done=_data_done, commands=_data),
         Stage(name="tokenizer", needs=("data",), is_done=_tokenizer_done, commands=_tokenizer),
-        _training_stage("lm", "lm", needs=("tokenizer",), own=lambda work: []),
-        _training_stage("autoencoder", "autoencoder", needs=("data",), own=_sized),
-        # Before the transformer: its encoder is the same, and a carry need not hold both.
-        _training_stage("decoder", "autoencoder", needs=("data", "autoencoder"), own=_decoder_own),
-        _training_stage(
-            "diffusion",
-            "diffusion",
-            needs=("data", "tokenizer", "lm", "decoder"),
-            own=_diffusion_own,
+        Stage(
+            name="shards",
+            needs=("data",),
+            is_done=lambda work: _is_built(work.shards) and _is_built(work.held),
+            commands=_shards,
+        ),
+        Stage(name="lm", needs=("tokenizer",), is_done=_trained("lm"), commands=_lm),
+        Stage(
+            name="autoencoder",
+            needs=("shards",),
+            is_done=_trained("autoencoder"),
+            commands=_autoencoder,
+        ),
+        Stage(
+            name="decoder",
+            needs=("shards", "autoencoder"),
+            is_done=_trained("decoder"),
+            commands=_decoder,
+        ),
+        Stage(
+            name="start",
+            needs=("tokenizer", "lm", "decoder"),
+            is_done=lambda work: (work.start / INDEX).is_file(),
+            commands=_start,
+        ),
+        Stage(
+            name="latents",
+            needs=("shards", "start"),
+            is_done=lambda work: any((work.shards / "latents").glob("*")),
+            commands=_latents,
+        ),
+        Stage(
+            name="diffusion",
+            needs=("shards", "start", "latents"),
+            is_done=_trained("diffusion"),
+            commands=_diffusion,
         ),
         Stage(
             name="export",
-            needs=("tokenizer", "decoder", "diffusion"),
+            needs=("start", "diffusion"),
             is_done=lambda work: (work.model / INDEX).is_file(),
             commands=_export,
         ),

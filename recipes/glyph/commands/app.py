@@ -17,15 +17,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (
-    train.build,
-    train.tokenizer,
-    train.lm,
-    train.autoencoder,
-    train.diffusion,
-    train.export,
-):
+for _command in (train.build, train.tokenizer, train.samples, train.lm, train.start):
     app.command()(_command)
 app.add_typer(evaluate.app, name="eval")
 
-VERBS = ("build", "tokenizer", "lm", "autoencoder", "diffusion", "export", "eval")
+VERBS = ("build", "tokenizer", "samples", "lm", "start", "eval")

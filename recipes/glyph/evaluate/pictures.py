@@ -12,7 +12,6 @@ from recipes.glyph.data.backgrounds import BACKGROUNDS
 from recipes.glyph.data.mixture import Mixture, Sample
 from recipes.glyph.data.pictures import RECORDS, SUMMARY, GlyphPictures, compose
 from recipes.glyph.data.store import INDEX
-from recipes.glyph.train.autoencoder import GlyphSource
 from sanakit.errors import ConfigError, DataError
 from sanakit.files import sha256_of
 from sanakit.pipeline.images import Pixels, to_pixels
@@ -57,13 +56,14 @@ def is_glyph_set(data: Path) -> bool:
 
 
 def held_pictures(data: Path, *, size: int | None, count: int | None) -> GlyphSamples:
-    """Held-out concepts on white, the same ones each time, as in training's own measure.
+    """Held-out concepts on white, the same ones each time.
 
     Raises:
         DataError: there are none, or none of that size.
     """
     pictures = open_glyph_set(data, size)
-    rows = GlyphSource(pictures).held_rows(len(pictures.records) if count is None else count)
+    unseen = np.random.default_rng(0).permutation(pictures.indices("held_concept"))
+    rows = np.sort(unseen[:count])
     if not len(rows):
         raise DataError(f"{data} holds no pictures of held-out concepts")
     white = [Sample(caption="", background=WHITE, number=int(row)) for row in rows]

@@ -15,7 +15,7 @@ from recipes.glyph.evaluate.pictures import (
     known_samples,
     open_glyph_set,
 )
-from recipes.glyph.train.autoencoder import GlyphSource
+from recipes.glyph.research.glyph_source import GlyphSource
 
 from sanakit.errors import ConfigError, DataError
 from sanakit.pipeline.images import to_pixels

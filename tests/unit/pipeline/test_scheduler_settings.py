@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from recipes.glyph.train.runs import GLYPH_FLOW_SHIFT
+from recipes.glyph.train.start import FLOW_SHIFT
 from torch import Tensor
 
 from sanakit import SanaPipeline
@@ -206,7 +206,7 @@ def test_a_model_may_bring_any_scheduler(tmp_path: Path) -> None:
     pipe.save_pretrained(tmp_path / "n")
     assert SanaPipeline.from_pretrained(tmp_path / "n").scheduler == scheduler
     assert UniPCMultistepScheduler.from_pretrained(tmp_path / "m").flow_shift == 3.0
-    assert UniPCMultistepScheduler.from_pretrained("glyph").flow_shift == GLYPH_FLOW_SHIFT
+    assert UniPCMultistepScheduler.from_pretrained("glyph").flow_shift == FLOW_SHIFT
 
 
 def test_a_scheduler_that_was_swapped_in_is_saved_with_the_model(

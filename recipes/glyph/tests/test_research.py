@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from benchmarks.claims.blocks import SoftmaxAttention, transformer_of
-from benchmarks.claims.diffusion import VARIANTS, Material, Variant, rounded, train_variant
-from benchmarks.claims.figures import paired
-from benchmarks.claims.short_run import PlainAverage, keep, read, tenths
-from benchmarks.claims.text_recipe import LEVELS_EACH, TextRecipe, plain_words
 from recipes.glyph.data.mixture import Mixture
-from recipes.glyph.train.diffusion import DiffusionRecipe
-from recipes.glyph.train.latent_bank import LatentBank
+from recipes.glyph.research.blocks import SoftmaxAttention, transformer_of
+from recipes.glyph.research.diffusion import VARIANTS, Material, Variant, rounded, train_variant
+from recipes.glyph.research.figures import paired
+from recipes.glyph.research.latent_bank import LatentBank
+from recipes.glyph.research.short_run import PlainAverage, keep, read, tenths
+from recipes.glyph.research.small_trainer import DiffusionRecipe
+from recipes.glyph.research.text_recipe import LEVELS_EACH, TextRecipe, plain_words
 from torch.testing import assert_close
 
 from sanakit.errors import ConfigError

@@ -1,6 +1,6 @@
-"""`python -m benchmarks.claims EXPERIMENT ...`: what is not done yet is run, then plots are drawn.
+"""`python -m recipes.glyph.research EXPERIMENT ...`: what is not done yet is run, then plotted.
 
-Results go to benchmarks/results/claims, one file a run; a run whose file is there is skipped.
+Results go to recipes/glyph/research/results, one file a run; a run whose file is there is skipped.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from recipes.glyph.data.pictures import GlyphPictures
-from recipes.glyph.train.runs import glyph_bank
-
-from benchmarks.claims.attention_time import time_blocks
-from benchmarks.claims.autoencoders import train_autoencoders
-from benchmarks.claims.compression import SYSTEMS, compare_systems
-from benchmarks.claims.diffusion import VARIANTS, Material, train_variant
-from benchmarks.claims.plots import draw_all
-from benchmarks.claims.short_run import RESULTS, is_done
-from benchmarks.claims.solvers import draw_by_all
-from benchmarks.claims.tables import tables
 from benchmarks.generate import ROOT
+
+from recipes.glyph.data.pictures import GlyphPictures
+from recipes.glyph.research.attention_time import time_blocks
+from recipes.glyph.research.autoencoders import train_autoencoders
+from recipes.glyph.research.compression import SYSTEMS, compare_systems
+from recipes.glyph.research.diffusion import VARIANTS, Material, train_variant
+from recipes.glyph.research.latent_bank import glyph_bank
+from recipes.glyph.research.plots import draw_all
+from recipes.glyph.research.short_run import RESULTS, is_done
+from recipes.glyph.research.solvers import draw_by_all
+from recipes.glyph.research.tables import tables
 from sanakit.train.distributed.ranks import Ranks
 
 BANK = 16_384

@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from recipes.glyph.data.pictures import GlyphPictures
-from recipes.glyph.train.autoencoder import GLYPH_LOSSES, GlyphSource
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.claims.short_run import is_done, keep, short_run
+from recipes.glyph.data.pictures import GlyphPictures
+from recipes.glyph.research.glyph_source import GLYPH_LOSSES, GlyphSource
+from recipes.glyph.research.short_run import is_done, keep, short_run
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.config import AUTOENCODERS, AutoencoderConfig
 from sanakit.train.config import LoopConfig

@@ -18,9 +18,9 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from benchmarks.generate import commit
 from torch import Tensor, nn
 
-from benchmarks.generate import ROOT, commit
 from sanakit.files import write_atomically
 from sanakit.models import transformer
 from sanakit.nn import mix_ffn
@@ -31,7 +31,7 @@ from sanakit.train.optim.build import build_optimizer, set_rate
 from sanakit.train.recipe import Batch, Recipe, Timers
 from sanakit.train.sample_schedule import Share
 
-RESULTS = ROOT / "benchmarks" / "results" / "claims"
+RESULTS = Path(__file__).parent / "results"
 CPU = torch.device("cpu")
 
 

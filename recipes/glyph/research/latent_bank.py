@@ -18,10 +18,13 @@ import numpy.typing as npt
 import torch
 
 from recipes.glyph.data.mixture import Mixture, Sample
+from recipes.glyph.data.pictures import GlyphPictures
 from sanakit.errors import ConfigError, DataError
 from sanakit.files import replacing
 from sanakit.models.autoencoder import Autoencoder
+from sanakit.models.config import AUTOENCODERS
 from sanakit.train.distributed.ranks import Ranks
+from sanakit.train.recipes.autoencoder_run import channels_last, start_autoencoder
 
 PIECE = 512
 """Samples in a file."""
@@ -113,6 +116,27 @@ def open_bank(
     )
 
 
+def glyph_bank(
+    pictures: GlyphPictures,
+    folder: Path,
+    *,
+    autoencoder: str,
+    samples: int,
+    ranks: Ranks,
+    report: Callable[[str], object],
+) -> LatentBank:
+    """Latents of the mixture, and of concept-style pairs that are not trained on."""
+    return open_bank(
+        channels_last(start_autoencoder(autoencoder, config=AUTOENCODERS["glyph"])),
+        Mixture(pictures),
+        Mixture(pictures, split="held_style", composites=0, white=1),
+        folder,
+        count=samples,
+        ranks=ranks,
+        report=report,
+    )
+
+
 def size_and_scale(folder: Path) -> tuple[int, float]:
     """The pictures' side, px, and the scaling factor of a finished bank.
 
@@ -128,20 +152,6 @@ def size_and_scale(folder: Path) -> tuple[int, float]:
             )
         found |= json.loads(path.read_text(encoding="utf-8"))
     return int(found["size"]), float(found["scaling_factor"])
-
-
-def no_bank(mixture: Mixture, shape: tuple[int, int, int]) -> LatentBank:
-    """A bank of zeros of a latent's shape ``c h w``: good for planning a run alone."""
-    samples = mixture.draw(HELD, np.random.default_rng(0))
-    latents = np.zeros((HELD, *shape), dtype=np.float16)
-    return LatentBank(
-        mixture=mixture,
-        samples=samples,
-        latents=latents,
-        held=samples,
-        held_latents=latents,
-        scaling_factor=1.0,
-    )
 
 
 def _rms(latents: Latents) -> float:

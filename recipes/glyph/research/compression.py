@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from recipes.glyph.data.mixture import Mixture, Sample
-from recipes.glyph.data.pictures import GlyphPictures
-from recipes.glyph.train.latent_bank import LatentBank
 from safetensors.torch import load_file
 
-from benchmarks.claims.autoencoders import SIDE, f8, f32, halved, weights_of
-from benchmarks.claims.diffusion import Material, Variant
-from benchmarks.claims.sampling import Way, decoded, described, frechet, latents_by
-from benchmarks.claims.short_run import is_done, keep, short_run
+from recipes.glyph.data.mixture import Mixture, Sample
+from recipes.glyph.data.pictures import GlyphPictures
+from recipes.glyph.research.autoencoders import SIDE, f8, f32, halved, weights_of
+from recipes.glyph.research.diffusion import Material, Variant
+from recipes.glyph.research.latent_bank import LatentBank
+from recipes.glyph.research.sampling import Way, decoded, described, frechet, latents_by
+from recipes.glyph.research.short_run import is_done, keep, short_run
 from sanakit.evaluate.distances import Reference
 from sanakit.evaluate.features import load_features
 from sanakit.models.autoencoder import Autoencoder

@@ -12,12 +12,12 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.claims.attention_time import NAME as TIME
-from benchmarks.claims.figures import Difference
-from benchmarks.claims.sampling import apart
-from benchmarks.claims.short_run import is_done, read
-from benchmarks.claims.solvers import GUIDED, STEPS, Way
-from benchmarks.claims.tables import AGAIN, BLOCKS, LEVELS, THIRDS, WORDS, differences
+from recipes.glyph.research.attention_time import NAME as TIME
+from recipes.glyph.research.figures import Difference
+from recipes.glyph.research.sampling import apart
+from recipes.glyph.research.short_run import is_done, read
+from recipes.glyph.research.solvers import GUIDED, STEPS, Way
+from recipes.glyph.research.tables import AGAIN, BLOCKS, LEVELS, THIRDS, WORDS, differences
 from sanakit.evaluate.figures import bootstrap
 
 BLUE, RED, GREEN, PLUM, INK = "#4a6fa5", "#c8553d", "#588157", "#8e6c8a", "#333333"

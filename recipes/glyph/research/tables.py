@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.claims.attention_time import NAME as TIME
-from benchmarks.claims.autoencoders import runs as autoencoder_runs
-from benchmarks.claims.compression import SYSTEMS
-from benchmarks.claims.figures import Difference, held, paired
-from benchmarks.claims.sampling import apart
-from benchmarks.claims.short_run import is_done, read
-from benchmarks.claims.solvers import GUIDED, STEPS
+from recipes.glyph.research.attention_time import NAME as TIME
+from recipes.glyph.research.autoencoders import runs as autoencoder_runs
+from recipes.glyph.research.compression import SYSTEMS
+from recipes.glyph.research.figures import Difference, held, paired
+from recipes.glyph.research.sampling import apart
+from recipes.glyph.research.short_run import is_done, read
+from recipes.glyph.research.solvers import GUIDED, STEPS
 from sanakit.evaluate.figures import bootstrap
 
 Row = tuple[str, str, str]

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from recipes.glyph.train.latent_bank import LatentBank
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from benchmarks.claims.blocks import Attention, FeedForward, transformer_of, with_positions
-from benchmarks.claims.short_run import Trained, is_done, keep, short_run
-from benchmarks.claims.text_recipe import Layer, Levels, TextRecipe, Words, plain_words
+from recipes.glyph.research.blocks import Attention, FeedForward, transformer_of, with_positions
+from recipes.glyph.research.latent_bank import LatentBank
+from recipes.glyph.research.short_run import Trained, is_done, keep, short_run
+from recipes.glyph.research.text_recipe import Layer, Levels, TextRecipe, Words, plain_words
 from sanakit.models.config import TransformerConfig
 from sanakit.pipeline.components import load_components
 from sanakit.shapes import Text

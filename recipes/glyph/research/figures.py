@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.claims.short_run import RESULTS, read
+from recipes.glyph.research.short_run import RESULTS, read
 from sanakit.errors import ConfigError
 from sanakit.evaluate.figures import bootstrap
 

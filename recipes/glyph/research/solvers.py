@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+
 from recipes.glyph.data.mixture import Mixture, Sample
 from recipes.glyph.data.pictures import GlyphPictures
-
-from benchmarks.claims.autoencoders import halved
-from benchmarks.claims.sampling import (
+from recipes.glyph.research.autoencoders import halved
+from recipes.glyph.research.sampling import (
     Way,
     decoded,
     described,
@@ -18,7 +18,7 @@ from benchmarks.claims.sampling import (
     frechet,
     latents_by,
 )
-from benchmarks.claims.short_run import is_done, keep
+from recipes.glyph.research.short_run import is_done, keep
 from sanakit.evaluate.distances import Reference
 from sanakit.evaluate.features import load_features
 from sanakit.pipeline.images import Pixels, to_pixels

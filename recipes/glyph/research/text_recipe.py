@@ -8,13 +8,13 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from recipes.glyph.data.backgrounds import captioned
-from recipes.glyph.data.mixture import Mixture, Sample
-from recipes.glyph.train.diffusion import DiffusionBatch, DiffusionRecipe
-from recipes.glyph.train.latent_bank import LatentBank
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from recipes.glyph.data.backgrounds import captioned
+from recipes.glyph.data.mixture import Mixture, Sample
+from recipes.glyph.research.latent_bank import LatentBank
+from recipes.glyph.research.small_trainer import DiffusionBatch, DiffusionRecipe
 from sanakit.flow.grids import NoiseLevel
 from sanakit.models.transformer import LinearDiT
 from sanakit.shapes import PerSample, Text

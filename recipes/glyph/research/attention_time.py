@@ -10,8 +10,8 @@ from typing import cast
 
 import torch
 
-from benchmarks.claims.blocks import Attention, transformer_of
-from benchmarks.claims.short_run import is_done, keep
+from recipes.glyph.research.blocks import Attention, transformer_of
+from recipes.glyph.research.short_run import is_done, keep
 from sanakit.models.config import TransformerConfig
 from sanakit.models.transformer import Block
 from sanakit.train.distributed.network import keep_freed_memory

@@ -18,8 +18,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recipes.glyph.data.captions import freely
 from recipes.glyph.data.mixture import Sample
+from recipes.glyph.research.latent_bank import LatentBank
 from recipes.glyph.train.language_model import recompute
-from recipes.glyph.train.latent_bank import LatentBank
 from sanakit.flow.grids import NoiseLevel, levels_at
 from sanakit.flow.path import flow_matching_loss, interpolate
 from sanakit.models.flops import language_model_flops, transformer_flops

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from benchmarks.claims.autoencoders import f8, f32, halved, operations, runs
-from benchmarks.claims.compression import SYSTEMS, samples_for
-from benchmarks.claims.sampling import Way, apart, distances, frechet, latents_by
-from benchmarks.claims.short_run import economy
+from recipes.glyph.research.autoencoders import f8, f32, halved, operations, runs
+from recipes.glyph.research.compression import SYSTEMS, samples_for
+from recipes.glyph.research.sampling import Way, apart, distances, frechet, latents_by
+from recipes.glyph.research.short_run import economy
 
 from sanakit.evaluate.distances import Reference
 from sanakit.models.config import AUTOENCODERS

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.claims.short_run import economy
+from recipes.glyph.research.short_run import economy
 from sanakit.evaluate.distances import Reference
 from sanakit.evaluate.features import FeatureNetwork, Features, features_of
 from sanakit.flow.guidance import Guidance
