@@ -111,16 +111,16 @@ def plan(source: Path, target: Path, options: Options) -> Plan:
         WeightsError, ConfigError, MissingModelError: the source, the base or the options are at
             fault. DataError: the target is in the way or cannot be written.
     """
-    check_apart(source, target, "IN", inside=_is_file(target))
+    _check_apart(source, target, "IN", inside=_is_file(target))
     if options.base is not None and Path(options.base).exists():
-        check_apart(Path(options.base), target, "--base")
+        _check_apart(Path(options.base), target, "--base")
     if _is_file(target):
-        check_file(target, force=options.force)
+        _check_file(target, force=options.force)
     else:
-        check_folder(target, force=options.force)
+        _check_folder(target, force=options.force)
     from_folder = _to_file if _is_file(target) else _to_folder
     made = (from_folder if source.is_dir() else _from_file)(source, target, options)
-    check_room(target, made.bytes)
+    _check_room(target, made.bytes)
     return made
 
 
@@ -137,7 +137,7 @@ def carry_out(plan: Plan, report: Report = lambda line: None) -> None:
     if _is_file(plan.target):
         plan.write(plan.target, report)
     else:
-        check_folder(plan.target, force=plan.force)
+        _check_folder(plan.target, force=plan.force)
         with disk_errors(plan.target), replacing_folder(plan.target) as staging:
             plan.write(staging, report)
 
@@ -152,7 +152,7 @@ def _from_file(source: Path, target: Path, options: Options) -> Plan:
     notes = model.notes
     if options.base is not None:
         base = resolve_model(options.base)
-        check_apart(base, target, "--base")
+        _check_apart(base, target, "--base")
         chosen = model.parts
     else:
         chosen = model.parts[:1]
@@ -165,14 +165,14 @@ def _from_file(source: Path, target: Path, options: Options) -> Plan:
         for part in chosen:
             place = folder if options.base is None else folder / part.folder
             report(f"writing {part.folder}")
-            write_part_config(place, part)
-            state = cast(part.state, options.dtype, source=part.folder)
+            _write_part_config(place, part)
+            state = _cast(part.state, options.dtype, source=part.folder)
             write_weights(place, state, stem=STEM, variant=options.variant)
         if options.base is not None:
-            assembled(base, folder, chosen, variant=options.variant, report=report)
+            _complete(base, folder, chosen, variant=options.variant, report=report)
 
     if options.base is not None:  # before anything is written
-        assembled(base, None, chosen, variant=options.variant)
+        _complete(base, None, chosen, variant=options.variant)
         notes += (f"the other components come from {base}",)
     return Plan(
         source=source,
@@ -210,7 +210,7 @@ def _to_file(source: Path, target: Path, options: Options) -> Plan:
 
     def write(path: Path, report: Report) -> None:
         report(f"writing {path.name}")
-        write_original(path, cast(state, options.dtype, source=str(source)))
+        write_original(path, _cast(state, options.dtype, source=str(source)))
 
     return Plan(
         source=source,
@@ -234,35 +234,39 @@ def _to_folder(source: Path, target: Path, options: Options) -> Plan:
             hint="name a folder in the published layout",
         )
     places = sorted(p for p in source.iterdir() if p.is_dir()) if whole else [source]
-    found = {place: weight_files(place) for place in places}
+    found = {place: _weight_files(place) for place in places}
     if not any(found.values()):
         raise MissingModelError(f"{source}: holds no weights", hint="the download is incomplete")
-    states: dict[Path, dict[str, Tensor]] = {}
-    dtypes: dict[Path, str | None] = {}
+    states: dict[Path, tuple[dict[str, Tensor], str | None]] = {}
     parts: list[dict[str, Any]] = []
+    kept = []
     for place, files in found.items():
         if files is None:
             continue
         config = read_json(place / CONFIG)
         class_name = str(config.get("_class_name") or (config.get("architectures") or ["?"])[0])
-        dtypes[place] = options.dtype if not whole or place.name in CAST else None
-        _check_dtype(class_name, dtypes[place])
-        states[place] = files.read()
+        dtype = options.dtype
+        if whole and place.name not in CAST:
+            dtype = None
+            kept.append(place.name)
+        _check_dtype(class_name, dtype)
+        state = files.read()
         name = place.name if whole else class_name
-        parts.append(_account(name, class_name, [], config, states[place], dtypes[place]))
+        parts.append(_account(name, class_name, [], config, state, dtype))
+        states[place] = state, dtype
 
     def write(folder: Path, report: Report) -> None:
         if whole:
-            copy_other_files(source, folder)
+            _copy_other_files(source, folder)
         for place, files in found.items():
             into = folder / place.name if whole else folder
             report(f"writing {place.name}")
-            copy_other_files(place, into)
+            _copy_other_files(place, into)
             if files is not None:
-                state = cast(states[place], dtypes[place], source=str(place))
+                state, dtype = states[place]
+                state = _cast(state, dtype, source=str(place))
                 write_weights(into, state, stem=files.stem, variant=options.variant)
 
-    kept = [each["name"] for each in parts if whole and each["name"] not in CAST]
     notes = (f"{', '.join(kept)} keep their dtype",) if kept and options.dtype else ()
     return Plan(
         source=source,
@@ -271,14 +275,14 @@ def _to_folder(source: Path, target: Path, options: Options) -> Plan:
         kind="model folder" if whole else "component folder",
         parts=tuple(parts),
         notes=notes,
-        bytes=sum(_size(state, dtypes[place]) for place, state in states.items()),
+        bytes=sum(part["bytes"] for part in parts),
         write=write,
     )
 
 
 def _published(folder: Path, class_name: str, options: Options) -> Part:
     """Read a component strictly."""
-    files = weight_files(folder, variant=options.variant)
+    files = _weight_files(folder, variant=options.variant)
     if files is None:
         raise MissingModelError(f"{folder}: holds no weights", hint="the download is incomplete")
     _check_dtype(class_name, options.dtype)
@@ -336,13 +340,8 @@ def _refuse(options: Options, *names: str, why: str) -> None:
         raise ConfigError(f"--{given[0]} is for original files: {why}", hint="leave it out")
 
 
-def check_folder(path: Path, *, force: bool) -> None:
-    """Refuse a target folder that must not be written, before anything is.
-
-    Raises:
-        DataError: no parent folder; a file; a folder and no ``force``; a folder that holds other
-            things than a model, which is never replaced.
-    """
+def _check_folder(path: Path, *, force: bool) -> None:
+    """Refuse a folder that must not be written; one of other things than a model never is."""
     check_parent(path)
     if path.is_symlink() or path.is_file():
         raise DataError(f"{path} is there and is no folder", hint="name another folder")
@@ -358,12 +357,8 @@ def check_folder(path: Path, *, force: bool) -> None:
         )
 
 
-def check_file(path: Path, *, force: bool) -> None:
-    """Say now what writing a file would refuse.
-
-    Raises:
-        DataError: no parent folder; a folder of that name; a file and no ``force``.
-    """
+def _check_file(path: Path, *, force: bool) -> None:
+    """Refuse a file that must not be written."""
     if path.is_dir():
         raise DataError(f"{path} is a folder, not a file", hint="name a file inside it")
     if path.exists() and not force:
@@ -371,14 +366,8 @@ def check_file(path: Path, *, force: bool) -> None:
     check_parent(path)
 
 
-def check_apart(source: Path, target: Path, what: str, *, inside: bool = False) -> None:
-    """Make sure that ``target`` neither is nor holds what it is made from, nor lies in it.
-
-    A target may lie ``inside`` where it is one file.
-
-    Raises:
-        ConfigError: it does.
-    """
+def _check_apart(source: Path, target: Path, what: str, *, inside: bool = False) -> None:
+    """Refuse a target that is, holds or lies in its source; a file may lie ``inside``."""
     theirs, ours = source.resolve(), target.resolve()
     if theirs == ours:
         raise ConfigError(f"{target}: {what} and OUT are the same", hint="name another OUT")
@@ -391,12 +380,7 @@ def check_apart(source: Path, target: Path, what: str, *, inside: bool = False) 
         raise ConfigError(f"{target}: lies inside {what} ({source})", hint="name another OUT")
 
 
-def check_room(path: Path, size: int) -> None:
-    """Make sure that the disk of ``path`` has ``size`` bytes left.
-
-    Raises:
-        DataError: it has not.
-    """
+def _check_room(path: Path, size: int) -> None:
     free = shutil.disk_usage(path.parent).free
     if free < size:
         raise DataError(
@@ -411,7 +395,7 @@ STEMS = {"pytorch_model": LM_STEM}
 
 
 @dataclass(frozen=True, kw_only=True)
-class WeightFiles:
+class _WeightFiles:
     """One set of weights in a folder: safetensors where there are some, else a pickle."""
 
     folder: Path
@@ -421,11 +405,7 @@ class WeightFiles:
     pickled: bool
 
     def read(self) -> dict[str, Tensor]:
-        """Give all tensors, in their stored dtype.
-
-        Raises:
-            WeightsError: damaged or incomplete files, or a pickle that holds more than tensors.
-        """
+        """Give all tensors, in their stored dtype."""
         if not self.pickled:
             return read_weights(self.folder, stem=self.stem, variant=self.variant)
         stem = "pytorch_model" if self.stem == LM_STEM else self.stem
@@ -444,22 +424,19 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
     return unwrapped(read_file(path), source=str(path))[0]
 
 
-def weight_files(folder: Path, *, variant: str | None = None) -> WeightFiles | None:
+def _weight_files(folder: Path, *, variant: str | None = None) -> _WeightFiles | None:
     """Find a component's weights; None where it has none (a scheduler, a tokenizer).
 
     Without ``variant``: those without one, or the only variant there.
-
-    Raises:
-        MissingModelError: no such folder or variant. ConfigError: several variants to choose from.
     """
     if not folder.is_dir():
         raise MissingModelError(f"{folder}: no such folder", hint="the model is incomplete")
-    found: dict[str | None, WeightFiles] = {}
+    found: dict[str | None, _WeightFiles] = {}
     for name in filter(None, map(weights_name, names_in(folder))):
         stem, pickled = STEMS.get(name.stem, name.stem), name.kind == "bin"
         known = found.get(name.variant)
         if stem in (STEM, LM_STEM) and (known is None or (known.pickled and not pickled)):
-            found[name.variant] = WeightFiles(
+            found[name.variant] = _WeightFiles(
                 folder=folder, stem=stem, variant=name.variant, pickled=pickled
             )
     if not found and variant is None:
@@ -474,7 +451,7 @@ def weight_files(folder: Path, *, variant: str | None = None) -> WeightFiles | N
     raise MissingModelError(f"{folder}: has no variant {variant}", hint=f"variants there: {there}")
 
 
-def copy_other_files(source: Path, target: Path) -> None:
+def _copy_other_files(source: Path, target: Path) -> None:
     """Copy what is beside the weights: configs, vocabularies; never weights, pickles or code."""
     target.mkdir(parents=True, exist_ok=True)
     for path in sorted(source.iterdir()):
@@ -483,12 +460,8 @@ def copy_other_files(source: Path, target: Path) -> None:
             shutil.copyfile(path, target / path.name)
 
 
-def cast(state: Mapping[str, Tensor], dtype: str | None, *, source: str) -> dict[str, Tensor]:
-    """Store real tensors in another dtype; integers stay.
-
-    Raises:
-        WeightsError: for a value that does not fit, such as 70000 in fp16.
-    """
+def _cast(state: Mapping[str, Tensor], dtype: str | None, *, source: str) -> dict[str, Tensor]:
+    """Store real tensors in another dtype, into which their values must fit; integers stay."""
     if dtype is None:
         return dict(state)
     wanted = DTYPES[dtype]
@@ -521,7 +494,7 @@ SCM: Mapping[str, Any] = {
 }
 
 
-def write_part_config(folder: Path, part: Part) -> None:
+def _write_part_config(folder: Path, part: Part) -> None:
     """Write ``config.json`` with the fields that its published class has."""
     fields = config_to_dict(part.config)
     if part.class_name == BRANCH:
@@ -530,7 +503,7 @@ def write_part_config(folder: Path, part: Part) -> None:
     write_json(folder / CONFIG, {"_class_name": part.class_name, **fields})
 
 
-def assembled(
+def _complete(
     base: Path,
     folder: Path | None,
     parts: tuple[Part, ...],
@@ -542,9 +515,6 @@ def assembled(
 
     The scheduler becomes that of the transformer: its published shift, or SCM for Sprint models.
     With ``folder`` None only check that base and parts fit together.
-
-    Raises:
-        ConfigError: widths of text or latent that differ, or a base of another sampler.
     """
     index = read_json(base / INDEX)
     new = {part.folder: part for part in parts}
@@ -554,12 +524,12 @@ def assembled(
         for name, value in index.items()
         if not name.startswith("_") and isinstance(value, list) and all(value)
     }
-    files = {name: weight_files(base / name) for name in components if name not in new}
+    files = {name: _weight_files(base / name) for name in components if name not in new}
     if folder is None:
         return
     for name, weights in files.items():
         report(f"copying {name}")
-        copy_other_files(base / name, folder / name)
+        _copy_other_files(base / name, folder / name)
         if weights is not None:
             write_weights(folder / name, weights.read(), stem=weights.stem, variant=variant)
     index |= {name: ["diffusers", part.class_name] for name, part in new.items()}
