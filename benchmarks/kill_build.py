@@ -9,7 +9,6 @@ run. Bar: no difference, and nothing that claims to be whole and is not.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import random
@@ -23,6 +22,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from sanakit.files import sha256_of
 
 SIDES = ((200, 200), (150, 300), (300, 150), (240, 320), (128, 128))
 
@@ -132,7 +133,7 @@ def tree(folder: Path) -> dict[str, str]:
 
 
 def digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
+    return sha256_of(path) if path.exists() else ""
 
 
 def write_pictures(folder: Path, number: int) -> None:

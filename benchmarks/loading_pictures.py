@@ -10,7 +10,6 @@ round. Processor time counts all processes: it means the same on a machine with 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import io
 import itertools
 import json
@@ -35,6 +34,7 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.generate import ROOT, commit, cores, summarise, versions
 from sanakit.data.loader.batches import fit_into
 from sanakit.data.loader.loader import Loader
+from sanakit.files import sha256_of
 
 RESULTS = ROOT / "benchmarks" / "results" / "loading_pictures.jsonl"
 SIZE = 512
@@ -100,7 +100,7 @@ def write(folder: Path, case: str, count: int) -> None:
         keys = {"keys": ids, "images": spans[::2], "meta": spans[1::2]}
         (folder / f"{name}.keys.json").write_text(json.dumps(keys))
         data = (folder / f"{name}.tar").read_bytes()
-        digest = hashlib.sha256(data).hexdigest()
+        digest = sha256_of(data)
         shards.append(
             {"file": f"{name}.tar", "samples": len(ids), "bytes": len(data), "sha256": digest}
         )

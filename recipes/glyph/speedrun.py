@@ -15,7 +15,7 @@ from recipes.glyph.presets import Preset, known_presets, read_preset
 from recipes.glyph.running import execute
 from recipes.glyph.stages import STAGES, Execute, Work, required
 from sanakit.errors import ConfigError, DataError, Interrupted, SanakitError
-from sanakit.files import write_atomically
+from sanakit.files import write_json
 from sanakit.train.runs.summary import spoken
 
 COST = "cost.json"
@@ -112,7 +112,7 @@ def _begin(work: Work) -> dict[str, float]:
 def _write(work: Work, seconds: Mapping[str, float]) -> None:
     work.out.mkdir(parents=True, exist_ok=True)
     value = {"preset": _settings(work.preset), "seconds": seconds}
-    write_atomically(work.out / COST, f"{json.dumps(value, indent=2)}\n".encode())
+    write_json(work.out / COST, value)
 
 
 def _settings(preset: Preset) -> dict[str, Any]:

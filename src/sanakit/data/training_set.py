@@ -25,7 +25,7 @@ from sanakit.data.images.decode import DecodeLimits
 from sanakit.data.samples import Caption, Refusal, Sample, refusal_from, sample_from
 from sanakit.data.units import clear_leftovers, read_mark
 from sanakit.errors import DataError
-from sanakit.files import write_json
+from sanakit.files import names_in, write_json
 
 FORMAT = 1
 SET = "set.json"
@@ -107,7 +107,7 @@ class TrainingSet:
     def makers(self, stage: str) -> list[str]:
         """The names of the models that wrote captions or scores, in order of their names."""
         folder = self.folder / stage
-        return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        return names_in(folder)
 
     def samples(self, unit: str) -> list[Sample]:
         """The samples of a unit with all captions, of the source and of models, and their scores.

@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from sanakit.errors import ConfigError, MissingModelError, nearest_names
-from sanakit.files import listed
+from sanakit.files import listed, names_in
 from sanakit.weights import hub
 from sanakit.weights.catalog import Checkpoint, find_checkpoint, nearest_models
 from sanakit.weights.layout import INDEX
@@ -107,7 +107,7 @@ def _local(given: str | Path, name: str) -> Path | None:
     folder = Path(name).expanduser()
     if name and folder.is_dir():
         if not (folder / INDEX).is_file():
-            held = sorted(path.name for path in folder.iterdir())
+            held = names_in(folder)
             raise MissingModelError(
                 f"{folder}: is no model folder, it has no {INDEX}; it holds {listed(held)}",
                 hint=_inner_model(folder)
