@@ -73,7 +73,6 @@ def in_another_process(folder: Path, arguments: dict[str, str]) -> dict[str, flo
 def measure(folder: Path, arguments: dict[str, str]) -> dict[str, float]:
     """Load once and touch every weight, so that mapped pages count."""
     from sanakit import SanaPipeline
-    from sanakit.pipeline.offload import networks
 
     if "quantization_config" in arguments:
         import bitsandbytes  # noqa: F401  so that the library itself is not counted
@@ -82,7 +81,7 @@ def measure(folder: Path, arguments: dict[str, str]) -> dict[str, float]:
     dtype = getattr(torch, arguments.pop("torch_dtype"))
     pipe = SanaPipeline.from_pretrained(folder, torch_dtype=dtype, **arguments)
     seconds = time.perf_counter() - started
-    for module in networks(pipe.core.components).values():
+    for module in pipe.core.components.networks.values():
         for tensor in module.state_dict().values():
             tensor.flatten()[::512].float().sum()
     return {"peak": resident("VmHWM") - before, "seconds": seconds}

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from types import MappingProxyType
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -15,9 +13,6 @@ from sanakit.flow.grids import (
     Leg,
     NoiseLevel,
     SigmaGrid,
-    flow_dpm_sigmas,
-    flow_euler_sigmas,
-    flow_unipc_sigmas,
     sigmas_given,
 )
 from sanakit.shapes import Latent
@@ -237,16 +232,3 @@ class Solver(NamedTuple):
     def grid_through(self, sigmas: Sequence[float], flow_shift: float) -> SigmaGrid:
         """Give the grid through a caller's own levels; as `sigmas_given`."""
         return sigmas_given(sigmas, flow_shift, whole_timesteps=self.whole_timesteps)
-
-
-SOLVERS: Mapping[str, Solver] = MappingProxyType(
-    {
-        "flow-dpm-solver": Solver(dpmpp_step, flow_dpm_sigmas, True),
-        "flow-dpm-solver-1": Solver(partial(dpmpp_step, order=1), flow_dpm_sigmas, True),
-        "flow-dpm-solver-3": Solver(partial(dpmpp_step, order=3), flow_dpm_sigmas, True),
-        "flow-euler": Solver(euler_step, flow_euler_sigmas, False),
-        "flow-heun": Solver(heun_step, flow_euler_sigmas, False),
-        "flow-unipc": Solver(unipc_step, flow_unipc_sigmas, True),
-        "flow-unipc-3": Solver(partial(unipc_step, order=3), flow_unipc_sigmas, True),
-    }
-)

@@ -34,7 +34,7 @@ from sanakit.pipeline.networks import (
     stored_as,
     write,
 )
-from sanakit.pipeline.placement import Placed, device_named, place
+from sanakit.pipeline.placement import TEXT_ENCODER, Placed, device_named, place
 from sanakit.pipeline.prompts import (
     COMPLEX_HUMAN_INSTRUCTION,
     MODEL_DEFAULT,
@@ -91,6 +91,15 @@ class Components:
     defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
     name: str = "unnamed"
     fingerprint: str = ""
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """The parts that hold weights, in the order in which a request runs them."""
+        return {
+            TEXT_ENCODER: self.prompts.text_encoder.llm,
+            "transformer": self.transformer,
+            "autoencoder": self.autoencoder,
+        }
 
 
 # NVlabs' own config of this model samples at a shift of 4; every converted folder says 3.

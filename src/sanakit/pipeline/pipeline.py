@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +28,7 @@ from sanakit.pipeline.numerics import (
     require_finite,
     safer_copy,
 )
+from sanakit.pipeline.placement import Visit
 from sanakit.pipeline.prompts import (
     MODEL_DEFAULT,
     Compat,
@@ -125,8 +126,10 @@ Begin = Callable[[Sampling, EncodedText, "EncodedText | None", int], OnSampled]
 class Pipeline:
     """Components that draw; holds nothing from one call to the next."""
 
-    def __init__(self, components: Components) -> None:
+    def __init__(self, components: Components, *, visit: Visit = nullcontext) -> None:
+        """Take components; within ``visit(network)`` a network is where it can run."""
         self.components = components
+        self.visit = visit
 
     @classmethod
     def load(
@@ -419,16 +422,6 @@ class Pipeline:
                 require_finite(text.text, "prompt embeddings")
         require_finite(noise, "latents to start from")
         steps = len(sampling.grid.timesteps)
-        velocity = GuardedDenoiser(
-            Denoiser.prepare(
-                self.components.transformer,
-                positive,
-                negative,
-                sampling.guidance,
-                pag_layers=sampling.pag_layers,
-            ),
-            steps,
-        )
         stopped = False
 
         def step(ask: Velocity, x: Latent, leg: Leg, past: Past) -> Stepped:
@@ -453,9 +446,17 @@ class Pipeline:
             )
             return change.latents.to(stepped.x)
 
-        device = next(self.components.transformer.parameters()).device
-        x = noise.to(device=device, dtype=torch.float32)
-        return integrate(step, velocity, x, sampling.grid, on_step=checked)
+        transformer, layers = self.components.transformer, sampling.pag_layers
+        with self.visit(transformer):
+            velocity = GuardedDenoiser(
+                Denoiser.prepare(
+                    transformer, positive, negative, sampling.guidance, pag_layers=layers
+                ),
+                steps,
+            )
+            device = next(transformer.parameters()).device
+            x = noise.to(device=device, dtype=torch.float32)
+            return integrate(step, velocity, x, sampling.grid, on_step=checked)
 
     def _encoded(self, ask: Callable[[PromptEncoder], Texts]) -> Texts:
         """Give what ``ask`` makes of the prompt encoder, once more in a safer dtype if need be.
@@ -520,11 +521,12 @@ class Pipeline:
     def _decoded(self, run: Callable[[Autoencoder], Decoded]) -> Decoded:
         """Run the autoencoder, once more in a safer dtype if its values are not finite."""
         autoencoder = self.components.autoencoder
-        try:
-            return run(autoencoder)
-        except NumericsError:
-            safer = safer_copy(autoencoder, "autoencoder", " while decoding")
-        return run(safer)
+        with self.visit(autoencoder):
+            try:
+                return run(autoencoder)
+            except NumericsError:
+                safer = safer_copy(autoencoder, "autoencoder", " while decoding")
+            return run(safer)
 
     @property
     def _decoding_dtype(self) -> torch.dtype:

@@ -1,15 +1,31 @@
-"""Which part of a model goes to which device: whole parts are placed, never cut."""
+"""Where the parts of a model are: placed when loaded, moved for good, or only while they run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
-from accelerate.utils import get_max_memory
+from accelerate.hooks import (
+    AlignDevicesHook,
+    ModelHook,
+    add_hook_to_module,
+    remove_hook_from_module,
+)
+from accelerate.utils import get_max_memory, send_to_device
+from torch import nn
+from transformers import PreTrainedModel
 
 from sanakit.errors import ConfigError
+from sanakit.quant.quantize import is_movable, is_quantized
 
 Placed = str | torch.device | Mapping[str, "str | int | torch.device"]
+Networks = Mapping[str, nn.Module]
+"""The parts that hold weights, by their names in messages, in the order in which they run."""
+TEXT_ENCODER = "text encoder"
+Visit = Callable[[nn.Module], AbstractContextManager[object]]
+"""A context in which a network is on the device that it runs on."""
 BY_MEMORY = ("balanced", "auto")
 RESERVE = 0.8
 """Share of a device's free memory that weights may take; activations need the rest."""
@@ -95,3 +111,152 @@ def device_named(name: str | int | torch.device) -> torch.device:
             hint=f'use "cpu", {", ".join(BY_MEMORY)}, or a device like "cuda:0" where there is one',
         ) from error
     return device
+
+
+def move(networks: Networks, device: str | torch.device) -> None:
+    """Move all networks to a device; whatever was offloaded is so no longer.
+
+    Raises:
+        ConfigError: a device that does not exist, or a part in 8 bits that is elsewhere: those
+            layers stay where they were loaded. Nothing is moved then.
+    """
+    place = device_named(device)
+    release(networks)
+    for name, module in networks.items():
+        here = next(module.parameters()).device
+        if not is_movable(module) and here.type != place.type:
+            raise ConfigError(
+                f"the {name} is quantized to 8 bits on {here} and cannot be moved to {place}",
+                hint=f'load it there: from_pretrained(..., device_map="{place}")',
+            )
+    for module in networks.values():
+        if is_movable(module):
+            bring(module, place)
+
+
+def cast(networks: Networks, dtypes: Mapping[str, torch.dtype]) -> None:
+    """Bring all networks to their dtypes.
+
+    Raises:
+        ConfigError: a quantized part. Nothing is cast then.
+    """
+    for name, module in networks.items():
+        if is_quantized(module):
+            raise ConfigError(
+                f"the {name} is quantized, its dtype cannot be changed",
+                hint="name the dtype where it is loaded: from_pretrained(..., torch_dtype=...)",
+            )
+    for name, module in networks.items():
+        nn.Module.to(module, dtypes[name])
+
+
+def bring(module: nn.Module, device: torch.device) -> None:
+    """Move a network, also a 4-bit one: the ``to`` of transformers' own class refuses those."""
+    nn.Module.to(module, device)
+
+
+def release(networks: Networks) -> None:
+    """Take all offloading off; weights come back to the CPU."""
+    for module in networks.values():
+        remove_hook_from_module(module, recurse=True)
+
+
+def offload_by_stage(networks: Networks, device: str | torch.device | None = None) -> Visit:
+    """Keep all networks on the CPU; the text encoder comes to a device by itself when it runs.
+
+    Gives the context in which another network is there. What a stage makes is on the device, and
+    the next takes it over from there.
+
+    Raises:
+        ConfigError: a device that does not exist, or a part in 8 bits, which cannot move.
+    """
+    there = accelerator() if device is None else device_named(device)
+    _require_offloadable(networks, is_movable, "4 bits can be offloaded")
+    move(networks, "cpu")
+    # Prompts are encoded from several places, all through the forward of the LLM.
+    add_hook_to_module(networks[TEXT_ENCODER], _ComeAndGo(there))
+
+    @contextmanager
+    def visit(module: nn.Module) -> Iterator[None]:
+        bring(module, there)
+        try:
+            yield
+        finally:
+            bring(module, torch.device("cpu"))
+
+    return visit
+
+
+class _ComeAndGo(ModelHook):
+    """Brings a network to a device before its forward, and back to the CPU after."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def pre_forward(self, module: nn.Module, *args: Any, **keywords: Any) -> tuple[Any, Any]:
+        """Give the arguments on the device."""
+        bring(module, self.device)
+        return send_to_device(args, self.device), send_to_device(keywords, self.device)
+
+    def post_forward(self, module: nn.Module, output: Any) -> Any:
+        """Give the output as it is, on the device."""
+        bring(module, torch.device("cpu"))
+        return output
+
+
+def offload_sequentially(
+    networks: Networks, device: str | torch.device | None = None
+) -> torch.device:
+    """Keep weights on the CPU and bring each layer's to ``device`` only while it runs.
+
+    On the device stay the tensors by which networks tell their device; token embeddings are looked
+    up on the CPU. The least memory and the slowest way.
+
+    Raises:
+        ConfigError: a device that does not exist, or a part that is quantized.
+    """
+    place = accelerator() if device is None else device_named(device)
+    _require_offloadable(networks, lambda part: not is_quantized(part), "quantized parts stay")
+    move(networks, "cpu")
+    llm, transformer = networks[TEXT_ENCODER], networks["transformer"]
+    autoencoder = networks["autoencoder"]
+    assert isinstance(llm, PreTrainedModel)
+    first = next(name for name, _ in autoencoder.named_parameters()).rpartition(".")[0]
+    _offload_layers(transformer, place, resident=("", "proj_out"))
+    _offload_layers(autoencoder, place, resident=(first,))
+    embeddings = llm.get_input_embeddings()
+    names = [name for name, module in llm.named_modules() if module is embeddings]
+    _offload_layers(llm, place, resident=(), untouched=names)
+    on_cpu = AlignDevicesHook(execution_device="cpu", io_same_device=True, place_submodules=False)
+    add_hook_to_module(embeddings, on_cpu)
+    add_hook_to_module(llm, AlignDevicesHook(execution_device=place, place_submodules=False))
+    return place
+
+
+def _offload_layers(
+    network: nn.Module,
+    device: torch.device,
+    *,
+    resident: Collection[str],
+    untouched: Collection[str] = (),
+) -> None:
+    for name, layer in list(network.named_modules()):
+        own = [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]
+        if name in resident:
+            for _, tensor in own:
+                tensor.data = tensor.data.to(device)
+        elif name not in untouched and any(True for _ in layer.parameters(recurse=False)):
+            hook = AlignDevicesHook(
+                execution_device=device, offload=True, offload_buffers=True, place_submodules=False
+            )
+            add_hook_to_module(layer, hook)
+
+
+def _require_offloadable(
+    networks: Networks, allows: Callable[[nn.Module], bool], hint: str
+) -> None:
+    for name, module in networks.items():
+        if not allows(module):
+            raise ConfigError(
+                f"the {name} is quantized in a way that cannot be offloaded so", hint=hint
+            )

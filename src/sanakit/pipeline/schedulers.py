@@ -417,7 +417,7 @@ CLASSES: Mapping[str, type[Scheduler]] = MappingProxyType(
         )
     }
 )
-# The names of ``flow.solvers.SOLVERS``, and the settings that mean the same.
+# The solvers that a request may name, and the settings that they mean.
 NAMED: Mapping[str, Scheduler] = MappingProxyType(
     {
         "flow-dpm-solver": DPMSolverMultistepScheduler(),

@@ -22,7 +22,6 @@ from sanakit.flow.grids import (
     timesteps_given,
 )
 from sanakit.flow.solvers import (
-    SOLVERS,
     SolverStep,
     Stepped,
     dpmpp_step,
@@ -32,8 +31,10 @@ from sanakit.flow.solvers import (
     node_weights,
     unipc_step,
 )
+from sanakit.pipeline.schedulers import NAMED
 
 EVERY_STEP = frozenset(range(2000))
+SOLVERS = {name: scheduler.solver for name, scheduler in NAMED.items()}
 STEPS: dict[str, SolverStep] = {
     "euler": euler_step,
     "heun": heun_step,

@@ -28,9 +28,14 @@ from sanakit.pipeline.keywords import (
     refuse_pickles,
     refuse_unknown,
 )
-from sanakit.pipeline.offload import ModelOffloaded, cast, move, offload_sequentially
 from sanakit.pipeline.pipeline import OnSampled, Pipeline, Sampling
-from sanakit.pipeline.placement import Placed
+from sanakit.pipeline.placement import (
+    Placed,
+    cast,
+    move,
+    offload_by_stage,
+    offload_sequentially,
+)
 from sanakit.pipeline.prompts import MODEL_DEFAULT, Compat, EncodedText, check_compat
 from sanakit.pipeline.published.callbacks import StepHook, effective_scale
 from sanakit.pipeline.published.lora import LoraMethods, lora_strength
@@ -44,7 +49,8 @@ from sanakit.pipeline.request import (
 )
 from sanakit.pipeline.schedulers import Scheduler, as_scheduler
 from sanakit.shapes import Image, Latent
-from sanakit.weights.dtypes import Requested
+from sanakit.weights.catalog import find_checkpoint
+from sanakit.weights.dtypes import Requested, resolve_dtypes
 from sanakit.weights.store import MAX_SHARD_BYTES
 
 BAR_OPTIONS = ("desc", "disable", "leave", "file", "ncols", "position", "mininterval")
@@ -199,34 +205,40 @@ class SanaPipeline(LoraMethods):
         A dtype is the transformer's, as in `from_pretrained`.
 
         Raises:
-            ConfigError: as `offload.move` and `offload.cast`.
+            ConfigError: as `placement.move` and `placement.cast`.
         """
         for given in where:
             if isinstance(given, torch.dtype):
                 dtype = given
             else:
                 device = given
+        components = self.core.components
         if dtype is not None:
-            cast(self.core.components, dtype, allow_unsafe=allow_unsafe_dtype)
+            checkpoint = find_checkpoint(components.name)
+            dtypes = resolve_dtypes(checkpoint, dtype, allow_unsafe=allow_unsafe_dtype)
+            names = ("text_encoder", "transformer", "vae")
+            chosen = [getattr(dtypes, name) for name in names]
+            cast(components.networks, dict(zip(components.networks, chosen, strict=True)))
         if device is not None:
-            move(self.core.components, device)
-            self.core = Pipeline(self.core.components)
+            move(components.networks, device)
+            self.core = Pipeline(components)
         return self
 
     def enable_model_cpu_offload(self, device: str | torch.device | None = None) -> None:
         """Keep all parts on the CPU and bring each to ``device`` only for its stage.
 
         ``device`` is the machine's accelerator unless named; `to` ends it. Errors are those of
-        `offload.ModelOffloaded`.
+        `placement.offload_by_stage`.
         """
-        self.core = ModelOffloaded(self.core.components, device)
+        components = self.core.components
+        self.core = Pipeline(components, visit=offload_by_stage(components.networks, device))
 
     def enable_sequential_cpu_offload(self, device: str | torch.device | None = None) -> None:
         """Bring each layer to ``device`` only while it runs: least memory, slowest; `to` ends it.
 
-        Errors are those of `offload.offload_sequentially`.
+        Errors are those of `placement.offload_sequentially`.
         """
-        offload_sequentially(self.core.components, device)
+        offload_sequentially(self.core.components.networks, device)
         self.core = Pipeline(self.core.components)
 
     @classmethod
