@@ -39,6 +39,12 @@ def png_with(**chunks: str) -> bytes:
     return buffer.getvalue()
 
 
+def jpeg() -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(PIXELS).save(buffer, "jpeg")
+    return buffer.getvalue()
+
+
 @given(st.dictionaries(known | texts, values))
 def test_any_settings_come_back_exactly_and_the_picture_too(settings: dict[str, Any]) -> None:
     data = encode_png(PIXELS, settings)
@@ -56,6 +62,14 @@ def test_a_file_with_any_damage_is_read_or_a_data_error(noise: bytes, place: int
         except DataError:
             continue
         assert settings["prompt"] == "x"
+
+
+@pytest.mark.parametrize("key", ["sanakit", "parameters"])
+def test_a_text_behind_the_picture_counts_as_well(key: str) -> None:
+    text = {"sanakit": '{"format": 1, "settings": {"prompt": "x"}}', "parameters": "x"}[key]
+    data = png_with(workflow="{}")
+    last = chunk(b"tEXt", key.encode() + b"\0" + text.encode())
+    assert read_settings(data[:-12] + last + data[-12:])["prompt"] == "x"
 
 
 def test_galleries_find_the_line_they_know() -> None:
@@ -145,7 +159,7 @@ def test_no_foreign_text_breaks_the_reader(text: str) -> None:
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (b"\xff\xd8\xff\xe0 JFIF", "is not a PNG but JPEG"),
+        (jpeg(), "is not a PNG but JPEG"),
         (b"", "is not a PNG"),
         (png_with(), "carries no settings"),
         (png_with(workflow="{}"), r"it has text named workflow"),
@@ -157,7 +171,7 @@ def test_no_foreign_text_breaks_the_reader(text: str) -> None:
             png_with(sanakit='{"format": 2, "version": "9.1", "settings": {}}'),
             r"by sanakit 9\.1 in format 2.*\n.*--upgrade",
         ),
-        (png_with()[:50], "cut off at 50 bytes"),
+        (png_with()[:50], "cut off or damaged"),
     ],
 )
 def test_a_file_without_readable_settings_says_why(data: bytes, said: str) -> None:
@@ -179,7 +193,7 @@ def test_compressed_texts_are_read_but_not_without_bound() -> None:
     data = head + chunk(b"iTXt", b"parameters\0\1\0en\0\0" + payload) + tail
     assert read_settings(data)["prompt"] == "☃"
     bomb = zlib.compress(bytes(40 << 20))
-    with pytest.raises(DataError, match="unpacks to more"):
+    with pytest.raises(DataError, match="too large"):
         read_settings(head + chunk(b"zTXt", b"parameters\0\0" + bomb) + tail)
 
 

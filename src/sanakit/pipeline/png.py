@@ -6,6 +6,7 @@ import io
 import json
 import re
 import struct
+import warnings
 import zlib
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PILImage
-from PIL.PngImagePlugin import PngInfo
+from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from sanakit.errors import ConfigError, DataError
 from sanakit.files import write_atomically
@@ -104,83 +105,11 @@ def _unquoted(value: str) -> str:
         return value
 
 
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
-LARGEST_TEXT = 16 << 20
-"""Bytes a compressed text may unpack to; a small file can claim gigabytes."""
-OTHER_FORMATS = {b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF", b"RIFF": "WebP", b"BM": "BMP"}
-
-
-def read_texts(data: bytes, *, source: str) -> dict[str, str]:
-    """Give keyword to text for all tEXt, zTXt and iTXt chunks; of equal keywords the first counts.
-
-    A file that is cut off after its texts is read as far as it goes.
-
-    Raises:
-        DataError: not a PNG, cut off before any text, or damaged.
-    """
-    if not data.startswith(SIGNATURE):
-        other = next((name for head, name in OTHER_FORMATS.items() if data.startswith(head)), None)
-        raise DataError(
-            f"{source}: is not a PNG" + (f" but {other}" if other else ""),
-            hint="settings are kept in the PNG that was generated; conversions lose them",
-        )
-    texts: dict[str, str] = {}
-    place = len(SIGNATURE)
-    kind = b""
-    while kind != b"IEND":
-        length, kind = _header(data, place)
-        end = place + 8 + length
-        if len(data) < end + 4 or not kind:
-            if texts:
-                break
-            raise DataError(f"{source}: is cut off at {len(data)} bytes", hint="copy it again")
-        body = data[place + 8 : end]
-        (checksum,) = struct.unpack(">I", data[end : end + 4])
-        # Of every chunk: a text whose kind was garbled would otherwise pass for absent.
-        if zlib.crc32(kind + body) != checksum:
-            raise DataError(f"{source}: is damaged near byte {place}", hint="copy it again")
-        if kind in (b"tEXt", b"zTXt", b"iTXt"):
-            try:
-                keyword, text = _decoded(kind, body)
-            except (ValueError, IndexError, zlib.error) as error:
-                raise DataError(
-                    f"{source}: a text chunk is damaged ({error})", hint="copy it again"
-                ) from error
-            texts.setdefault(keyword, text)
-        place = end + 4
-    return texts
-
-
-def _header(data: bytes, place: int) -> tuple[int, bytes]:
-    """Length and kind of the chunk there; no kind where the data ends."""
-    head = data[place : place + 8]
-    return struct.unpack(">I4s", head) if len(head) == 8 else (0, b"")
-
-
-def _decoded(kind: bytes, body: bytes) -> tuple[str, str]:
-    key, rest = body.split(b"\0", 1)
-    keyword = key.decode("latin-1")
-    if kind == b"tEXt":
-        return keyword, rest.decode("latin-1")
-    if kind == b"zTXt":
-        return keyword, _inflated(rest[1:]).decode("latin-1")
-    compressed, rest = rest[0], rest[2:]
-    _language, _translated, text = rest.split(b"\0", 2)
-    return keyword, (_inflated(text) if compressed else text).decode("utf-8")
-
-
-def _inflated(data: bytes) -> bytes:
-    stream = zlib.decompressobj()
-    text = stream.decompress(data, LARGEST_TEXT)
-    if stream.unconsumed_tail:
-        raise ValueError(f"it unpacks to more than {LARGEST_TEXT} bytes")
-    return text
-
-
 KEY = "sanakit"
 PARAMETERS = "parameters"
 FORMAT = 1
 """Raised when a reader of the last format would misunderstand the next."""
+DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
 
 
 def encode_png(pixels: NDArray[np.uint8], settings: Mapping[str, Any]) -> bytes:
@@ -247,7 +176,7 @@ def read_settings(source: str | Path | bytes) -> dict[str, Any]:
             data = Path(source).read_bytes()
         except OSError as error:
             raise DataError(f"{name}: cannot be read ({error.strerror or error})") from error
-    texts = read_texts(data, source=name)
+    texts = _texts(data, name)
     if KEY in texts:
         return _own_settings(texts[KEY], name)
     settings = parse_parameters(texts.get(PARAMETERS, ""))
@@ -258,6 +187,28 @@ def read_settings(source: str | Path | bytes) -> dict[str, Any]:
         f"{name}: carries no settings{others}",
         hint="sharing sites and editors strip them: use the file that was generated",
     )
+
+
+def _texts(data: bytes, name: str) -> dict[str, str]:
+    """Keyword to text; a picture that is cut off after settings of ours still has them."""
+    try:
+        with warnings.catch_warnings():
+            # A large picture may be drawn; it is not decoded unless its texts come last.
+            warnings.simplefilter("ignore", PILImage.DecompressionBombWarning)
+            with PILImage.open(io.BytesIO(data)) as image:
+                if not isinstance(image, PngImageFile):
+                    raise DataError(
+                        f"{name}: is not a PNG but {image.format}",
+                        hint="settings are kept in the PNG that was generated; conversions lose "
+                        "them",
+                    )
+                first = {str(k): text for k, text in image.info.items() if isinstance(text, str)}
+                return first if {KEY, PARAMETERS} & set(first) else dict(image.text)
+    # What damaged bytes raise depends on where they are damaged.
+    except (*DAMAGED, PILImage.DecompressionBombError) as error:
+        raise DataError(
+            f"{name}: is not a PNG, or is cut off or damaged ({error})", hint="copy it again"
+        ) from error
 
 
 def _own_settings(payload: str, name: str) -> dict[str, Any]:
