@@ -14,13 +14,14 @@ from recipes.glyph.research.short_run import economy
 from sanakit.evaluate.distances import Reference
 from sanakit.evaluate.features import FeatureNetwork, Features, features_of
 from sanakit.flow.guidance import Guidance
-from sanakit.flow.solvers import SOLVERS, integrate
+from sanakit.flow.solvers import integrate
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.transformer import LinearDiT
 from sanakit.pipeline.images import Pixels, to_pixels
 from sanakit.pipeline.pipeline import seeded_noise
 from sanakit.pipeline.prompts import EncodedText
 from sanakit.pipeline.sampler import Denoiser
+from sanakit.pipeline.schedulers import NAMED
 from sanakit.shapes import Latent
 
 AT_A_TIME = 64
@@ -59,7 +60,7 @@ def latents_by(
 
     ``exact`` computes in fp32, else products are in bf16.
     """
-    solver = SOLVERS[way.solver]
+    solver = NAMED[way.solver].solver
     guidance = Guidance(guidance_scale=way.scale, sigma_interval=way.interval)
     count, found = len(text.mask), []
     for first in range(0, count, AT_A_TIME):

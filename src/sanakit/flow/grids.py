@@ -63,11 +63,7 @@ class SigmaGrid(NamedTuple):
 
 
 def shift_sigmas(sigma: Levels, flow_shift: float) -> Levels:
-    """Move levels in [0, 1] towards noise for ``flow_shift`` above 1; both ends stay. (F6).
-
-    Raises:
-        ConfigError: for a ``flow_shift`` that is not positive.
-    """
+    """Move levels in [0, 1] towards noise for ``flow_shift`` above 1; both ends stay. (F6)."""
     if not flow_shift > 0:
         raise ConfigError(f"flow_shift={flow_shift} must be positive", hint="1 is no shift")
     return flow_shift * sigma / (1 + (flow_shift - 1) * sigma)
@@ -84,9 +80,6 @@ def flow_dpm_sigmas(num_steps: int, flow_shift: float) -> SigmaGrid:
     """Give the grid of the published Flow-DPM-Solver: shifted 0.999 down to 0. (S1), (S2).
 
     Timesteps are integers, truncated; sigmas are fp32.
-
-    Raises:
-        ConfigError: for no steps, or a ``flow_shift`` that is not positive.
     """
     _check_steps(num_steps)
     # Truncation makes the last bit of fp64 visible where 1000 * sigma is all but whole, so the
@@ -99,9 +92,6 @@ def flow_euler_sigmas(num_steps: int, flow_shift: float) -> SigmaGrid:
     """Give the default grid of the published flow-matching Euler scheduler. (S3), (S4).
 
     Timesteps are not truncated; everything is fp32.
-
-    Raises:
-        ConfigError: for no steps, or a ``flow_shift`` that is not positive.
     """
     _check_steps(num_steps)
     lowest = shift_sigmas(torch.tensor(1 / TRAIN_STEPS), flow_shift).item()
@@ -113,9 +103,6 @@ def flow_unipc_sigmas(num_steps: int, flow_shift: float) -> SigmaGrid:
     """Give the grid of the published UniPC for flows: all but 1, in even steps, shifted. (S12).
 
     Timesteps are integers, truncated; sigmas are fp32.
-
-    Raises:
-        ConfigError: for no steps, or a ``flow_shift`` that is not positive.
     """
     _check_steps(num_steps)
     even = np.linspace(1, 1 / TRAIN_STEPS, num_steps + 1)[:-1]
@@ -127,20 +114,13 @@ def sigmas_given(sigmas: Sequence[float], flow_shift: float, *, whole_timesteps:
 
     A closing 0 is added where it is missing. ``whole_timesteps`` truncates what the network is told
     and keeps it below 1000, as the published grids of multistep solvers do.
-
-    Raises:
-        ConfigError: for levels that do not fall within (0, 1], or a shift that is not positive.
     """
     levels = _falling(sigmas, 1.0, "sigmas")
     return _closed(shift_sigmas(levels, flow_shift), whole_timesteps=whole_timesteps)
 
 
 def timesteps_given(timesteps: Sequence[float]) -> SigmaGrid:
-    """Give the grid whose network is told just these timesteps: nothing shifts them. (S14).
-
-    Raises:
-        ConfigError: for timesteps that do not fall within (0, 1000].
-    """
+    """Give the grid whose network is told just these timesteps: nothing shifts them. (S14)."""
     told = _falling(timesteps, float(TRAIN_STEPS), "timesteps")
     sigmas = np.minimum(told / TRAIN_STEPS, ALMOST_NOISE)
     return _closed(sigmas, whole_timesteps=False)._replace(

@@ -26,11 +26,7 @@ EPS = 1e-5
 
 
 def activation(name: str) -> Callable[[Tensor], Tensor]:
-    """An activation by its published name.
-
-    Raises:
-        ConfigError: for an unknown name.
-    """
+    """An activation by its published name."""
     if name not in ACTIVATIONS:
         raise ConfigError(
             f"activation {name!r} is unknown", hint=f"known: {', '.join(sorted(ACTIVATIONS))}"

@@ -25,11 +25,7 @@ def _frozen(value: Any) -> Any:
 
 
 def config_from_dict(kind: type[T], values: Mapping[str, Any], *, source: str) -> T:
-    """Build a config from published JSON; keys that start with ``_`` are the writer's notes.
-
-    Raises:
-        ConfigError: for a key the config does not have, or a value it refuses.
-    """
+    """Build a config from published JSON; keys that start with ``_`` are the writer's notes."""
     known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     given = {key: _frozen(value) for key, value in values.items() if not key.startswith("_")}
     unknown = sorted(given.keys() - known)
@@ -322,11 +318,7 @@ AUTOENCODERS: Mapping[str, AutoencoderConfig] = MappingProxyType(
 def check_fit(
     transformer: TransformerConfig, *, text_width: int, latent_channels: int, source: str
 ) -> None:
-    """Refuse parts of different models, of which one gives what the next does not take.
-
-    Raises:
-        ConfigError: naming the part of ``source`` that does not fit the transformer.
-    """
+    """Refuse parts of different models, of which one gives what the next does not take."""
     for name, gives, takes in (
         ("text encoder", text_width, transformer.caption_channels),
         ("autoencoder", latent_channels, transformer.in_channels),

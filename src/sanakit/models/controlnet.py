@@ -80,9 +80,6 @@ class ControlBranch(nn.Module):
             text_mask: True where a token is real; None reads every token.
             control: encoded control image, scaled like ``x`` and of its shape.
             conditioning_scale: factor on every residual; 0 leaves the transformer alone.
-
-        Raises:
-            ConfigError: for a latent of the wrong channels or size, or a control of another shape.
         """
         check_latent(x, self.config)
         if control.shape != x.shape:

@@ -75,9 +75,6 @@ def grow_into(larger: LinearDiT, trained: LinearDiT) -> None:
     that are constant on patches. How latents differ from that mean is seen as it was initialised.
     Source of the depth: SANA 1.5 (arXiv 2501.18427), "partial preservation", which drops the last
     tenth of the trained blocks.
-
-    Raises:
-        ConfigError: ``larger`` has fewer blocks, or another shape.
     """
     ours, theirs = larger.state_dict(), trained.state_dict()
     if len(larger.transformer_blocks) < len(trained.transformer_blocks):

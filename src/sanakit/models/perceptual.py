@@ -49,11 +49,7 @@ class PerceptualNetwork(nn.Module):
         self.requires_grad_(False)
 
     def forward(self, image: Image, reference: Image) -> PerSample:
-        """Distances of pictures in [-1, 1], 0 for equal ones; the reference gets no gradient.
-
-        Raises:
-            ConfigError: for pictures below 18 px.
-        """
+        """Distances of pictures in [-1, 1], 0 for equal ones; the reference gets no gradient."""
         if min(image.shape[-2:]) < SMALLEST:
             raise ConfigError(
                 f"pictures of {image.shape[-2]} x {image.shape[-1]} px: "

@@ -83,11 +83,7 @@ class Tiling:
         return self.tile_sample_stride_height // unit, self.tile_sample_stride_width // unit
 
     def require_multiples(self, unit: int) -> None:
-        """Refuse sizes that cannot be cut from a latent.
-
-        Raises:
-            ConfigError: naming the first that is no multiple of ``unit``, and the nearest.
-        """
+        """Refuse sizes that cannot be cut from a latent."""
         for name in ("min_height", "min_width", "stride_height", "stride_width"):
             value = getattr(self, f"tile_sample_{name}")
             if value % unit:

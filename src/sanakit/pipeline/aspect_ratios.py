@@ -32,11 +32,7 @@ MOST_PIXELS = 16384
 
 
 def check_size(name: str, value: int, multiple: int) -> None:
-    """Refuse a side that the latent grid cannot hold.
-
-    Raises:
-        ConfigError: naming the two nearest sides that work.
-    """
+    """Refuse a side that the latent grid cannot hold."""
     if 0 < value <= MOST_PIXELS and value % multiple == 0:
         return
     low = min(max(value // multiple, 1), MOST_PIXELS // multiple) * multiple

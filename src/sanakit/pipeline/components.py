@@ -160,11 +160,7 @@ def fingerprint(folder: Path) -> str:
 
 
 def build_llm(folder: Path) -> PreTrainedModel:
-    """Build the LLM on the meta device, eagerly attending: fused attention skips a softcap.
-
-    Raises:
-        MissingModelError: no config. ConfigError: not JSON.
-    """
+    """Build the LLM on the meta device, eagerly attending: fused attention skips a softcap."""
     read_json(folder / CONFIG)
     config = AutoConfig.from_pretrained(str(folder))
     if hasattr(config, "quantization_config"):  # ours to apply, from the same file
@@ -187,10 +183,6 @@ def load_prompts(
 
     ``source`` is a model, or the folder of an LLM that holds its tokenizer too. The instruction is
     the model's own unless another is given; an LLM alone has the published one.
-
-    Raises:
-        MissingModelError: no such model. WeightsError: weights that are damaged or do not fit.
-        ConfigError: a dtype that overflows.
     """
     folder = Path(source).expanduser()
     alone = (folder / CONFIG).is_file()
@@ -215,9 +207,6 @@ def adopt_llm(given: Any, *, allow_unsafe: bool) -> TextEncoder:
     Attention with a softcap is switched from sdpa, which skips it, to eager. Where a quantized
     model's other tensors are fp16 they become bf16: norms and embeddings of these models overflow
     in fp16, and it is what loading in 8 bits by the published example gives.
-
-    Raises:
-        ConfigError: something that is no decoder-only LLM, or an fp16 one that is not quantized.
     """
     llm = given.llm if isinstance(given, TextEncoder) else given
     if not isinstance(llm, PreTrainedModel):
@@ -406,9 +395,6 @@ def assemble(
 
     Generation defaults come with a transformer that was in a pipeline before; any other gets the
     published ones.
-
-    Raises:
-        ConfigError: a part is missing, of another package, or does not fit the others.
     """
     if tokenizer is None or text_encoder is None or vae is None or transformer is None:
         given = {

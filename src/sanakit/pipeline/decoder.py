@@ -110,11 +110,7 @@ class Origin:
 
 
 def write_latents(path: Path, latent: Latent, origin: Origin) -> None:
-    """Write scaled latents ``b c h w`` in fp32, whole or not at all.
-
-    Raises:
-        DataError: the disk refuses.
-    """
+    """Write scaled latents ``b c h w`` in fp32, whole or not at all."""
     content = {
         "format": FORMAT,
         "model": origin.model,
@@ -144,11 +140,7 @@ def rescue_latents(latent: Latent, origin: Origin) -> Path | None:
 
 
 def read_latents(path: str | Path) -> tuple[Latent, Origin]:
-    """Give what :func:`write_latents` wrote; a foreign file with one ``b c h w`` tensor also does.
-
-    Raises:
-        DataError: no such file, or no latents in it. WeightsError: a damaged file.
-    """
+    """Give what :func:`write_latents` wrote, or the one ``b c h w`` tensor of a foreign file."""
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: no such file", hint="a decode that ran out of memory names it")
@@ -297,9 +289,6 @@ def decode_image(autoencoder: Autoencoder, latent: Latent, origin: Origin | None
         autoencoder: whose enabled slicing and tiling are kept to.
         latent: scaled, ``b c h w``.
         origin: what to note with latents that are saved as the last resort; None saves nothing.
-
-    Raises:
-        OutOfMemory: if no way fits; the latents are then in a file that the error names.
     """
     device = next(autoencoder.parameters()).device
 
@@ -319,10 +308,6 @@ def decode_pixels(
     """The same as ``b H W 3`` uint8 in host memory, converted as the parts come.
 
     Where ``size`` is another than that of the latents, pictures are cut to it as a whole.
-
-    Raises:
-        OutOfMemory: as `decode_image`. NumericsError: at the first part with a value that is not
-            finite.
     """
     factor = autoencoder.config.spatial_factor
     if size is not None and size != tuple(side * factor for side in latent.shape[-2:]):

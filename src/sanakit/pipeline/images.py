@@ -16,11 +16,7 @@ Pixels = NDArray[np.uint8]
 
 
 def to_pixels(image: Image, *, component: str = "decode") -> Pixels:
-    """Give ``b H W 3`` uint8: [-1, 1] to [0, 255] in fp32, clamped, halves to even.
-
-    Raises:
-        NumericsError: for a value that is not finite; ``component`` says whose it is.
-    """
+    """Give ``b H W 3`` uint8: [-1, 1] to [0, 255] in fp32, clamped, halves to even."""
     values = image.detach().float()
     broken = int((~values.isfinite()).sum())
     if broken:

@@ -17,11 +17,7 @@ UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 def refuse_unknown(function: Callable[P, R]) -> Callable[P, R]:
-    """Make a function refuse keywords that it lacks, naming the nearest that it has.
-
-    Raises:
-        UnknownArgumentError: at the call; also a ``TypeError``.
-    """
+    """Make a function refuse keywords that it lacks, naming the nearest that it has."""
     known = [name for name in inspect.signature(function).parameters if name not in OWNERS]
 
     @functools.wraps(function)
@@ -47,12 +43,7 @@ def _called(function: Callable[..., Any], args: tuple[Any, ...]) -> str:
 
 
 def refuse_other_readers(*, use_safetensors: bool, low_cpu_mem_usage: bool) -> None:
-    """Refuse what published code may ask for and there is no second way of.
-
-    Raises:
-        ConfigError: ``use_safetensors=False``, which would read pickles, or
-            ``low_cpu_mem_usage=False``, which would build the network in memory twice.
-    """
+    """Refuse what published code may ask for and there is no second way of."""
     if not use_safetensors:
         raise ConfigError("use_safetensors=False would read pickles", hint="leave it out")
     if not low_cpu_mem_usage:
@@ -69,11 +60,7 @@ def refuse_pickles(safe_serialization: bool) -> None:
 
 
 def bytes_of(size: int | str) -> int:
-    """Read a size: a number of bytes, or a text like ``5GB``.
-
-    Raises:
-        ConfigError: for anything else, and for nothing at all.
-    """
+    """Read a size: a number of bytes, or a text like ``5GB``."""
     found = size
     if isinstance(size, str):
         number, unit = size[:-2].strip(), size[-2:].upper()

@@ -68,11 +68,7 @@ class Network(nn.Module):
 
 
 def build(kind: type[N], folder: Path) -> N:
-    """Make the network that ``config.json`` describes on the meta device: no memory is used.
-
-    Raises:
-        MissingModelError: no config. ConfigError: one that cannot be built.
-    """
+    """Make the network that ``config.json`` describes on the meta device: no memory is used."""
     with torch.device("meta"):
         return kind(read_config(folder, kind.config_class))
 
@@ -91,10 +87,6 @@ def fill(
     Real tensors are mapped where they have the dtype already, else converted one by one. Linear
     layers are rounded from the dtype they are stored in; a folder whose config says that they are
     quantized already is taken as it is. A language model's head is left aside.
-
-    Raises:
-        MissingModelError: no weights there. WeightsError: weights that are damaged or do not fit.
-        ConfigError: a quantization that cannot be made.
     """
     stored = read_quantization(folder)
     if stored is not None and quantization is not None:
@@ -141,12 +133,7 @@ def write(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     storage: Storage = "as-is",
 ) -> None:
-    """Write config and weights in the published layout; quantized layers of bitsandbytes as such.
-
-    Raises:
-        ConfigError: for weights of torchao, which have no published layout; nothing is written.
-        DataError: the disk refuses.
-    """
+    """Write config and weights in the published layout, layers of bitsandbytes as they are."""
     method = stored_as(network)
     write_config(folder, network.config, published_name, quantization=method)
     write_weights(
@@ -159,11 +146,7 @@ def write(
 
 
 def stored_as(network: nn.Module) -> Mapping[str, Any] | None:
-    """How quantized weights are described on disk; None where they are real.
-
-    Raises:
-        ConfigError: for weights of torchao.
-    """
+    """How quantized weights are described on disk; None where they are real."""
     method = getattr(network, "quantized_with", None)
     if method is None:
         return None
@@ -335,11 +318,7 @@ def component_folder(
     revision: str | None = None,
     offline: bool = False,
 ) -> Path:
-    """Where a network's ``config.json`` is.
-
-    Raises:
-        ConfigError: a subfolder that leads elsewhere. MissingModelError: there is none.
-    """
+    """Where a network's ``config.json`` is."""
     if subfolder is not None and (Path(subfolder).is_absolute() or ".." in Path(subfolder).parts):
         raise ConfigError(f"subfolder={subfolder!r} leads out of the model", hint="e.g. 'vae'")
     local = Path(name).expanduser() / (subfolder or "")

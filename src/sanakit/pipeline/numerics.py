@@ -40,9 +40,6 @@ def require_finite(
     """Stop at the first number that is not one, before it becomes a black picture.
 
     ``dtype`` is that of the component where it differs from its result's.
-
-    Raises:
-        NumericsError: naming the component, ``where`` it was, the dtype and what to do.
     """
     if not all_finite(values):
         raise _failure(component, where, dtype or values.dtype)
@@ -59,11 +56,7 @@ def safer_dtype(component: Component, dtype: torch.dtype) -> torch.dtype | None:
 
 
 def safer_copy(module: M, component: Component, where: str = "") -> M:
-    """Copy a component that gave numbers that are not finite into the next safer dtype, warning.
-
-    Raises:
-        NumericsError: there is no safer dtype, or the weights are quantized or elsewhere.
-    """
+    """Copy a component that gave numbers that are not finite into the next safer dtype, warning."""
     dtype = next(module.parameters()).dtype
     safer = safer_dtype(component, dtype)
     plain = all(

@@ -459,11 +459,7 @@ class Pipeline:
             return integrate(step, velocity, x, sampling.grid, on_step=checked)
 
     def _encoded(self, ask: Callable[[PromptEncoder], Texts]) -> Texts:
-        """Give what ``ask`` makes of the prompt encoder, once more in a safer dtype if need be.
-
-        Raises:
-            NumericsError: embeddings that are not finite in that dtype either.
-        """
+        """Give what ``ask`` makes of the prompt encoder, once more in a safer dtype if need be."""
         prompts = self.components.prompts
         texts = ask(prompts)
         if all(all_finite(text.text) for text in texts if text is not None):

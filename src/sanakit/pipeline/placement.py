@@ -32,11 +32,7 @@ RESERVE = 0.8
 
 
 def place_one(device_map: Placed | None) -> torch.device:
-    """Choose the device of a single network.
-
-    Raises:
-        ConfigError: for a device that does not exist.
-    """
+    """Choose the device of a single network."""
     return place({"": 0}, device_map)[""]
 
 
@@ -48,9 +44,6 @@ def place(sizes: Mapping[str, int], device_map: Placed | None) -> dict[str, torc
         device_map: a device for all; a mapping from parts to devices, "" for those not named; or
             "balanced": the largest part first, each to the accelerator with the most room left,
             and to the CPU where none has room. Without accelerators all stay on the CPU.
-
-    Raises:
-        ConfigError: for a device that does not exist, or a part that the model does not have.
     """
     if device_map is None:
         return dict.fromkeys(sizes, torch.device("cpu"))
@@ -94,11 +87,7 @@ def accelerator() -> torch.device:
 
 
 def device_named(name: str | int | torch.device) -> torch.device:
-    """Give the device of that name, after it has held a tensor.
-
-    Raises:
-        ConfigError: for one that does not exist.
-    """
+    """Give the device of that name, after it has held a tensor."""
     try:
         device = (
             torch.device(accelerator().type, name) if isinstance(name, int) else torch.device(name)
@@ -114,12 +103,7 @@ def device_named(name: str | int | torch.device) -> torch.device:
 
 
 def move(networks: Networks, device: str | torch.device) -> None:
-    """Move all networks to a device; whatever was offloaded is so no longer.
-
-    Raises:
-        ConfigError: a device that does not exist, or a part in 8 bits that is elsewhere: those
-            layers stay where they were loaded. Nothing is moved then.
-    """
+    """Move all networks to a device; whatever was offloaded is so no longer."""
     place = device_named(device)
     release(networks)
     for name, module in networks.items():
@@ -135,11 +119,7 @@ def move(networks: Networks, device: str | torch.device) -> None:
 
 
 def cast(networks: Networks, dtypes: Mapping[str, torch.dtype]) -> None:
-    """Bring all networks to their dtypes.
-
-    Raises:
-        ConfigError: a quantized part. Nothing is cast then.
-    """
+    """Bring all networks to their dtypes."""
     for name, module in networks.items():
         if is_quantized(module):
             raise ConfigError(
@@ -166,9 +146,6 @@ def offload_by_stage(networks: Networks, device: str | torch.device | None = Non
 
     Gives the context in which another network is there. What a stage makes is on the device, and
     the next takes it over from there.
-
-    Raises:
-        ConfigError: a device that does not exist, or a part in 8 bits, which cannot move.
     """
     there = accelerator() if device is None else device_named(device)
     _require_offloadable(networks, is_movable, "4 bits can be offloaded")
@@ -211,9 +188,6 @@ def offload_sequentially(
 
     On the device stay the tensors by which networks tell their device; token embeddings are looked
     up on the CPU. The least memory and the slowest way.
-
-    Raises:
-        ConfigError: a device that does not exist, or a part that is quantized.
     """
     place = accelerator() if device is None else device_named(device)
     _require_offloadable(networks, lambda part: not is_quantized(part), "quantized parts stay")

@@ -117,9 +117,6 @@ def encode_png(pixels: NDArray[np.uint8], settings: Mapping[str, Any]) -> bytes:
 
     Settings are JSON values under string keys; tuples are read back as lists. Those named in
     :data:`sanakit.pipeline.png.LABELS` also go into the ``parameters`` line.
-
-    Raises:
-        ConfigError: pixels of another shape or type, or a setting that JSON cannot carry.
     """
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         raise ConfigError(
@@ -150,11 +147,7 @@ def encode_png(pixels: NDArray[np.uint8], settings: Mapping[str, Any]) -> bytes:
 
 
 def write_png(path: str | Path, pixels: NDArray[np.uint8], settings: Mapping[str, Any]) -> None:
-    """Write one picture with its settings, whole or not at all; an existing file is replaced.
-
-    Raises:
-        ConfigError: as :func:`encode_png`. DataError: the folder is missing or the disk refuses.
-    """
+    """Write one picture with its settings, whole or not at all; an existing file is replaced."""
     write_atomically(path, encode_png(pixels, settings))
 
 
@@ -164,9 +157,6 @@ def read_settings(source: str | Path | bytes) -> dict[str, Any]:
     Ours come back exactly. From a foreign ``parameters`` text come ``prompt`` and
     ``negative_prompt``, and as far as they are there ``num_steps``, ``solver``, ``guidance_scale``,
     ``seed``, ``width``, ``height``, ``model``, ``model_hash``.
-
-    Raises:
-        DataError: no such file, not a PNG, no settings, broken JSON, or a newer format.
     """
     name = "picture" if isinstance(source, bytes) else str(source)
     if isinstance(source, bytes):

@@ -80,11 +80,7 @@ COMPATS: tuple[Compat, ...] = ("diffusers", "nvlabs")
 
 
 def check_compat(value: str) -> Compat:
-    """Give ``value`` if it names a published stack.
-
-    Raises:
-        ConfigError: naming the nearest stack.
-    """
+    """Give ``value`` if it names a published stack."""
     for known in COMPATS:
         if value == known:
             return known
@@ -134,11 +130,7 @@ class EncodedText:
         )
 
     def widened(self, length: int = 300) -> EncodedText:
-        """The same, ``length`` tokens wide: new places hold zeros and are masked.
-
-        Raises:
-            ConfigError: the text is already longer than ``length``.
-        """
+        """The same, ``length`` tokens wide: new places hold zeros and are masked."""
         missing = length - self.text.shape[1]
         if missing < 0:
             raise ConfigError(f"length={length} is less than the {self.text.shape[1]} tokens held")
@@ -175,9 +167,6 @@ class PromptCache:
         Args:
             prefixes: whether instructions run once, rather than with every prompt.
             prompt_bytes: for finished prompts, the least recently used go first; 0: none.
-
-        Raises:
-            ConfigError: a negative size.
         """
         if prompt_bytes < 0:
             raise ConfigError(f"prompt_bytes={prompt_bytes} must be 0 or more")
@@ -278,11 +267,7 @@ class PromptEncoder:
         max_sequence_length: int = 300,
         cache: PromptCache | None = None,
     ) -> None:
-        """Hold the parts; ``cache`` None is a new one with its usual settings.
-
-        Raises:
-            ConfigError: the tokenizer ends a text with ``eos``, which truncation would lose.
-        """
+        """Hold the parts; ``cache`` None is a new one with its usual settings."""
         self.tokenizer = tokenizer
         self.text_encoder = text_encoder
         self.instruction = instruction
@@ -311,8 +296,6 @@ class PromptEncoder:
         ``compat``: "diffusers" lower-cases and strips prompts, "nvlabs" only strips them.
         ``clean_caption`` first removes what alt texts drag along, see ``cleaned``.
 
-        Raises:
-            ConfigError: no prompt, a string where a list belongs, a length below 1.
         Source: diffusers src/diffusers/pipelines/sana/pipeline_sana.py; equal to its
         ``encode_prompt`` on real tokens.
         """
@@ -352,9 +335,6 @@ class PromptEncoder:
         "diffusers" gives each its own mask. "nvlabs", and so the training of the published weights,
         gives it the mask of the prompt ``beside`` it: attention then reads padding states up to
         that prompt's length and nothing beyond it.
-
-        Raises:
-            ConfigError: as ``encode``; for "nvlabs" also unless there is one for each prompt.
         """
         if compat == "diffusers":
             return self.encode(

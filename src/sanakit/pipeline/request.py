@@ -203,9 +203,6 @@ class Call:
         """Noise ``count c h w`` to start from: the caller's, or drawn.
 
         One generator draws all of it, a list one picture each.
-
-        Raises:
-            ConfigError: latents of another shape, or generators of another number.
         """
         if self.latents is not None:
             if tuple(self.latents.shape) != (count, *shape):
@@ -227,11 +224,7 @@ class Call:
 
 
 def listed(prompt: Prompts | None, name: str = "prompt") -> list[str] | None:
-    """One prompt or several, as a list.
-
-    Raises:
-        ConfigError: for anything but strings.
-    """
+    """One prompt or several, as a list."""
     if prompt is None:
         return None
     texts = [prompt] if isinstance(prompt, str) else list(prompt)
@@ -246,12 +239,7 @@ def listed(prompt: Prompts | None, name: str = "prompt") -> list[str] | None:
 def embedded(
     text: Tensor | None, mask: Tensor | None, prefix: str, channels: int
 ) -> EncodedText | None:
-    """Embeddings that the caller made, with their mask; ``prefix`` begins both arguments' names.
-
-    Raises:
-        ConfigError: for one without the other, or shapes that do not agree.
-        NumericsError: for a number that is not finite.
-    """
+    """Embeddings that the caller made, with their mask; ``prefix`` begins both arguments' names."""
     if text is None and mask is None:
         return None
     if text is None or mask is None:

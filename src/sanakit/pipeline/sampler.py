@@ -55,11 +55,7 @@ class Denoiser:
         *,
         pag_layers: frozenset[int] = frozenset(),
     ) -> Denoiser:
-        """Project the text and compute every block's keys and values.
-
-        Raises:
-            ConfigError: if guidance needs a negative text and there is none.
-        """
+        """Project the text and compute every block's keys and values."""
         embeds = model.config.guidance_embeds
         if guidance.guidance_scale != 1.0 and negative is None and not embeds:
             raise ConfigError(
@@ -166,11 +162,7 @@ class GuardedDenoiser:
         return f" at step {self.step + 1} of {self.num_steps}"
 
     def __call__(self, x: Latent, level: NoiseLevel) -> Latent:
-        """Velocity at a state ``b c h w``, guided, fp32 and finite.
-
-        Raises:
-            NumericsError: it is not finite in the safer dtype either, or there is none.
-        """
+        """Velocity at a state ``b c h w``, guided, fp32 and finite."""
         velocity = self.denoiser(x, level)
         if all_finite(velocity):
             return velocity

@@ -100,9 +100,6 @@ def settings_for(
         own: the settings that it has.
         config: settings of this or another class, as published or as `SchedulerConfig`.
         changes: settings that the caller asks for: each must be one of the class.
-
-    Raises:
-        ConfigError: for a name that no published scheduler has, or a change without effect.
     """
     values: dict[str, Any] = {}
     for name, value in config.items():
@@ -127,11 +124,7 @@ def settings_for(
 
 
 def refuse_unknown(name: str, known: Collection[str]) -> NoReturn:
-    """Say that a scheduler has no such setting, and which is nearest.
-
-    Raises:
-        ConfigError: always.
-    """
+    """Say that a scheduler has no such setting, and which is nearest."""
     hint = did_you_mean(name, sorted(known))
     raise ConfigError(f"{name!r} is no setting of this scheduler", hint=hint)
 
@@ -432,22 +425,14 @@ NAMED: Mapping[str, Scheduler] = MappingProxyType(
 
 
 def scheduler_named(solver: str, flow_shift: float) -> Scheduler:
-    """Give the scheduler that a name of ``solver`` means.
-
-    Raises:
-        ConfigError: for an unknown name, with the nearest; for a shift that is not positive.
-    """
+    """Give the scheduler that a name of ``solver`` means."""
     if solver not in NAMED:
         raise ConfigError(f"solver {solver!r} is unknown", hint=did_you_mean(solver, NAMED))
     return NAMED[solver].from_config(NAMED[solver].config, flow_shift=flow_shift)
 
 
 def scheduler_from_config(config: Mapping[str, Any]) -> Scheduler:
-    """Build the scheduler that the content of a ``scheduler_config.json`` names.
-
-    Raises:
-        ConfigError: for a class that is not known here, or settings that cannot be honoured.
-    """
+    """Build the scheduler that the content of a ``scheduler_config.json`` names."""
     name = str(config.get("_class_name", "without a _class_name"))
     if name not in CLASSES:
         raise ConfigError(f"scheduler {name} is not known", hint=did_you_mean(name, CLASSES))
@@ -455,11 +440,7 @@ def scheduler_from_config(config: Mapping[str, Any]) -> Scheduler:
 
 
 def read_scheduler(folder: Path) -> Scheduler:
-    """Build the scheduler of a model from its folder.
-
-    Raises:
-        MissingModelError: no such file. ConfigError: as for `scheduler_from_config`, naming it.
-    """
+    """Build the scheduler of a model from its folder."""
     config = read_json(folder / CONFIG)
     try:
         return scheduler_from_config(config)
@@ -468,11 +449,7 @@ def read_scheduler(folder: Path) -> Scheduler:
 
 
 def as_scheduler(scheduler: object) -> Scheduler:
-    """Take a scheduler of ours as it is, and one of the ecosystem's by its settings.
-
-    Raises:
-        ConfigError: for anything else, or settings that cannot be honoured.
-    """
+    """Take a scheduler of ours as it is, and one of the ecosystem's by its settings."""
     if isinstance(scheduler, Scheduler):
         return scheduler
     config = getattr(scheduler, "config", None)

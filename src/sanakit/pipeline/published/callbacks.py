@@ -57,11 +57,7 @@ class StepHook:
             self.negative = None if negative is None else negative.widened(width)
 
     def __call__(self, index: int, stepped: Stepped) -> Change | None:
-        """Take part after step ``index``.
-
-        Raises:
-            ConfigError: the callback gave back a name or a shape that it was not shown.
-        """
+        """Take part after step ``index``."""
         latents = texts = None
         callback = self.call.callback_on_step_end
         if callback is not None:

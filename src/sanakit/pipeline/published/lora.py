@@ -29,11 +29,7 @@ def lora_layers(module: nn.Module) -> list[LoraLinear]:
 
 @contextmanager
 def lora_strength(module: nn.Module, strength: float | None) -> Iterator[None]:
-    """Weigh all adapters within the block; None leaves them as they are.
-
-    Raises:
-        ConfigError: there is no adapter, or it is merged, so that nothing could be weighed.
-    """
+    """Weigh all adapters within the block; None leaves them as they are."""
     layers = lora_layers(module)
     if strength is None or (strength == 1.0 and not layers):
         yield

@@ -41,9 +41,6 @@ def layer_indices(layers: Layers, depth: int) -> frozenset[int]:
     A name is ``transformer_blocks.8`` or an end of it; a pattern is a regular expression over such
     names, like ``blocks.(0|1)`` or ``blocks.[4-9]``. It matches whole words: ``blocks.1`` is block
     1 and not 10 to 19, which the reference takes along.
-
-    Raises:
-        ConfigError: for what names no block of a model with ``depth`` of them.
     """
     given = [layers] if isinstance(layers, int | str) else list(layers)
     if not given:
