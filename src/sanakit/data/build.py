@@ -27,7 +27,7 @@ from sanakit.data.images.resize_and_crop import (
     fitted,
     nearest,
 )
-from sanakit.data.samples import Refusal, Sample, refusal_from, sample_from, to_line
+from sanakit.data.samples import Refusal, Sample, reading, refusal_from, sample_from, to_line
 from sanakit.data.shards import (
     INDEX,
     TAR,
@@ -346,10 +346,8 @@ def last_settings(training_set: TrainingSet) -> BuildSettings | None:
     path = training_set.folder / SHARDS / PLAN / SETTINGS
     if not path.exists():
         return None
-    try:
+    with reading(path, f"remove {path}"):
         return BuildSettings(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"{path} is damaged ({error})", hint=f"remove {path}") from error
 
 
 def _write_plan(folder: Path, plan: ShardPlan, settings: BuildSettings) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from sanakit.errors import DataError
@@ -68,6 +71,15 @@ class Refusal:
     id: str
     reason: str
     detail: str = ""
+
+
+@contextmanager
+def reading(path: Path, hint: str) -> Iterator[None]:
+    """Say of what goes wrong with a file of a set that it is damaged, and how it is made again."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is missing or damaged ({error})", hint=hint) from error
 
 
 def to_line(record: Sample | Refusal) -> str:

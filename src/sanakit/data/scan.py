@@ -20,7 +20,7 @@ import numpy as np
 
 from sanakit.data.duplicates import CELLS, NEAR, Duplicate, DuplicateFinder, Look, look_at
 from sanakit.data.images.decode import DEFAULT, BadPicture, DecodeLimits, decoded_image
-from sanakit.data.samples import Place, Refusal, Sample, to_line
+from sanakit.data.samples import Place, Refusal, Sample, reading, to_line
 from sanakit.data.sources.places import read_place
 from sanakit.data.sources.source import Source
 from sanakit.data.training_set import DUPLICATES, QUARANTINE, REFUSED, SCAN, SET, TrainingSet
@@ -322,13 +322,8 @@ def _looks(training_set: TrainingSet) -> Iterator[tuple[Sample, Look]]:
     for unit in training_set.units:
         samples = training_set.scanned(unit)
         path = training_set.folder / SCAN / f"{unit}{COLORS}"
-        try:
+        with reading(path, f"remove {path.with_name(f'{unit}{MARK}')} and run the scan again"):
             colors = np.load(path, allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"{path} is missing or damaged ({error})",
-                hint=f"remove {path.with_name(f'{unit}{MARK}')} and run the scan again",
-            ) from error
         for sample, shown in zip(samples, colors, strict=True):
             yield sample, Look(phash=int(sample.phash, 16), colors=shown)
 

@@ -18,10 +18,12 @@ from typing import Any, BinaryIO, TypeAlias
 from urllib.parse import quote
 
 from sanakit.data.images.resize_and_crop import Bucket
+from sanakit.data.samples import reading
 from sanakit.errors import DataError
 from sanakit.files import sha256_of
 
 FORMAT = 1
+_AGAIN = "run `sanakit data build` again"
 INDEX = "index.json"
 KEYS = ".keys.json"
 TAR = ".tar"
@@ -106,7 +108,9 @@ class Index:
 def read_index(folder: Path) -> Index | None:
     """The index of a folder of shards, None where none was finished."""
     path = folder / INDEX
-    try:
+    if not path.exists():
+        return None
+    with reading(path, _AGAIN):
         value = json.loads(path.read_text(encoding="utf-8"))
         if value["format"] != FORMAT:
             raise DataError(f"{path} has format {value['format']}, and this is {FORMAT}")
@@ -121,46 +125,28 @@ def read_index(folder: Path) -> Index | None:
                 for bucket in value["buckets"]
             },
         )
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path} is damaged ({error})", hint="run `sanakit data build` again"
-        ) from error
 
 
 def read_keys(folder: Path, unit: str) -> Keys:
     """What a shard holds."""
     path = folder / f"{unit}{KEYS}"
-    try:
+    with reading(path, _AGAIN):
         value = json.loads(path.read_text(encoding="utf-8"))
         return Keys(
             keys=tuple(value["keys"]),
             images=tuple((int(start), int(length)) for start, length in value["images"]),
             meta=tuple((int(start), int(length)) for start, length in value["meta"]),
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path} is missing or damaged ({error})", hint="run `sanakit data build` again"
-        ) from error
 
 
 def read_span(path: Path, span: Span) -> bytes:
     """Some bytes of a shard."""
     start, length = span
-    try:
-        with path.open("rb") as file:
-            file.seek(start)
-            data = file.read(length)
-    except OSError as error:
-        raise DataError(
-            f"{path} cannot be read ({error.strerror or error})",
-            hint="run `sanakit data build` again",
-        ) from error
+    with reading(path, _AGAIN), path.open("rb") as file:
+        file.seek(start)
+        data = file.read(length)
     if len(data) != length:
-        raise DataError(
-            f"{path} ends before byte {start + length}", hint="run `sanakit data build` again"
-        )
+        raise DataError(f"{path} ends before byte {start + length}", hint=_AGAIN)
     return data
 
 

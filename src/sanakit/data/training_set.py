@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from sanakit.data.images.decode import DecodeLimits
-from sanakit.data.samples import Caption, Refusal, Sample, refusal_from, sample_from
+from sanakit.data.samples import Caption, Refusal, Sample, reading, refusal_from, sample_from
 from sanakit.data.units import clear_leftovers, read_mark
 from sanakit.errors import DataError
 from sanakit.files import names_in, write_json
@@ -52,7 +52,12 @@ class TrainingSet:
             DataError: the folder holds none, or one of another format.
         """
         path = folder / SET
-        try:
+        if not path.exists():
+            raise DataError(
+                f"{folder} holds no training set: {SET} is missing",
+                hint=f"make one: sanakit data scan PICTURES --out {folder}",
+            )
+        with reading(path, "run `sanakit data scan` again"):
             value = json.loads(path.read_text(encoding="utf-8"))
             if value["format"] != FORMAT:
                 raise DataError(f"{path} has format {value['format']}, and this is {FORMAT}")
@@ -62,15 +67,6 @@ class TrainingSet:
                 units=tuple(value["units"]),
                 settings=dict(value["settings"]),
             )
-        except FileNotFoundError as error:
-            raise DataError(
-                f"{folder} holds no training set: {SET} is missing",
-                hint=f"make one: sanakit data scan PICTURES --out {folder}",
-            ) from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{path} is damaged ({error})", hint="run `sanakit data scan` again"
-            ) from error
 
     @property
     def root(self) -> Path:
@@ -188,10 +184,6 @@ def _scored(caption: Caption, scores: list[float] | None) -> Caption:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The JSON values of a file, one a line."""
-    try:
+    with reading(path, "run the stage that made it again"):
         # Not splitlines(): captions may hold other characters that it takes for line ends.
         return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{path} is missing or damaged ({error})", hint="run the stage that made it again"
-        ) from error
