@@ -1,19 +1,23 @@
+"""Captions: chosen for an epoch, written by models, scored against their pictures."""
+
 from __future__ import annotations
 
+import math
+from collections import Counter
+import pytest
+from sanakit.data.captions.choice import NVLABS, CaptionChoice
+from sanakit.data.samples import Caption
+from sanakit.errors import ConfigError, DataError
 import io
 import json
 import pickle
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
-
 import scanned_set
 import tiny_vision_models
 from sanakit.data.captions.captioning import (
@@ -31,10 +35,148 @@ from sanakit.data.captions.vision_models import (
     safe_name,
 )
 from sanakit.data.images.decode import DEFAULT
-from sanakit.data.samples import Caption
 from sanakit.data.training_set import TrainingSet
 from sanakit.data.units import LocalEngine, Mark, run_stage
 from sanakit.errors import ConfigError, DataError, MissingModelError, OutOfMemory, WeightsError
+from transformers import AutoModel, AutoProcessor
+from sanakit.data.captions.captioning import Captioning, Writing
+from sanakit.data.captions.scoring import Scorer, Scoring
+from sanakit.data.captions.vision_models import fingerprint_of_folder
+from sanakit.errors import ConfigError, NumericsError
+
+
+# Quantiles of chi-square that one honest draw in ten thousand exceeds, by degrees of freedom.
+RARE = {1: 15.137, 2: 18.421, 3: 21.108}
+
+
+def captions(*scores: float | None, weights: tuple[float, ...] | None = None) -> list[Caption]:
+    weights = weights or (1.0,) * len(scores)
+    return [
+        Caption(text=f"text {number}", captioner=f"c{number}", score=score, weight=weight)
+        for number, (score, weight) in enumerate(zip(scores, weights, strict=True))
+    ]
+
+
+def chi_square(seen: Counter[str], expected: dict[str, float]) -> tuple[float, int]:
+    total = sum(seen.values())
+    assert set(seen) <= {name for name, chance in expected.items() if chance > 0}
+    terms = [
+        (seen[name] - total * chance) ** 2 / (total * chance)
+        for name, chance in expected.items()
+        if chance > 0
+    ]
+    return sum(terms), len(terms) - 1
+
+
+@pytest.mark.parametrize(
+    ("choice", "given"),
+    [
+        (CaptionChoice(), captions(27.0, 26.0, 25.0)),
+        (CaptionChoice(temperature=3.0), captions(27.0, 22.0, 30.0, 28.5)),
+        (CaptionChoice(temperature=2.0, null_chance=0.2), captions(27.0, 26.0, 25.0)),
+        (NVLABS, captions(26.0, 31.0, 24.9, 28.0)),
+        (CaptionChoice(rule="uniform", null_chance=0.5), captions(26.0, 31.0)),
+        (CaptionChoice(), captions(26.0, 26.0, 27.0, weights=(1.0, 3.0, 0.5))),
+        (CaptionChoice(rule="power"), captions(None, None, weights=(1.0, 4.0))),
+    ],
+)
+@pytest.mark.parametrize("over", ["samples", "epochs"])
+def test_realised_frequencies_are_those_of_the_rule(
+    choice: CaptionChoice, given: list[Caption], over: str
+) -> None:
+    draws = 8000
+    seen: Counter[str] = Counter()
+    for number in range(draws):
+        id, epoch = (f"cats/{number}", 3) if over == "samples" else ("cats/7", number)
+        chosen = choice.choose(given, seed=1, epoch=epoch, id=id)
+        seen["null" if chosen is None else chosen.captioner] += 1
+    kept = 1 - choice.null_chance
+    expected = {"null": choice.null_chance} | {
+        caption.captioner: kept * chance
+        for caption, chance in zip(given, choice.chances(given), strict=True)
+    }
+    statistic, freedom = chi_square(seen, expected)
+    assert statistic < RARE[freedom]
+
+
+def test_softmax_and_power_are_what_their_formulas_say() -> None:
+    given = captions(25.0, 27.5, 26.0, weights=(1.0, 2.0, 0.5))
+    for choice, share in (
+        (CaptionChoice(temperature=1.7), lambda c: c.weight * math.exp(c.score / 1.7)),
+        (CaptionChoice(rule="power", temperature=0.1), lambda c: c.weight * c.score**10),
+        (CaptionChoice(rule="uniform"), lambda c: c.weight),
+    ):
+        shares = [share(caption) for caption in given]
+        slow = [value / sum(shares) for value in shares]
+        assert choice.chances(given) == pytest.approx(slow, rel=1e-10)
+
+
+def test_no_score_and_no_temperature_overflows() -> None:
+    for rule in ("softmax", "power"):
+        sharp = CaptionChoice(rule=rule, temperature=1e-9)  # type: ignore[arg-type]
+        assert sharp.chances(captions(1e6, 2e6, 1e300)) == [0.0, 0.0, 1.0]
+        flat = CaptionChoice(rule=rule, temperature=1e9)  # type: ignore[arg-type]
+        assert flat.chances(captions(20.0, 30.0)) == pytest.approx([0.5, 0.5], abs=1e-6)
+
+
+def test_captions_below_the_threshold_are_set_aside_and_the_best_is_taken_if_all_are() -> None:
+    choice = CaptionChoice(threshold=25.0)
+    assert choice.chances(captions(24.9, 25.0, 25.0)) == [0.0, 0.5, 0.5]
+    assert choice.chances(captions(20.0, 24.9, 23.0)) == [0.0, 1.0, 0.0]
+    assert CaptionChoice(rule="power").chances(captions(-3.0, -1.0)) == [0.0, 1.0]
+    assert CaptionChoice(rule="power").chances(captions(-3.0, 1.0)) == [0.0, 1.0]
+
+
+def test_a_caption_without_a_score_counts_as_the_mean_of_the_others() -> None:
+    choice = CaptionChoice()
+    assert choice.chances(captions(24.0, None, 28.0)) == choice.chances(captions(24.0, 26.0, 28.0))
+    assert choice.chances(captions(24.0, math.nan)) == [0.5, 0.5]
+    alone = choice.chances(captions(None, None, weights=(1.0, 3.0)))
+    assert alone == pytest.approx([0.25, 0.75])
+
+
+def test_a_weight_of_0_is_never_chosen_and_none_at_all_is_the_null_prompt() -> None:
+    first = CaptionChoice(rule="first")
+    assert first.chances(captions(None, None, None, weights=(0.0, 1.0, 9.0))) == [0.0, 1.0, 0.0]
+    silent = captions(26.0, 27.0, weights=(0.0, 0.0))
+    assert CaptionChoice().choose(silent, seed=0, epoch=0, id="a") is None
+    assert CaptionChoice().choose([], seed=0, epoch=0, id="a") is None
+
+
+def test_the_choice_depends_on_seed_epoch_and_id_and_on_nothing_else() -> None:
+    given, choice = captions(26.0, 26.0), CaptionChoice(null_chance=0.3)
+
+    def drawn(seed: int, epoch: int, prefix: str) -> list[Caption | None]:
+        ids = [f"{prefix}/{number}" for number in range(40)]
+        return [choice.choose(given, seed=seed, epoch=epoch, id=id) for id in ids]
+
+    assert drawn(0, 0, "a") == drawn(0, 0, "a")
+    others = [drawn(1, 0, "a"), drawn(0, 1, "a"), drawn(0, 0, "b")]
+    assert all(other != drawn(0, 0, "a") for other in others)
+    assert choice.choose(given, seed=0, epoch=0, id="\udcff") in (None, *given)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"rule": "argmax"}, "no caption rule 'argmax'"),
+        ({"temperature": 0.0}, "temperature=0.0 must be a number above 0"),
+        ({"temperature": math.nan}, "temperature=nan"),
+        ({"rule": "uniform", "temperature": 0.5}, "has no meaning for rule='uniform'"),
+        ({"threshold": math.inf}, "threshold=inf"),
+        ({"null_chance": 1.5}, "null_chance=1.5 must be in"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(options: dict[str, float], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        CaptionChoice(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("weight", [-1.0, math.nan, math.inf])
+def test_a_weight_that_cannot_be_is_refused(weight: float) -> None:
+    with pytest.raises(DataError, match=r"weight .* must be"):
+        CaptionChoice().chances(captions(26.0, weights=(weight,)))
+
 
 SHORT = Writing(max_new_tokens=8)
 DRAWN = Writing(max_new_tokens=8, temperature=1.0, top_p=0.9, seed=3)
@@ -49,6 +191,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "idefics": tiny_vision_models.write_idefics(root / "idefics"),
         "blip": tiny_vision_models.write_blip(root / "blip"),
         "clip": tiny_vision_models.write_clip(root / "clip"),
+        "siglip": tiny_vision_models.write_siglip(root / "siglip"),
     }
 
 
@@ -85,7 +228,7 @@ def stage(training_set: TrainingSet, folder: Path, **more: Any) -> Captioning:
     )
 
 
-def run(one: Captioning, workers: int = 1) -> dict[str, Mark]:
+def run(one: Captioning | Scoring, workers: int = 1) -> dict[str, Mark]:
     engine = LocalEngine(workers=workers)
     return run_stage(one, one.training_set.units, engine=engine, report=len)
 
@@ -366,3 +509,141 @@ def test_a_caption_of_the_source_stays_beside_those_of_models(
     first = training_set.samples("00000")[0]
     assert first.captions[0] == Caption(text="a picture of number 0", captioner="original")
     assert [each.captioner for each in first.captions] == ["original", "file name", "model"]
+
+
+LONG = "a very long caption about a dog " * 8
+
+
+def scoring(training_set: TrainingSet, folder: Path, **more: Any) -> Scoring:
+    return Scoring(
+        training_set=training_set,
+        model=str(folder),
+        model_hash=fingerprint_of_folder(folder),
+        **{"name": folder.name, "batch_size": 2, **more},
+    )
+
+
+def scores(training_set: TrainingSet) -> dict[str, dict[str, float | None]]:
+    return {
+        sample.id: {caption.captioner: caption.score for caption in sample.captions}
+        for sample in training_set.all_samples()
+    }
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip"])
+def test_scores_are_the_cosines_that_the_model_itself_compares(
+    models: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    """The oracle: the whole model on one picture and one text, divided by its own scale."""
+    training_set = scanned_set.scanned_set(tmp_path / "set")
+    run(scoring(training_set, models[name]))
+    found = scores(training_set)
+    processor = AutoProcessor.from_pretrained(models[name])
+    model = AutoModel.from_pretrained(models[name]).eval()
+    padding = "max_length" if name == "siglip" else False
+    different = set()
+    for number, sample in enumerate(scanned_set.samples()):
+        path = Path(training_set.source) / f"{number}.png"
+        picture = Image.open(path).convert("RGB")
+        for caption in sample.captions:
+            inputs = processor(
+                images=picture,
+                text=caption.text,
+                padding=padding,
+                max_length=16,
+                truncation=True,
+                return_tensors="pt",
+            )
+            if name == "siglip":  # trained without a mask
+                inputs.pop("attention_mask")
+            with torch.inference_mode():
+                out = model(**inputs)
+            expected = 100 * float((out.text_embeds * out.image_embeds).sum())
+            assert found[sample.id][caption.captioner] == pytest.approx(expected, abs=2e-4)
+            different.add(round(expected, 3))
+    assert len(different) > 5
+
+
+def test_captions_of_models_are_scored_too_and_again_when_there_are_more(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    training_set = scanned_set.scanned_set(tmp_path / "set")
+    one = scoring(training_set, models["clip"])
+    assert all(mark.fresh for mark in run(one).values())
+    assert not any(mark.fresh for mark in run(one).values())
+    run(
+        Captioning(
+            training_set=training_set,
+            model=str(models["llava"]),
+            model_hash=fingerprint_of_folder(models["llava"]),
+            name="llava",
+            writing=Writing(max_new_tokens=4),
+        )
+    )
+    assert all(mark.fresh for mark in run(one).values())
+    found = scores(training_set)
+    assert all(isinstance(of["llava"], float) for of in found.values())
+    assert found["last"].keys() == {"llava"}
+    samples = scanned_set.samples()
+    caption = Caption(text="a cat", captioner="original")
+    scanned_set.scan(training_set.folder, [replace(samples[0], captions=(caption,)), *samples[1:]])
+    assert [unit for unit, mark in run(one).items() if mark.fresh] == ["00000"]
+
+
+def test_two_scorers_stand_side_by_side(models: dict[str, Path], tmp_path: Path) -> None:
+    training_set = scanned_set.scanned_set(tmp_path / "set")
+    run(scoring(training_set, models["clip"]))
+    alone = scores(training_set)["a.b"]["original"]
+    run(scoring(training_set, models["siglip"]))
+    assert training_set.makers("scores") == ["clip", "siglip"]
+    assert scores(training_set)["a.b"]["original"] != alone
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip"])
+def test_a_caption_longer_than_the_model_reads_is_cut_and_counted(
+    models: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    training_set = scanned_set.scanned_set(tmp_path / "set")
+    samples = scanned_set.samples()
+    caption = Caption(text=LONG, captioner="long")
+    scanned_set.scan(training_set.folder, [replace(samples[0], captions=(caption,)), *samples[1:]])
+    marks = run(scoring(training_set, models[name]))
+    assert [mark.stats["cut"] for mark in marks.values()] == [1, 0]
+    assert scores(training_set)["cats/tom"]["long"] is not None
+    scorer = Scorer(models[name], dtype="float32", device="cpu")
+    with torch.inference_mode():
+        read, more = scorer.texts([LONG, LONG + " and more"])
+    torch.testing.assert_close(read, more)
+    assert scorer.limit == 16
+
+
+def test_how_many_are_compared_at_once_changes_no_score(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    found = []
+    for size in (1, 3, 50):
+        training_set = scanned_set.scanned_set(tmp_path / f"set{size}")
+        run(scoring(training_set, models["clip"], batch_size=size))
+        found.append(scores(training_set))
+    for other in found[1:]:
+        for identity, of in other.items():
+            assert of == pytest.approx(found[0][identity], abs=2e-4)
+
+
+def test_a_set_without_captions_has_no_scores(models: dict[str, Path], tmp_path: Path) -> None:
+    training_set = scanned_set.scanned_set(tmp_path / "set")
+    bare = [replace(sample, captions=()) for sample in scanned_set.samples()]
+    scanned_set.scan(training_set.folder, bare)
+    marks = run(scoring(training_set, models["clip"]))
+    assert [mark.stats["scores"] for mark in marks.values()] == [0, 0]
+
+
+def test_a_model_that_compares_nothing_is_refused(models: dict[str, Path]) -> None:
+    with pytest.raises(ConfigError, match="does not compare pictures and texts"):
+        Scorer(models["llava"], dtype="float32", device="cpu")
+
+
+def test_features_that_are_not_finite_are_no_scores(models: dict[str, Path]) -> None:
+    scorer = Scorer(models["clip"], dtype="float32", device="cpu")
+    with pytest.raises(NumericsError, match="not finite"):
+        scorer._directions(torch.tensor([[float("inf"), 1.0]]))

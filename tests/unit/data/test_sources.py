@@ -1,0 +1,668 @@
+"""Places that are safe, folders of pictures, and tables that name or hold them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sanakit.data.samples import Place
+from sanakit.data.sources import places
+from sanakit.data.sources.names import safe_name
+from sanakit.data.sources.places import read_place
+from sanakit.errors import DataError
+from tiny_sources import fill
+import json
+from sanakit.data.samples import to_line
+from sanakit.data.sources.captions import CaptionPolicy
+from sanakit.data.sources.names import words_of
+from sanakit.data.sources.opening import open_source
+from sanakit.errors import ConfigError, DataError
+from tiny_sources import everything, fill, png, refusals, samples, texts
+import importlib
+import logging
+import re
+import sys
+from typing import Any
+import datasets
+import pyarrow as pa
+from pyarrow import parquet
+from sanakit.data.samples import Place, to_line
+from sanakit.data.sources import rows
+from sanakit.data.sources.rows import open_rows
+
+
+HOSTILE = [
+    "",
+    ".",
+    "..",
+    "/",
+    "/etc/passwd",
+    "../secret",
+    "in/../../secret",
+    "in/..",
+    "./../secret",
+    "..\\secret",
+    "in\\..\\..\\secret",
+    "C:\\secret",
+    "C:secret",
+    "\\\\server\\share",
+    "//server/share",
+    "out",
+    "in/out",
+    "folder/secret",
+    "loop",
+    "up/secret",
+    "a\0b",
+    "in/a\0/../../secret",
+    "caf\udce9",
+    "x" * 5000,
+    "/proc/self/environ",
+    "~/secret",
+    "pipe",
+    "in",
+]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a secret beside it and links that lead there."""
+    base = fill(tmp_path_factory.mktemp("places"), {"secret": b"SECRET", "deep/secret": b"SECRET"})
+    root = fill(base / "root", {"a": b"0123456789", "in/b": b"inside", ".hidden": b"inside"})
+    (root / "out").symlink_to(base / "secret")
+    (root / "in/out").symlink_to("../../secret")
+    (root / "folder").symlink_to(base / "deep")
+    (root / "up").symlink_to("..")
+    (root / "loop").symlink_to("loop")
+    (root / "fine").symlink_to("in/b")
+    os.mkfifo(root / "pipe")
+    return root
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("kind", ["file", "span"])
+def test_hostile_names_are_refused(root: Path, name: str, kind: str) -> None:
+    with pytest.raises(DataError):
+        read_place(root, Place(kind=kind, file=name, length=2))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["pipe", "in"])
+def test_what_is_no_regular_file_is_not_opened_for_reading(root: Path, name: str) -> None:
+    with pytest.raises(DataError, match="is not a regular file"):
+        read_place(root, Place(kind="file", file=name))
+
+
+PARTS = st.sampled_from(
+    ["..", ".", "", "/", "\\", "in", "a", "b", "out", "up", "folder", "secret", "fine", "\0", "C:"]
+)
+
+
+@given(st.lists(st.tuples(PARTS, st.sampled_from(["/", "\\", "", "//"])), max_size=7))
+def test_no_name_reads_a_byte_outside(root: Path, parts: list[tuple[str, str]]) -> None:
+    name = "".join(part + separator for part, separator in parts)
+    try:
+        data = read_place(root, Place(kind="file", file=name))
+    except DataError:
+        return
+    assert data in (b"0123456789", b"inside")
+    assert ".." not in safe_name(name).split("/")
+
+
+@given(st.integers(-5, 20), st.integers(-5, 20))
+def test_a_span_is_that_span_or_refused(root: Path, start: int, length: int) -> None:
+    place = Place(kind="span", file="a", start=start, length=length)
+    if start >= 0 and length >= 0 and start + length <= 10:
+        assert read_place(root, place) == b"0123456789"[start : start + length]
+    else:
+        with pytest.raises(DataError, match="cut short or changed"):
+            read_place(root, place)
+
+
+def test_links_inside_are_followed(root: Path) -> None:
+    assert read_place(root, Place(kind="file", file="fine")) == b"inside"
+    linked = root.parent / "linked"
+    linked.symlink_to(root)
+    assert read_place(linked, Place(kind="file", file="in/b")) == b"inside"
+
+
+def test_a_file_too_large_for_a_picture_is_not_read(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (root / "large").open("wb") as file:
+        file.truncate(places.LARGEST + 1)
+    with pytest.raises(DataError, match="are more than"):
+        read_place(root, Place(kind="file", file="large"))
+    monkeypatch.setattr(places, "LARGEST", 9)
+    with pytest.raises(DataError, match="10 bytes are more than 9"):
+        read_place(root, Place(kind="file", file="a"))
+    assert read_place(root, Place(kind="span", file="a", length=9)) == b"012345678"
+
+
+def captions_of(folder: Path, policy: CaptionPolicy | None = None) -> dict[str, dict[str, str]]:
+    source = open_source(folder, captions=policy or CaptionPolicy())
+    return {id: texts(sample) for id, sample in samples(source).items()}
+
+
+def test_a_folder_gives_its_pictures_in_order_of_their_paths(tmp_path: Path) -> None:
+    names = [
+        "b.PNG",
+        "a.jpeg",
+        "deep/er/c.webp",
+        "deep/d.GIF",
+        "e.avif",
+        "f.tiff",
+        "g.bmp",
+        "h.jpg",
+    ]
+    fill(tmp_path, {name: png(number) for number, name in enumerate(names)})
+    source = open_source(tmp_path, licence="CC0-1.0")
+    found = samples(source)
+    assert source.kind == "folder"
+    assert list(found) == sorted(name.rsplit(".", 1)[0] for name in names)
+    for number, name in enumerate(names):
+        sample = found[name.rsplit(".", 1)[0]]
+        assert sample.place.file == name
+        assert sample.licence == "CC0-1.0"
+        assert read_place(source.root, sample.place) == png(number)
+
+
+def test_files_beside_a_picture_are_its_captions(tmp_path: Path) -> None:
+    fill(tmp_path, {f"{name}.jpg": png() for name in "abcdefgh"})
+    fill(
+        tmp_path,
+        {
+            "a.txt": "\ufeffone line\r\n",
+            "b.txt": "first\n\n second \n",
+            "c.caption": "by kohya",
+            "d.json": json.dumps("a text"),
+            "e.json": json.dumps({"caption": "main", "caption_llava": "other", "author": "no"}),
+            "f.json": json.dumps({"VILA-3B": "v", "InternVL2": "i", "width": 5}),
+            "g.jpg.txt": "with both endings",
+            "h.JSON": json.dumps({"captions": [{"text": "t", "captioner": "m", "score": 31.5}]}),
+        },
+    )
+    assert captions_of(tmp_path) == {
+        "a": {"original": "one line"},
+        "b": {"original": "first", "original-2": "second"},
+        "c": {"original": "by kohya"},
+        "d": {"original": "a text"},
+        "e": {"original": "main", "caption_llava": "other"},
+        "f": {"VILA-3B": "v", "InternVL2": "i"},
+        "g": {"original": "with both endings"},
+        "h": {"m": "t"},
+    }
+    assert samples(open_source(tmp_path))["h"].captions[0].score == 31.5
+
+
+def test_each_line_of_a_text_is_a_caption(tmp_path: Path) -> None:
+    fill(tmp_path, {"a.png": png(), "a.txt": "one\r\n\n two \n"})
+    (sample,) = samples(open_source(tmp_path)).values()
+    assert [caption.text for caption in sample.captions] == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        ("captions.jsonl", '{"file_name": "in/a.png", "text": "A"}\n\n{"file_name": "b.png"}\n'),
+        ("metadata.csv", '\ufefffile_name,text\nin/a.png,A\nb.png,""\n'),
+        ("Metadata.CSV", "file_name;text\nin\\a.png;A\nb.png;\n"),
+        ("metadata.json", '{"in/a.png": "A", "b.png": ""}'),
+        ("in/metadata.jsonl", '{"file_name": "a.png", "text": "A"}\n'),
+        ("meta_cap.json", '{"in/a": {"caption": "A"}, "b.png": {}}'),
+        (
+            "captions.json",
+            '{"images": [{"id": 7, "file_name": "in/a.png"}, {"id": 8, "file_name": "b.png"}],'
+            ' "annotations": [{"image_id": 7, "caption": "A"}]}',
+        ),
+    ],
+)
+def test_a_table_in_the_folder_gives_captions_by_file_name(
+    tmp_path: Path, table: tuple[str, str]
+) -> None:
+    fill(tmp_path, {"in/a.png": png(), "b.png": png(1), table[0]: table[1]})
+    source = open_source(tmp_path)
+    assert source.kind == "folder"
+    assert {id: texts(s) for id, s in samples(source).items()} == {
+        "in/a": {"original": "A"},
+        "b": {},
+    }
+    assert refusals(source) == []
+
+
+def test_a_row_about_a_missing_picture_is_refused_and_a_damaged_one_too(tmp_path: Path) -> None:
+    lines = ['{"file_name": "gone.png", "text": "x"}', "{", '{"file_name": "../a.png"}', ""]
+    fill(tmp_path, {"a.png": png(), "metadata.jsonl": "\n".join(lines)})
+    assert refusals(open_source(tmp_path)) == [
+        ("metadata.jsonl row 0", "unreadable"),
+        ("metadata.jsonl row 1", "bad captions"),
+        ("metadata.jsonl row 2", "unreadable"),
+    ]
+
+
+def test_the_list_of_nvlabs_says_which_pictures_count(tmp_path: Path) -> None:
+    fill(tmp_path, {f"{name}.png": png() for name in "abc"})
+    fill(tmp_path, {"a.txt": "A", "meta_data.json": '{"img_names": ["a", "b.png", "gone"]}'})
+    source = open_source(tmp_path)
+    assert list(samples(source)) == ["a", "b"]
+    assert refusals(source) == [("c.png", "not listed"), ("gone", "unreadable")]
+
+
+def test_a_caption_that_is_not_utf8_is_refused_and_its_picture_stays(tmp_path: Path) -> None:
+    fill(tmp_path, {"a.png": png(), "a.txt": b"caf\xe9", "a.json": '"fine"', "b.png": png()})
+    fill(tmp_path, {"b.json": "{" * 100_000, "c.png": png(), "c.txt": "x".encode("utf-16")})
+    source = open_source(tmp_path)
+    assert {id: texts(s) for id, s in samples(source).items()} == {
+        "a": {"original": "fine"},
+        "b": {},
+        "c": {},
+    }
+    assert refusals(source) == [(id, "bad captions") for id in "abc"]
+    for entry in everything(source):
+        to_line(entry).encode()
+
+
+def test_two_pictures_of_one_name_are_one_and_a_duplicate_key(tmp_path: Path) -> None:
+    fill(tmp_path, {"tom.jpg": png(1), "tom.png": png(2)})
+    source = open_source(tmp_path)
+    assert samples(source)["tom"].place.file == "tom.jpg"
+    assert refusals(source) == [("tom", "duplicate key")]
+
+
+def test_names_of_files_are_captions_only_where_nothing_else_is(tmp_path: Path) -> None:
+    fill(tmp_path, {"red_apple-2.jpg": png(), "IMG_1234.jpg": png()})
+    expected = {"red_apple-2": {"file name": "red apple"}, "IMG_1234": {}}
+    assert captions_of(tmp_path) == expected
+    fill(tmp_path, {"IMG_1234.txt": "a dog"})
+    assert captions_of(tmp_path) == {"red_apple-2": {}, "IMG_1234": {"original": "a dog"}}
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("red_apple-2.jpg", "red apple"),
+        ("2024-05-01 birthday cake (3).png", "birthday cake"),
+        ("MyBlueBoat.webp", "My Blue Boat"),
+        ("a-cat.png", "a cat"),
+        ("Stra\N{COMBINING DIAERESIS}nde.png", "Str\N{LATIN SMALL LETTER A WITH DIAERESIS}nde"),
+        ("\u732b.jpg", "\u732b"),
+        ("BMW_engine.jpg", "BMW engine"),
+        ("DSC00012.JPG", ""),
+        ("IMG-20240101-WA0003.jpg", ""),
+        ("image_001.png", ""),
+        ("Screenshot from 2024.png", ""),
+        ("3f2a9bd04c.png", ""),
+        ("b7f3e-cat.png", ""),
+        ("xkcdqrst.png", ""),
+        ("12345.png", ""),
+        ("photo copy.png", ""),
+    ],
+)
+def test_a_name_reads_as_words_or_not(name: str, words: str) -> None:
+    assert words_of(name) == words
+
+
+def test_folders_of_kohya_name_what_they_hold(tmp_path: Path) -> None:
+    fill(tmp_path, {"10_sks dog/1.png": png(), "10_sks dog/2.png": png(), "2.png": png()})
+    fill(tmp_path, {"10_sks dog/2.txt": "sits"})
+    assert captions_of(tmp_path) == {
+        "10_sks dog/1": {"folder name": "sks dog"},
+        "10_sks dog/2": {"original": "sits"},
+        "2": {},
+    }
+
+
+def test_a_policy_replaces_or_drops_the_captions(tmp_path: Path) -> None:
+    fill(tmp_path, {"a.png": png(), "a.json": '{"caption": "A", "long": "B", "short": "C"}'})
+    mine = CaptionPolicy(user="a photo of my dog")
+    assert captions_of(tmp_path, mine) == {"a": {"user": "a photo of my dog"}}
+    assert captions_of(tmp_path, CaptionPolicy(use="none")) == {"a": {}}
+    with pytest.raises(ConfigError, match="replaces the captions"):
+        CaptionPolicy(user="x", use="none")
+    with pytest.raises(ConfigError, match="use='some' is not one of"):
+        CaptionPolicy(use="some")  # type: ignore[arg-type]
+
+
+def test_units_cut_the_same_listing_and_know_when_it_changes(tmp_path: Path) -> None:
+    fill(tmp_path, {f"{number}.png": png() for number in range(7)})
+    fill(tmp_path, {"3.txt": "three"})
+    source, again = (open_source(tmp_path, unit_size=3) for _ in range(2))
+    assert source.units() == ["00000", "00001", "00002"]
+    assert [[e.id for e in source.read(unit)] for unit in source.units()] == [
+        ["0", "1", "2"],
+        ["3", "4", "5"],
+        ["6"],
+    ]
+    before = [source.made_from(unit) for unit in source.units()]
+    assert len(set(before)) == 3
+    assert before == [again.made_from(unit) for unit in again.units()]
+    os.utime(tmp_path / "3.txt", ns=(1, 1))
+    changed = open_source(tmp_path, unit_size=3)
+    same = [
+        changed.made_from(unit) == old for unit, old in zip(source.units(), before, strict=True)
+    ]
+    assert same == [True, False, True]
+    other = open_source(tmp_path, unit_size=3, licence="MIT")
+    assert other.made_from("00000") != before[0]
+
+
+def test_what_is_no_picture_of_the_user_is_left_out_or_said(tmp_path: Path) -> None:
+    fill(tmp_path, {"a.png": png(), "._a.png": b"x", ".git/b.png": png(), "notes.doc": "x"})
+    fill(tmp_path, {"__MACOSX/c.png": png(), "d.heic": b"x", "clip.mov": b"x"})
+    fill(tmp_path, {"out/set.json": "{}", "out/scan/x": "", "out/report/d.png": png()})
+    os.mkfifo(tmp_path / "pipe.png")
+    source = open_source(tmp_path)
+    assert list(samples(source)) == ["a"]
+    assert refusals(source) == [
+        ("clip.mov", "unsupported format"),
+        ("d.heic", "unsupported format"),
+        ("pipe.png", "unreadable"),
+    ]
+
+
+def test_links_and_names_that_lead_out_are_refused(tmp_path: Path) -> None:
+    outside = fill(tmp_path / "outside", {"secret.png": png(9), "deep/x.png": png()})
+    root = fill(tmp_path / "root", {"a.png": png(), "b\\c.png": png()})
+    (root / "in.png").symlink_to("a.png")
+    (root / "out.png").symlink_to(outside / "secret.png")
+    (root / "folder").symlink_to(outside)
+    (root / "loop").symlink_to(root)
+    (root / "a.txt").symlink_to(outside / "secret.png")
+    (root / "nothing.png").symlink_to(root / "gone.png")
+    with open(os.fsencode(root) + b"/caf\xe9.png", "wb") as file:
+        file.write(png())
+    source = open_source(root)
+    assert list(samples(source)) == ["a", "in"]
+    assert refusals(source) == [
+        ("b\\c.png", "unsafe name"),
+        ("caf\\udce9.png", "unsafe name"),
+        ("folder", "unsafe name"),
+        ("nothing.png", "unreadable"),
+        ("out.png", "unsafe name"),
+    ]
+    for entry in everything(source):
+        to_line(entry).encode()
+
+
+def test_what_cannot_be_opened_says_what_was_seen_and_what_would_work(tmp_path: Path) -> None:
+    fill(tmp_path, {"videos/a.mp4": b"", "videos/b.mp4": b"", "videos/n.txt": "x"})
+    fill(
+        tmp_path, {"set/set.json": "{}", "set/scan/x": "", "one.png": png(), "x.zip": b"", "y": b""}
+    )
+    fill(tmp_path, {"rows/captions.csv": "url,text\nhttp://x,y\n", "list.csv": "a.png,a cat\n"})
+    (tmp_path / "empty").mkdir()
+    for name, message, hint in [
+        ("videos", "2 .mp4, 1 .txt", ".mp4 is not read"),
+        ("vidoes", "does not exist", "did you mean .*videos"),
+        ("empty", "no files", "WebDataset"),
+        ("set", "is a training set already", "shards"),
+        ("one.png", "is one picture", "folder"),
+        ("x.zip", ".zip is not read", "unpack"),
+        ("y", "cannot be told", "a folder of pictures"),
+        ("rows", "1 .csv", "name it: .*captions.csv"),
+        ("rows/captions.csv", "no column holds pictures", "img2dataset"),
+        ("list.csv", "the first line names a picture", "file_name,text"),
+    ]:
+        with pytest.raises(DataError, match=message) as caught:
+            open_source(tmp_path / name)
+        assert caught.value.hint is not None
+        assert caught.match(hint)
+
+
+def with_bytes(count: int) -> pa.Table:
+    pictures = [{"bytes": png(number), "path": f"{number}.png"} for number in range(count)]
+    return pa.table({"image": pictures, "text": [f"text {number}" for number in range(count)]})
+
+
+TABLES = [
+    ("t.csv", "file_name,caption\npics/a.png,A\npics/b.png,\n"),
+    ("t.tsv", "caption\timage\nA\tpics\\a.png\n\tpics/b.png\n"),
+    ("t.jsonl", '{"image": "pics/a.png", "prompt": "A"}\n{"image": "pics/b.png"}\n'),
+    ("t.json", '[{"photo_of": "pics/a.png", "text": "A"}, {"photo_of": "pics/b"}]'),
+]
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_rows_that_name_files_are_samples(tmp_path: Path, table: tuple[str, str]) -> None:
+    fill(tmp_path, {"pics/a.png": png(1), "pics/b.png": png(2), table[0]: table[1]})
+    source = open_source(tmp_path / table[0])
+    assert source.kind == "table"
+    found = samples(source)
+    assert {id: texts(s) for id, s in found.items()} == {"pics/a": {"original": "A"}, "pics/b": {}}
+    # Either root is what somebody who only has the user's path would say.
+    assert read_place(source.root, found["pics/b"].place) == png(2)
+    assert read_place(tmp_path / table[0], found["pics/b"].place) == png(2)
+
+
+def test_a_parquet_table_names_files_as_well(tmp_path: Path) -> None:
+    fill(tmp_path, {"a.png": png()})
+    parquet.write_table(
+        pa.table({"path": [str(tmp_path / "a.png")], "text": ["A"], "license": ["MIT"]}),
+        tmp_path / "t.parquet",
+    )
+    found = samples(open_source(tmp_path / "t.parquet", licence="CC0-1.0"))
+    assert found["a"].place == Place(kind="file", file="a.png")
+    assert found["a"].licence == "MIT"
+
+
+def test_rows_about_one_file_are_one_sample_with_all_captions(tmp_path: Path) -> None:
+    lines = "image,caption\na.png,one\nb.png,other\na.png,two\na.png,one\n"
+    fill(tmp_path, {"a.png": png(), "b.png": png(), "t.csv": lines})
+    assert captions_of(tmp_path / "t.csv") == {
+        "a": {"original": "one", "original-2": "two"},
+        "b": {"original": "other"},
+    }
+
+
+def test_columns_of_captions_are_recognised(tmp_path: Path) -> None:
+    row = {"file_name": "a.png", "text": "T", "caption_llava": ["L1", "L2"], "negative_prompt": "N"}
+    row |= {"url": "http://x", "text_score": 3, "notes": "no"}
+    fill(tmp_path, {"a.png": png(), "t.jsonl": json.dumps(row)})
+    path = tmp_path / "t.jsonl"
+    assert captions_of(path) == {
+        "a": {"original": "T", "caption_llava": "L1", "caption_llava-2": "L2"}
+    }
+    assert samples(open_source(path))["a"].source == "http://x"
+
+
+def test_damaged_rows_are_refused_and_the_rest_is_read(tmp_path: Path) -> None:
+    lines = [
+        '{"file_name": "a.png", "text": "A"}',
+        '{"file_name": "b.png", "text": "caf\udce9"}'.encode("utf-8", "surrogateescape"),
+        "{nonsense",
+        "[1]",
+        '{"file_name": "../../etc/passwd.png"}',
+        '{"file_name": "/etc/passwd.png"}',
+        '{"text": "no file"}',
+        '{"file_name": "sub/../a.png"}',
+        '{"file_name": "a.jpg", "text": "same name"}',
+        '{"file_name": "c.png", "text": "\\udc80"}',
+    ]
+    data = b"\n".join(line.encode() if isinstance(line, str) else line for line in lines)
+    fill(tmp_path, {"a.png": png(), "b.png": png(), "t.jsonl": data})
+    source = open_source(tmp_path / "t.jsonl")
+    assert refusals(source) == [
+        ("b", "bad captions"),
+        ("t.jsonl row 2", "unreadable"),
+        ("t.jsonl row 3", "unreadable"),
+        ("t.jsonl row 4", "unsafe name"),
+        ("t.jsonl row 5", "unsafe name"),
+        ("t.jsonl row 6", "unreadable"),
+        ("t.jsonl row 7", "unsafe name"),
+        ("a", "duplicate key"),
+        ("c", "bad captions"),
+    ]
+    assert list(samples(source)) == ["a", "b", "c"]
+    for entry in everything(source):
+        to_line(entry).encode()
+
+
+def test_csv_with_line_ends_in_quotes_and_broken_rows(tmp_path: Path) -> None:
+    long = "x" * 200_000
+    rows = f'file_name,text\na.png,"two\nlines, one"\n\nb.png,B,extra\nc.png,{long}\nd.png,D\n'
+    fill(tmp_path, {"t.csv": rows})
+    source = open_source(tmp_path / "t.csv", unit_size=1)
+    assert {id: texts(s) for id, s in samples(source).items()} == {
+        "a": {"original": "two\nlines, one"},
+        "d": {"original": "D"},
+    }
+    assert [id for id, _ in refusals(source)] == ["t.csv row 1", "t.csv row 2"]
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.jsonl", "t.json", "t.parquet", "t.arrow"])
+def test_any_stretch_of_rows_equals_that_stretch_of_all(tmp_path: Path, name: str) -> None:
+    expected = [{"file_name": f"{n}.png", "text": f'say "{n}",\n\u00e9'} for n in range(11)]
+    path = tmp_path / name
+    if name == "t.csv":
+        quoted = [row["text"].replace('"', '""') for row in expected]
+        lines = [f'{n}.png,"{text}"\r\n' for n, text in enumerate(quoted)]
+        fill(tmp_path, {name: "\ufefffile_name,text\r\n" + "\r\n".join(lines)})
+    elif name == "t.jsonl":
+        fill(tmp_path, {name: "\n \n".join(json.dumps(row) for row in expected)})
+    elif name == "t.json":
+        fill(tmp_path, {name: json.dumps(expected)})
+    elif name == "t.parquet":
+        parquet.write_table(pa.Table.from_pylist(expected), path, row_group_size=4)
+    else:
+        table = pa.Table.from_pylist(expected)
+        with pa.ipc.new_stream(str(path), table.schema) as writer:
+            writer.write_table(table, max_chunksize=4)
+    rows = open_rows(path)
+    assert len(rows) == 11
+    for start in range(12):
+        for stop in range(start, 13):
+            assert list(rows.rows(start, stop, rows.columns)) == expected[start:stop]
+    assert list(rows.rows(3, 4, ["text"])) == [{"text": expected[3]["text"]}]
+
+
+def test_parquet_rows_with_bytes_are_read_by_row(tmp_path: Path) -> None:
+    parquet.write_table(with_bytes(7), tmp_path / "t.parquet", row_group_size=3)
+    source = open_source(tmp_path / "t.parquet", unit_size=4)
+    found = samples(source)
+    assert source.units() == ["00000", "00001"]
+    assert list(found) == [f"{number:07d}" for number in range(7)]
+    for number in (6, 0, 3, 5, 1):
+        sample = found[f"{number:07d}"]
+        assert texts(sample) == {"original": f"text {number}"}
+        assert read_place(source.root, sample.place) == png(number)
+
+
+def test_the_decoded_row_groups_that_are_kept_have_a_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parquet.write_table(with_bytes(8), tmp_path / "t.parquet", row_group_size=2)
+    monkeypatch.setattr(rows, "KEPT", 1)
+    monkeypatch.setattr(rows, "_decoded", type(rows._decoded)())
+    for row in range(8):
+        place = Place(kind="row", file="t.parquet", start=row, column="image")
+        assert read_place(tmp_path, place) == png(row)
+    assert len(rows._decoded) == 1
+    monkeypatch.setattr(rows, "LARGEST_GROUP", 10)
+    parquet.write_table(with_bytes(8), tmp_path / "large.parquet")
+    with pytest.raises(DataError, match="smaller row groups"):
+        open_source(tmp_path / "large.parquet")
+
+
+def test_a_folder_of_parquet_files_is_one_table(tmp_path: Path) -> None:
+    for name in ("data/train-00000-of-00002", "data/train-00001-of-00002"):
+        fill(tmp_path, {f"{name}.md": ""})
+        parquet.write_table(with_bytes(2), tmp_path / f"{name}.parquet")
+    found = samples(open_source(tmp_path))
+    assert list(found)[1:3] == [
+        "data/train-00000-of-00002/0000001",
+        "data/train-00001-of-00002/0000000",
+    ]
+
+
+def test_an_id_column_names_rows_and_repeated_ids_are_refused(tmp_path: Path) -> None:
+    table = with_bytes(3).append_column("id", pa.array([5, 6, 5]))
+    parquet.write_table(table, tmp_path / "t.parquet")
+    source = open_source(tmp_path / "t.parquet")
+    assert list(samples(source)) == ["5", "6"]
+    assert refusals(source) == [("5", "duplicate key")]
+
+
+def test_rows_without_a_picture_and_rows_that_point_outside_cannot_be_read(tmp_path: Path) -> None:
+    fill(tmp_path, {"secret.png": png(9), "in/inside.png": png(3)})
+    pictures = [
+        {"bytes": None, "path": "inside.png"},
+        {"bytes": None, "path": "../secret.png"},
+        {"bytes": None, "path": str(tmp_path / "secret.png")},
+        {"bytes": b"", "path": None},
+        None,
+    ]
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    parquet.write_table(pa.table({"image": pa.array(pictures, kind)}), tmp_path / "in/t.parquet")
+    source = open_source(tmp_path / "in/t.parquet")
+    places = [sample.place for sample in samples(source).values()]
+    assert read_place(source.root, places[0]) == png(3)
+    for place in places[1:]:
+        with pytest.raises(DataError, match=r"unsafe name|holds no picture"):
+            read_place(source.root, place)
+    with pytest.raises(DataError, match="no row 99"):
+        read_place(source.root, Place(kind="row", file="t.parquet", start=99, column="image"))
+
+
+def test_captions_of_parquet_that_are_not_utf8_are_refused(tmp_path: Path) -> None:
+    raw = pa.array([b"fine", b"caf\xe9"], pa.binary())
+    text = pa.Array.from_buffers(pa.string(), 2, raw.buffers())
+    table = with_bytes(2).set_column(1, "text", text)
+    parquet.write_table(table, tmp_path / "t.parquet")
+    source = open_source(tmp_path / "t.parquet")
+    assert [texts(sample) for sample in samples(source).values()] == [{"original": "fine"}, {}]
+    assert refusals(source) == [("0000001", "bad captions")]
+
+
+@pytest.mark.parametrize("splits", [False, True])
+def test_datasets_saved_on_disk_are_read_as_the_library_reads_them(
+    tmp_path: Path, splits: bool
+) -> None:
+    logging.getLogger("datasets").setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
+    rows: dict[str, list[Any]] = {
+        "image": [{"bytes": png(number), "path": None} for number in range(5)],
+        "text": [f"text {number}" for number in range(5)],
+    }
+    made = datasets.Dataset.from_dict(rows, features=features)
+    saved = datasets.DatasetDict(train=made, test=made) if splits else made
+    saved.save_to_disk(str(tmp_path / "saved"))
+    source = open_source(tmp_path / "saved")
+    assert source.kind == "hugging-face"
+    loaded = datasets.load_from_disk(str(tmp_path / "saved"))
+    parts = [loaded["train"], loaded["test"]] if splits else [loaded]
+    expected = [
+        (row["image"]["bytes"], row["text"])
+        for part in parts
+        for row in part.cast_column("image", datasets.Image(decode=False))
+    ]
+    found = samples(source).values()
+    assert [(read_place(source.root, s.place), texts(s)["original"]) for s in found] == expected
+
+
+def test_a_saved_dataset_that_names_files_elsewhere_is_refused(tmp_path: Path) -> None:
+    fill(tmp_path, {"saved/state.json": json.dumps({"_data_files": [{"filename": "../x.arrow"}]})})
+    with pytest.raises(DataError, match="leads upwards"):
+        open_source(tmp_path / "saved")
+    fill(tmp_path, {"saved/state.json": "{}"})
+    with pytest.raises(DataError, match="looks like a saved Hugging Face dataset"):
+        open_source(tmp_path / "saved")
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "t.arrow", "t.json", "t.jsonl", "t.csv"])
+def test_a_damaged_table_is_one_error(tmp_path: Path, name: str) -> None:
+    fill(tmp_path, {name: b"\x89nonsense\0" * 20})
+    with pytest.raises(DataError, match=re.escape(str(tmp_path / name))):
+        open_source(tmp_path / name)
+
+
+def test_without_pyarrow_the_error_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parquet.write_table(with_bytes(1), tmp_path / "t.parquet")
+    for name in [name for name in sys.modules if name.split(".")[0] == "pyarrow"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError):
+        importlib.import_module("pyarrow")
+    with pytest.raises(DataError, match=r'needs the package pyarrow(.|\n)*"sanakit\[data\]"'):
+        open_source(tmp_path / "t.parquet")
