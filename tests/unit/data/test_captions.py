@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-import pytest
-from sanakit.data.captions.choice import NVLABS, CaptionChoice
-from sanakit.data.samples import Caption
-from sanakit.errors import ConfigError, DataError
 import io
 import json
+import math
 import pickle
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
+
 import scanned_set
 import tiny_vision_models
 from sanakit.data.captions.captioning import (
@@ -28,6 +27,8 @@ from sanakit.data.captions.captioning import (
     Writing,
     captioner_names,
 )
+from sanakit.data.captions.choice import NVLABS, CaptionChoice
+from sanakit.data.captions.scoring import Scorer, Scoring
 from sanakit.data.captions.vision_models import (
     find_vision_model,
     fingerprint_of_folder,
@@ -35,15 +36,17 @@ from sanakit.data.captions.vision_models import (
     safe_name,
 )
 from sanakit.data.images.decode import DEFAULT
+from sanakit.data.samples import Caption
 from sanakit.data.training_set import TrainingSet
 from sanakit.data.units import LocalEngine, Mark, run_stage
-from sanakit.errors import ConfigError, DataError, MissingModelError, OutOfMemory, WeightsError
-from transformers import AutoModel, AutoProcessor
-from sanakit.data.captions.captioning import Captioning, Writing
-from sanakit.data.captions.scoring import Scorer, Scoring
-from sanakit.data.captions.vision_models import fingerprint_of_folder
-from sanakit.errors import ConfigError, NumericsError
-
+from sanakit.errors import (
+    ConfigError,
+    DataError,
+    MissingModelError,
+    NumericsError,
+    OutOfMemory,
+    WeightsError,
+)
 
 # Quantiles of chi-square that one honest draw in ten thousand exceeds, by degrees of freedom.
 RARE = {1: 15.137, 2: 18.421, 3: 21.108}

@@ -10,21 +10,19 @@ import threading
 import warnings
 from functools import cache
 from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
+
 import zoo
 from sanakit.data.images import color, format
 from sanakit.data.images.decode import FORMATS, REASONS, BadPicture, DecodeLimits, decode
-from sanakit.errors import ConfigError, DataError
-from hypothesis import given
-from PIL import Image
 from sanakit.data.images.resize_and_crop import bucket_table, fit, fitted, nearest
-from sanakit.errors import ConfigError
+from sanakit.errors import ConfigError, DataError
 from sanakit.pipeline.aspect_ratios import TABLES
-
 
 ANIMALS = {animal.name: animal for animal in zoo.animals()}
 

@@ -2,36 +2,31 @@
 
 from __future__ import annotations
 
+import importlib
+import json
+import logging
 import os
+import re
+import sys
 from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sanakit.data.samples import Place
-from sanakit.data.sources import places
-from sanakit.data.sources.names import safe_name
-from sanakit.data.sources.places import read_place
-from sanakit.errors import DataError
-from tiny_sources import fill
-import json
-from sanakit.data.samples import to_line
+from pyarrow import parquet
+
+from sanakit.data.samples import Place, to_line
+from sanakit.data.sources import places, rows
 from sanakit.data.sources.captions import CaptionPolicy
-from sanakit.data.sources.names import words_of
+from sanakit.data.sources.names import safe_name, words_of
 from sanakit.data.sources.opening import open_source
+from sanakit.data.sources.places import read_place
+from sanakit.data.sources.rows import open_rows
 from sanakit.errors import ConfigError, DataError
 from tiny_sources import everything, fill, png, refusals, samples, texts
-import importlib
-import logging
-import re
-import sys
-from typing import Any
-import datasets
-import pyarrow as pa
-from pyarrow import parquet
-from sanakit.data.samples import Place, to_line
-from sanakit.data.sources import rows
-from sanakit.data.sources.rows import open_rows
-
 
 HOSTILE = [
     "",

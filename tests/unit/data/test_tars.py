@@ -8,23 +8,23 @@ import os
 import struct
 import tarfile
 from pathlib import Path
+from typing import Any
+
 import pytest
 import webdataset
 from hypothesis import given
 from hypothesis import strategies as st
 from webdataset.tariterators import group_by_keys, tar_file_iterator
-from sanakit.data.samples import Refusal, Sample, to_line
+
+from sanakit.data.samples import Caption, Refusal, Sample, to_line
+from sanakit.data.shards import Index, ShardFile
 from sanakit.data.sources.captions import CaptionPolicy
 from sanakit.data.sources.opening import open_source
 from sanakit.data.sources.places import read_place
 from sanakit.data.sources.tars import index_tar
-from tiny_sources import everything, fill, png, refusals, samples, tar, texts
-from typing import Any
-from sanakit.data.samples import Caption
-from sanakit.data.shards import Index, ShardFile
 from sanakit.data.sources.wids import write_wids
 from sanakit.errors import DataError
-from tiny_sources import everything, fill, png, refusals, samples, tar
+from tiny_sources import everything, fill, png, refusals, samples, tar, texts
 
 
 def numbered(count: int) -> list[tuple[str, bytes | str]]:
