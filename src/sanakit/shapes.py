@@ -1,4 +1,4 @@
-"""Every tensor shape the package speaks of, named once.
+"""Every tensor shape of the package, named once.
 
 b    batch              n  image tokens, n = h * w      heads  attention heads
 c    latent channels    l  text tokens                  dh     width of one head

@@ -35,6 +35,6 @@ def friendly_errors() -> Iterator[None]:
         print("stopped; nothing was written", file=sys.stderr)
         raise SystemExit(130) from None
     except BrokenPipeError:
-        # The reader went away (`| head`): nothing is wrong, and nobody is left to tell.
+        # The reader went away (`| head`): nothing is wrong, and a message would not be read.
         sys.stderr.close()
         raise SystemExit(0) from None

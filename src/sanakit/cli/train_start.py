@@ -53,7 +53,7 @@ def keep(run: Path, verb: str, arguments: Mapping[str, Any], *configs: Any, resu
 
 
 def speaks() -> bool:
-    """Whether this is the process that speaks, of those that torchrun started."""
+    """Whether this is the process that prints, of those that torchrun started."""
     return int(os.environ.get("RANK", 0)) == 0
 
 

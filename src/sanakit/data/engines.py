@@ -1,4 +1,4 @@
-"""Engines by the name that a user types."""
+"""What finishes the units of a stage: this process, several, or a Ray cluster; by name."""
 
 from __future__ import annotations
 

@@ -196,7 +196,7 @@ def scan_source(
     ``given`` is the path that the source was opened from, as the user typed it. ``near`` is the
     largest distance of duplicates, 0 for the same bytes alone, None to keep duplicates.
     ``max_refused`` stops the scan when more than this share of the pictures is refused; None
-    never stops. What :attr:`DecodeLimits.min_side` keeps out is a wish and not counted.
+    never stops. What :attr:`DecodeLimits.min_side` keeps out is asked for and not counted.
 
     Raises:
         DataError: nothing passed, too much was refused, the folder holds a set of another source,

@@ -224,7 +224,7 @@ _opened = False
 
 
 def _end_with(stop: Event) -> None:
-    """Leave when told to, or when the main process is gone: killed, it cannot tell anybody."""
+    """Leave when told to, or when the main process is gone: a killed process sends no message."""
     parent = multiprocessing.parent_process()
     while not stop.wait(0.2):
         if parent is not None and not parent.is_alive():

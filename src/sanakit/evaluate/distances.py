@@ -204,7 +204,7 @@ def kernel_distance(features: Rows, reference: Rows) -> Estimate:
         )
     one, other = _rows(features), _rows(reference, width=features.shape[1])
     rng = np.random.default_rng(0)
-    # Neighbours in a list may be alike; a block shall be a sample of the whole.
+    # Neighbours in a list may be alike; a block has to be a sample of the whole.
     parts = zip(
         np.array_split(rng.permutation(len(one)), BLOCKS),
         np.array_split(rng.permutation(len(other)), BLOCKS),

@@ -1,6 +1,6 @@
 """The deep-compression autoencoder (DC-AE): pictures to a latent grid 32 to 128 times smaller.
 
-Deterministic both ways; raw latents come out, and whoever calls multiplies by ``scaling_factor``.
+Deterministic both ways; raw latents come out, and the caller multiplies by ``scaling_factor``.
 Parameter names are the published ones. Source: DC-AE (arXiv 2410.10733); diffusers
 src/diffusers/models/autoencoders/autoencoder_dc.py.
 """

@@ -1,4 +1,4 @@
-"""Tells pictures from reconstructions, patch by patch; training alone needs it.
+"""A discriminator of pictures and reconstructions, patch by patch; training alone needs it.
 
 Source: PatchGAN of Isola et al. 2017, section 3.2.2.
 """

@@ -1,7 +1,8 @@
-"""Estimate how much memory a chain of steps takes, before it is run: activations, not weights.
+"""Exact tiles: a chain of steps run part by part, and the memory that it takes, before it is run.
 
-Each step says how many values live at once for a position of its finer grid; what is added here is
-how many positions there are. benchmarks/decoding.py compares it with what a process really takes.
+Memory is of activations, not of weights. Each step says how many values live at once for a
+position of its finer grid; what is added here is how many positions there are.
+benchmarks/decoding.py compares it with what a process really takes.
 """
 
 from __future__ import annotations
@@ -357,7 +358,7 @@ def _windows(
 
 
 def _ramp(position: Tensor, overlap: int) -> Tensor:
-    """From 0 to 1 over the middle half of an overlap, never quite 0 where nobody else may be."""
+    """From 0 to 1 over the middle half of an overlap, never quite 0 where no other tile may be."""
     if overlap <= 0:
         return torch.ones_like(position)
     return ((position - overlap / 4) / (overlap / 2)).clamp(1e-6, 1.0)

@@ -182,7 +182,7 @@ class Pipeline:
             on_step: told (steps done, steps in all) after each; what it raises stops the run.
             begin: called before the steps of each batch with its sampling, its texts and the
                 number of steps in all; what it gives is called after every step, and may answer
-                with what shall change.
+                with what changes.
 
         Raises:
             ConfigError: for a size, layer or combination that the model cannot do.
@@ -412,7 +412,7 @@ class Pipeline:
         """Carry noise ``b c h w`` to scaled latents; fp32.
 
         A transformer whose velocity is not finite starts its step again in a safer dtype, once.
-        ``on_step`` is told of every step and may answer with what shall change for those to come.
+        ``on_step`` is told of every step and may answer with what changes for those to come.
 
         Raises:
             NumericsError: for embeddings or noise, or at the first step, that is not finite.

@@ -234,7 +234,7 @@ class PromptCache:
                 return text.to(device, copy=True), mask.to(device, copy=True)
         text, mask = compute()
         with self._lock:
-            # Not if somebody else changed the weights in the meantime.
+            # Not if the weights were changed in the meantime.
             if (
                 self._renew(text_encoder) == stamp
                 and text.nbytes + mask.nbytes <= self.prompt_bytes

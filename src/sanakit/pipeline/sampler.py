@@ -18,7 +18,7 @@ from sanakit.shapes import Latent, TextMask
 
 
 class Change(NamedTuple):
-    """What shall be different from the next step on; None stays as it is."""
+    """What changes from the next step on; None stays as it is."""
 
     latents: Latent | None = None
     texts: tuple[EncodedText, EncodedText | None] | None = None

@@ -279,7 +279,7 @@ def load_into(folder: Path, tensors: Mapping[str, Tensor], ranks: Ranks) -> None
 
 
 def contents(folder: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    """Whole shapes and dtypes of all tensors of a checkpoint by name, whoever wrote which part.
+    """Whole shapes and dtypes of all tensors of a checkpoint by name, from all ranks that wrote.
 
     Raises:
         WeightsError: a file is missing or damaged.

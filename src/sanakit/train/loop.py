@@ -294,7 +294,7 @@ class _Trainer(Generic[Batch]):
                         self.save(background=config.async_save)
                         saved = now
             if steps:
-                self.save()  # first: whoever told us to stop may not wait long
+                self.save()  # first: a scheduler that says stop does not wait long
             if steps and self.images_seen >= config.total_images:
                 if steps % config.evaluate_every:
                     self.evaluate()

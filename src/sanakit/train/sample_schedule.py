@@ -102,7 +102,7 @@ class Prefetched(Generic[Item]):
     def __next__(self) -> Item:
         item, error = self._queue.get()
         if error is not None:
-            self._queue.put((None, error))  # for whoever asks again
+            self._queue.put((None, error))  # for the next call
             raise error
         assert item is not None
         return item

@@ -46,7 +46,7 @@ class Checkpoint:
     dtype: HalfDtype | None = None
     """Recommended for the transformer; None for autoencoders."""
     variant: str | None = None
-    """The ``fp16`` of ``NAME.fp16.safetensors`` to fetch, so that nobody downloads fp32 as well."""
+    """The ``fp16`` of ``NAME.fp16.safetensors`` to fetch; the fp32 files stay where they are."""
     resolution: int | None = None
     """Side in pixels of the square that it was trained at."""
     flow_shift: float | None = None

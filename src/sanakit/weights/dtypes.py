@@ -44,7 +44,7 @@ def resolve_dtypes(
     """Say in which dtype each component runs, from what was asked and what is known to work.
 
     - A single dtype is the transformer's. Text encoder and VAE follow it, except that fp16 means
-      bf16 for them: nobody who writes ``torch_dtype=torch.float16`` asks for overflow.
+      bf16 for them, because they overflow in fp16.
     - A mapping names components, and ``default`` for those it does not name, which is then read
       like a single dtype. It is taken at its word: fp16 for text encoder or VAE is an error.
     - None, for a catalogued checkpoint on a GPU: the recommended dtype for the transformer, bf16
@@ -86,7 +86,7 @@ def resolve_dtypes(
 
 
 def _usual(checkpoint: Checkpoint | None, device: str) -> tuple[torch.dtype, torch.dtype]:
-    """What the transformer, and what the other two, run in when nobody says."""
+    """The default dtypes: of the transformer, and of the other two."""
     if checkpoint is None or checkpoint.dtype is None or device not in HALF_DEVICES:
         return torch.float32, torch.float32
     return recommended(checkpoint), torch.bfloat16

@@ -204,7 +204,7 @@ def fetch(
         variant: of the weights: ``fp16``, ``bf16``, or ``plain`` for files without one in their
             name. None takes the one of the catalogued checkpoint's recommended dtype, else plain;
             a component that has it not comes in another, and ``report`` says so.
-        revision: branch, tag or commit; ``main`` where nobody names one.
+        revision: branch, tag or commit; ``main`` where none is named.
         subfolder: fetch this component only, e.g. ``transformer``.
         offline: never ask the network; also by the environment's ``HF_HUB_OFFLINE``.
         update: ask what the revision means today, and pin that.

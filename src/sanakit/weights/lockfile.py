@@ -125,7 +125,7 @@ def write_ref(repository: str, revision: str, commit: str, *, replace: bool) -> 
 
 
 def split_revision(name: str, revision: str | None) -> tuple[str, str]:
-    """Take ``owner/name@revision`` apart; the revision is ``main`` where nobody names one.
+    """Take ``owner/name@revision`` apart; the revision is ``main`` where none is named.
 
     Raises:
         ConfigError: two different revisions, or one that is no branch, tag or commit.

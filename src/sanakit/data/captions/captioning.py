@@ -28,7 +28,7 @@ from sanakit.errors import ConfigError, DataError
 VERSION = 1
 """Changes when the same model writes other captions because of this file."""
 PROMPT = "Describe the picture in one sentence."
-"""What models that chat are asked when nobody says; others start their caption with nothing."""
+"""The default question to models that chat; others begin their caption with no prefix."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -159,7 +159,7 @@ def decoded_image(
         raise
     except UnclearColors as error:
         raise BadPicture("unsupported format", str(error)) from error
-    except Image.DecompressionBombError as error:  # of a tile, or a limit that somebody set
+    except Image.DecompressionBombError as error:  # of a tile, or of a limit that a caller set
         raise BadPicture("too many pixels", str(error)) from error
     except MemoryError as error:
         raise BadPicture("too many pixels", "memory does not suffice") from error

@@ -74,7 +74,7 @@ def format_of(data: bytes) -> tuple[str, str]:
 
 
 def described(data: bytes) -> str:
-    """What bytes that are no picture look like, so that whoever made them can be found."""
+    """What bytes that are no picture look like, so that their origin can be found."""
     start = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if start.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
         return "an HTML page, as a download that failed leaves"

@@ -24,7 +24,7 @@ _BLOCK = 1 << 20
 _GB = 10**9
 _CACHE_GB = 50.0
 _TRIES = 3
-_ABANDONED = 24 * 3600.0  # seconds after which an unfinished download is nobody's any more
+_ABANDONED = 24 * 3600.0  # seconds after which an unfinished download was given up
 _FOREIGN = "the shard is not the one of index.json: build again, or copy it again"
 
 

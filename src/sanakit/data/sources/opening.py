@@ -1,4 +1,4 @@
-"""Find out how pictures are laid out and open them: the one door to all sources."""
+"""Find out how pictures are laid out, and open them as a source."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ def read_meta(root: Path) -> list[Shard]:
 
 
 def captions_by_kind(value: Any) -> dict[str, Caption]:
-    """The captions of a KEY.json by NVlabs' kinds: "prompt" first, whoever it is by."""
+    """The captions of a KEY.json by NVlabs' kinds: "prompt" first."""
     if not isinstance(value, Mapping):
         return {}
     own = value.get("sanakit")

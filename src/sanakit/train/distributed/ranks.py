@@ -40,7 +40,7 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this is the rank that speaks and writes what is written once."""
+        """Whether this is the rank that prints, and writes what is written once."""
         return self.rank == 0
 
     def total(self, values: Sequence[float]) -> list[float]:

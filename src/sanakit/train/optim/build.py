@@ -1,4 +1,4 @@
-"""Make an optimizer by its name."""
+"""Optimizers by name, and the bytes of their states."""
 
 from __future__ import annotations
 

@@ -157,7 +157,7 @@ PUBLISHED: Mapping[Phase, Published] = MappingProxyType(
             settings=AutoencoderSettings(phase="latent", perceptual=1.0),
             loop={"peak_lr": 1.6e-5, "weight_decay": 0.001, "betas": (0.9, 0.999)},
         ),
-        # Not a phase of the paper: as the last one, all of the decoder and nobody who judges.
+        # Not a phase of the paper: the whole decoder, as the last one, without a discriminator.
         "decoder": Published(
             settings=AutoencoderSettings(phase="decoder", perceptual=1.0, side=256),
             loop={"peak_lr": 5.4e-5, "weight_decay": 0.0, "betas": (0.9, 0.999)},
@@ -319,7 +319,7 @@ class AutoencoderRecipe(Recipe[AutoencoderBatch]):
         latent = self.autoencoder.encode(image)
         noisy = latent
         if batch.noise is not None:
-            # Relative to each picture's own: whoever shouts is disturbed as much.
+            # Relative to each latent's own scale.
             rms = latent.float().square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
             noisy = latent + rms * batch.noise
         restored = self.autoencoder.decode(noisy).float()

@@ -189,7 +189,7 @@ def sana_settings(pairs: Sequence[str], *, lora: int | None = None) -> SanaSetti
 
 
 def usual_loop(*, width: int, lora: bool, scratch: bool) -> LoopConfig:
-    """How a run steps where nobody says; rates fall with the transformer's ``width``.
+    """The loop of a run where no setting is given; rates fall with the transformer's ``width``.
 
     From scratch: the published recipe (NVlabs/Sana configs/sana_config). Fine-tuning: what the
     embedded model was found to learn thirty pictures with (docs/training.md).
