@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from hypothesis import given
@@ -15,10 +13,7 @@ from sanakit.flow.grids import (
     flow_dpm_sigmas,
     flow_euler_sigmas,
     levels_at,
-    logit_normal_levels,
     shift_sigmas,
-    uniform_levels,
-    unshift_sigmas,
 )
 from sanakit.flow.path import (
     flow_matching_loss,
@@ -79,7 +74,7 @@ def test_the_loss_is_zero_at_the_velocity_and_the_square_of_any_offset() -> None
 
 @given(levels, shifts, shifts)
 def test_shifts_undo_and_compose(sigma: float, first: float, second: float) -> None:
-    assert unshift_sigmas(shift_sigmas(sigma, first), first) == pytest.approx(sigma, abs=1e-10)
+    assert shift_sigmas(shift_sigmas(sigma, first), 1 / first) == pytest.approx(sigma, abs=1e-10)
     twice = shift_sigmas(shift_sigmas(sigma, first), second)
     assert twice == pytest.approx(shift_sigmas(sigma, first * second), abs=1e-10)
 
@@ -119,32 +114,6 @@ def test_unshifted_training_levels_are_the_thousandths() -> None:
     assert torch.equal(sigma, torch.arange(1000) / 1000)
 
 
-def test_logit_normal_levels_have_the_quantiles_of_their_law() -> None:
-    rng = torch.Generator().manual_seed(0)
-    sigma, _ = logit_normal_levels(100_000, flow_shift=3.0, mean=0.5, std=2.0, generator=rng)
-    normal = torch.distributions.Normal(0.0, 1.0)
-    for share in (0.1, 0.5, 0.9):
-        u = torch.sigmoid(0.5 + 2.0 * normal.icdf(torch.tensor(share))).item()
-        assert sigma.quantile(share).item() == pytest.approx(shift_sigmas(u, 3.0), abs=0.01)
-
-
-def test_uniform_levels_are_uniform_before_the_shift() -> None:
-    rng = torch.Generator().manual_seed(0)
-    sigma, _ = uniform_levels(100_000, flow_shift=4.0, generator=rng)
-    even = unshift_sigmas(sigma, 4.0)
-    assert even.mean().item() == pytest.approx(0.5, abs=0.01)
-    assert even.std().item() == pytest.approx(math.sqrt(1 / 12), abs=0.01)
-
-
-def test_one_generator_state_draws_one_set_of_levels() -> None:
-    first, second = (
-        logit_normal_levels(8, flow_shift=1.0, generator=torch.Generator().manual_seed(5))
-        for _ in range(2)
-    )
-    assert torch.equal(first.sigma, second.sigma)
-
-
 def test_a_shift_that_is_not_positive_is_refused() -> None:
-    for function in (shift_sigmas, unshift_sigmas):
-        with pytest.raises(ConfigError, match=r"flow_shift=0 must be positive\n.*1 is no shift"):
-            function(0.5, 0)
+    with pytest.raises(ConfigError, match=r"flow_shift=0 must be positive\n.*1 is no shift"):
+        shift_sigmas(0.5, 0)

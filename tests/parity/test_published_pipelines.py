@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from sanakit import SanaPAGPipeline, SanaPipeline
-from sanakit.flow.grids import flow_dpm_sigmas, unshift_sigmas
+from sanakit.flow.grids import flow_dpm_sigmas, shift_sigmas
 from sanakit.models.transformer import LinearDiT
 from sanakit.pipeline.components import save_components
 from sanakit.pipeline.prompts import COMPLEX_HUMAN_INSTRUCTION
@@ -248,7 +248,7 @@ def test_own_levels_work_where_the_reference_raises(
 ) -> None:
     grid = flow_dpm_sigmas(20, 3.0)
     levels: list[dict[str, Any]] = [
-        {"sigmas": unshift_sigmas(grid.sigmas[:-1].double(), 3.0).tolist()},
+        {"sigmas": shift_sigmas(grid.sigmas[:-1].double(), 1 / 3).tolist()},
         {"timesteps": [999, 700, 300, 37]},
     ]
     for own in levels:

@@ -57,23 +57,12 @@ class SigmaGrid(NamedTuple):
         for position, (here, there) in enumerate(pairwise(self.levels())):
             yield Leg(here, there, position, len(self.timesteps))
 
-    def after(self, start: int) -> SigmaGrid:
-        """Skip the first ``start`` steps, to begin from a partly noised latent."""
-        return SigmaGrid(self.sigmas[start:], self.timesteps[start:])
-
 
 def shift_sigmas(sigma: Levels, flow_shift: float) -> Levels:
     """Move levels in [0, 1] towards noise for ``flow_shift`` above 1; both ends stay. (F6)."""
     if not flow_shift > 0:
         raise ConfigError(f"flow_shift={flow_shift} must be positive", hint="1 is no shift")
     return flow_shift * sigma / (1 + (flow_shift - 1) * sigma)
-
-
-def unshift_sigmas(sigma: Levels, flow_shift: float) -> Levels:
-    """Undo `shift_sigmas`. (F7)."""
-    if not flow_shift > 0:
-        raise ConfigError(f"flow_shift={flow_shift} must be positive", hint="1 is no shift")
-    return shift_sigmas(sigma, 1 / flow_shift)
 
 
 def flow_dpm_sigmas(num_steps: int, flow_shift: float) -> SigmaGrid:
@@ -164,29 +153,6 @@ def _falling(values: Sequence[float], most: float, name: str) -> np.ndarray:
 def _check_steps(num_steps: int) -> None:
     if num_steps < 1:
         raise ConfigError(f"num_steps={num_steps} must be at least 1", hint="20 is usual")
-
-
-def logit_normal_levels(
-    count: int,
-    *,
-    flow_shift: float,
-    generator: torch.Generator,
-    mean: float = 0.0,
-    std: float = 1.0,
-) -> NoiseLevel:
-    """Draw levels whose logit is normal: most of them in the middle of the path. (F8)-(F10).
-
-    ``mean`` above 0 leans towards noise before the shift does. Both fields are fp32 of shape
-    ``count``, on the generator's device; sigma is in [0, 1), timestep an integer in [0, 999].
-    Source: SANA (arXiv 2410.10629); NVlabs/Sana train_scripts/train.py.
-    """
-    normal = torch.randn(count, generator=generator, device=generator.device)
-    return levels_at(torch.sigmoid(mean + std * normal), flow_shift)
-
-
-def uniform_levels(count: int, *, flow_shift: float, generator: torch.Generator) -> NoiseLevel:
-    """Draw levels uniformly before the shift. (F9), (F10)."""
-    return levels_at(torch.rand(count, generator=generator, device=generator.device), flow_shift)
 
 
 def levels_at(u: Tensor, flow_shift: float) -> NoiseLevel:

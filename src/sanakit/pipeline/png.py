@@ -20,7 +20,6 @@ from PIL import Image as PILImage
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from sanakit.errors import ConfigError, DataError
-from sanakit.files import write_atomically
 
 LABELS: Mapping[str, tuple[str, Callable[[str], Any]]] = MappingProxyType(
     {
@@ -144,11 +143,6 @@ def encode_png(pixels: NDArray[np.uint8], settings: Mapping[str, Any]) -> bytes:
     buffer = io.BytesIO()
     PILImage.fromarray(np.ascontiguousarray(pixels)).save(buffer, "png", pnginfo=chunks)
     return buffer.getvalue()
-
-
-def write_png(path: str | Path, pixels: NDArray[np.uint8], settings: Mapping[str, Any]) -> None:
-    """Write one picture with its settings, whole or not at all; an existing file is replaced."""
-    write_atomically(path, encode_png(pixels, settings))
 
 
 def read_settings(source: str | Path | bytes) -> dict[str, Any]:

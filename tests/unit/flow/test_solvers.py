@@ -197,15 +197,6 @@ def test_each_step_is_reported_and_may_stop_the_run() -> None:
     assert reported == [(0, pytest.approx(0, abs=1e-6)), (1, pytest.approx(0, abs=1e-6))]
 
 
-def test_a_grid_can_begin_later() -> None:
-    grid = flow_dpm_sigmas(10, 3.0)
-    late = grid.after(4)
-    assert torch.equal(late.sigmas, grid.sigmas[4:])
-    assert torch.equal(late.timesteps, grid.timesteps[4:])
-    assert [level.sigma.item() for level in late.levels()] == grid.sigmas[4:].tolist()
-    assert late.levels()[-1].timestep == 0
-
-
 @pytest.mark.parametrize("grid", GRIDS)
 def test_impossible_grids_are_refused(grid: type) -> None:
     with pytest.raises(ConfigError, match="num_steps=0 must be at least 1"):

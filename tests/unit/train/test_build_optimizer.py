@@ -12,7 +12,7 @@ from torch.optim import AdamW, Optimizer
 from torch.testing import assert_close
 
 from sanakit.errors import ConfigError, WeightsError
-from sanakit.flow.grids import logit_normal_levels
+from sanakit.flow.grids import levels_at
 from sanakit.flow.path import flow_matching_loss, interpolate
 from sanakit.models.init import init_transformer
 from sanakit.models.transformer import LinearDiT
@@ -194,7 +194,7 @@ def fitted(name: str, lr: float) -> list[float]:
     x0, noise = (torch.randn(8, 4, 2, 2, generator=generator) for _ in range(2))
     text = torch.randn(8, 3, 8, generator=generator)
     mask = torch.ones(8, 3, dtype=torch.bool)
-    level = logit_normal_levels(8, flow_shift=1.0, generator=generator)
+    level = levels_at(torch.randn(8, generator=generator).sigmoid(), 1.0)
     losses = []
     for _ in range(100):
         x = interpolate(x0, noise, level.sigma)
