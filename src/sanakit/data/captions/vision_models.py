@@ -156,10 +156,28 @@ class VisionStage(ABC, Generic[T]):
     def pictures(
         self, samples: Sequence[Sample], side: int, unreadable: list[str]
     ) -> Iterator[list[tuple[Sample, Image.Image]]]:
-        """Samples with their pictures, as :func:`batches`."""
-        return batches(
-            self.training_set, samples, size=self.batch_size, side=side, unreadable=unreadable
-        )
+        """Samples with their pictures, in order, a batch at a time; ids of bad ones are noted.
+
+        Raises:
+            DataError: no picture of the samples can be read: their folder is gone.
+        """
+        root, limits = self.training_set.root, self.training_set.limits
+        batch = []
+        for sample in samples:
+            try:
+                batch.append((sample, picture_of(root, sample, side=side, limits=limits)))
+            except DataError as error:
+                unreadable.append(sample.id)
+                if len(unreadable) == len(samples):
+                    raise DataError(
+                        f"{root}: no picture can be read ({error.message})",
+                        hint="are the pictures still where they were scanned?",
+                    ) from error
+            if len(batch) == self.batch_size:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
 
 
 def safe_name(text: str) -> str:
@@ -250,35 +268,3 @@ def picture_of(root: Path, sample: Sample, *, side: int, limits: DecodeLimits) -
         size = tuple(max(1, round(length * scale)) for length in picture.size)
         picture = picture.resize((size[0], size[1]), Image.Resampling.LANCZOS)
     return picture
-
-
-def batches(
-    training_set: TrainingSet,
-    samples: Sequence[Sample],
-    *,
-    size: int,
-    side: int,
-    unreadable: list[str],
-) -> Iterator[list[tuple[Sample, Image.Image]]]:
-    """Samples with their pictures, in order, ``size`` at a time; ids of bad ones are noted.
-
-    Raises:
-        DataError: no picture of the samples can be read: their folder is gone.
-    """
-    root, limits = training_set.root, training_set.limits
-    batch = []
-    for sample in samples:
-        try:
-            batch.append((sample, picture_of(root, sample, side=side, limits=limits)))
-        except DataError as error:
-            unreadable.append(sample.id)
-            if len(unreadable) == len(samples):
-                raise DataError(
-                    f"{root}: no picture can be read ({error.message})",
-                    hint="are the pictures still where they were scanned?",
-                ) from error
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch

@@ -145,16 +145,16 @@ def decoded_image(
             height, width = _judge((image.height, image.width), limits)
             if max(frames, _frames(image)) > 1 and not limits.first_frame:
                 raise BadPicture("animated", f"{max(frames, _frames(image))} frames or pages")
-            turn = _turn(image)
-            across = _is_across(turn) and kind != "tiff"  # Pillow turns TIFF by itself
+            turn = 1 if kind == "tiff" else _orientation(image)  # Pillow turns TIFF by itself
+            across = 5 <= turn <= 8
             if across:
                 height, width = width, height
             if cover is not None and kind == "jpeg":
                 image.draft(None, cover if across else (cover[1], cover[0]))
             image.load()
             rgb = to_rgb(image)
-            if turn is not None and kind != "tiff":
-                rgb = rgb.transpose(turn)
+            if turn in _TURNS:
+                rgb = rgb.transpose(_TURNS[turn])
     except BadPicture:
         raise
     except UnclearColors as error:
@@ -202,21 +202,12 @@ def _frames(image: ImageFile.ImageFile) -> int:
     return int(getattr(image, "is_animated", False)) + 1
 
 
-def _turn(image: Image.Image) -> Image.Transpose | None:
+def _orientation(image: Image.Image) -> int:
     try:
-        return _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+        return int(image.getexif().get(_ORIENTATION, 1))
     # EXIF is decoration: what is wrong in it never costs a picture.
     except Exception:
-        return None
-
-
-def _is_across(turn: Image.Transpose | None) -> bool:
-    return turn in (
-        Image.Transpose.TRANSPOSE,
-        Image.Transpose.TRANSVERSE,
-        Image.Transpose.ROTATE_90,
-        Image.Transpose.ROTATE_270,
-    )
+        return 1
 
 
 _quiet = threading.Lock()
