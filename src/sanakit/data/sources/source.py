@@ -5,10 +5,11 @@ A source knows places and captions; it decodes no picture.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from sanakit.data.samples import Place, Refusal, Sample
 from sanakit.data.sources.captions import CaptionPolicy
@@ -21,35 +22,6 @@ NO_PICTURE, FORMAT, UNLISTED = "no picture", "unsupported format", "not listed"
 _ONCE_SETTINGS = {"columns": [], "lines": "each", "file_names": True}
 
 
-class Source(Protocol):
-    """Pictures with what is known of them.
-
-    ``root`` is the folder that places are relative to; ``kind`` is "folder", "table",
-    "hugging-face", "webdataset" or "wids". Opening the same files again, in any process, gives
-    the same units.
-    """
-
-    @property
-    def root(self) -> Path:
-        """The folder that the files of places are in."""
-
-    @property
-    def kind(self) -> str:
-        """The layout that was found."""
-
-    def units(self) -> list[str]:
-        """Names of the units, sorted: a unit has at most ``unit_size`` samples."""
-
-    def made_from(self, unit: str) -> str:
-        """A hash that changes when files of the unit do: their names, sizes, times, settings."""
-
-    def read(self, unit: str) -> Iterator[Sample | Refusal]:
-        """The unit's samples in order; what is wrong with one becomes a refusal beside it.
-
-        A refusal with the reason "bad captions" keeps captions out, not their picture.
-        """
-
-
 @dataclass(frozen=True, kw_only=True)
 class SourceSettings:
     """What is the same for all sources: captions, the most samples of a unit, the usual licence."""
@@ -59,26 +31,41 @@ class SourceSettings:
     licence: str = ""
 
 
-class FileSource:
-    """What sources of all kinds share: the hash of a unit, and the beginning of a sample."""
+class Source(ABC):
+    """Pictures with what is known of them, below the folder ``root``.
+
+    ``kind`` is "folder", "table", "hugging-face", "webdataset" or "wids". Opening the same files
+    again, in any process, gives the same units.
+    """
 
     def __init__(self, root: Path, kind: str, settings: SourceSettings) -> None:
         self.root, self.kind, self.settings = root, kind, settings
         self.captions = settings.captions
         self._made_from: dict[str, str] = {}
 
+    @abstractmethod
+    def units(self) -> list[str]:
+        """Names of the units, sorted: a unit has at most ``unit_size`` samples."""
+
+    @abstractmethod
+    def read(self, unit: str) -> Iterator[Sample | Refusal]:
+        """The unit's samples in order; what is wrong with one becomes a refusal beside it.
+
+        A refusal with the reason "bad captions" keeps captions out, not their picture.
+        """
+
+    @abstractmethod
+    def state(self, unit: str) -> Sequence[Any]:
+        """What identifies the unit's input, as JSON values."""
+
     def made_from(self, unit: str) -> str:
-        """Hash names, sizes and times of the unit's files, and the settings."""
+        """A hash that changes when files of the unit do: their names, sizes, times, settings."""
         if unit not in self._made_from:
             own = self.settings
             captions = {**asdict(own.captions), **_ONCE_SETTINGS}
             known = [self.kind, unit, own.unit_size, own.licence, captions]
             self._made_from[unit] = fingerprint(known, *self.state(unit))
         return self._made_from[unit]
-
-    def state(self, unit: str) -> Sequence[Any]:
-        """What identifies the unit's input, as JSON values."""
-        raise NotImplementedError
 
     def states_of(self, names: Iterable[str]) -> list[tuple[str, int, int]]:
         """Names of files with their sizes and times."""
@@ -107,7 +94,7 @@ class Entry:
     texts: tuple[str, ...] = ()
 
 
-class ListSource(FileSource):
+class ListSource(Source):
     """A source that knows all its pictures from the start, and cuts their list into units."""
 
     entries: Sequence[Entry | Refusal] = ()
@@ -132,13 +119,13 @@ class ListSource(FileSource):
             else:
                 yield from self.described(entry)
 
+    @abstractmethod
     def files_of(self, entries: Sequence[Entry]) -> Iterable[str]:
         """All files that decide what is read of some entries."""
-        raise NotImplementedError
 
+    @abstractmethod
     def described(self, entry: Entry) -> Iterator[Sample | Refusal]:
         """The sample of an entry with its captions, and refusals of what is wrong with those."""
-        raise NotImplementedError
 
     def _unit(self, unit: str) -> Sequence[Entry | Refusal]:
         size = self.settings.unit_size

@@ -31,7 +31,7 @@ from sanakit.data.sources.source import (
     NO_PICTURE,
     UNREADABLE,
     UNSAFE,
-    FileSource,
+    Source,
     SourceSettings,
     file_state,
 )
@@ -154,7 +154,7 @@ class Shard:
         return without_ending(self.file)
 
 
-class TarSource(FileSource):
+class TarSource(Source):
     """The samples of tars, in order of the tars and of their members.
 
     A unit "00012-003" is the fourth part of the thirteenth tar, so that reading it looks into no
