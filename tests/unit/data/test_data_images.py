@@ -276,16 +276,16 @@ TABLES_AT_1024 = [(height // 2, width // 2) for height, width in TABLES[64].valu
 SIDES = st.integers(1, 5000)
 
 
-@pytest.mark.parametrize(("resolution", "sample_size"), [(512, 16), (1024, 32)])
-def test_inference_buckets_are_the_tables_that_pictures_are_drawn_at(
-    resolution: int, sample_size: int
-) -> None:
-    assert bucket_table(resolution, "inference") == TABLES[sample_size]
-
-
-@pytest.mark.parametrize("kind", ["training", "inference"])
-@pytest.mark.parametrize(("resolution", "sample_size"), [(2048, 64), (4096, 128)])
-def test_large_tables_are_the_published_ones(resolution: int, sample_size: int, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("resolution", "kind", "sample_size"),
+    [
+        (512, "inference", 16),
+        (1024, "inference", 32),
+        *((2048, kind, 64) for kind in ("training", "inference")),
+        *((4096, kind, 128) for kind in ("training", "inference")),
+    ],
+)
+def test_tables_are_the_published_ones(resolution: int, kind: str, sample_size: int) -> None:
     assert bucket_table(resolution, kind) == TABLES[sample_size]
 
 
