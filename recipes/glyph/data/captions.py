@@ -11,6 +11,7 @@ from recipes.glyph.data.colours import WORDS
 from recipes.glyph.data.names import ALIASES, PHRASES
 from recipes.glyph.data.split import fraction
 from recipes.glyph.data.styles import STYLE_WORDS
+from recipes.glyph.data.word_lists import word_list
 
 MOST = 5
 FREE_SHARE = 0.25
@@ -21,14 +22,7 @@ FREE_WORDS = (
 )
 
 # Words that take no article although they are not plural.
-_MASS_WORDS = """
-    art bacon badminton bamboo beer blood bread broccoli butter cheese chocolate
-    clothing coffee corn cutlery fire food garlic ginger honey ice judo lacrosse laughter lightning
-    luggage meat milk money music noodles paper pasta people popcorn ramen rice saturn salad salt
-    snow soap spaghetti stew sushi tea thread toast water wind wine yarn earth paella poop dna
-    rain hail fog smoke haze sleet drizzle dust mist sand wool jewelry jewellery furniture equipment
-    makeup mail software hardware electricity grass hay charcoal straw lava gold silver tofu jam
-"""
+_MASS_WORDS = word_list("captions-mass-words")
 _MASS = frozenset(_MASS_WORDS.split())
 _SINGULAR_S = re.compile(r"(ss|us|is|gas|lens|christmas|dice|rhinoceros)$")
 _PEOPLE = re.compile(r"(deaf )?(man|woman|person|child|baby|boy|girl) ")

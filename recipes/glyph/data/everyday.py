@@ -9,38 +9,10 @@ from collections.abc import Mapping
 from recipes.glyph.data.captions import bare, phrase
 from recipes.glyph.data.emoji import Emoji, EmojiTable, plain_name
 from recipes.glyph.data.names import ALIASES, PHRASES
+from recipes.glyph.data.word_lists import word_list
 
 # Label of a character: what people call it, where the label is no name for the thing itself.
-_EVERYDAY = """
-automobile: car | sport utility vehicle: suv | honeybee: bee | lady beetle: ladybug
-doughnut: donut | wrapped gift: gift | gem stone: gem | soft ice cream: ice cream cone
-hot beverage: cup of coffee | high voltage: lightning bolt | locked: padlock
-unlocked: open padlock | locked with key: padlock with a key | american football: football
-tennis: tennis ball | articulated lorry: semi truck | kick scooter: scooter
-cup with straw: soda cup | cooked rice: bowl of rice | steaming bowl: bowl of noodles
-droplet: drop | curry rice: plate of curry | spaghetti: plate of pasta | cut of meat: steak
-ear of corn: corn | shaved ice: bowl of shaved ice | shortcake: slice of cake
-cheese wedge: cheese | running shoe: sneaker | high heeled shoe: high heel
-billed cap: baseball cap | headphone: headphones | video game: game controller | game die: dice
-french fries: fries | magnifying glass tilted left: magnifying glass
-magnifying glass tilted right: magnifying glass | globe showing americas: globe
-globe showing asia australia: globe | globe showing europe africa: globe | tram car: tram
-paw prints: paw print | roll of paper: toilet paper | artist palette: palette
-pot of food: pot of stew | poultry leg: chicken leg | meat on bone: meat on a bone
-closed book: book | old key: antique key | hourglass done: hourglass
-snowman without snow: snowman | flying saucer: ufo | rescue worker's helmet: rescue helmet
-hippopotamus: hippo | rhinoceros: rhino | musical note: music note | deciduous tree: tree
-evergreen tree: pine tree | leafless tree: bare tree | woman's clothes: blouse
-woman's hat: sun hat | woman's sandal: sandal | woman's boot: boot | man's shoe: leather shoe
-person in lotus position: meditating person | chart increasing: rising chart
-chart decreasing: falling chart | police car light: siren | speaker medium volume: speaker
-speaker low volume: speaker | speaker high volume: speaker | e mail: email
-bust in silhouette: person silhouette | busts in silhouette: two person silhouettes
-bread: loaf of bread | front facing baby chick: baby chick
-oncoming automobile: front view of a car | oncoming bus: front view of a bus
-oncoming taxi: front view of a taxi | oncoming police car: front view of a police car
-collision: explosion
-"""
+_EVERYDAY = word_list("everyday-everyday")
 
 
 def _table(text: str) -> dict[str, str]:

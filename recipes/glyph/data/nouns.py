@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from recipes.glyph.data.archives import read_members
+from recipes.glyph.data.word_lists import word_list
 from sanakit.errors import DataError
 
 INDEX, DATA = "package/dict/index.noun", "package/dict/data.noun"
@@ -25,27 +26,7 @@ _HEAD_ENDS = re.compile(
     r"|from|to|within|holding|inside|between) "
 )
 # Nouns whose first sense in WordNet is not what a picture of that name shows, or is no thing.
-_NO_THING_WORDS = """
-    access action add address alarm alert alt arrow article back background bar base block board
-    body border bottom box brand break button call celsius center change check circle close code
-    column command console content control copy corner cross cut cycle dash data date default
-    delete direction display dot down drive duplicate edge edit effect element empty end entry
-    exit factor fahrenheit field figure file filter finish flip focus form format frame front full
-    function grid group guide half hand head help hide history hold hole home host house icon
-    image import index info input insert item join keep key label large layer layout left level
-    line link list location lock log logo loop low map mark match max menu message min minus mode
-    model module more move multi navigation network new next node note number object off offset on
-    open option order outline page panel part path pattern pause people person pin place plain
-    plan plus point port position post power press print program progress project question range
-    rate record redo refresh reload remove repeat report reset return reverse right ring root
-    rotate route row run scale scan screen search section select selection send server set setting
-    shape share shift show side sign signal single site size slash slot small solid sort source
-    space speed split square stack star start state status step stop store stream string strip
-    style sub support swap switch symbol sync system tab table tag target task team template
-    terminal test text thing thumb time title toggle tool top track transfer trend turn type undo
-    unit up update upload user value variant vector view volume warning wave web whole window work
-    wrap zero zone zoom
-"""
+_NO_THING_WORDS = word_list("nouns-no-thing-words")
 _NO_THINGS = frozenset(_NO_THING_WORDS.split())
 
 

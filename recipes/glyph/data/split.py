@@ -5,37 +5,12 @@ from __future__ import annotations
 import hashlib
 import re
 
+from recipes.glyph.data.word_lists import word_list
+
 HELD_PART = 0.05
 
 # What everybody asks for first: never held out as a concept.
-_PROTECTED = """
-red apple | green apple | apple | cat | cat face | dog | dog face | star | house
-house with garden | tree | pine tree | deciduous tree | evergreen tree | palm tree | automobile
-car | sport utility vehicle | red heart | heart | blue heart | green heart | yellow heart
-purple heart | pizza | rocket | umbrella | umbrella with rain drops | snowman
-snowman without snow | guitar | banana | strawberry | watermelon | lemon | grapes | cherries
-tangerine | peach | pineapple | carrot | tomato | hamburger | hot dog | doughnut | cookie
-birthday cake | ice cream | soft ice cream | bread | egg | hot beverage | fish | tropical fish
-bird | duck | chicken | owl | penguin | horse | horse face | cow | cow face | pig | pig face
-rabbit | rabbit face | mouse | mouse face | bear | panda | lion | tiger | tiger face | elephant
-monkey | monkey face | fox | frog | turtle | snake | butterfly | honeybee | lady beetle | dolphin
-whale | spouting whale | shark | octopus | unicorn | dragon | dragon face | bus | delivery truck
-bicycle | motorcycle | airplane | helicopter | sailboat | ship | locomotive | train
-fire engine | police car | taxi | tractor | sun | crescent moon | full moon | cloud | rainbow
-snowflake | fire | flame | droplet | drop | rose | tulip | sunflower | flower | cherry blossom
-cactus | mushroom | four leaf clover | leaf | castle | church | mountain | volcano | key | locked
-padlock | bell | clock | alarm clock | book | closed book | pencil | scissors | hammer | camera
-television | telephone | mobile phone | laptop | light bulb | candle | chair | bed | door
-crown | top hat | glasses | t shirt | dress | high heeled shoe | running shoe | backpack | handbag
-gem stone | ring | trophy | soccer ball | basketball | balloon | wrapped gift | teddy bear
-violin | drum | trumpet | musical note | ghost | robot | alien | skull | pumpkin | jack o lantern
-grinning face | smiling face with sunglasses | smiling face with heart eyes | crying face
-angry face | face with tears of joy | thinking face | circle | square | triangle | red circle
-blue circle | suv | bee | ladybug | donut | gift | gem | ice cream cone | cup of coffee
-lightning bolt | high heel | sneaker | four-leaf clover | high-heeled shoe | t-shirt | music note
-jack-o'-lantern | open padlock | baby chick | bowl of noodles | bowl of rice | slice of cake
-tennis ball | football | baseball cap | game controller | magnifying glass | palette | drop
-"""
+_PROTECTED = word_list("split-protected")
 PROTECTED = frozenset(re.split(r"\s*[|\n]\s*", _PROTECTED.strip()))
 
 

@@ -9,6 +9,7 @@ from recipes.glyph.data.colours import WORDS
 from recipes.glyph.data.emoji import EmojiTable
 from recipes.glyph.data.everyday import is_thing
 from recipes.glyph.data.nouns import NounTable
+from recipes.glyph.data.word_lists import word_list
 
 # Folders without pictures of things: themes of file managers, cards, flags, patterns, maps.
 _DROPPED = re.compile(
@@ -52,57 +53,7 @@ _NOISE = re.compile(
 _BLACK_AND_WHITE = re.compile(r"\(?b and w\)?|_bw\b|\bbw\b|black.and.white", re.IGNORECASE)
 
 # Words of Italian, French and others, words run together, and nouns WordNet knows otherwise.
-_WORDS = """
-cavallo horse | gatto cat | gatti cats | orso bear | tigre tiger | tigri tigers | leone lion
-aquila eagle | acquila eagle | pinguino penguin | dinosauro dinosaur | dinosauri dinosaurs
-dino dinosaur | elefante elephant | elefantone elephant | cigno swan | cigni swans
-gabbiano seagull | gallo rooster | gufo owl | pollo chicken | tacchino turkey | uccello bird
-uccelli birds | pennuto bird | flamand flamingo | abeille bee | ape bee | cavalletta grasshopper
-coccinella ladybug | coccinellona ladybug | coccinelle ladybug | farfalla butterfly
-formichina ant | formicona ant | insetto insect | libellula dragonfly | libellule dragonflies
-lumaca snail | mante praying_mantis | mantide praying_mantis | moschito mosquito | ragno spider
-ragnetto spider | zanzara mosquito | pescetto fish | lucertola lizard | lucertolona lizard
-lucertolone lizard | ramarro lizard | ours bear | canguro kangaroo | coniglio rabbit
-pecora sheep | pecorella sheep | porcinet piglet | stambecco ibex | topo mouse | toro bull
-toros bulls | vacca cow | mucca cow | mucche cows | cammello camel | struzzo ostrich
-anatra duck | papera duck | agnellini lambs | poltrona armchair | sedia chair | tavolo table
-casa house | chalet chalet | abitazione house | fattoria farm | fabbrica factory
-grattacieli skyscrapers | condominio apartment_building | finestra window | stampante printer
-lucchetto padlock | serratura lock | chiave key | salvagente lifebuoy | lifebelt lifebuoy
-borsa bag | borsetta handbag | cesto basket | cestino waste_basket | sapin fir_tree
-bobine coil | casco headset | cassette video_cassette | cinepresa movie_camera
-telecamera video_camera | macchina camera | bottiglia bottle | lattine cans | tazza cup
-teiera teapot | gelato ice_cream | glace ice_cream | torta cake | prugna plum | pera pear
-pesca peach | pasteque watermelon | gauffre waffle | pudim pudding | zucca pumpkin | aglio garlic
-pannocchia corn_cob | pomodori tomatoes | ravanello radish | frullatore blender
-tramezzino sandwich | cornetto croissant | calcolatrice calculator | clessidra hourglass
-pennello paintbrush | pinzatrice stapler | stappler stapler | puntine thumbtacks | lettera letter
-bussola compass | telefono telephone | dente tooth | camicia shirt | fata fairy
-pattinatrice skater | pattinatrici skaters | albero tree | fiore flower | fiori flowers
-foglie leaves | palmtree palm_tree | olivier olive_tree | cacuts cactus | couronne crown
-pacco gift | palloncini balloons | ballons balloons | baloon balloon | baloons balloons
-anelli rings | cronometro stopwatch | siringa syringe | microscopio microscope
-provetta test_tube | provette test_tubes | stetoscopio stethoscope | piramide pyramid
-extincteur fire_extinguisher | flamme flame | nuage cloud | teschio skull
-portafoglio wallet | calamita magnet | ferro clothes_iron | lampada lamp | livella spirit_level
-sega saw | motosega chainsaw | trattore tractor | bicicletta bicycle | ambulanza ambulance
-ambulans ambulance | betoniera concrete_mixer | biberon baby_bottle | ciuccio pacifier
-calzettoni socks | candela candle | spaventapasseri scarecrow | tavolozza palette
-principessa princess | ragazza girl | ragazzo boy | signorina young_lady | nonno grandfather
-donna woman | signorinacappello woman_with_a_hat | sacco sleeping_bag | scatolone box
-sapone soap | tenda tent | zaino backpack | proiettore projector | scala ladder | viti screws
-secchio bucket | scolapasta colander | ruota gear | engrenagem gear | cubo cube
-teddybear teddy_bear | flowerandpot flower_in_a_pot | piggybank piggy_bank
-magnifing magnifying_glass | magnificator magnifying_glass | floppydisk floppy_disk
-laserprinter laser_printer | softdrink soft_drink | icecube ice_cube | sandglass hourglass
-stopsign stop_sign | keyring key_ring | bowsaw bow_saw | hedgeshear hedge_shears
-leafrake leaf_rake | ninjastar throwing_star | teacup teacup | mug mug | pancakes pancakes
-fireman firefighter | katana katana | longsword longsword | boombox boombox | joystick joystick
-handphone mobile_phone | disquete floppy_disk | redcar red_car
-corndog corn_dog
-fatherchristmas santa_claus | xmas christmas_tree | kubek mug | amibe amoeba | orologio clock
-africandrum african_drum | olifant elephant | tophat top_hat | firestation fire_station
-"""
+_WORDS = word_list("clipart-names-words")
 
 
 def _table(text: str) -> dict[str, str]:
@@ -113,12 +64,7 @@ def _table(text: str) -> dict[str, str]:
 _MEANINGS: Mapping[str, str] = _table(_WORDS)
 # Kinds of things a single key word names surely enough.
 _SURE_KINDS = {"animal", "artifact", "food", "plant"}
-_GENERAL = """
-    joint knot map europe cooking fiesta ornament decoration garden furniture house symbol set
-    animal food plant shape tool tools people person building vehicle transport body head face
-    nature object picture image sign work menu unsorted computer office hardware insect mammal
-    european american man woman clothing human figure fiesta board business art icon
-"""
+_GENERAL = word_list("clipart-names-general")
 _TOO_GENERAL = frozenset(_GENERAL.split())
 MOST_WORDS = 6
 NO_TAGS = frozenset({"hash", "unsorted", "menu", "icon", "symbol", "signs", "various"})

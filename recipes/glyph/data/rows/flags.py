@@ -14,6 +14,7 @@ from recipes.glyph.data.everyday import flag_of
 from recipes.glyph.data.iconify import Collection, read_collections
 from recipes.glyph.data.packages import EMOJIBASE, ICONIFY, Package
 from recipes.glyph.data.rows.row import Art
+from recipes.glyph.data.word_lists import word_list
 
 # Set and the ending of its names -> our name of the style.
 _STYLES = {
@@ -26,22 +27,7 @@ _STYLES = {
 PREFIXES = tuple(dict.fromkeys(prefix for prefix, _ in _STYLES))
 
 # Regions and unions that have no code of two letters, as the sets abbreviate them.
-_REGIONS = """
-gb-eng england | gb-sct scotland | gb-wls wales | gb-nir northern ireland | es-ct catalonia
-es-ga galicia | es-pv basque country | sh-hl saint helena | arab arab league | asean asean
-eac east african community | european-union european union | united-nations united nations
-nato nato | us-ak alaska | us-al alabama | us-ar arkansas | us-az arizona | us-ca california
-us-co colorado | us-dc washington dc | us-fl florida | us-ga georgia state | us-hi hawaii
-us-in indiana | us-md maryland | us-mn minnesota | us-mo missouri | us-ms mississippi
-us-nc north carolina | us-nm new mexico | us-or oregon | us-ri rhode island
-us-sc south carolina | us-tn tennessee | us-tx texas | us-wa washington state
-us-wi wisconsin | us-wy wyoming | ca-bc british columbia | ca-qc quebec | au-nsw new south wales
-au-nt northern territory | au-qld queensland | au-sa south australia | au-tas tasmania
-au-vic victoria | au-wa western australia | pt-20 azores | pt-30 madeira | fr-bre brittany
-it-25 lombardy | it-52 tuscany | it-82 sicily | it-88 sardinia | it-34 veneto | it-21 piedmont
-soviet-union soviet union | easter-island easter island | somaliland somaliland
-northern-cyprus northern cyprus | transnistria transnistria | tz-zanzibar zanzibar | yu yugoslavia
-"""
+_REGIONS = word_list("flags-regions")
 # Flags of ideas, which are called by their own names.
 _OTHERS = {
     "circle-flags/lgbt": "rainbow flag", "circle-flags/lgbt-transgender": "transgender flag",
