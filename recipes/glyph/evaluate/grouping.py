@@ -8,6 +8,8 @@ from itertools import combinations
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from scipy import ndimage
+from scipy.sparse import csgraph
 
 from recipes.glyph.evaluate.segmentation import Part, gaps, joined, label
 
@@ -117,14 +119,11 @@ def _without_specks(parts: Sequence[Part], least: float = SPECK) -> list[Part]:
 
 def _linked(parts: Sequence[Part], apart: npt.NDArray[np.float32], level: float) -> list[Part]:
     """Parts joined that a chain of gaps of at most ``level`` links."""
-    group = list(range(len(parts)))
-    for one, other in combinations(range(len(parts)), 2):
-        if apart[one, other] <= level and group[one] != group[other]:
-            old, new = group[other], group[one]
-            group = [new if number == old else number for number in group]
+    _, group = csgraph.connected_components(apart <= level, directed=False)
+    numbers = group.tolist()
     return [
-        joined([part for part, number in zip(parts, group, strict=True) if number == one])
-        for one in dict.fromkeys(group)
+        joined([part for part, number in zip(parts, numbers, strict=True) if number == one])
+        for one in dict.fromkeys(numbers)
     ]
 
 
@@ -150,26 +149,15 @@ def _cut(thing: Part, radius: int) -> list[Part]:
     edge = radius + 1
     mask = np.zeros((bottom - top + 2 * edge, right - left + 2 * edge), dtype=bool)
     mask[thing.pixels[:, 0] - top + edge, thing.pixels[:, 1] - left + edge] = True
-    core = mask
-    for _ in range(radius):
-        core = np.logical_and.reduce(_neighbours(core))
-    labels = label(core)
+    labels = label(ndimage.binary_erosion(mask, iterations=radius))
     areas = np.bincount(labels.ravel())
     pieces = []
     for number in range(1, len(areas)):
         if areas[number] < CORE * areas[1:].sum():
             continue
-        piece = labels == number
-        for _ in range(radius):
-            piece = np.logical_or.reduce(_neighbours(piece)) & mask
+        piece = ndimage.binary_dilation(labels == number, iterations=radius, mask=mask)
         pieces.append(Part(np.argwhere(piece) + np.array([top - edge, left - edge])))
     return pieces
-
-
-def _neighbours(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """The mask and its four shifts by a pixel, ``5 H W``."""
-    shifts = [np.roll(mask, step, axis) for step in (1, -1) for axis in (0, 1)]
-    return np.stack([mask, *shifts])
 
 
 def _raster(thing: Part) -> npt.NDArray[np.float32]:
