@@ -24,8 +24,8 @@ from recipes.glyph.evaluate.composition import (
     thing_found,
 )
 from recipes.glyph.evaluate.composition_judge import Describe, KnownThings, known_things
-from recipes.glyph.evaluate.composition_page import Bar, Shown, bars, page
 from recipes.glyph.evaluate.composition_prompts import KINDS, Kind, Wanted, wanted_prompts
+from recipes.glyph.evaluate.pages import Group, Tile, bars, sheet
 from sanakit.charts import save
 from sanakit.errors import ConfigError
 from sanakit.evaluate.features import BATCH
@@ -250,18 +250,17 @@ def _draw(
     judged: Judged, figures: Sequence[Figure], drawn: Pixels, *, model: str, out: Path
 ) -> None:
     by_name = {figure.name: figure for figure in figures}
-    shown = [
-        Bar(
+    others = (FLOOR, REAL, RESTORED)
+    groups = [
+        Group(
             name=one.name,
-            figure=by_name[one.name],
-            floor=by_name.get(f"{one.name}: {FLOOR}"),
-            ceiling=by_name[f"{one.name}: {REAL}"],
-            softer=by_name[f"{one.name}: {RESTORED}"],
+            figures=[by_name[one.name], *(by_name.get(f"{one.name}: {other}") for other in others)],
         )
         for one in MEASURES
         if one.name in by_name
     ]
-    save(bars(shown, title=f"{model}: compositions that are right"), out / PLOT)
+    title = f"{model}: compositions that are right"
+    save(bars(groups, ("the model", *others), title=title), out / PLOT)
     for file, kinds in ((SHEET, ("relation", "count")), (COLOURS, ("background", "colour"))):
         here = [kind for kind in kinds if any(one.kind == kind for one in judged.prompts)]
         rows = [
@@ -272,13 +271,11 @@ def _draw(
             ]
         ]
         if rows:
-            items = [
-                Shown(
-                    picture=drawn[at],
-                    prompt=judged.prompts[at].prompt,
-                    seen=verdict(judged.drawn[at], judged.prompts[at]),
-                    right=is_right(judged.drawn[at], judged.prompts[at]),
-                )
-                for at in rows
-            ]
-            save(page(items, title=f"{model}: the first prompts of each kind"), out / file)
+            tiles = []
+            for at in rows:
+                finding, prompt = judged.drawn[at], judged.prompts[at]
+                mark = "right" if is_right(finding, prompt) else "wrong"
+                seen = f"{mark}: {verdict(finding, prompt)}"
+                tiles.append(Tile(pixels=drawn[at], caption=prompt.prompt, seen=seen))
+            title = f"{model}: the first prompts of each kind"
+            save(sheet([("", tiles)], title=title), out / file)

@@ -15,6 +15,7 @@ from recipes.glyph.evaluate.judge_files import SavedJudge
 from recipes.glyph.evaluate.judge_run import HELD_SPLITS, held_pictures
 from recipes.glyph.evaluate.judge_samples import LooksArray, Shown, data_revision, looks_of
 from recipes.glyph.evaluate.judge_training import agreement_of
+from recipes.glyph.evaluate.pages import Group, Tile, bars, sheet
 from recipes.glyph.evaluate.retrieval import (
     AT,
     WAYS,
@@ -25,7 +26,6 @@ from recipes.glyph.evaluate.retrieval import (
     shuffled,
     split_figures,
 )
-from recipes.glyph.evaluate.retrieval_page import Group, Tile, bars, sheet
 from recipes.glyph.evaluate.visual_features import Sight
 from sanakit.charts import save
 from sanakit.errors import ConfigError
@@ -174,9 +174,9 @@ def _tiles(
             Tile(
                 pixels=drawn[place],
                 caption=trials[place].captions[0],
-                preferred=""
+                seen=""
                 if name == "hits"
-                else trials[place].captions[1 + int(np.argmax(agreement[place][1:]))],
+                else f"judged: {trials[place].captions[1 + int(np.argmax(agreement[place][1:]))]}",
             )
             for place in places
         ]

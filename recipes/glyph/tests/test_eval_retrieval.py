@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from recipes.glyph.data.mixture import Sample
 from recipes.glyph.evaluate.judge_samples import Shown
+from recipes.glyph.evaluate.pages import Group, Tile, bars, sheet
 from recipes.glyph.evaluate.retrieval import (
     Trial,
     by_style,
@@ -18,7 +19,6 @@ from recipes.glyph.evaluate.retrieval import (
     split_figures,
     trials_of,
 )
-from recipes.glyph.evaluate.retrieval_page import Group, Tile, bars, sheet
 
 from sanakit.errors import ConfigError, DataError
 from sanakit.evaluate.figures import Figure
@@ -146,12 +146,12 @@ def test_styles_are_counted_apart() -> None:
     assert found["line"] == {"count": 1, "model": 1.0, "real": 0.0}
 
 
-def test_bars_and_sheet_are_drawn() -> None:
+def test_a_bar_a_figure_and_a_row_for_every_four_pictures() -> None:
     figure = Figure(name="share", value=0.5, low=0.4, high=0.9, count=3)
-    groups = [Group(name="@1", figures=[figure, figure, figure])]
-    picture = np.asarray(bars(groups, ["a", "b", "c"], title="t"))
-    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 4
-    tile = Tile(pixels=np.full((8, 8, 3), 200, np.uint8), caption="a b\nc", preferred="d")
-    page = sheet([("hits", [tile] * 9), ("misses", [tile])], title="t")
-    assert page.size[0] == 8 * (144 + 12) + 12
-    assert page.size[1] > 3 * 144
+    groups = [Group(name="@1", figures=[figure, figure, None])]
+    (axes,) = bars(groups, ["a", "b", "c"], title="t").axes
+    assert [bar.get_height() for bar in axes.patches] == [0.5, 0.5]
+    tile = Tile(pixels=np.full((8, 8, 3), 200, np.uint8), caption="a b\nc", seen="d")
+    short, tall = (sheet([("hits", [tile] * n)], title="t").size for n in (4, 9))
+    assert tall[0] == short[0]
+    assert tall[1] > 2 * short[1]
