@@ -8,7 +8,7 @@ import sys
 import pytest
 
 SLOW = {"torch", "transformers", "tokenizers", "safetensors", "accelerate", "diffusers"}
-SLOW |= {"huggingface_hub", "jaxtyping", "einops", "numpy", "PIL"}
+SLOW |= {"huggingface_hub", "jaxtyping", "einops", "matplotlib", "numpy", "PIL"}
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:
