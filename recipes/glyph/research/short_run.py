@@ -26,7 +26,7 @@ from sanakit.models import transformer
 from sanakit.nn import mix_ffn
 from sanakit.train.config import LoopConfig, learning_rate
 from sanakit.train.distributed.network import keep_freed_memory
-from sanakit.train.ema import WeightAverage
+from sanakit.train.ema import EMA
 from sanakit.train.optim.build import build_optimizer, set_rate
 from sanakit.train.recipe import Batch, Recipe, Timers
 from sanakit.train.sample_schedule import Share
@@ -35,7 +35,7 @@ RESULTS = Path(__file__).parent / "results"
 CPU = torch.device("cpu")
 
 
-class PlainAverage(WeightAverage):
+class PlainAverage(EMA):
     """As long as it says: not cut to a tenth of the run, since its length is what is asked."""
 
     def weight(self, images_seen: int, batch_size: int) -> float:
@@ -107,7 +107,7 @@ def short_run(
     wall, cpu, spent = time.monotonic(), time.process_time(), 0.0
 
     def so_far() -> Trained:
-        kept = {each: average.state_dict() for each, average in averages.items()}
+        kept = {each: average.tensors for each, average in averages.items()}
         kept[0] = {name: value.clone() for name, value in trained().items()}
         return Trained(
             averages=kept,

@@ -19,8 +19,8 @@ SHORT_START = 10
 """The average never remembers more than a tenth of the run: not its random start."""
 
 
-class WeightAverage:
-    """An exponential average over images seen; an old weight counts half after ``halflife`` images.
+class EMA:
+    """An exponential moving average over images seen; an old weight counts half after ``halflife`` images.
 
     Floating-point tensors are averaged in fp32 at least; all others, counters for example, are
     those of the last update. Call :meth:`update` after the optimizer's step.
@@ -74,27 +74,6 @@ class WeightAverage:
             yield
         finally:
             _write(module, kept)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The tensors themselves, by name."""
-        return dict(self.tensors)
-
-    @torch.no_grad()
-    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from saved tensors, bit for bit where their dtypes are the average's.
-
-        Raises:
-            WeightsError: names or shapes that are not those of the average.
-        """
-        _same_names(self.tensors, tensors)
-        for name, tensor in self.tensors.items():
-            if tensors[name].shape != tensor.shape:
-                raise WeightsError(
-                    f"average: {name} has shape {tuple(tensors[name].shape)}, "
-                    f"should be {tuple(tensor.shape)}"
-                )
-        for name, tensor in self.tensors.items():
-            tensor.copy_(tensors[name])
 
 
 def _local(tensor: Tensor) -> Tensor:

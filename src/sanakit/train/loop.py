@@ -34,7 +34,7 @@ from sanakit.train.config import LoopConfig, learning_rate
 from sanakit.train.distributed.loss_scale import LossScale, SkippedSteps
 from sanakit.train.distributed.network import Network
 from sanakit.train.distributed.ranks import Ranks, Watchdog, join_ranks, leave_ranks
-from sanakit.train.ema import WeightAverage
+from sanakit.train.ema import EMA
 from sanakit.train.mfu import model_share
 from sanakit.train.optim.build import build_optimizer, materialise, set_rate
 from sanakit.train.recipe import Batch, Recipe, Timers
@@ -92,7 +92,7 @@ class _Trainer(Generic[Batch]):
         self.average = (
             None
             if config.average_halflife is None
-            else WeightAverage(recipe.module.state_dict(), halflife=config.average_halflife)
+            else EMA(recipe.module.state_dict(), halflife=config.average_halflife)
         )
         self.scale = LossScale(config.compute_dtype)
         self.skips = SkippedSteps(in_a_row=config.most_skipped, in_total=config.most_skipped)
@@ -147,7 +147,7 @@ class _Trainer(Generic[Batch]):
         load_into(folder, wanted, self.ranks)
         if fresh_average and self.average is not None:
             now = self.recipe.module.state_dict()
-            self.average = WeightAverage(now, halflife=self.average.halflife)
+            self.average = EMA(now, halflife=self.average.halflife)
         self.images_seen, self.seconds = int(notes["images_seen"]), float(notes["seconds"])
         self.scale.load_state_dict(notes["loss_scale"])
         self.skips.load_state_dict(notes["skipped"])
