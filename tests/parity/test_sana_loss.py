@@ -14,9 +14,9 @@ from torch.testing import assert_close
 from sanakit.flow.grids import levels_at
 from sanakit.models.config import config_to_dict
 from sanakit.train.recipe import Timers
-from sanakit.train.recipes.diffusion import SanaBatch, SanaRecipe
+from sanakit.train.recipes.diffusion import DiffusionBatch, DiffusionRecipe
 from sanakit.train.recipes.diffusion_run import export_run
-from tiny_sana import FAST, TinySana, tiny_sana
+from tiny_sana import TinySana, tiny_sana
 
 CPU = torch.device("cpu")
 CAPTIONS = ("a red apple on a table", "", "A Tree", "")
@@ -27,18 +27,18 @@ def sana(tmp_path_factory: pytest.TempPathFactory) -> TinySana:
     return tiny_sana(tmp_path_factory.mktemp("sana"))
 
 
-def fixed(shift: float) -> tuple[SanaBatch, Tensor]:
+def fixed(shift: float) -> tuple[DiffusionBatch, Tensor]:
     """A batch whose second and fourth rows show the null prompt, and the places u of its levels."""
     rng = torch.Generator().manual_seed(3)
     u = torch.rand(len(CAPTIONS), generator=rng)
     x0, noise = torch.randn(2, len(CAPTIONS), 4, 3, 2, generator=rng)
-    batch = SanaBatch(x0=x0, noise=noise, level=levels_at(u, shift), captions=CAPTIONS)
+    batch = DiffusionBatch(x0=x0, noise=noise, level=levels_at(u, shift), captions=CAPTIONS)
     return batch, u
 
 
-def reference_text(recipe: SanaRecipe) -> tuple[Tensor, Tensor]:
+def reference_text(recipe: DiffusionRecipe) -> tuple[Tensor, Tensor]:
     """Captions behind the instruction; an empty text of one token, bos, where there is none."""
-    prompts = recipe.frozen.prompts
+    prompts = recipe.encoders.prompts
     llm, width = prompts.text_encoder.llm, 32
     text, mask = torch.zeros(len(CAPTIONS), width, 8), torch.zeros(len(CAPTIONS), width)
     for row, caption in enumerate(CAPTIONS):
@@ -100,15 +100,13 @@ def test_a_lora_that_begins_has_the_loss_of_its_base_to_the_bit(sana: TinySana) 
 def test_diffusers_draws_with_an_exported_lora_as_we_do(sana: TinySana, tmp_path: Path) -> None:
     pytest.importorskip("peft")
     from sanakit.train.loop import train
-    from sanakit.train.runs.run_config import RunFile, write_run
+    from sanakit.train.runs.run_config import save_run
 
     targets = 'lora_targets=["to_q","to_v","to_out.0","caption_projection.linear_1"]'
     settings = ("lora_alpha=3", targets, "peak_lr=0.3")
-    recipe, config, arguments = sana.run(*settings, lora=2)
+    recipe, config, run = sana.run(*settings, lora=2)
     train(recipe, config, tmp_path / "run", resume=False, report=lambda line: None)
-    told = {**vars(arguments), "prompts": list(arguments.prompts)}
-    file = RunFile(verb="diffusion", arguments=told, settings=[*FAST, *settings])
-    write_run(tmp_path / "run", file, resume=True)
+    save_run(run, tmp_path / "run", resume=True)
     export_run(tmp_path / "run", tmp_path / "lora")
     pipe = diffusers.SanaPipeline.from_pretrained(sana.model)
     batch, _ = fixed(1.0)

@@ -47,8 +47,8 @@ def listed(place: Path) -> list[Path]:
 
 
 def fields_of(run: Path) -> dict[str, Any]:
-    pairs = [pair.partition("=") for pair in read_run(run).settings]
-    return {key: json.loads(text) for key, _, text in pairs}
+    file = read_run(run)
+    return {**file["objective"], **file["loop"]}
 
 
 def test_an_autoencoder_of_own_shards_is_planned_with_its_buckets_and_its_judges(
@@ -77,8 +77,8 @@ def test_an_autoencoder_s_run_holds_all_it_was_told_and_goes_on_without_being_to
     given = [*OWN, "perceptual=0", "l2=0.25", "pooled=0.5"]
     train("autoencoder", "--data", "own/shards", "--out", "run", settings=given)
     file, fields = read_run("run"), fields_of(Path("run"))
-    assert file.verb == "autoencoder"
-    assert file.arguments == {"data": str(shards), "phase": "full"}
+    assert file["what"] == "autoencoder"
+    assert file["data"] == {"data": str(shards), "phase": "full"}
     assert {k: fields[k] for k in ("l1", "l2", "pooled", "perceptual", "side", "mirror")} == {
         "l1": 1.0,
         "l2": 0.25,
@@ -111,7 +111,7 @@ def test_a_phase_is_gone_on_with_from_its_folder_alone(place: Path, shards: Path
     given = [*OWN, "perceptual=0", "adversarial=0", "adversarial_delay=0"]
     told = ("--from", "first", "--phase", "refine", "--out", "run")
     train("autoencoder", *data, *told, settings=given)
-    assert read_run("run").arguments["start"] == str(place / "first")
+    assert read_run("run")["data"]["start"] == str(place / "first")
     told = train("autoencoder", "--resume", "--out", "run", settings=["total_images=6"])
     assert "resumed at 4 images" in told
     # Still the refinement: of the encoder nothing has moved.

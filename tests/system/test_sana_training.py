@@ -20,9 +20,17 @@ from sanakit.errors import ConfigError, DataError
 from sanakit.pipeline.components import load_components
 from sanakit.train.checkpoint import checkpoints, read_tensors
 from sanakit.train.loop import train
-from sanakit.train.recipes.diffusion import SanaSettings
-from sanakit.train.recipes.diffusion_run import at_resolution, components_of_run, start_components
+from sanakit.train.recipes.diffusion import DiffusionObjective
+from sanakit.train.recipes.diffusion_run import (
+    DiffusionData,
+    at_resolution,
+    begun_with_one_model,
+    components_of_run,
+    export_run,
+    start_components,
+)
 from sanakit.train.runs.log import read_log
+from sanakit.train.runs.run_config import save_run
 from tiny import TRANSFORMER
 from tiny_sana import FAST, TinySana, tiny_sana
 
@@ -189,6 +197,33 @@ def test_it_learns_and_its_model_and_its_lora_are_drawn_with(
     assert Image.open("again.png").tobytes() == pictures["run"]
 
 
+def test_a_text_encoder_learns_along_and_is_exported_with_its_instruction(
+    sana: TinySana, tmp_path: Path
+) -> None:
+    told = {"tune_text": True, "instruction": "draw this: "}
+    recipe, config, run = sana.run("total_images=8", **told)
+    folder = tmp_path / "run"
+    save_run(run, folder, resume=False)
+    train(recipe, config, folder, resume=False, report=quiet)
+    export_run(folder, tmp_path / "model")
+    exported = load_components(tmp_path / "model")
+    assert exported.defaults.instruction == ("draw this: ",)
+    texts = exported.prompts.text_encoder.llm.state_dict()
+    learnt = {f"text_encoder.{name}": value for name, value in texts.items()}
+    learnt |= {f"transformer.{k}": v for k, v in exported.transformer.state_dict().items()}
+    assert_close(learnt, learned(folder), atol=0, rtol=0)
+    before = load_components(sana.model).prompts.text_encoder.llm.state_dict()
+    assert all(not torch.equal(value, before[name]) for name, value in texts.items())
+    second = sana.recipe(start=str(folder), lora=2)
+    assert second.encoders.prompts.instruction == ("draw this: ",)
+    assert_close(second.encoders.prompts.text_encoder.llm.state_dict(), texts, atol=0, rtol=0)
+    assert begun_with_one_model(folder) is None
+    with pytest.raises(ConfigError, match="--tune-text with a LoRA"):
+        sana.run(lora=2, **told)
+    with pytest.raises(ConfigError, match="--states cached"):
+        sana.run(states="cached", instruction="")
+
+
 def test_a_loss_on_few_pictures_falls(sana: TinySana, tmp_path: Path) -> None:
     recipe, config, _ = sana.run("total_images=480", "null_chance=0")
     with torch.no_grad():
@@ -200,7 +235,7 @@ def test_a_loss_on_few_pictures_falls(sana: TinySana, tmp_path: Path) -> None:
 def test_a_run_from_scratch_begins_as_published_and_a_run_goes_on_from_it(
     sana: TinySana, tmp_path: Path
 ) -> None:
-    recipe, config, arguments = sana.run(preset="tiny")
+    recipe, config, run = sana.run(preset="tiny")
     module = recipe.module
     assert torch.equal(module.caption_norm.weight, torch.full((8,), 0.01))
     assert module.config.sample_size == 2  # of 64 px
@@ -218,20 +253,11 @@ def test_a_run_from_scratch_begins_as_published_and_a_run_goes_on_from_it(
         sana.run(preset="sana-9b")
 
     train(recipe, config, tmp_path / "first", resume=False, report=quiet)
-    _note(tmp_path / "first", arguments)
+    save_run(run, tmp_path / "first", resume=True)
     first = learned(tmp_path / "first", "average")
     assert_close(components_of_run(tmp_path / "first").transformer.state_dict(), first)
     second = sana.recipe(start=str(tmp_path / "first"), lora=2)
     assert torch.equal(second.module.proj_out.weight, first["proj_out.weight"])
-
-
-def _note(run: Path, arguments: Any) -> None:
-    from dataclasses import asdict
-
-    from sanakit.train.runs.run_config import RunFile, write_run
-
-    file = RunFile(verb="diffusion", arguments=asdict(arguments), settings=list(FAST))
-    write_run(run, file, resume=True)
 
 
 def test_the_next_stage_has_its_size_and_late_positions_and_the_weights_of_before(
@@ -239,32 +265,31 @@ def test_the_next_stage_has_its_size_and_late_positions_and_the_weights_of_befor
 ) -> None:
     parts = load_components(sana.model)
     told: list[str] = []
-    arguments = sana.run()[2]
-    large = type(arguments)(data="x", start=str(sana.model), resolution=2048)
-    started = start_components(large, SanaSettings(), report=told.append).transformer
+    large = DiffusionData(data="x", start=str(sana.model), resolution=2048)
+    started = start_components(large, DiffusionObjective(), report=told.append).transformer
     assert (started.config.sample_size, started.config.interpolation_scale) == (64, 1.0)
     assert "draws 64 px (positions None), this run goes to 2048 px (positions 1.0)" in told[0]
     assert_close(started.state_dict(), parts.transformer.state_dict(), atol=0, rtol=0)
     for side, settings, scale in (
-        (128, SanaSettings(), 2.0),
-        (32, SanaSettings(), None),
-        (64, SanaSettings(interpolation_scale="keep"), None),
-        (64, SanaSettings(interpolation_scale=None), None),
-        (16, SanaSettings(interpolation_scale=0.5), 0.5),
+        (128, DiffusionObjective(), 2.0),
+        (32, DiffusionObjective(), None),
+        (64, DiffusionObjective(interpolation_scale="keep"), None),
+        (64, DiffusionObjective(interpolation_scale=None), None),
+        (16, DiffusionObjective(interpolation_scale=0.5), 0.5),
     ):
         assert at_resolution(TRANSFORMER, side, settings).interpolation_scale == scale
     # A size counts latents, however many of them a patch holds.
     coarse = replace(TRANSFORMER, patch_size=2)
-    assert at_resolution(coarse, 8, SanaSettings()).sample_size == 8
+    assert at_resolution(coarse, 8, DiffusionObjective()).sample_size == 8
 
 
 def test_shards_that_were_built_anew_are_not_gone_on_with(tmp_path: Path) -> None:
     mine = tiny_sana(tmp_path)
-    arguments = mine.run()[2]
-    assert mine.run(index=arguments.index)[2] == arguments
+    run = mine.run()[2]
+    assert mine.run(index=run.data["index"])[2] == run
     other = tiny_sana(tmp_path / "other", {(64, 64): [6, 2]})
     with pytest.raises(DataError, match="was built anew since the run began"):
-        other.run(index=arguments.index)
+        other.run(index=run.data["index"])
 
 
 @pytest.mark.parametrize(

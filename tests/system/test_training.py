@@ -19,7 +19,7 @@ from sanakit.train import checkpoint
 from sanakit.train.checkpoint import checkpoints, read_tensors
 from sanakit.train.config import LoopConfig
 from sanakit.train.loop import train
-from sanakit.train.recipes.autoencoder import AutoencoderRecipe, AutoencoderSettings
+from sanakit.train.recipes.autoencoder import AutoencoderObjective, AutoencoderRecipe
 from sanakit.train.recipes.autoencoder_run import start_autoencoder
 from sanakit.train.sample_schedule import Share
 from tiny import AUTOENCODER
@@ -155,7 +155,7 @@ def test_shards_of_own_pictures_train_an_autoencoder_by_one_command(
 
 def refinement() -> AutoencoderRecipe:
     torch.manual_seed(0)
-    settings = AutoencoderSettings(
+    settings = AutoencoderObjective(
         phase="refine", adversarial=0.1, adversarial_delay=10, latent_noise=0.1, side=32
     )
     source, judge = TinySource(), PatchDiscriminator(4, 1)

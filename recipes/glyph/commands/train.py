@@ -7,21 +7,22 @@ from typing import Annotated, Any
 
 import typer
 
-from sanakit.cli.train_plan import DryRun, Measure, check_dry, print_plan
-from sanakit.cli.train_start import as_told, keep
+from sanakit.cli.train import (
+    DryRun,
+    Measure,
+    Out,
+    Resume,
+    Settings,
+    check_dry,
+    new_or_resumed,
+    print_plan,
+)
 from sanakit.errors import ConfigError
 
 DATA, RUNS = Path("data/glyph"), Path("runs")
 Data = Annotated[
     Path | None,
     typer.Option(help=f"Folder that `build` made. Default: {DATA}."),
-]
-Out = Annotated[Path, typer.Option("--out", "-o", help="Folder of the run: checkpoints and log.")]
-Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on from the last checkpoint, as it was begun.")
-]
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", help="Override a setting: --set batch_size=16.")
 ]
 Packages = Annotated[
     Path | None, typer.Option(help="Folder with the packages, if already downloaded.")
@@ -123,21 +124,24 @@ def lm(
 ) -> None:
     """Train the text encoder as a language model."""
     check_dry(dry_run, measure)
-    from recipes.glyph.train.language_model import language_model_run
+    from recipes.glyph.train.language_model import LANGUAGE_MODEL_LOOP, language_model_run
     from recipes.glyph.train.start import TEXT
-    from sanakit.train.config import with_overrides
     from sanakit.train.loop import train
+    from sanakit.train.runs.run_config import RunConfig, lasting, save_run
 
-    given = {"data": None if data is None else str(data), "shape": shape}
-    file = as_told("lm", given, settings or [], out, resume=resume)
-    told = {"data": str(DATA), **file.arguments}
-    run, config = language_model_run(Path(told["data"]) / TEXT, told["shape"])
-    config = with_overrides(config, list(file.settings))
+    def new_run(typed: dict[str, Any], pairs: list[str]) -> RunConfig:
+        told = {"data": str(DATA), **lasting(typed)}
+        return RunConfig(what="lm", data=told, loop=LANGUAGE_MODEL_LOOP).with_settings(pairs)
+
+    typed = {"data": None if data is None else str(data), "shape": shape}
+    resumed = out if resume else None
+    run = new_or_resumed("lm", None, new_run, typed, settings, resumed=resumed)
+    recipe = language_model_run(Path(run.data["data"]) / TEXT, run.data["shape"])
     if dry_run:
-        print_plan(run, config, measure=measure)
+        print_plan(recipe, run, measure=measure)
         return
-    keep(out, "lm", told, config, resume=resume)
-    train(run, config, out, resume=resume, report=typer.echo)
+    save_run(run, out, resume=resume)
+    train(recipe, run.loop, out, resume=resume, report=typer.echo)
 
 
 def start(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from recipes.glyph.data.backgrounds import BACKGROUNDS
 from recipes.glyph.data.pictures import GlyphPictures, compose
-from sanakit.train.recipes.autoencoder import AutoencoderSettings
+from sanakit.train.recipes.autoencoder import AutoencoderObjective
 from sanakit.train.recipes.picture_sources import AT_A_TIME, Pixels
 from sanakit.train.sample_schedule import (
     Share,
@@ -23,7 +23,7 @@ from sanakit.train.sample_schedule import (
 )
 
 WHITE_SHARE = 0.5
-GLYPH_LOSSES = AutoencoderSettings(pooled=1.0, l2=1.0)
+GLYPH_LOSSES = AutoencoderObjective(pooled=1.0, l2=1.0)
 
 
 class GlyphSource:

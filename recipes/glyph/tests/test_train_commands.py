@@ -112,7 +112,7 @@ def test_the_language_model_is_planned_without_a_trace_then_trained_and_resumed(
 
 
 def test_operations_of_a_language_model_are_those_of_its_real_forward_pass(place: Path) -> None:
-    recipe = language_model_run(place / "data" / "glyph" / "text", "tiny")[0]
+    recipe = language_model_run(place / "data" / "glyph" / "text", "tiny")
     batch = drawn(recipe, 3)
     # The counter does not know a CPU's fused attention.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:

@@ -213,7 +213,20 @@ class LanguageModelRecipe(Recipe[Batch]):
         return ids, ids != self.config.pad_token_id
 
 
-def language_model_run(text: Path, shape: str = "glyph") -> tuple[LanguageModelRecipe, LoopConfig]:
+LANGUAGE_MODEL_LOOP = LoopConfig(
+    batch_size=24,
+    total_images=36_000,
+    peak_lr=2e-3,
+    warmup_images=1_200,
+    decay_share=0.6,
+    weight_decay=0.05,
+    betas=(0.9, 0.98),
+    log_every=50,
+    evaluate_every=250,
+)
+
+
+def language_model_run(text: Path, shape: str = "glyph") -> LanguageModelRecipe:
     """The embedded model's text encoder, first as a language model; rows lie in ``text``.
 
     Raises:
@@ -228,18 +241,7 @@ def language_model_run(text: Path, shape: str = "glyph") -> tuple[LanguageModelR
     rows, held = (np.load(text / f"{name}.npy", mmap_mode="r") for name in ("rows", "held"))
     torch.manual_seed(0)
     module = Gemma2Model._from_config(glyph_lm_config(shape), attn_implementation="eager")
-    loop = LoopConfig(
-        batch_size=24,
-        total_images=36_000,
-        peak_lr=2e-3,
-        warmup_images=1_200,
-        decay_share=0.6,
-        weight_decay=0.05,
-        betas=(0.9, 0.98),
-        log_every=50,
-        evaluate_every=250,
-    )
-    return LanguageModelRecipe(module, rows, held), loop
+    return LanguageModelRecipe(module, rows, held)
 
 
 def recompute(layers: Iterable[nn.Module]) -> None:

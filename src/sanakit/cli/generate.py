@@ -409,12 +409,10 @@ def _model_behind(specs: Sequence[str]) -> str:
     for spec in specs:
         run, _ = _strength_of(spec)
         if (run / "run.json").is_file():
-            from sanakit.train.recipes.diffusion_run import told
-            from sanakit.train.runs.run_config import is_run
+            from sanakit.train.recipes.diffusion_run import begun_with_one_model
 
-            arguments = told(run)[0]
-            start = arguments.start
-            if start is None or is_run(start) or arguments.autoencoder or arguments.text_encoder:
+            start = begun_with_one_model(run)
+            if start is None:
                 raise ConfigError(
                     f"{run} did not begin with one model",
                     hint="export it whole: sanakit train export RUN --merged",

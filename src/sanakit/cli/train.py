@@ -1,16 +1,295 @@
-"""`sanakit train`: one command a stage, in the order that they depend on each other."""
+"""`sanakit train`: an autoencoder, a diffusion transformer; how a run does, and its export."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
 import typer
 
-from sanakit.cli.train_autoencoder import autoencoder
-from sanakit.cli.train_diffusion import diffusion, export
-from sanakit.cli.train_show import plot, show
+from sanakit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sanakit.train.runs.run_config import RunConfig
 
 app = typer.Typer(
     help="Train an autoencoder or a diffusion transformer; watch and export.",
     no_args_is_help=True,
 )
-for _command in (autoencoder, diffusion, export, show, plot):
-    app.command()(_command)
+RUNS = Path("runs")
+Phase = Literal["full", "latent", "decoder", "refine"]
+Storage = Literal["as-is", "int8-rows"]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder of the run: checkpoints and log.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on from the last checkpoint, as it was begun.")
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print what the run would cost; write nothing.")
+]
+Measure = Annotated[
+    bool, typer.Option("--measure/--no-measure", help="With --dry-run: time three steps.")
+]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a setting: --set batch_size=16.")
+]
+Run = Annotated[Path, typer.Argument(help="Folder of a run: --out of the training command.")]
+
+
+@app.command()
+def autoencoder(
+    data: Annotated[
+        str | None, typer.Option(help="Shards that `sanakit data build` made: SET/shards.")
+    ] = None,
+    out: Out = RUNS / "autoencoder",
+    phase: Annotated[
+        Phase | None,
+        typer.Option(
+            help="full (default); latent: what is next to the latents, at high resolution; "
+            "decoder; refine: the decoder's head, against a discriminator."
+        ),
+    ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option("--from", help="Weights to begin with: a run, glyph, a model or its folder."),
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Without --from: the shape to begin with; glyph.")
+    ] = None,
+    held: Annotated[str | None, typer.Option(help="Other shards, to measure on.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that decode. Default: none.")
+    ] = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    measure: Measure = True,
+    settings: Settings = None,
+) -> None:
+    """Train the deep-compression autoencoder; at the end OUT/vae holds it, with its scale."""
+    check_dry(dry_run, measure)
+    from sanakit.train.loop import train
+    from sanakit.train.recipes import autoencoder_run
+    from sanakit.train.recipes.autoencoder import AutoencoderObjective
+    from sanakit.train.runs.run_config import save_run
+
+    typed = {
+        "data": data,
+        "phase": phase,
+        "start": start,
+        "preset": preset,
+        "held": held,
+        "workers": workers,
+    }
+    run = new_or_resumed(
+        autoencoder_run.WHAT,
+        AutoencoderObjective,
+        autoencoder_run.new_run,
+        typed,
+        settings,
+        resumed=out if resume else None,
+    )
+    recipe = autoencoder_run.build(run)
+    if dry_run:
+        print_plan(recipe, run, frozen=recipe.frozen, shards=run.data["data"], measure=measure)
+        return
+    save_run(run, out, resume=resume)
+    if train(recipe, run.loop, out, resume=resume, report=typer.echo):
+        autoencoder_run.finish_autoencoder(recipe, out, report=typer.echo)
+
+
+@app.command()
+def diffusion(
+    data: Annotated[
+        str | None, typer.Option(help="Set that `sanakit data build` made, or shards' address.")
+    ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option("--from", help="Model to begin with: glyph, a folder, owner/name, a run."),
+    ] = None,
+    lora: Annotated[
+        int | None, typer.Option(help="Train a LoRA of this rank instead of all weights.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder of the run. Default: runs/NAME-OF-THE-SET."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on; without --out with the newest run in runs/.")
+    ] = False,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(help="Drawn on the way, to see what is learned; may be repeated."),
+    ] = None,
+    held: Annotated[str | None, typer.Option(help="Set to measure on, never trained on.")] = None,
+    states: Annotated[
+        str | None,
+        typer.Option(help="Cached latents and text: auto (if there), live, or cached (only)."),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that decode pictures.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="From scratch: shape of the transformer, sana-0.6b.")
+    ] = None,
+    autoencoder: Annotated[
+        str | None, typer.Option(help="Another autoencoder than that of --from.")
+    ] = None,
+    text_encoder: Annotated[
+        str | None, typer.Option(help="Another text encoder than that of --from: its folder.")
+    ] = None,
+    instruction: Annotated[
+        str | None,
+        typer.Option(help='What captions and prompts are read behind; "" for nothing.'),
+    ] = None,
+    tune_text: Annotated[
+        bool | None,
+        typer.Option(
+            "--tune-text/--freeze-text", help="The text encoder learns along. Default: it does not."
+        ),
+    ] = None,
+    dry_run: DryRun = False,
+    measure: Measure = True,
+    settings: Settings = None,
+) -> None:
+    """Train or fine-tune a diffusion transformer, whole or as a LoRA."""
+    check_dry(dry_run, measure)
+    from sanakit.train.loop import train
+    from sanakit.train.recipes import diffusion_run
+    from sanakit.train.recipes.diffusion import DiffusionObjective
+    from sanakit.train.runs.run_config import newest_run, read_run, save_run, speaks
+
+    typed = {
+        "data": data,
+        "start": start,
+        "preset": preset,
+        "autoencoder": autoencoder,
+        "text_encoder": text_encoder,
+        "instruction": instruction,
+        "tune_text": tune_text,
+        "lora": lora,
+        "held": held,
+        "prompts": prompt,
+        "states": states,
+        "workers": workers,
+    }
+    if resume:
+        out = out or newest_run(RUNS, diffusion_run.WHAT)
+        read_run(out)  # without it nothing is known of the run
+    run = new_or_resumed(
+        diffusion_run.WHAT,
+        DiffusionObjective,
+        diffusion_run.new_run,
+        typed,
+        settings,
+        resumed=out if resume else None,
+    )
+    out = out or RUNS / Path(run.data["data"].rstrip("/")).name
+    report = typer.echo if speaks() else lambda line: None
+    recipe, run = diffusion_run.build(run, report=report)
+    if dry_run:
+        shards = recipe.pictures.shards
+        print_plan(recipe, run, frozen=recipe.frozen, shards=shards, measure=measure)
+        return
+    save_run(run, out, resume=resume)
+    finished = train(recipe, run.loop, out, resume=resume, report=typer.echo)
+    if not finished:
+        report(f"stopped; go on: sanakit train {run.what} --resume --out {out}")
+        return
+    if run.objective.lora_rank:
+        report(f"draw: sanakit generate PROMPT --lora {out}")
+    report(f"next: sanakit train export {out} --out models/{out.resolve().name}")
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder to write. Default: models/NAME.")
+    ] = None,
+    merged: Annotated[
+        bool, typer.Option("--merged", help="Of a LoRA: the whole model with it inside.")
+    ] = False,
+    storage: Annotated[
+        Storage, typer.Option(help="as-is (fp32, every library reads it) or int8-rows (a quarter).")
+    ] = "as-is",
+) -> None:
+    """Write what a run learned: a model in the published layout, or the file of a LoRA."""
+    from sanakit.train.recipes.diffusion_run import export_run
+
+    folder = out or Path("models") / run.resolve().name
+    written = export_run(run, folder, storage=storage, merged=merged)
+    option = "--model" if written == folder else "--lora"
+    typer.echo(f"{written}: draw with `sanakit generate PROMPT {option} {folder}`")
+
+
+@app.command()
+def show(run: Run) -> None:
+    """Tell how far a run is, its losses, its checkpoints and whether they are whole."""
+    from sanakit.train.runs.summary import view_run
+
+    for line in view_run(run.expanduser()).lines():
+        typer.echo(line)
+
+
+@app.command()
+def plot(
+    run: Run,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="SVG to write. Default: RUN/curves.svg.")
+    ] = None,
+    log_x: Annotated[bool, typer.Option("--log-x", help="Images seen in powers of ten.")] = False,
+) -> None:
+    """Draw the curves of a run's log as one SVG."""
+    from sanakit.errors import DataError
+    from sanakit.files import write_atomically
+    from sanakit.train.runs.curves import curves
+    from sanakit.train.runs.log import LOG, read_log
+
+    run = run.expanduser()
+    target = out or run / "curves.svg"
+    if target.suffix.lower() != ".svg":
+        raise ConfigError(f"--out {target}: curves are drawn as SVG", hint="name it *.svg")
+    if not (run / LOG).is_file():
+        raise DataError(f"{run} holds no {LOG}", hint="name the folder of a run")
+    drawn = curves(read_log(run), title=run.resolve().name, log_x=log_x)
+    write_atomically(target, drawn.encode())
+    typer.echo(f"{target}")
+
+
+def new_or_resumed(
+    what: str,
+    objective: type | None,
+    new_run: Callable[[dict[str, Any], list[str]], RunConfig],
+    typed: dict[str, Any],
+    settings: list[str] | None,
+    *,
+    resumed: Path | None,
+) -> RunConfig:
+    """The run that was typed: a new one, or the one in ``resumed`` with what is typed now."""
+    from sanakit.train.runs.run_config import is_run, load_run
+
+    if resumed is None or not is_run(resumed):
+        return new_run(typed, settings or [])
+    return load_run(resumed, what, objective).resumed_with(typed, settings or [])
+
+
+def check_dry(dry_run: bool, measure: bool) -> None:
+    """Refuse options of ``--dry-run`` that have no meaning here."""
+    if not measure and not dry_run:
+        raise ConfigError("--no-measure is of --dry-run", hint="give both, or neither")
+    if dry_run and "WORLD_SIZE" in os.environ:
+        raise ConfigError(
+            "--dry-run measures one rank", hint="run it without torchrun: it plans many from one"
+        )
+
+
+def print_plan(
+    recipe: Any, run: RunConfig, *, measure: bool, frozen: Any = (), shards: Any = None
+) -> None:
+    """Print what a run would cost."""
+    from sanakit.train.distributed.ranks import join_ranks
+    from sanakit.train.runs.plan import plan_of
+
+    device = join_ranks(run.loop.device).device
+    plan = plan_of(recipe, run.loop, device=device, frozen=frozen, shards=shards, measure=measure)
+    for line in plan.lines():
+        typer.echo(line)

@@ -304,12 +304,10 @@ class PromptEncoder:
             raise ConfigError(f"max_sequence_length={most} must be at least 1")
         if isinstance(instruction, str):
             raise ConfigError("instruction is a list of lines, not one string", hint="wrap it: [ ]")
-        prefix = "\n".join(instruction or ())
-        # Without its last token, which the prompt's first word joins.
-        prefix_ids = self._ids([prefix])[0][:-1] if prefix else []
-        cut_away = len(prefix_ids) if prefix else 1
+        sequences, prefix_ids, cut_away = self.tokens(
+            prompts, instruction=instruction, compat=compat, clean_caption=clean_caption
+        )
         limit = cut_away + most - 1
-        sequences = self._prompt_ids(prompts, prefix, compat, clean_caption)
         parts = []
         for batch in self._batches([ids[:limit] for ids in sequences]):
             text, mask = self.cache.finished(
@@ -320,6 +318,24 @@ class PromptEncoder:
             parts.append(EncodedText(text=text, mask=mask, dropped=()))
         dropped = tuple(max(0, len(ids) - limit) for ids in sequences)
         return replace(EncodedText.joined(parts), dropped=dropped)
+
+    def tokens(
+        self,
+        prompts: Sequence[str],
+        *,
+        instruction: Sequence[str] | None,
+        compat: Compat = "diffusers",
+        clean_caption: bool = False,
+    ) -> tuple[list[list[int]], list[int], int]:
+        """Token ids of prompts behind an instruction, those of the instruction, and where it ends.
+
+        States are kept of the first token and from that place on; the instruction's ids are without
+        its last one, which the prompt's first word joins.
+        """
+        prefix = "\n".join(instruction or ())
+        prefix_ids = self._ids([prefix])[0][:-1] if prefix else []
+        sequences = self._prompt_ids(prompts, prefix, compat, clean_caption)
+        return sequences, prefix_ids, len(prefix_ids) if prefix else 1
 
     def encode_null(
         self,

@@ -20,7 +20,7 @@ SHORT_START = 10
 
 
 class EMA:
-    """An exponential moving average over images seen; an old weight counts half after ``halflife`` images.
+    """Exponential moving average over images: an old weight counts half after ``halflife`` images.
 
     Floating-point tensors are averaged in fp32 at least; all others, counters for example, are
     those of the last update. Call :meth:`update` after the optimizer's step.

@@ -6,7 +6,6 @@ It knows no model and no data: a recipe gives batches, losses and evaluations. R
 
 from __future__ import annotations
 
-import json
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -394,9 +393,6 @@ def train(
         trainer = _Trainer(recipe, config, run, ranks, report)
         if resume:
             trainer.resume()
-        if ranks.first:
-            settings = json.dumps(asdict(config), indent=2)
-            (run / "loop.json").write_text(settings + "\n", encoding="utf-8")
         return trainer.go()
     finally:
         if joined:

@@ -18,13 +18,14 @@ from sanakit.pipeline.components import load_components
 from sanakit.train.checkpoint import checkpoints, read_tensors
 from sanakit.train.config import LoopConfig
 from sanakit.train.loop import train
-from sanakit.train.recipes.autoencoder import AutoencoderRecipe, AutoencoderSettings
+from sanakit.train.recipes.autoencoder import AutoencoderObjective, AutoencoderRecipe
 from sanakit.train.recipes.autoencoder_run import (
     autoencoder_tensors,
+    build,
     finish_autoencoder,
     latent_scale,
+    new_run,
     run_autoencoder,
-    shards_autoencoder,
     start_autoencoder,
 )
 from sanakit.train.sample_schedule import Share
@@ -42,7 +43,7 @@ def source() -> TinySource:
 
 
 def trained(
-    source: TinySource, run: Path, settings: AutoencoderSettings, config: AutoencoderConfig
+    source: TinySource, run: Path, settings: AutoencoderObjective, config: AutoencoderConfig
 ) -> AutoencoderRecipe:
     torch.manual_seed(0)
     judge = PatchDiscriminator(4, 1) if settings.adversarial else None
@@ -69,7 +70,7 @@ def test_the_scale_makes_latents_of_unit_size(source: TinySource) -> None:
 def test_a_finished_run_leaves_its_averaged_weights_and_their_scale(
     source: TinySource, tmp_path: Path
 ) -> None:
-    recipe = trained(source, tmp_path / "run", AutoencoderSettings(), AUTOENCODER)
+    recipe = trained(source, tmp_path / "run", AutoencoderObjective(), AUTOENCODER)
     told: list[str] = []
     folder = finish_autoencoder(recipe, tmp_path / "run", pictures=32, report=told.append)
     assert folder == tmp_path / "run" / "vae"
@@ -94,7 +95,7 @@ def test_a_frozen_encoder_keeps_the_scale_it_came_with(
     source: TinySource, tmp_path: Path, came_with: float, stays: bool
 ) -> None:
     config = replace(AUTOENCODER, scaling_factor=came_with)
-    settings = AutoencoderSettings(phase="refine", adversarial=0.1)
+    settings = AutoencoderObjective(phase="refine", adversarial=0.1)
     recipe = trained(source, tmp_path / "run", settings, config)
     folder = finish_autoencoder(recipe, tmp_path / "run", pictures=16, report=lambda line: None)
     factor = read_config(folder, AutoencoderConfig).scaling_factor
@@ -133,7 +134,7 @@ def test_a_model_and_a_component_and_a_run_without_its_end_are_starts_too(
     whole, alone = start_autoencoder(model), start_autoencoder(model / "vae")
     assert whole.config == alone.config == AUTOENCODER
     assert_close(weights(whole), weights(alone), rtol=0, atol=0)
-    recipe = trained(source, tmp_path / "run", AutoencoderSettings(), AUTOENCODER)
+    recipe = trained(source, tmp_path / "run", AutoencoderObjective(), AUTOENCODER)
     with pytest.raises(MissingModelError, match="does not say of what shape it is"):
         start_autoencoder(tmp_path / "run")
     found = start_autoencoder(tmp_path / "run", config=AUTOENCODER)
@@ -145,14 +146,13 @@ def test_a_model_and_a_component_and_a_run_without_its_end_are_starts_too(
 
 
 def test_settings_of_losses_and_of_the_loop_are_told_apart(tmp_path: Path) -> None:
-    recipe, loop = shards_autoencoder(
-        tmp_path / "shards",
-        phase="refine",
-        start="glyph",
-        settings=["perceptual=0", "batch_size=3", "head_stages=2", "l2=0.5"],
+    run = new_run(
+        {"data": str(tmp_path / "shards"), "phase": "refine", "start": "glyph"},
+        ["perceptual=0", "batch_size=3", "head_stages=2", "l2=0.5"],
     )
-    assert (loop.batch_size, loop.betas) == (3, (0.5, 0.9))
-    assert (recipe.settings.head_stages, recipe.settings.l2) == (2, 0.5)
+    recipe = build(run)
+    assert (run.loop.batch_size, run.loop.betas) == (3, (0.5, 0.9))
+    assert (recipe.objective.head_stages, recipe.objective.l2) == (2, 0.5)
     assert recipe.discriminator is not None
     assert recipe.trained[0] == "decoder.up_blocks.1"
     used = load_components("glyph").autoencoder.config.scaling_factor
@@ -161,6 +161,12 @@ def test_settings_of_losses_and_of_the_loop_are_told_apart(tmp_path: Path) -> No
         memory_format=torch.channels_last
     )
     with pytest.raises(ConfigError, match="no setting 'perceptul'"):
-        shards_autoencoder(tmp_path, settings=["perceptul=1"])
+        new_run({"data": "x"}, ["perceptul=1"])
     with pytest.raises(ConfigError, match="no autoencoder 'glyhp'"):
-        shards_autoencoder(tmp_path, preset="glyhp")
+        new_run({"data": "x", "preset": "glyhp"})
+    with pytest.raises(ConfigError, match="--preset with --from"):
+        new_run({"data": "x", "preset": "glyph", "start": "glyph"})
+    with pytest.raises(ConfigError, match="--data is missing"):
+        new_run({})
+    with pytest.raises(ConfigError, match="--phase latent would keep weights"):
+        new_run({"data": "x", "phase": "latent"})

@@ -44,7 +44,9 @@ def logged(folder: Path, *lines: dict[str, Any], total: int = 100) -> Path:
     folder.mkdir(exist_ok=True)
     texts = [json.dumps(one) for one in lines]
     (folder / "log.jsonl").write_text("\n".join(texts) + "\n", encoding="utf-8")
-    (folder / "loop.json").write_text(json.dumps({"total_images": total, "seed": 0}), "utf-8")
+    file = {"format": 2, "what": "lm", "data": {}, "objective": {}, "loop": {"seed": 0}}
+    file["loop"]["total_images"] = total
+    (folder / "run.json").write_text(json.dumps(file), "utf-8")
     return folder
 
 
@@ -140,17 +142,21 @@ def test_a_view_is_told_in_lines(tmp_path: Path) -> None:
     assert view_run(logged(tmp_path / "run")).lines()[-2] == "saved   nothing yet"
 
 
-def test_settings_come_from_both_files_and_damaged_ones_are_said_to_be(tmp_path: Path) -> None:
-    run = logged(tmp_path / "run", total=7)
-    file = {"settings": ["total_images=1", "flow_shift=2.0", "lora_rank=0"]}
-    (run / "run.json").write_text(json.dumps(file), "utf-8")
-    view = view_run(run)
+def test_settings_come_from_the_run_s_file_or_its_last_checkpoint(
+    run: Path, tmp_path: Path
+) -> None:
+    mine = logged(tmp_path / "run", total=7)
+    file = json.loads((mine / "run.json").read_text("utf-8"))
+    file["objective"] = {"flow_shift": 2.0, "lora_rank": 0}
+    (mine / "run.json").write_text(json.dumps(file), "utf-8")
+    view = view_run(mine)
     assert view.total_images == 7
-    assert view.changed == {"total_images": 7, "flow_shift": 2.0}
-    for text in ("{", "[]", '{"settings": ["lora_rank"]}'):
-        (run / "run.json").write_text(text, "utf-8")
-        with pytest.raises(DataError, match="settings are damaged"):
-            view_run(run)
+    assert view.changed == {"flow_shift": 2.0, "total_images": 7}
+    (mine / "run.json").write_text("{", "utf-8")
+    with pytest.raises(DataError, match="damaged"):
+        view_run(mine)
+    assert not (run / "run.json").exists()
+    assert view_run(run).total_images == 24
     alone = tmp_path / "log-only"
     alone.mkdir()
     (alone / "log.jsonl").write_text(json.dumps(line(3, 1.0)) + '\n{"images": 4, "sec', "utf-8")

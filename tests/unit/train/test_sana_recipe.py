@@ -16,8 +16,8 @@ from sanakit.data.loader.loader import Loader
 from sanakit.errors import ConfigError
 from sanakit.pipeline.images import from_pixels
 from sanakit.train.recipe import Timers
-from sanakit.train.recipes.diffusion import SanaBatch, SanaRecipe
-from sanakit.train.recipes.frozen_encoders import Frozen
+from sanakit.train.recipes.diffusion import DiffusionBatch, DiffusionRecipe
+from sanakit.train.recipes.encoders import Encoders
 from sanakit.train.sample_schedule import Share, generator_of
 from tiny_sana import TinySana, tiny_sana
 
@@ -29,19 +29,19 @@ def sana(tmp_path_factory: pytest.TempPathFactory) -> TinySana:
     return tiny_sana(tmp_path_factory.mktemp("sana"))
 
 
-def drawn(recipe: SanaRecipe, count: int, **share: int) -> list[SanaBatch]:
+def drawn(recipe: DiffusionRecipe, count: int, **share: int) -> list[DiffusionBatch]:
     settings = {"seed": 0, "batch_size": 4, **share}
     return list(islice(recipe.stream(Share(**settings)), count))
 
 
-def pixels(batch: SanaBatch) -> Tensor:
+def pixels(batch: DiffusionBatch) -> Tensor:
     assert batch.pixels is not None
     return batch.pixels
 
 
 def test_batches_are_those_of_the_loader_from_where_the_run_stands(sana: TinySana) -> None:
     recipe = sana.recipe()
-    loader = Loader(sana.shards, batch_size=4, captions=recipe.settings.choice())
+    loader = Loader(sana.shards, batch_size=4, captions=recipe.objective.choice())
     wanted = list(islice(loader, 6))
     assert [batch.ids for batch in drawn(recipe, 6)] == [batch.ids for batch in wanted]
     later = drawn(recipe, 2, images_seen=16)
@@ -99,7 +99,7 @@ def test_latents_are_scaled_and_do_not_depend_on_neighbours_or_on_what_is_known(
     recipe = sana.recipe()
     batch = drawn(recipe, 1)[0]
     prepared = recipe.prepare(batch, CPU, Timers(CPU))
-    autoencoder = recipe.frozen.autoencoder
+    autoencoder = recipe.encoders.autoencoder
     image = from_pixels(pixels(batch).numpy())
     with torch.no_grad():
         raw = torch.cat([autoencoder.encode(one[None]) for one in image])
@@ -107,7 +107,7 @@ def test_latents_are_scaled_and_do_not_depend_on_neighbours_or_on_what_is_known(
     assert_close(prepared.x0, 0.5 * raw, atol=1e-6, rtol=0)
     again = recipe.prepare(batch, CPU, Timers(CPU))
     assert torch.equal(again.x0, prepared.x0)
-    forgetful = Frozen(autoencoder, recipe.frozen.prompts, latent_bytes=1)
+    forgetful = Encoders(autoencoder, recipe.encoders.prompts, latent_bytes=1)
     part = forgetful.latents(batch.ids[1:3], pixels(batch)[1:3], CPU)
     assert torch.equal(part, prepared.x0[1:3])
 
@@ -119,8 +119,8 @@ def test_a_share_of_samples_shows_the_null_prompt_and_it_is_that_of_drawing(
     captions = [caption for batch in drawn(recipe, 40) for caption in batch.captions]
     assert 0.35 < captions.count("") / len(captions) < 0.65
     assert "" not in {c for b in drawn(sana.recipe("null_chance=0"), 40) for c in b.captions}
-    text, mask = recipe.frozen.texts(["", "a red apple"], CPU)
-    null = recipe.frozen.prompts.encode([""], instruction=None)
+    text, mask = recipe.encoders.texts(["", "a red apple"], CPU)
+    null = recipe.encoders.prompts.encode([""], instruction=None)
     length = null.text.shape[1]
     assert mask.sum(dim=1).tolist()[0] == length < mask.shape[1]
     assert torch.equal(text[0, :length], null.text[0])
@@ -130,14 +130,32 @@ def test_captions_stand_behind_the_instruction_and_are_cut_at_the_most_tokens(
     sana: TinySana,
 ) -> None:
     recipe = sana.recipe("max_tokens=3")
-    prompts = recipe.frozen.prompts
-    text, mask = recipe.frozen.texts(["a red apple on a table"], CPU)
+    prompts = recipe.encoders.prompts
+    text, mask = recipe.encoders.texts(["a red apple on a table"], CPU)
     wanted = prompts.encode(
         ["a red apple on a table"], instruction=prompts.instruction, max_sequence_length=3
     )
     assert text.shape[1] == 3
     assert torch.equal(text, wanted.text)
     assert torch.equal(mask, wanted.mask)
+
+
+def test_a_text_encoder_that_learns_along_reads_captions_as_one_that_does_not(
+    sana: TinySana,
+) -> None:
+    recipe = sana.recipe("max_tokens=4", tune_text=True, instruction="draw this: ")
+    assert recipe.llm is not None
+    captions = ["a red apple on a table", "", "a tree"]
+    wanted, mask = recipe.encoders.texts(captions, CPU)
+    found, found_mask = recipe.encoders.texts_with_gradient(recipe.llm, captions, CPU)
+    assert torch.equal(found_mask, mask)
+    assert_close(found * mask[..., None], wanted, atol=1e-5, rtol=1e-4)
+    plain = sana.recipe("max_tokens=4").encoders.texts(captions, CPU)[0]
+    assert not torch.equal(wanted[0], plain[0])  # by the instruction
+    assert_close(wanted[1], plain[1], atol=1e-5, rtol=1e-4)  # which the null prompt has not
+    recipe.loss(recipe.prepare(drawn(recipe, 1)[0], CPU, Timers(CPU)))["loss"].backward()
+    assert all(weight.grad is not None for weight in recipe.llm.parameters())
+    assert recipe.frozen == [recipe.encoders.autoencoder]
 
 
 def test_without_pictures_kept_aside_the_measure_says_that_they_were_seen(sana: TinySana) -> None:
@@ -188,7 +206,7 @@ def test_the_grid_has_a_row_for_each_prompt_and_shows_what_pictures_are_drawn_wi
 
 
 def test_without_prompts_the_grid_shows_captions_of_the_set(sana: TinySana) -> None:
-    prompts = sana.run()[2].prompts
+    prompts = sana.run()[2].data["prompts"]
     assert len(prompts) == 3
     assert all(" by " in prompt for prompt in prompts)
 

@@ -20,8 +20,8 @@ from sanakit.nn.resample import Downsample, Upsample
 from sanakit.train.recipes import autoencoder
 from sanakit.train.recipes.autoencoder import (
     AutoencoderBatch,
+    AutoencoderObjective,
     AutoencoderRecipe,
-    AutoencoderSettings,
     hinge_of_discriminator,
     hinge_of_judged,
     psnr,
@@ -32,7 +32,7 @@ from tiny import AUTOENCODER
 from tiny_autoencoder import TinySource, recipe_of
 from tiny_recipe import drawn
 
-ALL_LOSSES = AutoencoderSettings(
+ALL_LOSSES = AutoencoderObjective(
     pooled=0.7, l2=0.3, perceptual=0.5, perceptual_side=24, adversarial=0.4, equivariance=0.2
 )
 
@@ -66,12 +66,12 @@ def test_half_of_the_pictures_are_mirrored_and_all_as_the_source_gives_them(
     mirrored = [torch.equal(one, o.flip(-1)) for one, o in zip(batch, given, strict=True)]
     assert all(a != b for a, b in zip(plain, mirrored, strict=True))
     assert 20 <= sum(mirrored) <= 44
-    unmirrored = recipe_of(source, AutoencoderSettings(mirror=False))
+    unmirrored = recipe_of(source, AutoencoderObjective(mirror=False))
     assert_close(drawn(unmirrored, 64).image, given)
 
 
 def test_larger_pictures_are_cut_at_a_place_of_their_own(source: TinySource) -> None:
-    recipe = recipe_of(source, AutoencoderSettings(side=32, mirror=False))
+    recipe = recipe_of(source, AutoencoderObjective(side=32, mirror=False))
     given = next(source.batches(Share(seed=0, batch_size=16)))
     cut = drawn(recipe, 16).image
     assert cut.shape == (16, 3, 32, 32)
@@ -85,7 +85,7 @@ def test_larger_pictures_are_cut_at_a_place_of_their_own(source: TinySource) -> 
     ramp = torch.arange(25.0).view(1, 1, 5, 5)
     assert squares(ramp, torch.tensor([[0.99, 0.0]]), 2)[0, 0, 0].tolist() == [15.0, 16.0]
     with pytest.raises(ConfigError, match="side=65, and a picture has 64 x 64 px"):
-        drawn(recipe_of(source, AutoencoderSettings(side=65)), 1)
+        drawn(recipe_of(source, AutoencoderObjective(side=65)), 1)
 
 
 def test_a_batch_is_a_function_of_seed_and_numbers_whatever_the_parts(source: TinySource) -> None:
@@ -176,7 +176,7 @@ def test_autoencoder_and_discriminator_have_gradients_of_their_own_losses(
     hinge_of_discriminator(recipe.discriminator, batch.image, made).mean().backward()
     judge = {f"discriminator.{n}": p.grad for n, p in recipe.discriminator.named_parameters()}
     assert_close({n: g for n, g in found.items() if n in judge}, judge)
-    recipe.settings = replace(recipe.settings, adversarial=1e-9)
+    recipe.objective = replace(recipe.objective, adversarial=1e-9)
     quiet = gradients(recipe, batch)
     moved = [n for n in found if not torch.allclose(found[n], quiet[n], rtol=0.1)]
     assert any(n.startswith("autoencoder.encoder") for n in moved)
@@ -184,7 +184,7 @@ def test_autoencoder_and_discriminator_have_gradients_of_their_own_losses(
 
 
 def test_a_balanced_judge_is_as_loud_as_the_other_losses(source: TinySource) -> None:
-    settings = AutoencoderSettings(adversarial=1.0, adversarial_balance=True)
+    settings = AutoencoderObjective(adversarial=1.0, adversarial_balance=True)
     recipe = recipe_of(source, settings)
     batch = drawn(recipe, 2)
     last = "autoencoder.decoder.conv_out.conv.weight"
@@ -197,7 +197,7 @@ def test_a_balanced_judge_is_as_loud_as_the_other_losses(source: TinySource) -> 
 def test_a_decoder_meets_latents_with_up_to_so_much_noise(
     source: TinySource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = recipe_of(source, AutoencoderSettings(phase="decoder", latent_noise=0.5))
+    recipe = recipe_of(source, AutoencoderObjective(phase="decoder", latent_noise=0.5))
     met: list[Tensor] = []
     decode = recipe.autoencoder.decode
     monkeypatch.setattr(recipe.autoencoder, "decode", lambda z: (met.append(z), decode(z))[1])
@@ -228,16 +228,16 @@ def test_a_decoder_meets_latents_with_up_to_so_much_noise(
 )
 def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        AutoencoderSettings(**settings)
+        AutoencoderObjective(**settings)
 
 
 def test_a_loss_and_its_network_come_together(source: TinySource) -> None:
     module = Autoencoder(AUTOENCODER)
     with pytest.raises(ConfigError, match=r"perceptual=1\.0, and its network is not there"):
-        AutoencoderRecipe(module, source, AutoencoderSettings(perceptual=1.0))
+        AutoencoderRecipe(module, source, AutoencoderObjective(perceptual=1.0))
     with pytest.raises(ConfigError, match=r"adversarial=0\.0, and its network is there"):
         AutoencoderRecipe(module, source, discriminator=PatchDiscriminator(4))
-    odd = recipe_of(source, AutoencoderSettings(equivariance=1.0, side=32))
+    odd = recipe_of(source, AutoencoderObjective(equivariance=1.0, side=32))
     with pytest.raises(ConfigError, match="a latent of 1 x 1 has no half"):
         odd.loss(drawn(odd, 1))
 
@@ -275,7 +275,7 @@ def test_measures_of_pictures_that_were_trained_on_are_called_so(
 
 
 def test_the_grid_is_held_pictures_above_reconstructions(source: TinySource) -> None:
-    recipe = recipe_of(source, AutoencoderSettings(side=32))
+    recipe = recipe_of(source, AutoencoderObjective(side=32))
     with torch.no_grad():
         grid = recipe.validation_grid(recipe.module)
     assert grid.shape == (64, 64, 3)

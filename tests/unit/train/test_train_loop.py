@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -211,7 +211,6 @@ def test_the_log_has_means_and_evaluations_at_their_steps(tmp_path: Path) -> Non
     one = replace(CONFIG, total_images=4, log_every=1)
     train(TinyRecipe(), one, short, resume=False, report=quiet)
     assert log_lines(short)[0]["loss"] == pytest.approx(float(first), abs=1e-5)
-    assert json.loads((short / "loop.json").read_text()) == {**asdict(one), "betas": [0.9, 0.99]}
 
 
 def spoil(recipe: TinyRecipe, when: list[int]) -> None:

@@ -76,7 +76,7 @@ FROZEN_ENCODER = ("decoder", "refine")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class AutoencoderSettings:
+class AutoencoderObjective:
     """What an autoencoder minimises, and on what. Weights of losses may be 0."""
 
     phase: Phase = "full"
@@ -143,28 +143,28 @@ class AutoencoderSettings:
 class Published:
     """The published hyper-parameters of a phase; what they leave open is ours."""
 
-    settings: AutoencoderSettings
+    objective: AutoencoderObjective
     loop: Mapping[str, Any]
 
 
 PUBLISHED: Mapping[Phase, Published] = MappingProxyType(
     {
         "full": Published(
-            settings=AutoencoderSettings(phase="full", perceptual=1.0, side=256),
+            objective=AutoencoderObjective(phase="full", perceptual=1.0, side=256),
             loop={"peak_lr": 6.4e-5, "weight_decay": 0.1, "betas": (0.9, 0.999)},
         ),
         "latent": Published(
-            settings=AutoencoderSettings(phase="latent", perceptual=1.0),
+            objective=AutoencoderObjective(phase="latent", perceptual=1.0),
             loop={"peak_lr": 1.6e-5, "weight_decay": 0.001, "betas": (0.9, 0.999)},
         ),
         # Not a phase of the paper: the whole decoder, as the last one, without a discriminator.
         "decoder": Published(
-            settings=AutoencoderSettings(phase="decoder", perceptual=1.0, side=256),
+            objective=AutoencoderObjective(phase="decoder", perceptual=1.0, side=256),
             loop={"peak_lr": 5.4e-5, "weight_decay": 0.0, "betas": (0.9, 0.999)},
         ),
         # Published are rate and betas; weight of the loss and decay are not.
         "refine": Published(
-            settings=AutoencoderSettings(
+            objective=AutoencoderObjective(
                 phase="refine", perceptual=1.0, adversarial=0.1, side=256, adversarial_delay=10_000
             ),
             loop={"peak_lr": 5.4e-5, "weight_decay": 0.0, "betas": (0.5, 0.9)},
@@ -173,17 +173,17 @@ PUBLISHED: Mapping[Phase, Published] = MappingProxyType(
 )
 
 
-def trained_parts(config: AutoencoderConfig, settings: AutoencoderSettings) -> list[str]:
+def trained_parts(config: AutoencoderConfig, objective: AutoencoderObjective) -> list[str]:
     """The modules that a phase trains, by their published names; all others are frozen.
 
     Raises:
         ConfigError: more ``head_stages`` than the autoencoder has stages with blocks.
     """
-    if settings.phase == "full":
+    if objective.phase == "full":
         return ["encoder", "decoder"]
-    if settings.phase == "decoder":
+    if objective.phase == "decoder":
         return ["decoder"]
-    count = settings.head_stages
+    count = objective.head_stages
     stages = {
         side: [i for i, layers in enumerate(getattr(config, f"{side}_layers_per_block")) if layers]
         for side in ("encoder", "decoder")
@@ -191,7 +191,7 @@ def trained_parts(config: AutoencoderConfig, settings: AutoencoderSettings) -> l
     fewest = min(len(numbers) for numbers in stages.values())
     if count > fewest:
         raise ConfigError(f"head_stages={count}, and there are {fewest} stages with blocks")
-    if settings.phase == "latent":
+    if objective.phase == "latent":
         return [
             *(f"encoder.down_blocks.{i}" for i in stages["encoder"][-count:]),
             "encoder.conv_out",
@@ -241,7 +241,7 @@ class AutoencoderBatch(NamedTuple):
 
 
 class AutoencoderRecipe(Recipe[AutoencoderBatch]):
-    """Reconstruction by the losses of ``settings``; all randomness is the batch's.
+    """Reconstruction by the losses of ``objective``; all randomness is the batch's.
 
     ``module`` is the autoencoder; where there is a discriminator, a `ModuleDict` of both.
     """
@@ -250,7 +250,7 @@ class AutoencoderRecipe(Recipe[AutoencoderBatch]):
         self,
         autoencoder: Autoencoder,
         source: PictureSource,
-        settings: AutoencoderSettings | None = None,
+        objective: AutoencoderObjective | None = None,
         *,
         perceptual: PerceptualNetwork | None = None,
         discriminator: PatchDiscriminator | None = None,
@@ -260,9 +260,9 @@ class AutoencoderRecipe(Recipe[AutoencoderBatch]):
         Raises:
             ConfigError: a loss without its network, or a network without its loss.
         """
-        self.settings = settings = settings or AutoencoderSettings()
+        self.objective = objective = objective or AutoencoderObjective()
         for name, network in (("perceptual", perceptual), ("adversarial", discriminator)):
-            weight = getattr(settings, name)
+            weight = getattr(objective, name)
             if (weight > 0) != (network is not None):
                 raise ConfigError(
                     f"{name}={weight}, and its network is {'' if network else 'not '}there"
@@ -276,28 +276,28 @@ class AutoencoderRecipe(Recipe[AutoencoderBatch]):
             self.module = nn.ModuleDict(
                 {"autoencoder": autoencoder, "discriminator": discriminator}
             )
-        self.trained = trained_parts(autoencoder.config, settings)
+        self.trained = trained_parts(autoencoder.config, objective)
         self.fixed_norms = freeze_but(autoencoder, self.trained)
         self._seen = SeenShapes(self._operations)
 
     def stream(self, share: Share) -> Iterator[AutoencoderBatch]:
-        """Pictures of the source, cut and mirrored as the settings say."""
-        settings, factor = self.settings, self.autoencoder.config.spatial_factor
+        """Pictures of the source, cut and mirrored as the objective says."""
+        objective, factor = self.objective, self.autoencoder.config.spatial_factor
         for span, pixels in zip(share.spans(), self.source.batches(share), strict=False):
             generators = [generator_of(share.seed + _ANOTHER, k) for k in span]
             uniform = uniform_of(generators, 6)
-            if settings.side is not None:
-                pixels = squares(pixels, uniform[:, :2], settings.side)
-            if settings.mirror:
+            if objective.side is not None:
+                pixels = squares(pixels, uniform[:, :2], objective.side)
+            if objective.mirror:
                 mirrored = uniform[:, 2].view(-1, 1, 1, 1) < 0.5
                 pixels = torch.where(mirrored, pixels.flip(-1), pixels)
             noise = None
-            if settings.latent_noise:
+            if objective.latent_noise:
                 shape = self.autoencoder.config.latent_channels, *_over(pixels, factor)
-                shares_of_it = settings.latent_noise * uniform[:, 3].view(-1, 1, 1, 1)
+                shares_of_it = objective.latent_noise * uniform[:, 3].view(-1, 1, 1, 1)
                 noise = shares_of_it * normal_of(generators, *shape)
-            grown = torch.arange(span.start, span.stop) / max(1, settings.adversarial_delay)
-            heard = grown.clamp_max(1) if settings.adversarial_delay else torch.ones(len(span))
+            grown = torch.arange(span.start, span.stop) / max(1, objective.adversarial_delay)
+            heard = grown.clamp_max(1) if objective.adversarial_delay else torch.ones(len(span))
             yield AutoencoderBatch(pixels, uniform[:, 4:], heard, noise)
 
     def prepare(
@@ -314,7 +314,7 @@ class AutoencoderRecipe(Recipe[AutoencoderBatch]):
         """All losses by name; ``loss`` is their weighted sum, with that of the discriminator."""
         for norm in self.fixed_norms:
             norm.eval()
-        settings, image = self.settings, batch.image
+        objective, image = self.objective, batch.image
         self._seen.add(len(image), image.shape[1:])
         latent = self.autoencoder.encode(image)
         noisy = latent
@@ -324,18 +324,18 @@ class AutoencoderRecipe(Recipe[AutoencoderBatch]):
             noisy = latent + rms * batch.noise
         restored = self.autoencoder.decode(noisy).float()
         terms = {"l1": F.l1_loss(restored, image), "l2": F.mse_loss(restored, image)}
-        if settings.pooled:
+        if objective.pooled:
             terms["pooled"] = F.l1_loss(F.avg_pool2d(restored, 4), F.avg_pool2d(image, 4))
         if self.perceptual is not None:
             terms["perceptual"] = self._perceived(self.perceptual, restored, batch)
-        if settings.equivariance:
+        if objective.equivariance:
             terms["equivariance"] = self._inequivariance(latent, image)
-        total = torch.stack([getattr(settings, name) * v for name, v in terms.items()]).sum()
+        total = torch.stack([getattr(objective, name) * v for name, v in terms.items()]).sum()
         if self.discriminator is not None:
             scores = hinge_of_judged(judged(self.discriminator, restored))
             terms["adversarial"] = scores.mean()
-            weight = torch.tensor(settings.adversarial)
-            if settings.adversarial_balance:
+            weight = torch.tensor(objective.adversarial)
+            if objective.adversarial_balance:
                 weight = weight * balance(total, terms["adversarial"], self._last_weight())
             of_both = hinge_of_discriminator(self.discriminator, image, restored).mean()
             terms["discriminator"] = of_both
@@ -398,20 +398,25 @@ class AutoencoderRecipe(Recipe[AutoencoderBatch]):
         """Of encoding and decoding, without judges, at the sizes that :meth:`loss` has seen."""
         return self._seen.mean()
 
+    @property
+    def frozen(self) -> list[nn.Module]:
+        """The networks beside ``module``."""
+        return [] if self.perceptual is None else [self.perceptual]
+
     def _operations(self, shapes: Shapes) -> float:
         config = self.autoencoder.config
         return counted(lambda: Autoencoder(config)(torch.zeros(1, *shapes[0])))
 
     def _held(self) -> Iterator[Pixels]:
-        side = self.settings.side
-        for pixels in self.source.held(self.settings.held):
+        side = self.objective.side
+        for pixels in self.source.held(self.objective.held):
             middle = torch.full((len(pixels), 2), 0.5)
             yield pixels if side is None else squares(pixels, middle, side)
 
     def _perceived(
         self, network: PerceptualNetwork, restored: Image, batch: AutoencoderBatch
     ) -> Tensor:
-        side, image = self.settings.perceptual_side, batch.image
+        side, image = self.objective.perceptual_side, batch.image
         if side is not None and side < min(image.shape[-2:]):
             restored, image = (squares(x, batch.place, side) for x in (restored, image))
         return network(restored, image).mean()

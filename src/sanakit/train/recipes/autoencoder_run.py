@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import fields, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +16,12 @@ from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.config import AUTOENCODERS, AutoencoderConfig
 from sanakit.models.discriminator import PatchDiscriminator
 from sanakit.train.checkpoint import checkpoints, newest_valid, read_tensors
-from sanakit.train.config import LoopConfig, with_overrides
+from sanakit.train.config import LoopConfig
 from sanakit.train.distributed.ranks import Ranks
 from sanakit.train.recipes.autoencoder import (
     FROZEN_ENCODER,
     PUBLISHED,
     AutoencoderRecipe,
-    AutoencoderSettings,
     Phase,
 )
 from sanakit.train.recipes.picture_sources import (
@@ -32,6 +30,7 @@ from sanakit.train.recipes.picture_sources import (
     as_image,
     open_shards,
 )
+from sanakit.train.runs.run_config import RunConfig, lasting, speaks
 from sanakit.train.sample_schedule import Share
 from sanakit.weights.catalog import find_checkpoint
 from sanakit.weights.layout import CONFIG, stored_variant
@@ -45,6 +44,7 @@ from sanakit.weights.store import (
     write_weights,
 )
 
+WHAT = "autoencoder"
 VAE = "vae"
 """The folder in a run, or in a model, that holds an autoencoder in the published layout."""
 _INSIDE = "autoencoder."
@@ -154,12 +154,12 @@ def finish_autoencoder(
     Raises:
         MissingModelError: there is no checkpoint. DataError: a scale that is none; a full disk.
     """
-    if int(os.environ.get("RANK", 0)):
+    if not speaks():
         return run / VAE
     config = recipe.autoencoder.config
     autoencoder = run_autoencoder(run, config)
     factor = config.scaling_factor
-    if recipe.settings.phase not in FROZEN_ENCODER or factor == 1:
+    if recipe.objective.phase not in FROZEN_ENCODER or factor == 1:
         batches = recipe.stream(Share(seed=0, batch_size=min(_BATCH, pictures)))
         some = islice(batches, max(1, pictures // _BATCH))
         device = next(recipe.autoencoder.parameters()).device
@@ -172,33 +172,44 @@ def finish_autoencoder(
     return folder
 
 
-M = TypeVar("M", bound=nn.Module)
-AutoencoderRun = tuple[AutoencoderRecipe, LoopConfig]
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderData:
+    """The arguments of a run."""
+
+    data: str
+    """A folder of shards, or its address."""
+    phase: Phase = "full"
+    start: str | None = None
+    """Weights to begin with, as `start_autoencoder` takes them."""
+    preset: str | None = None
+    """Without ``start``: the shape of one that begins at random."""
+    held: str | None = None
+    """Shards of pictures to measure on."""
+    workers: int = 0
 
 
-def shards_autoencoder(
-    shards: str | Path,
-    *,
-    phase: Phase = "full",
-    preset: str = "glyph",
-    start: str | Path | None = None,
-    held: str | Path | None = None,
-    workers: int = 0,
-    settings: Sequence[str] = (),
-) -> AutoencoderRun:
-    """An autoencoder of one's own pictures, by the published hyper-parameters of a phase.
+def new_run(typed: Mapping[str, Any], pairs: Sequence[str] = ()) -> RunConfig:
+    """A run on shards by the published hyper-parameters of a phase.
 
-    ``preset`` names the shape of one that begins at random, ``start`` the weights to begin with;
-    ``held`` are shards of pictures to measure on.
+    ``typed`` are arguments by name, None for those not given; ``pairs`` are ``key=value`` settings.
 
     Raises:
-        ConfigError: an unknown preset.
+        ConfigError: an unknown preset; arguments or settings that do not go together.
     """
-    if preset not in AUTOENCODERS:
+    given = {"phase": "full", **lasting(typed)}
+    if given.get("data") is None:
         raise ConfigError(
-            f"no autoencoder {preset!r}", hint=f"there are: {', '.join(AUTOENCODERS)}"
+            "--data is missing", hint="sanakit data build my-pictures --out SET; --data SET/shards"
         )
-    published = PUBLISHED[phase]
+    data = AutoencoderData(**given)
+    check_phase(data.phase, data.start)
+    if data.preset is not None and data.start is not None:
+        raise ConfigError("--preset with --from", hint="weights come with their own shape")
+    if data.preset is not None and data.preset not in AUTOENCODERS:
+        raise ConfigError(
+            f"no autoencoder {data.preset!r}", hint=f"there are: {', '.join(AUTOENCODERS)}"
+        )
+    published = PUBLISHED[data.phase]
     loop = LoopConfig(
         batch_size=12,  # that of the paper's figures of memory
         total_images=2_000_000,
@@ -206,36 +217,53 @@ def shards_autoencoder(
         schedule="constant",
         **published.loop,
     )
-    source = open_shards(shards, held=held, workers=workers)
-    losses = published.settings
-    return put_together(source, losses, loop, start, AUTOENCODERS[preset], settings)
+    run = RunConfig(what=WHAT, data=given, objective=published.objective, loop=loop)
+    return run.with_settings(pairs)
+
+
+def check_phase(phase: Phase, start: str | None) -> None:
+    """Refuse a phase that would keep weights of no training.
+
+    Raises:
+        ConfigError: it trains a part, and there is nothing to begin with.
+    """
+    if phase != "full" and start is None:
+        raise ConfigError(
+            f"--phase {phase} would keep weights that were never trained",
+            hint="name what to begin with: --from glyph, or --from runs/autoencoder",
+        )
+
+
+def build(run: RunConfig) -> AutoencoderRecipe:
+    """Load and put together what `new_run` gave.
+
+    Raises:
+        MissingModelError, WeightsError: as `start_autoencoder`.
+    """
+    data = AutoencoderData(**run.data)
+    source = open_shards(data.data, held=data.held, workers=data.workers)
+    return put_together(source, run, AUTOENCODERS[data.preset or "glyph"])
 
 
 def put_together(
-    source: PictureSource,
-    losses: AutoencoderSettings,
-    loop: LoopConfig,
-    start: str | Path | None,
-    config: AutoencoderConfig,
-    settings: Sequence[str],
-) -> AutoencoderRun:
-    """A run of its parts; ``settings`` that are not of the losses are of the loop."""
-    of_losses = {field.name for field in fields(AutoencoderSettings)}
-    mine = [pair for pair in settings if pair.partition("=")[0] in of_losses]
-    losses = with_overrides(losses, mine)
-    loop = with_overrides(loop, [pair for pair in settings if pair not in mine])
-    torch.manual_seed(loop.seed)
-    discriminator = PatchDiscriminator() if losses.adversarial else None
-    perceptual = load_perceptual() if losses.perceptual else None
+    source: PictureSource, run: RunConfig, config: AutoencoderConfig
+) -> AutoencoderRecipe:
+    """The recipe of a run on pictures; ``config`` is the shape of one that begins at random."""
+    torch.manual_seed(run.loop.seed)
+    objective, start = run.objective, run.data.get("start")
+    discriminator = PatchDiscriminator() if objective.adversarial else None
+    perceptual = load_perceptual() if objective.perceptual else None
     module = Autoencoder(config) if start is None else start_autoencoder(start, config=config)
-    recipe = AutoencoderRecipe(
+    return AutoencoderRecipe(
         channels_last(module),
         source,
-        losses,
+        objective,
         perceptual=perceptual,
         discriminator=discriminator,
     )
-    return recipe, loop
+
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def channels_last(module: M) -> M:

@@ -7,7 +7,7 @@ timesteps; the null prompt is the text encoder's own from the first step, with i
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Literal
 
@@ -30,12 +30,12 @@ from sanakit.pipeline.decoder import decode_pixels
 from sanakit.pipeline.images import Pixels
 from sanakit.pipeline.pipeline import seeded_noise
 from sanakit.shapes import Latent, PerSample, Text, TextMask
-from sanakit.train.config import LoopConfig, with_overrides
+from sanakit.train.config import LoopConfig
 from sanakit.train.mfu import SeenShapes, Shapes, counted
 from sanakit.train.recipe import Recipe, Timers
-from sanakit.train.recipes.frozen_encoders import Frozen
+from sanakit.train.recipes.encoders import Encoders
 from sanakit.train.recipes.lora import USUAL_TARGETS
-from sanakit.train.recipes.shard_dataset import OwnPictures
+from sanakit.train.recipes.shard_dataset import ShardDataset
 from sanakit.train.sample_schedule import Share, generator_of, normal_of, uniform_of
 
 
@@ -92,7 +92,7 @@ Levels = Literal["logit-normal", "uniform"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SanaSettings:
+class DiffusionObjective:
     """The loss, the captions, and what is trained. Defaults are the published recipe's."""
 
     flow_shift: float | None = None
@@ -136,8 +136,9 @@ class SanaSettings:
         if self.lora_rank < 0:
             raise ConfigError(f"lora_rank={self.lora_rank} must be at least 0")
         if not self.lora_rank:
-            for name in ("lora_alpha", "lora_targets", "base_dtype"):
-                if getattr(self, name) != SANA_DEFAULTS[name]:
+            usual = {"lora_alpha": None, "lora_targets": USUAL_TARGETS, "base_dtype": "float32"}
+            for name, value in usual.items():
+                if getattr(self, name) != value:
                     raise ConfigError(
                         f"{name} has no meaning where all weights are trained",
                         hint="train a LoRA: --lora 16",
@@ -156,36 +157,6 @@ class SanaSettings:
             threshold=self.caption_threshold,
             null_chance=self.null_chance if null else 0.0,
         )
-
-
-SANA_DEFAULTS = {"lora_alpha": None, "lora_targets": USUAL_TARGETS, "base_dtype": "float32"}
-NAMES = {field.name for field in fields(SanaSettings)}
-
-
-def split_settings(pairs: Sequence[str]) -> tuple[list[str], list[str]]:
-    """``key=value`` texts for `SanaSettings`, and all others, which are the loop's.
-
-    Raises:
-        ConfigError: a key that neither knows.
-    """
-    loop = {field.name for field in fields(LoopConfig)}
-    for pair in pairs:
-        key = pair.partition("=")[0]
-        if key not in NAMES | loop:
-            known = ", ".join([*sorted(NAMES), *sorted(loop)])
-            raise ConfigError(f"--set {pair}: no setting {key!r}", hint=f"known: {known}")
-    mine = [pair for pair in pairs if pair.partition("=")[0] in NAMES]
-    return mine, [pair for pair in pairs if pair not in mine]
-
-
-def sana_settings(pairs: Sequence[str], *, lora: int | None = None) -> SanaSettings:
-    """Settings from ``key=value`` texts; ``lora`` is a rank.
-
-    Raises:
-        ConfigError: as `with_overrides`, or a value that breaks a rule.
-    """
-    ranked = [] if lora is None else [f"lora_rank={lora}"]
-    return with_overrides(SanaSettings(), [*ranked, *pairs])
 
 
 def usual_loop(*, width: int, lora: bool, scratch: bool) -> LoopConfig:
@@ -234,7 +205,7 @@ SEEDS = (0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SanaBatch:
+class DiffusionBatch:
     """Pictures and captions of one size, and where on the path they are seen.
 
     As drawn it has ``pixels``, uint8 ``b H W 3``, and ``captions``, or what was computed of them in
@@ -251,36 +222,43 @@ class SanaBatch:
     mask: TextMask | None = None
 
 
-class SanaRecipe(Recipe[SanaBatch]):
+class DiffusionRecipe(Recipe[DiffusionBatch]):
     """Velocity regression on latents; ``module`` is the transformer, whose weights or LoRA learn.
+
+    With ``tune_text`` the text encoder learns along, and ``module`` is a `ModuleDict` of both.
 
     ``held`` are pictures to measure on; without them some that are trained on are taken, and the
     measure is called ``seen_loss``. ``prompts`` are what the validation grid is drawn from.
     """
 
-    module: LinearDiT
-
     def __init__(
         self,
-        module: LinearDiT,
-        frozen: Frozen,
+        transformer: LinearDiT,
+        encoders: Encoders,
         defaults: GenerationDefaults,
-        pictures: OwnPictures,
-        settings: SanaSettings,
+        pictures: ShardDataset,
+        objective: DiffusionObjective,
         *,
-        held: OwnPictures | None = None,
+        held: ShardDataset | None = None,
         prompts: Sequence[str] = (),
+        tune_text: bool = False,
     ) -> None:
-        self.module, self.frozen, self.defaults = module, frozen, defaults
-        self.pictures, self.held, self.settings = pictures, held, settings
+        self.transformer, self.encoders, self.defaults = transformer, encoders, defaults
+        self.module: nn.Module = transformer
+        llm = encoders.prompts.text_encoder.llm
+        self.llm = llm if tune_text else None
+        if tune_text:
+            self.module = nn.ModuleDict({"transformer": transformer, "text_encoder": llm})
+            llm.requires_grad_(True)
+        self.pictures, self.held, self.objective = pictures, held, objective
         self.prompts = tuple(prompts)
-        shift = settings.flow_shift
+        shift = objective.flow_shift
         self.flow_shift = defaults.scheduler.flow_shift if shift is None else shift
         self.bins = LossBins()
-        self._measured: list[SanaBatch] = []
+        self._measured: list[DiffusionBatch] = []
         self._seen = SeenShapes(self._operations)
 
-    def stream(self, share: Share) -> Iterator[SanaBatch]:
+    def stream(self, share: Share) -> Iterator[DiffusionBatch]:
         """A rank's part of each batch of the loader, in parts, with noise by sample number."""
         spans = share.spans()
         for batch in self.pictures.batches(share):
@@ -291,30 +269,30 @@ class SanaRecipe(Recipe[SanaBatch]):
                 noise = normal_of(generators, *self._latent_shape(batch))
                 yield _drawn(batch, rows, noise, level)
 
-    def prepare(self, batch: SanaBatch, device: torch.device, timers: Timers) -> SanaBatch:
+    def prepare(
+        self, batch: DiffusionBatch, device: torch.device, timers: Timers
+    ) -> DiffusionBatch:
         """Bring it to the device, with latents and text states, computed or read."""
         x0, text, mask = batch.x0, batch.text, batch.mask
         if x0 is None:
             assert batch.pixels is not None
             with timers("autoencoder"):
-                x0 = self.frozen.latents(batch.ids, batch.pixels, device)
-        if text is None or mask is None:
+                x0 = self.encoders.latents(batch.ids, batch.pixels, device)
+        if (text is None or mask is None) and self.llm is None:
             with timers("text"):
-                text, mask = self.frozen.texts(batch.captions, device)
-        return SanaBatch(
+                text, mask = self.encoders.texts(batch.captions, device)
+        return DiffusionBatch(
+            captions=batch.captions,
             noise=batch.noise.to(device),
             level=NoiseLevel(*(part.to(device) for part in batch.level)),
             x0=x0.to(device).float(),
-            text=text.to(device).float(),
-            mask=mask.to(device),
+            text=None if text is None else text.to(device).float(),
+            mask=None if mask is None else mask.to(device),
         )
 
-    def loss(self, batch: SanaBatch) -> dict[str, Tensor]:
+    def loss(self, batch: DiffusionBatch) -> dict[str, Tensor]:
         """Mean squared velocity error; by noise level too, see :meth:`log_extras`."""
-        assert batch.x0 is not None
-        assert batch.text is not None
-        self._seen.add(len(batch.x0), batch.x0.shape[1:], batch.text.shape[1:])
-        errors = self._errors(self.module, batch)
+        errors = self._errors(self.module, batch, seen=True)
         self.bins.add(errors.detach(), batch.level.sigma)
         return {"loss": errors.mean()}
 
@@ -328,11 +306,15 @@ class SanaRecipe(Recipe[SanaBatch]):
 
     def blocks(self) -> Iterator[nn.Module]:
         """The transformer's blocks."""
-        yield from self.module.transformer_blocks.children()
+        yield from self.transformer.transformer_blocks.children()
+        if self.llm is not None:
+            yield from self.llm.get_submodule("layers").children()
 
     def checkpoint_gradients(self) -> None:
         """Recompute the transformer's blocks."""
-        self.module.gradient_checkpointing = True
+        self.transformer.gradient_checkpointing = True
+        if self.llm is not None:
+            self.llm.gradient_checkpointing_enable({"use_reentrant": False})
 
     def log_extras(self) -> dict[str, float]:
         """Mean losses of ten bins of sigma since the last line, over all ranks."""
@@ -354,11 +336,17 @@ class SanaRecipe(Recipe[SanaBatch]):
         """Of the transformer without adapters, at the shapes that :meth:`loss` has seen."""
         return self._seen.mean()
 
+    @property
+    def frozen(self) -> list[nn.Module]:
+        """The networks beside ``module``."""
+        text = [] if self.llm is not None else [self.encoders.prompts.text_encoder]
+        return [self.encoders.autoencoder, *text]
+
     def _operations(self, shapes: Shapes) -> float:
         def forward() -> Tensor:
             x, text = (torch.zeros(1, *shape) for shape in shapes)
             mask = torch.ones(text.shape[:2], dtype=torch.bool)
-            velocity: Tensor = LinearDiT(self.module.config)(x, torch.zeros(1), text, mask)
+            velocity: Tensor = LinearDiT(self.transformer.config)(x, torch.zeros(1), text, mask)
             return velocity
 
         return counted(forward)
@@ -366,16 +354,17 @@ class SanaRecipe(Recipe[SanaBatch]):
     def _drawn_of(self, module: nn.Module, prompt: str) -> Pixels | None:
         """A picture ``H W 3`` uint8 for each seed; None if a number is not finite."""
         device = next(module.parameters()).device
-        autoencoder = self.frozen.autoencoder.to(device)
-        side = self.module.config.sample_size
-        noise = [seeded_noise(seed, self.module.config.in_channels, side, side) for seed in SEEDS]
+        autoencoder = self.encoders.autoencoder.to(device)
+        config = self.transformer.config
+        side = config.sample_size
+        noise = [seeded_noise(seed, config.in_channels, side, side) for seed in SEEDS]
         guidance = Guidance(guidance_scale=self.defaults.guidance_scale)
-        text, mask = self.frozen.texts([prompt, ""], device)
+        text, mask = self.encoders.texts([prompt, ""], device)
         text, mask = (each.repeat_interleave(len(SEEDS), dim=0) for each in (text, mask))
 
         def velocity(x: Latent, level: NoiseLevel) -> Latent:
-            timestep = (level.timestep * self.module.config.timestep_scale).to(device)
-            both = module(x.repeat(2, 1, 1, 1), timestep.expand(len(text)), text, mask)
+            timestep = (level.timestep * config.timestep_scale).to(device)
+            both = self.transformer(x.repeat(2, 1, 1, 1), timestep.expand(len(text)), text, mask)
             cond, uncond = both[:, : x.shape[1]].float().chunk(2)
             return guidance.combine(level, cond, uncond=uncond, perturbed=None)
 
@@ -389,27 +378,34 @@ class SanaRecipe(Recipe[SanaBatch]):
         except NumericsError:
             return None  # the run itself counts steps that are not finite
 
-    def _errors(self, module: nn.Module, batch: SanaBatch) -> PerSample:
+    def _errors(self, module: nn.Module, batch: DiffusionBatch, *, seen: bool = False) -> PerSample:
         assert batch.x0 is not None
+        text, mask, transformer = batch.text, batch.mask, module
+        if isinstance(module, nn.ModuleDict):
+            transformer, llm = module["transformer"], module["text_encoder"]
+            text, mask = self.encoders.texts_with_gradient(llm, batch.captions, batch.x0.device)
+        assert text is not None
+        if seen:
+            self._seen.add(len(batch.x0), batch.x0.shape[1:], text.shape[1:])
         x = interpolate(batch.x0, batch.noise, batch.level.sigma)
-        timestep = batch.level.timestep * self.module.config.timestep_scale
-        predicted = module(x, timestep, batch.text, batch.mask)[:, : x.shape[1]]
+        timestep = batch.level.timestep * self.transformer.config.timestep_scale
+        predicted = transformer(x, timestep, text, mask)[:, : x.shape[1]]
         return flow_matching_loss(predicted, batch.x0, batch.noise)
 
     def _positions(self, generators: list[torch.Generator]) -> Tensor:
         """Places in [0, 1] of the path before its shift, one for each sample."""
-        settings = self.settings
-        if settings.levels == "uniform":
+        objective = self.objective
+        if objective.levels == "uniform":
             return uniform_of(generators)
-        return torch.sigmoid(settings.level_mean + settings.level_std * normal_of(generators))
+        return torch.sigmoid(objective.level_mean + objective.level_std * normal_of(generators))
 
     def _latent_shape(self, batch: Read) -> tuple[int, int, int]:
-        factor = self.frozen.autoencoder.config.spatial_factor
-        return self.module.config.in_channels, batch.height // factor, batch.width // factor
+        factor = self.encoders.autoencoder.config.spatial_factor
+        return self.transformer.config.in_channels, batch.height // factor, batch.width // factor
 
-    def _fixed(self) -> Iterator[SanaBatch]:
+    def _fixed(self) -> Iterator[DiffusionBatch]:
         """The first pictures in an order of their own; never the null prompt."""
-        source = replace(self.held or self.pictures, captions=self.settings.choice(null=False))
+        source = replace(self.held or self.pictures, captions=self.objective.choice(null=False))
         generator = torch.Generator().manual_seed(0)
         share = Share(seed=1, batch_size=EVALUATION_BATCH)
         count = EVALUATED // EVALUATION_BATCH
@@ -423,13 +419,13 @@ class SanaRecipe(Recipe[SanaBatch]):
             yield replace(drawn, ids=[f"{source.shards}: {id}" for id in drawn.ids])
 
 
-def _drawn(batch: Read, rows: slice, noise: Latent, level: NoiseLevel) -> SanaBatch:
+def _drawn(batch: Read, rows: slice, noise: Latent, level: NoiseLevel) -> DiffusionBatch:
     """Some samples of a batch that was read."""
 
     def some(tensor: Tensor | None) -> Tensor | None:
         return None if tensor is None else tensor[rows]
 
-    return SanaBatch(
+    return DiffusionBatch(
         noise=noise,
         level=level,
         ids=batch.ids[rows],

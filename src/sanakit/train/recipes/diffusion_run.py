@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,40 +26,35 @@ from sanakit.pipeline.components import (
 from sanakit.pipeline.networks import AutoencoderDC, SanaTransformer2DModel
 from sanakit.pipeline.prompts import PromptEncoder
 from sanakit.train.checkpoint import newest_valid, read_tensors
-from sanakit.train.config import LoopConfig, with_overrides
+from sanakit.train.config import LoopConfig
 from sanakit.train.distributed.network import DTYPES
 from sanakit.train.distributed.ranks import Ranks
-from sanakit.train.recipes.diffusion import (
-    SanaRecipe,
-    SanaSettings,
-    sana_settings,
-    split_settings,
-    usual_loop,
-)
-from sanakit.train.recipes.frozen_encoders import Frozen
+from sanakit.train.recipes.diffusion import DiffusionObjective, DiffusionRecipe, usual_loop
+from sanakit.train.recipes.encoders import Encoders
 from sanakit.train.recipes.lora import adapter_pairs, add_adapters, merge_pairs
 from sanakit.train.recipes.shard_dataset import (
-    OwnPictures,
+    ShardDataset,
     States,
     cached_of,
     resolution_of,
     shards_of,
 )
-from sanakit.train.runs.run_config import is_run, read_run
+from sanakit.train.runs.run_config import RunConfig, is_run, lasting, load_run
 from sanakit.train.sample_schedule import Share
 from sanakit.weights.layout import CONFIG
 from sanakit.weights.lora import LORA_FILE, LoraPair, write_lora
 from sanakit.weights.resolve import resolve_model
-from sanakit.weights.store import Storage, load_strict
+from sanakit.weights.store import Storage, load_strict, read_config
 
+WHAT = "diffusion"
 Report = Callable[[str], object]
 LARGE_GRID = 64
 """Side of the latents of 2048 px: from here on published models have positional encoding."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SanaArguments:
-    """What a run is about; ``resolution`` and ``index`` are found out when it begins."""
+class DiffusionData:
+    """The arguments of a run; ``resolution`` and ``index`` are found out when it begins."""
 
     data: str
     start: str | None = None
@@ -68,6 +64,10 @@ class SanaArguments:
     autoencoder: str | None = None
     text_encoder: str | None = None
     """Folders of parts that take the place of those of ``start``."""
+    instruction: str | None = None
+    """What captions are read behind, and prompts by the exported model; "" is nothing."""
+    tune_text: bool = False
+    """The text encoder learns along."""
     lora: int | None = None
     held: str | None = None
     prompts: Sequence[str] = ()
@@ -80,8 +80,8 @@ class SanaArguments:
 
 
 def start_components(
-    arguments: SanaArguments,
-    settings: SanaSettings,
+    data: DiffusionData,
+    objective: DiffusionObjective,
     *,
     device: str = "cpu",
     report: Report = print,
@@ -94,30 +94,66 @@ def start_components(
     Raises:
         ConfigError, MissingModelError, WeightsError: parts are missing or do not fit.
     """
-    preset, start = arguments.preset, arguments.start
-    if preset is None and start is None:
-        raise ConfigError(
-            "nothing to begin with", hint="--from glyph, --from MODEL, or --preset sana-0.6b"
-        )
-    if preset is not None and preset not in TRANSFORMERS:
-        raise ConfigError(f"no preset {preset!r}", hint=f"there are: {', '.join(TRANSFORMERS)}")
-    run = start if start is not None and is_run(start) else None
-    parts = None if run is None else components_of_run(Path(run), device=device)
-    prompts = _prompts(arguments, parts, device)
-    autoencoder = _autoencoder(arguments, parts)
+    parts: Components | None = None
+    for run in lineage(data.start):
+        config, quiet = diffusion_run(run), lambda line: None
+        theirs = DiffusionData(**config.data)
+        parts = _begun(parts, theirs, config.objective, device=device, report=quiet)
+        _learned(parts, run, config)
+    return _begun(parts, data, objective, device=device, report=report)
+
+
+def components_of_run(run: Path, *, device: str = "cpu") -> Components:
+    """The parts that a run has come to; a LoRA is merged into the weights.
+
+    Raises:
+        DataError: no run of diffusion. MissingModelError: it has no checkpoint yet.
+        ConfigError, WeightsError: as :func:`start_components`.
+    """
+    config = diffusion_run(run)
+    data, objective = DiffusionData(**config.data), config.objective
+    parts = start_components(data, objective, device=device, report=lambda line: None)
+    _learned(parts, run, config)
+    return replace(parts, name=run.name)
+
+
+def lineage(start: str | None) -> list[Path]:
+    """The runs that led to what a run begins with, the first one first."""
+    found: list[Path] = []
+    while start is not None and is_run(start):
+        found.insert(0, Path(start).expanduser())
+        start = diffusion_run(found[0]).data.get("start")
+    return found
+
+
+def _begun(
+    parts: Components | None,
+    data: DiffusionData,
+    objective: DiffusionObjective,
+    *,
+    device: str,
+    report: Report,
+) -> Components:
+    """What a run begins with: ``parts`` of the run before, or those of a model."""
+    start = data.start
     if parts is not None:
         defaults = parts.defaults
     elif start is not None:
         defaults = read_defaults(resolve_model(start))
     else:
         defaults = GenerationDefaults()
-    if settings.flow_shift is not None:
-        defaults = replace(defaults, scheduler=defaults.scheduler.shifted(settings.flow_shift))
+    if objective.flow_shift is not None:
+        defaults = replace(defaults, scheduler=defaults.scheduler.shifted(objective.flow_shift))
+    if data.instruction is not None:
+        lines = tuple(data.instruction.split("\n")) if data.instruction else None
+        defaults = replace(defaults, instruction=lines)
+    prompts = _prompts(data, parts, device, defaults.instruction)
+    autoencoder = _autoencoder(data, parts)
     channels, width = autoencoder.config.latent_channels, prompts.text_encoder.width
     before: LinearDiT | None = None
-    if preset is not None:
+    if data.preset is not None:
         config = replace(
-            TRANSFORMERS[preset],
+            TRANSFORMERS[data.preset],
             in_channels=channels,
             out_channels=channels,
             caption_channels=width,
@@ -132,8 +168,8 @@ def start_components(
         )
     check_fit(config, text_width=width, latent_channels=channels, source=start or "this run")
     factor = autoencoder.config.spatial_factor
-    assert arguments.resolution is not None
-    wanted = at_resolution(config, arguments.resolution // factor, settings)
+    assert data.resolution is not None
+    wanted = at_resolution(config, data.resolution // factor, objective)
     if before is not None and wanted != config:
         report(
             f"the model draws {config.sample_size * factor} px "
@@ -154,14 +190,14 @@ def start_components(
 
 
 def at_resolution(
-    config: TransformerConfig, side: int, settings: SanaSettings
+    config: TransformerConfig, side: int, objective: DiffusionObjective
 ) -> TransformerConfig:
     """The shape of the next stage: ``side`` latents, and positions where they are asked for.
 
     Positional encoding has no weights, so it can be added late (SANA, arXiv 2410.10629): 2048 px
     have scale 1, 4096 px scale 2.
     """
-    scale = settings.interpolation_scale
+    scale = objective.interpolation_scale
     if scale == "keep":
         scale = config.interpolation_scale
     elif scale == "auto":
@@ -172,48 +208,28 @@ def at_resolution(
     return replace(config, sample_size=side, interpolation_scale=scale)
 
 
-def components_of_run(run: Path, *, device: str = "cpu") -> Components:
-    """The parts that a run has come to; a LoRA is merged into the weights.
-
-    Raises:
-        DataError: no run of diffusion. MissingModelError: it has no checkpoint yet.
-        ConfigError, WeightsError: as :func:`start_components`.
-    """
-    arguments, settings = told(run)
-    parts = start_components(arguments, settings, device=device, report=lambda line: None)
-    if settings.lora_rank:
-        merge_pairs(parts.transformer, lora_of_run(run))
-    else:
-        load_strict(parts.transformer, trained(run), source=str(run))
-    return replace(parts, name=run.name)
-
-
 def lora_of_run(run: Path) -> dict[str, LoraPair]:
     """The adapters of a run, by the layer that they change.
 
     Raises:
         ConfigError: the run trains all weights. Others as :func:`components_of_run`.
     """
-    settings = told(run)[1]
-    if not settings.lora_rank:
+    objective = diffusion_run(run).objective
+    if not objective.lora_rank:
         raise ConfigError(
             f"{run} trained all weights, and no LoRA",
             hint=f"export it: sanakit train export {run} --out models/mine",
         )
-    return adapter_pairs(trained(run), alpha=settings.lora_alpha)
+    return adapter_pairs(trained(run), alpha=objective.lora_alpha)
 
 
-def told(run: Path) -> tuple[SanaArguments, SanaSettings]:
+def diffusion_run(run: str | Path) -> RunConfig:
     """What a run was started with.
 
     Raises:
-        ConfigError: it is no run of diffusion on own pictures. DataError: as `read_run`.
+        ConfigError: it is no run of diffusion. DataError: as `load_run`.
     """
-    file = read_run(run)
-    if file.verb != "diffusion":
-        raise ConfigError(f"{run} is a run of `sanakit train {file.verb}`")
-    arguments = SanaArguments(**file.arguments)
-    return arguments, sana_settings(split_settings(file.settings)[0], lora=arguments.lora)
+    return load_run(run, WHAT, DiffusionObjective)
 
 
 def trained(run: Path) -> dict[str, Tensor]:
@@ -231,14 +247,41 @@ def trained(run: Path) -> dict[str, Tensor]:
     return read_tensors(folder, "average") or read_tensors(folder, "model")
 
 
-def root_model(arguments: SanaArguments) -> str | None:
+def root_model(data: DiffusionData) -> str | None:
     """The model whose autoencoder and text encoder a run uses; None if they are of two."""
-    while arguments.autoencoder is None and arguments.text_encoder is None:
-        start = arguments.start
-        if start is None or not is_run(start):
-            return start
-        arguments = told(Path(start))[0]
+    while data.autoencoder is None and data.text_encoder is None:
+        if data.start is None or not is_run(data.start):
+            return data.start
+        data = DiffusionData(**diffusion_run(data.start).data)
     return None
+
+
+def begun_with_one_model(run: Path) -> str | None:
+    """The model that all parts of a run are of; None if it began with several, or with a run."""
+    data = DiffusionData(**diffusion_run(run).data)
+    start = root_model(data)
+    return start if start == data.start and not _reads_otherwise(data) else None
+
+
+def _reads_otherwise(data: DiffusionData) -> bool:
+    """Whether captions have other states than those of the model that it all began with."""
+    while data.instruction is None and not data.tune_text:
+        if data.start is None or not is_run(data.start):
+            return False
+        data = DiffusionData(**diffusion_run(data.start).data)
+    return True
+
+
+def _learned(parts: Components, run: Path, config: RunConfig) -> None:
+    """Give the parts what a run has learned."""
+    if config.objective.lora_rank:
+        merge_pairs(parts.transformer, lora_of_run(run))
+        return
+    module: nn.Module = parts.transformer
+    if config.data.get("tune_text"):
+        llm = parts.prompts.text_encoder.llm
+        module = nn.ModuleDict({"transformer": module, "text_encoder": llm})
+    load_strict(module, trained(run), source=str(run))
 
 
 def _transformer(start: str | None) -> LinearDiT:
@@ -248,11 +291,11 @@ def _transformer(start: str | None) -> LinearDiT:
     )
 
 
-def _autoencoder(arguments: SanaArguments, parts: Components | None) -> Autoencoder:
-    given = arguments.autoencoder
+def _autoencoder(data: DiffusionData, parts: Components | None) -> Autoencoder:
+    given = data.autoencoder
     if given is None and parts is not None:
         return parts.autoencoder
-    source = given or arguments.start
+    source = given or data.start
     if source is None:
         raise _missing_part("autoencoder")
     alone = (Path(source).expanduser() / CONFIG).is_file()
@@ -261,19 +304,20 @@ def _autoencoder(arguments: SanaArguments, parts: Components | None) -> Autoenco
     )
 
 
-def _prompts(arguments: SanaArguments, parts: Components | None, device: str) -> PromptEncoder:
-    given = arguments.text_encoder
+def _prompts(
+    data: DiffusionData,
+    parts: Components | None,
+    device: str,
+    instruction: Sequence[str] | None,
+) -> PromptEncoder:
+    given = data.text_encoder
     if given is None and parts is not None:
-        return parts.prompts
-    source = given or arguments.start
+        own = parts.prompts
+        return PromptEncoder(own.tokenizer, own.text_encoder, instruction=instruction)
+    source = given or data.start
     if source is None:
         raise _missing_part("text encoder")
     on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
-    instruction = GenerationDefaults().instruction
-    if parts is not None:
-        instruction = parts.defaults.instruction
-    elif arguments.start is not None:
-        instruction = read_defaults(resolve_model(arguments.start)).instruction
     dtype = torch.bfloat16 if on_gpu else torch.float32
     return load_prompts(source, dtype=dtype, instruction=instruction)
 
@@ -286,65 +330,119 @@ def _missing_part(name: str) -> ConfigError:
     )
 
 
-SanaRun = tuple[SanaRecipe, LoopConfig, SanaArguments]
 SHOWN = 3
 """Captions of the set that the validation grid shows where no prompts are given."""
 
 
-def sana_run(
-    arguments: SanaArguments, settings: Sequence[str] = (), *, report: Report = print
-) -> SanaRun:
-    """Load, check and put together; the arguments come back with what was found out.
+def new_run(typed: Mapping[str, Any], pairs: Sequence[str] = ()) -> RunConfig:
+    """A run from arguments by name, None for those not given, and ``key=value`` settings.
+
+    Raises:
+        ConfigError: nothing to begin with, or settings that break a rule.
+        MissingModelError: no such model.
+    """
+    given = lasting(typed)
+    if given.get("data") is None:
+        raise ConfigError(
+            "--data is missing", hint="sanakit data build my-pictures --out my-set makes one"
+        )
+    data = DiffusionData(**given)
+    if data.preset is None and data.start is None:
+        raise ConfigError(
+            "nothing to begin with", hint="--from glyph, --from MODEL, or --preset sana-0.6b"
+        )
+    if data.preset is not None and data.preset not in TRANSFORMERS:
+        raise ConfigError(
+            f"no preset {data.preset!r}", hint=f"there are: {', '.join(TRANSFORMERS)}"
+        )
+    shards_of(data.data)  # before a model is fetched
+    width, scratch = _width(data), data.preset is not None
+    run = RunConfig(
+        what=WHAT,
+        data=given,
+        objective=DiffusionObjective(lora_rank=data.lora or 0),
+        loop=usual_loop(width=width, lora=False, scratch=scratch),
+    ).with_settings(pairs)
+    if not run.objective.lora_rank:
+        return run
+    loop = usual_loop(width=width, lora=True, scratch=scratch)
+    return replace(run, loop=loop).with_settings(pairs)
+
+
+def build(run: RunConfig, *, report: Report = print) -> tuple[DiffusionRecipe, RunConfig]:
+    """Load, check and put together; the run comes back with what was found out of its data.
 
     Raises:
         ConfigError: settings or parts that do not go together. MissingModelError: no such model.
         DataError: no shards, or others than when the run began. WeightsError: damaged weights.
     """
-    mine, loops = split_settings(settings)
-    own = sana_settings(mine, lora=arguments.lora)
-    shards = shards_of(arguments.data)
-    held = None if arguments.held is None else shards_of(arguments.held)
-    arguments = replace(arguments, resolution=resolution_of(shards))
-    device = dict(pair.partition("=")[::2] for pair in loops).get("device", "auto")
-    parts = start_components(arguments, own, device=device, report=report)
+    data, objective, loop = DiffusionData(**run.data), run.objective, run.loop
+    shards = shards_of(data.data)
+    held = None if data.held is None else shards_of(data.held)
+    data = replace(data, resolution=resolution_of(shards))
+    # What learns is fp32 on a GPU, too.
+    device = "cpu" if data.tune_text else loop.device
+    parts = start_components(data, objective, device=device, report=report)
     transformer = parts.transformer
-    usual = usual_loop(
-        width=transformer.config.width,
-        lora=own.lora_rank > 0,
-        scratch=arguments.preset is not None,
-    )
-    loop = with_overrides(usual, loops)
-    if own.base_dtype != "float32" and loop.compute_dtype == "float32":
+    if data.tune_text and objective.lora_rank:
         raise ConfigError(
-            f"base_dtype={own.base_dtype} under compute_dtype=float32: products would mix both",
+            "--tune-text with a LoRA: its file holds changes of the transformer alone",
+            hint="leave one of them out",
+        )
+    if objective.base_dtype != "float32" and loop.compute_dtype == "float32":
+        raise ConfigError(
+            f"base_dtype={objective.base_dtype} under compute_dtype=float32: products would mix "
+            "both",
             hint="leave compute_dtype at bfloat16",
         )
-    latents, text = cached_of(shards, root_model(arguments), arguments.states)
+    otherwise = _reads_otherwise(data)
+    if otherwise and data.states == "cached":
+        raise ConfigError(
+            "--states cached: captions have other states by --instruction or --tune-text",
+            hint="--states auto reads cached latents alone",
+        )
+    latents, text = cached_of(shards, root_model(data), data.states)
+    text = None if otherwise else text
     for name, found in (("latents", latents), ("text states", text)):
         if found is not None:
             report(f"{name}: read from {found}")
-    pictures = OwnPictures(
-        shards=shards, captions=own.choice(), latents=latents, text=text, workers=arguments.workers
+    captions = objective.choice()
+    pictures = ShardDataset(
+        shards=shards, captions=captions, latents=latents, text=text, workers=data.workers
     )
-    arguments = replace(
-        arguments,
-        index=_same_shards(pictures, loop, arguments, report),
-        prompts=tuple(arguments.prompts) or _captions(pictures, own),
+    data = replace(
+        data,
+        index=_same_shards(pictures, loop, data, report),
+        prompts=tuple(data.prompts) or _captions(pictures, objective),
     )
-    if arguments.preset is not None:
+    if data.tune_text:
+        for weight in parts.prompts.text_encoder.llm.parameters():
+            weight.data = weight.data.float().clone()  # not what may lie in a file
+    if data.preset is not None:
         init_transformer(transformer, generator=torch.Generator().manual_seed(loop.seed))
-        nn.init.constant_(transformer.caption_norm.weight, own.caption_gain)
-    _choose_trained(transformer, own, seed=loop.seed, report=report)
-    recipe = SanaRecipe(
+        nn.init.constant_(transformer.caption_norm.weight, objective.caption_gain)
+    _choose_trained(transformer, objective, seed=loop.seed, report=report)
+    recipe = DiffusionRecipe(
         transformer,
-        Frozen(parts.autoencoder, parts.prompts, max_tokens=own.max_tokens),
+        Encoders(parts.autoencoder, parts.prompts, max_tokens=objective.max_tokens),
         parts.defaults,
         pictures,
-        own,
-        held=None if held is None else OwnPictures(shards=held, workers=arguments.workers),
-        prompts=arguments.prompts,
+        objective,
+        held=None if held is None else ShardDataset(shards=held, workers=data.workers),
+        prompts=data.prompts,
+        tune_text=data.tune_text,
     )
-    return recipe, loop, arguments
+    return recipe, replace(run, data=asdict(data))
+
+
+def _width(data: DiffusionData) -> int:
+    """Of the transformer that a run begins with."""
+    if data.preset is not None:
+        return TRANSFORMERS[data.preset].width
+    assert data.start is not None
+    if is_run(data.start):
+        return _width(DiffusionData(**diffusion_run(data.start).data))
+    return read_config(resolve_model(data.start) / "transformer", TransformerConfig).width
 
 
 def export_run(run: Path, out: Path, *, storage: Storage = "as-is", merged: bool = False) -> Path:
@@ -356,10 +454,10 @@ def export_run(run: Path, out: Path, *, storage: Storage = "as-is", merged: bool
         ConfigError: ``merged`` where there is no LoRA, ``storage`` for one. DataError: the disk.
         MissingModelError, WeightsError: as `components_of_run`.
     """
-    settings = told(run)[1]
-    if merged and not settings.lora_rank:
+    lora = diffusion_run(run).objective.lora_rank > 0
+    if merged and not lora:
         raise ConfigError(f"{run} trained all weights: there is nothing to merge")
-    if settings.lora_rank and not merged:
+    if lora and not merged:
         if storage != "as-is":
             raise ConfigError(
                 f"--storage {storage} is for whole models", hint="with --merged, or leave it out"
@@ -373,43 +471,43 @@ def export_run(run: Path, out: Path, *, storage: Storage = "as-is", merged: bool
 
 
 def _choose_trained(
-    transformer: LinearDiT, settings: SanaSettings, *, seed: int, report: Report
+    transformer: LinearDiT, objective: DiffusionObjective, *, seed: int, report: Report
 ) -> None:
     """Let all weights learn, or adapters on weights that do not."""
     transformer.requires_grad_(True)
-    if settings.lora_rank:
-        transformer.to(DTYPES[settings.base_dtype])
+    if objective.lora_rank:
+        transformer.to(DTYPES[objective.base_dtype])
         names = add_adapters(
             transformer,
-            rank=settings.lora_rank,
-            alpha=settings.lora_alpha,
-            targets=settings.lora_targets,
+            rank=objective.lora_rank,
+            alpha=objective.lora_alpha,
+            targets=objective.lora_targets,
             seed=seed,
         )
-        report(f"a LoRA of rank {settings.lora_rank} on {len(names)} layers")
+        report(f"a LoRA of rank {objective.lora_rank} on {len(names)} layers")
     learning = sum(p.numel() for p in transformer.parameters() if p.requires_grad)
     whole = sum(p.numel() for p in transformer.parameters())
     report(f"{learning:,} of {whole:,} weights learn")
 
 
 def _same_shards(
-    pictures: OwnPictures, loop: LoopConfig, arguments: SanaArguments, report: Report
+    pictures: ShardDataset, loop: LoopConfig, data: DiffusionData, report: Report
 ) -> str:
     """What identifies the shards; a resumed run must find those that it began with."""
     loader = pictures.loader(Share(seed=loop.seed, batch_size=loop.batch_size))
     report(loader.report)
     found = str(loader.state()["index"])
-    if arguments.index not in (None, found):
+    if data.index not in (None, found):
         raise DataError(
-            f"{arguments.data} was built anew since the run began: pictures come in another order",
+            f"{data.data} was built anew since the run began: pictures come in another order",
             hint="begin a new run from this one: --from RUN --out ANOTHER",
         )
     return found
 
 
-def _captions(pictures: OwnPictures, settings: SanaSettings) -> tuple[str, ...]:
+def _captions(pictures: ShardDataset, objective: DiffusionObjective) -> tuple[str, ...]:
     """The first different captions of the set, to draw on the way."""
-    source = replace(pictures, captions=settings.choice(null=False), latents=None, text=None)
+    source = replace(pictures, captions=objective.choice(null=False), latents=None, text=None)
     found: dict[str, None] = {}
     for batch in islice(source.batches(Share(seed=0, batch_size=1)), 4 * SHOWN):
         found.update((caption, None) for caption in batch.captions if caption)

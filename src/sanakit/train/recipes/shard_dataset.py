@@ -21,7 +21,7 @@ States = Literal["auto", "live", "cached"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class OwnPictures:
+class ShardDataset:
     """Where pictures come from; ``latents`` and ``text`` are folders of cached states, or None."""
 
     shards: str

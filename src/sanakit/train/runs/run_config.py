@@ -3,76 +3,97 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from sanakit.errors import ConfigError, DataError
 from sanakit.files import write_json
 from sanakit.train.checkpoint import checkpoints
+from sanakit.train.config import LoopConfig, with_overrides
+from sanakit.weights.resolve import EMBEDDED
 
 RUN = "run.json"
-FORMAT = 1
+FORMAT = 2
+PATHS = ("data", "start", "held", "autoencoder", "text_encoder", "lm")
 MAY_CHANGE = frozenset(
     {
         *("total_images", "peak_lr", "schedule", "warmup_images", "decay_share", "lr_rule"),
         *("weight_decay", "grad_clip", "accumulation", "compute_dtype", "gradient_checkpointing"),
         *("compile_blocks", "strategy", "device", "log_every", "evaluate_every", "pictures_every"),
         *("save_minutes", "async_save", "hang_minutes", "most_skipped"),
-        *("workers", "prompts", "held", "data", "tune_text", "samples"),
+        *("workers", "prompts", "held", "data"),
     }
 )
 """Arguments and settings that a resumed run may be given anew; others would make it another run."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunFile:
-    """The command's verb, its arguments by name and its ``key=value`` settings; JSON values."""
+class RunConfig:
+    """All that a run is told."""
 
-    verb: str
-    arguments: Mapping[str, Any]
-    settings: Sequence[str] = field(default=())
+    what: str
+    """What is trained: the word behind `sanakit train`."""
+    data: Mapping[str, Any]
+    """The command's arguments by name, JSON values: the data, what to begin with."""
+    objective: Any = None
+    """What is minimised, a dataclass of the recipe; None: it has no settings."""
+    loop: LoopConfig
 
-    def resumed_with(self, arguments: Mapping[str, Any], settings: Sequence[str]) -> RunFile:
+    def with_settings(self, pairs: Sequence[str]) -> RunConfig:
+        """Apply ``key=value`` texts of ``--set`` to objective and loop.
+
+        Values are JSON or plain words.
+
+        Raises:
+            ConfigError: a key that neither has, a value of the wrong type or that breaks a rule.
+        """
+        mine, of_loop = (sorted(_plain(part)) for part in (self.objective, self.loop))
+        for pair in pairs:
+            key = pair.partition("=")[0]
+            if key not in [*mine, *of_loop]:
+                known = ", ".join([*mine, *of_loop])
+                raise ConfigError(f"--set {pair}: no setting {key!r}", hint=f"known: {known}")
+        ours = [pair for pair in pairs if pair.partition("=")[0] in mine]
+        rest = [pair for pair in pairs if pair.partition("=")[0] not in mine]
+        objective = with_overrides(self.objective, ours) if ours else self.objective
+        return replace(self, objective=objective, loop=with_overrides(self.loop, rest))
+
+    def settings(self) -> dict[str, Any]:
+        """All settings by name."""
+        return _plain(self.objective) | _plain(self.loop)
+
+    def resumed_with(self, typed: Mapping[str, Any], pairs: Sequence[str]) -> RunConfig:
         """The same run with what was typed now; None and nothing are "as before".
 
         Raises:
-            ConfigError: for a change that would make it another run.
+            ConfigError: for a change that would make it another run; as `with_settings`.
         """
-        given = {key: value for key, value in arguments.items() if value not in (None, [], ())}
+        given = lasting(typed)
         for key, value in given.items():
-            if key not in MAY_CHANGE and value != self.arguments.get(key):
-                _refuse(key.replace("_", "-"), "--", self.arguments.get(key), value)
-        before = dict(pair.partition("=")[::2] for pair in self.settings)
-        now = dict(pair.partition("=")[::2] for pair in settings)
-        for key, text in now.items():
-            if key not in MAY_CHANGE and _value(text) != _value(before.get(key)):
-                _refuse(key, "--set ", before.get(key, "its default"), text)
-        merged = [f"{key}={text}" for key, text in {**before, **now}.items()]
-        return RunFile(verb=self.verb, arguments={**self.arguments, **given}, settings=merged)
+            if key not in MAY_CHANGE and value != self.data.get(key):
+                _refuse(f"--{key.replace('_', '-')}", self.data.get(key), value)
+        changed = replace(self, data={**self.data, **given}).with_settings(pairs)
+        before, now = self.settings(), changed.settings()
+        for key in (pair.partition("=")[0] for pair in pairs):
+            if key not in MAY_CHANGE and now[key] != before[key]:
+                _refuse(f"--set {key}", json.dumps(before[key]), json.dumps(now[key]))
+        return changed
 
 
-def as_settings(*configs: Any) -> list[str]:
-    """All fields of dataclasses as ``key=value``: a default that changes later changes no run."""
-    return [
-        f"{key}={json.dumps(value)}" for config in configs for key, value in asdict(config).items()
-    ]
+def lasting(typed: Mapping[str, Any]) -> dict[str, Any]:
+    """What was typed, without None and nothing; paths that are there become absolute."""
 
+    def whole(key: str, value: Any) -> Any:
+        if key not in PATHS or "://" in value or value in EMBEDDED:
+            return value
+        path = Path(value).expanduser()
+        return str(path.resolve()) if path.exists() else value
 
-def _value(text: str | None) -> Any:
-    try:
-        return json.loads(text or "null")
-    except ValueError:
-        return text
-
-
-def _refuse(name: str, sign: str, before: Any, now: Any) -> None:
-    raise ConfigError(
-        f"{sign}{name} was {before} when the run began, and is {now}",
-        hint="leave it out to go on, or start anew with another --out; "
-        f"these may change: {', '.join(sorted(MAY_CHANGE))}",
-    )
+    given = {key: value for key, value in typed.items() if value not in (None, [], ())}
+    return {key: whole(key, value) for key, value in given.items()}
 
 
 def is_run(folder: str | Path) -> bool:
@@ -80,8 +101,31 @@ def is_run(folder: str | Path) -> bool:
     return (Path(folder).expanduser() / RUN).is_file()
 
 
-def read_run(folder: str | Path) -> RunFile:
+def load_run(folder: str | Path, what: str, objective: type | None) -> RunConfig:
     """What a run was started with.
+
+    Raises:
+        DataError: the file is missing, damaged or of another format.
+        ConfigError: it is a run of another kind than ``what``.
+    """
+    value = read_run(folder)
+    if value["what"] != what:
+        raise ConfigError(
+            f"{folder} is a run of `sanakit train {value['what']}`", hint="name another: --out RUN"
+        )
+    try:
+        return RunConfig(
+            what=what,
+            data=value["data"],
+            objective=None if objective is None else objective(**value["objective"]),
+            loop=LoopConfig(**value["loop"]),
+        )
+    except TypeError as error:
+        raise DataError(f"{folder}: {RUN} is damaged ({error})") from error
+
+
+def read_run(folder: str | Path) -> dict[str, Any]:
+    """The file of a run: ``what``, and mappings ``data``, ``objective`` and ``loop``.
 
     Raises:
         DataError: the file is missing, damaged or of another format.
@@ -89,13 +133,16 @@ def read_run(folder: str | Path) -> RunFile:
     path = Path(folder).expanduser() / RUN
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
+        if value["format"] == 1:
+            value = _of_format_1(value)
         if value["format"] != FORMAT:
             raise KeyError(f"format {value['format']}, and this is {FORMAT}")
-        return RunFile(
-            verb=str(value["verb"]),
-            arguments=dict(value["arguments"]),
-            settings=[str(pair) for pair in value["settings"]],
-        )
+        found = {key: dict(value[key]) for key in ("data", "objective", "loop")}
+        for part in ("objective", "loop"):
+            found[part] = {
+                key: tuple(v) if isinstance(v, list) else v for key, v in found[part].items()
+            }
+        return {"what": str(value["what"]), **found}
     except FileNotFoundError as error:
         raise DataError(
             f"{folder} is no folder of a run: {RUN} is missing",
@@ -105,21 +152,42 @@ def read_run(folder: str | Path) -> RunFile:
         raise DataError(f"{path} is damaged ({error})") from error
 
 
-def write_run(folder: Path, run: RunFile, *, resume: bool) -> None:
-    """Note what a run was started with, or goes on with.
+def _of_format_1(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A file of version 0.1: all settings stood in one list of ``key=value``."""
+    settings = {}
+    for pair in value["settings"]:
+        key, _, text = pair.partition("=")
+        settings[key] = json.loads(text)
+    of_loop = {field.name for field in fields(LoopConfig)}
+    return {
+        "format": FORMAT,
+        "what": value["verb"],
+        "data": value["arguments"],
+        "objective": {key: v for key, v in settings.items() if key not in of_loop},
+        "loop": {key: v for key, v in settings.items() if key in of_loop},
+    }
+
+
+def save_run(run: RunConfig, folder: Path, *, resume: bool) -> None:
+    """Note what a run was started with, or goes on with; of several ranks the first one does.
+
+    All fields are noted: a default that changes later changes no run.
 
     Raises:
         ConfigError: the folder holds a run, and it is not to be resumed. DataError: the disk.
     """
+    if not speaks():
+        return
     if not resume and checkpoints(folder):
         raise ConfigError(
             f"{folder} already holds a run", hint="pass --resume to go on, or another folder"
         )
     value = {
         "format": FORMAT,
-        "verb": run.verb,
-        "arguments": dict(run.arguments),
-        "settings": list(run.settings),
+        "what": run.what,
+        "data": dict(run.data),
+        "objective": _plain(run.objective),
+        "loop": _plain(run.loop),
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -128,16 +196,34 @@ def write_run(folder: Path, run: RunFile, *, resume: bool) -> None:
     write_json(folder / RUN, value)
 
 
-def newest_run(root: Path, verb: str) -> Path:
-    """The run of a verb that was started or resumed last.
+def newest_run(root: Path, what: str) -> Path:
+    """The run of a kind that was started or resumed last.
 
     Raises:
         DataError: there is none.
     """
     found = sorted(root.glob(f"*/{RUN}"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in found:
-        if read_run(path.parent).verb == verb:
+        if read_run(path.parent)["what"] == what:
             return path.parent
     raise DataError(
-        f"{root} holds no run of `sanakit train {verb}` to resume", hint="name one: --out RUN"
+        f"{root} holds no run of `sanakit train {what}` to resume", hint="name one: --out RUN"
+    )
+
+
+def speaks() -> bool:
+    """Whether this is the process that speaks, of those that torchrun started."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    """The fields of a dataclass; none of None."""
+    return {} if config is None else asdict(config)
+
+
+def _refuse(name: str, before: Any, now: Any) -> None:
+    raise ConfigError(
+        f"{name} was {before} when the run began, and is {now}",
+        hint="leave it out to go on, or start anew with another --out; "
+        f"these may change: {', '.join(sorted(MAY_CHANGE))}",
     )

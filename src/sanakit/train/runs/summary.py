@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from sanakit.errors import DataError
-from sanakit.train.checkpoint import checkpoints, what_is_wrong
+from sanakit.errors import DataError, WeightsError
+from sanakit.train.checkpoint import checkpoints, read_manifest, what_is_wrong
 from sanakit.train.config import LoopConfig
-from sanakit.train.recipes.autoencoder import AutoencoderSettings
-from sanakit.train.recipes.diffusion import SanaSettings
+from sanakit.train.recipes.autoencoder import AutoencoderObjective
+from sanakit.train.recipes.diffusion import DiffusionObjective
 from sanakit.train.runs.log import LOG, read_log
-from sanakit.train.runs.run_config import RUN
+from sanakit.train.runs.run_config import RUN, is_run, read_run
 
-LOOP = "loop.json"
 RECENT = 10
 """Lines of the log that the rate is taken from."""
 _NEVER_LOSSES = ("images", "seconds", "grad_norm", "lr", "per_second", "loss_scale", "skipped")
@@ -88,9 +88,9 @@ def view_run(run: Path) -> RunView:
     Raises:
         DataError: there is no run in the folder, or its settings are damaged.
     """
-    if not any((run / name).is_file() for name in (LOG, LOOP, RUN)):
+    if not any((run / name).is_file() for name in (LOG, RUN)):
         raise DataError(
-            f"{run} is no folder of a run: neither {LOG} nor {LOOP} is there",
+            f"{run} is no folder of a run: neither {LOG} nor {RUN} is there",
             hint="name the folder that was --out of `sanakit train`",
         )
     settings = _settings(run)
@@ -148,29 +148,25 @@ def spoken(seconds: float) -> str:
 
 
 def _settings(run: Path) -> dict[str, Any]:
-    """All settings of a run by name: those of its loop, and those of its recipe."""
-    try:
-        found: dict[str, Any] = {}
-        if (run / RUN).is_file():
-            for pair in json.loads((run / RUN).read_text(encoding="utf-8"))["settings"]:
-                key, _, text = pair.partition("=")
-                found[key] = json.loads(text)
-        if (run / LOOP).is_file():
-            found |= json.loads((run / LOOP).read_text(encoding="utf-8"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{run}: its settings are damaged ({error})") from error
-    return found
+    """All settings of a run by name; of one that no command began, those of its last checkpoint."""
+    if is_run(run):
+        file = read_run(run)
+        return file["objective"] | file["loop"]
+    for folder in reversed(checkpoints(run)):
+        with suppress(WeightsError):
+            return dict(read_manifest(folder)["config"])
+    return {}
 
 
 def _changed(settings: Mapping[str, Any]) -> dict[str, Any]:
     defaults = {
         field.name: field.default
-        for config in (LoopConfig, SanaSettings, AutoencoderSettings)
+        for config in (LoopConfig, DiffusionObjective, AutoencoderObjective)
         for field in fields(config)
         if field.default is not MISSING
     }
-    plain = {key: list(v) if isinstance(v, tuple) else v for key, v in defaults.items()}
-    return {key: v for key, v in settings.items() if key not in plain or plain[key] != v}
+    plain = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items()}
+    return {key: v for key, v in plain.items() if key not in defaults or defaults[key] != v}
 
 
 def _rate(steps: Sequence[Line]) -> float | None:

@@ -1,4 +1,4 @@
-"""The networks that a diffusion run leaves as they are: pictures to latents, captions to states."""
+"""What a diffusion run computes of its data: pictures to latents, captions to text states."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from sanakit.data.loader.reading import padded
 from sanakit.models.autoencoder import Autoencoder
+from sanakit.models.text_encoder import length_mask
 from sanakit.pipeline.prompts import PromptEncoder
 from sanakit.shapes import Latent, Text, TextMask
 
 LATENT_BYTES = 256 * 2**20
 
 
-class Frozen:
+class Encoders:
     """Autoencoder and text encoder, on the device that asks; results are kept while there is room.
 
     The null prompt has the states and the mask of an empty text behind no instruction, as
@@ -37,7 +39,6 @@ class Frozen:
         self.max_tokens = max_tokens
         self.latent_bytes = latent_bytes
         self._latents: OrderedDict[str, Tensor] = OrderedDict()
-        self._null: Tensor | None = None
 
     @torch.no_grad()
     def latents(self, ids: Sequence[str], pixels: Tensor, device: torch.device) -> Latent:
@@ -81,11 +82,31 @@ class Frozen:
             text, mask = padded([rows[caption] for caption in captions])
         return text.float().to(device), mask.to(device)
 
+    def texts_with_gradient(
+        self, llm: nn.Module, captions: Sequence[str], device: torch.device
+    ) -> tuple[Text, TextMask]:
+        """The same of an ``llm`` that learns along, the text encoder's own; nothing is kept."""
+        null, _, _ = self.prompts.tokens([""], instruction=None)
+        behind, _, cut_away = self.prompts.tokens(captions, instruction=self.prompts.instruction)
+        sequences, kept = [], []
+        for caption, ids in zip(captions, behind, strict=True):
+            first = cut_away if caption.strip() else 1
+            sequences.append((ids if caption.strip() else null[0])[: first + self.max_tokens - 1])
+            kept.append([0, *range(first, len(sequences[-1]))])
+        mask = length_mask([len(ids) for ids in sequences])
+        rows = torch.zeros(mask.shape, dtype=torch.long)
+        rows[mask] = torch.tensor([id for ids in sequences for id in ids])
+        states = llm(
+            input_ids=rows.to(device), attention_mask=mask.to(device), use_cache=False
+        ).last_hidden_state.float()
+        text = pad_sequence(
+            [row[places] for row, places in zip(states, kept, strict=True)], batch_first=True
+        )
+        return text, length_mask([len(places) for places in kept]).to(device)
+
     def _null_states(self) -> Tensor:
-        if self._null is None:
-            null = self.prompts.encode([""], instruction=None, max_sequence_length=self.max_tokens)
-            self._null = null.text[0][null.mask[0]]
-        return self._null
+        null = self.prompts.encode([""], instruction=None, max_sequence_length=self.max_tokens)
+        return null.text[0][null.mask[0]]
 
     def _encoded(self, pixels: Tensor) -> Latent:
         weight = next(self.autoencoder.parameters())
