@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from command_line import sanakit
 from sanakit import GenerateRequest, Pipeline, SanaPipeline
-from sanakit.cli.main import main
 from sanakit.errors import ConfigError, MissingModelError, NumericsError, WeightsError
 from sanakit.flow.guidance import Guidance
 from sanakit.models.transformer import LinearDiT
@@ -25,7 +25,7 @@ from sanakit.pipeline.components import (
     load_components,
     save_components,
 )
-from sanakit.pipeline.png import read_settings
+from sanakit.pipeline.png import encode_png, read_settings
 from sanakit.pipeline.published.sana import as_output
 from sanakit.pipeline.schedulers import FlowMatchEulerDiscreteScheduler
 from tiny import ROUNDING, assert_same_weights, tiny_components, write_tiny
@@ -430,15 +430,11 @@ def test_one_request_has_one_picture_by_the_core_and_by_the_published_pipeline(
             np.testing.assert_array_equal(picture.pixels, np.asarray(image))
 
 
-def test_the_command_bins_as_the_published_pipeline_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command_bins_as_the_published_pipeline_does(tmp_path: Path) -> None:
     save_components(binned_components(), tmp_path / "m")
-    where = ["--model", str(tmp_path / "m"), "-o", str(tmp_path / "x.png")]
-    drawn = ["--height", "64", "--width", "128", "--steps", "2", "--seed", "5", "--quiet"]
-    monkeypatch.setattr("sys.argv", ["sanakit", "generate", "a tree", *where, *drawn])
-    with pytest.raises(SystemExit, match="0"):
-        main()
+    where = ("--model", tmp_path / "m", "-o", tmp_path / "x.png")
+    drawn = ("--height", 64, "--width", 128, "--steps", 2, "--seed", 5, "--quiet")
+    sanakit("generate", "a tree", *where, *drawn)
     image = SanaPipeline.from_pretrained(tmp_path / "m")(
         "a tree", height=64, width=128, num_inference_steps=2, generator=generator(5)
     ).images[0]
@@ -446,6 +442,21 @@ def test_the_command_bins_as_the_published_pipeline_does(
         np.testing.assert_array_equal(np.asarray(written), np.asarray(image))
     settings = read_settings(tmp_path / "x.png")
     assert settings["use_resolution_binning"] is True
+
+
+def test_a_picture_of_before_binning_was_a_setting_is_drawn_again_at_its_very_size(
+    tmp_path: Path,
+) -> None:
+    save_components(binned_components(), tmp_path / "m")
+    request = GenerateRequest(
+        prompt="a tree", height=64, width=128, num_steps=2, use_resolution_binning=False
+    )
+    (picture,) = Pipeline.load(tmp_path / "m").generate(request).pictures
+    settings = {k: v for k, v in picture.settings.items() if k != "use_resolution_binning"}
+    (tmp_path / "old.png").write_bytes(encode_png(picture.pixels, settings))
+    sanakit("again", tmp_path / "old.png", "-q")
+    with PIL.Image.open(tmp_path / "old-again.png") as again:
+        np.testing.assert_array_equal(np.asarray(again), picture.pixels)
 
 
 def test_sixteen_bits_never_mean_float16_where_it_overflows(folder: Path) -> None:

@@ -116,7 +116,8 @@ def again(
 
     settings = read_settings(image)
     wanted = {k: v for k, v in settings.items() if k not in ABOUT_THE_FILE}
-    request = GenerateRequest.from_json(wanted)
+    # Pictures of before it was a setting were drawn at the very size that they have.
+    request = GenerateRequest.from_json({"use_resolution_binning": False, **wanted})
     name = _named(model, settings.get("model"), image)
     loras = settings.get("lora", [])
     if not isinstance(loras, list) or not all(isinstance(one, str) for one in loras):
