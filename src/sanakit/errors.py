@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import functools
+import inspect
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class SanakitError(Exception):
@@ -76,3 +81,29 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
     known = list(known)
     near = nearest_names(name, known)
     return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+
+
+def refuse_unknown(function: Callable[P, R]) -> Callable[P, R]:
+    """Make a function refuse keywords that it lacks, naming the nearest that it has."""
+    known = [name for name in inspect.signature(function).parameters if name not in ("self", "cls")]
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        for name in kwargs:
+            if name not in known:
+                raise UnknownArgumentError(
+                    f"{_called(function, args)} has no argument {name!r}",
+                    hint=did_you_mean(name, known),
+                )
+        return function(*args, **kwargs)
+
+    return checked
+
+
+def _called(function: Callable[..., Any], args: tuple[Any, ...]) -> str:
+    """The name a user knows: a method's with the class that it was called on."""
+    if "." not in function.__qualname__ or not args:
+        return function.__qualname__
+    owner = args[0] if isinstance(args[0], type) else type(args[0])
+    method = "" if function.__name__ in ("__init__", "__call__") else f".{function.__name__}"
+    return owner.__name__ + method

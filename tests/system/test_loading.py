@@ -349,7 +349,7 @@ def test_parts_of_other_libraries_and_models_are_refused(folder: Path) -> None:
     with pytest.raises(ConfigError, match="gives 8 channels, the transformer takes 12"):
         SanaPipeline.from_pretrained(folder, transformer=wide)
     deep = SanaTransformer2DModel(replace(TRANSFORMER, in_channels=8, out_channels=8))
-    with pytest.raises(ConfigError, match="makes 8 channels, the autoencoder takes 4"):
+    with pytest.raises(ConfigError, match="autoencoder gives 4 channels, the transformer takes 8"):
         SanaPipeline.from_pretrained(folder, transformer=deep)
     half = AutoencoderDC.from_pretrained(folder, subfolder="vae").half()
     with pytest.raises(ConfigError, match="vae in float16"):

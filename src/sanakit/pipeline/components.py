@@ -279,9 +279,16 @@ def load_components(
     adopted: TextEncoder | None = None
     if "text_encoder" in given:
         adopted = adopt_llm(given["text_encoder"], allow_unsafe=allow_unsafe_dtype)
-    transformer = _given(given, "transformer", LinearDiT)
-    transformer = transformer or build(SanaTransformer2DModel, folder / "transformer")
-    autoencoder = _given(given, "vae", Autoencoder) or build(AutoencoderDC, folder / "vae")
+    transformer: LinearDiT = (
+        _require("transformer", given["transformer"], LinearDiT)
+        if "transformer" in given
+        else build(SanaTransformer2DModel, folder / "transformer")
+    )
+    autoencoder: Autoencoder = (
+        _require("vae", given["vae"], Autoencoder)
+        if "vae" in given
+        else build(AutoencoderDC, folder / "vae")
+    )
     llm = build_llm(folder / "text_encoder") if adopted is None else adopted.llm
     check_fit(
         transformer.config,
@@ -360,17 +367,6 @@ def _by_component(quantization: Any, given: Mapping[str, Any]) -> dict[str, Meth
     return {part: method_of(config) for part, config in by_part.items()}
 
 
-def _given(given: Mapping[str, Any], part: str, kind: type[M]) -> M | None:
-    module = given.get(part)
-    if module is not None and not isinstance(module, kind):
-        owner = type(module).__module__.partition(".")[0]
-        raise ConfigError(
-            f"{part} is a {type(module).__name__} of {owner}",
-            hint="save it with save_pretrained, and load that folder with the class of sanakit",
-        )
-    return module
-
-
 def _variants(
     folder: Path, asked: str | None, usual: str | None, missing: Iterable[str]
 ) -> Variants:
@@ -430,12 +426,13 @@ def assemble(
     )
 
 
-def _require(name: str, part: nn.Module, kind: type[nn.Module]) -> None:
+def _require(name: str, part: object, kind: type[M]) -> M:
     if not isinstance(part, kind):
         raise ConfigError(
-            f"{name} is a {type(part).__module__}.{type(part).__name__}",
-            hint=f"load it with this package: it must be a {kind.__module__}.{kind.__name__}",
+            f"{name} is a {type(part).__name__} of {type(part).__module__.partition('.')[0]}",
+            hint="save it with save_pretrained, and load that folder with the class of sanakit",
         )
+    return part
 
 
 def save_components(

@@ -10,11 +10,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from sanakit.errors import ConfigError, MissingModelError, WeightsError
+from sanakit.errors import ConfigError, MissingModelError, WeightsError, refuse_unknown
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.config import AutoencoderConfig, TransformerConfig, config_from_dict
 from sanakit.models.transformer import LinearDiT
-from sanakit.pipeline.keywords import bytes_of, refuse_other_readers, refuse_pickles, refuse_unknown
 from sanakit.pipeline.placement import Placed, place_one
 from sanakit.quant.method import BitsAndBytes, Method, method_of
 from sanakit.quant.quantize import quantize, restore
@@ -156,6 +155,37 @@ def stored_as(network: nn.Module) -> Mapping[str, Any] | None:
             hint="save the model before it is quantized, and quantize when loading",
         )
     return method.to_json()
+
+
+UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+def refuse_other_readers(*, use_safetensors: bool, low_cpu_mem_usage: bool) -> None:
+    """Refuse what published code may ask for and there is no second way of."""
+    if not use_safetensors:
+        raise ConfigError("use_safetensors=False would read pickles", hint="leave it out")
+    if not low_cpu_mem_usage:
+        raise ConfigError(
+            "low_cpu_mem_usage=False: weights are always read straight into place",
+            hint="leave it out",
+        )
+
+
+def refuse_pickles(safe_serialization: bool) -> None:
+    """Refuse ``safe_serialization=False`` as a `ConfigError`: pickles are not written either."""
+    if not safe_serialization:
+        raise ConfigError("safe_serialization=False would write pickles", hint="leave it out")
+
+
+def bytes_of(size: int | str) -> int:
+    """Read a size: a number of bytes, or a text like ``5GB``."""
+    found = size
+    if isinstance(size, str):
+        number, unit = size[:-2].strip(), size[-2:].upper()
+        found = int(number) * UNITS[unit] if number.isdecimal() and unit in UNITS else 0
+    if not isinstance(found, int) or found < 1:
+        raise ConfigError(f"size {size!r} is none", hint="bytes, or text like '500MB' or '5GB'")
+    return found
 
 
 P = TypeVar("P", bound="Published")

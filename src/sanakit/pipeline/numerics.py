@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from sanakit.errors import NumericsError
 from sanakit.pipeline.images import Pixels
-from sanakit.shapes import Image
 
 Component = Literal["text encoder", "transformer", "autoencoder"]
 M = TypeVar("M", bound=nn.Module)
@@ -75,36 +74,19 @@ def safer_copy(module: M, component: Component, where: str = "") -> M:
     return deepcopy(module).to(safer)
 
 
-def report_constant(image: Image, *, dtype: torch.dtype) -> None:
-    """Warn of each picture whose pixels, ``b 3 H W`` in [-1, 1], are all one 8-bit colour.
-
-    ``dtype`` is the autoencoder's.
-    """
-    low, high = (_eighth(each) for each in (image.amin(dim=(2, 3)), image.amax(dim=(2, 3))))
-    _report_constant(low, high, dtype)
-
-
-def report_constant_pixels(pixels: Pixels, *, dtype: torch.dtype) -> None:
-    """The same of ``b H W 3`` uint8."""
-    low, high = (torch.from_numpy(each) for each in (pixels.min((1, 2)), pixels.max((1, 2))))
-    _report_constant(low, high, dtype)
-
-
-def _report_constant(low: Tensor, high: Tensor, dtype: torch.dtype) -> None:
-    for index in torch.nonzero((low == high).all(dim=1)).flatten().tolist():
-        colour = tuple(int(value) for value in low[index])
-        warnings.warn(
-            f"picture {index} is nothing but the colour {colour}: a component went wrong without "
-            f"overflowing (the autoencoder ran in {_short(dtype)}). Try torch_dtype=torch.float32, "
-            "and check the weights",
-            NumericsWarning,
-            stacklevel=4,
-        )
-
-
-def _eighth(values: Tensor) -> Tensor:
-    """Values in [-1, 1] as 0 to 255; monotonic, so extremes stay extremes."""
-    return ((values.float() / 2 + 0.5).clamp(0, 1) * 255).round()
+def report_constant(pixels: Pixels, *, dtype: torch.dtype) -> None:
+    """Warn of each picture ``H W 3`` uint8 of one colour; ``dtype`` is the autoencoder's."""
+    for index, picture in enumerate(pixels):
+        low, high = picture.min((0, 1)), picture.max((0, 1))
+        if (low == high).all():
+            colour = tuple(int(value) for value in low)
+            warnings.warn(
+                f"picture {index} is nothing but the colour {colour}: a component went wrong "
+                f"without overflowing (the autoencoder ran in {_short(dtype)}). Try "
+                "torch_dtype=torch.float32, and check the weights",
+                NumericsWarning,
+                stacklevel=3,
+            )
 
 
 def _failure(component: str, where: str, dtype: torch.dtype) -> NumericsError:

@@ -20,11 +20,10 @@ from sanakit.models.autoencoder import Autoencoder
 from sanakit.pipeline.aspect_ratios import TABLES, check_size, nearest_bin
 from sanakit.pipeline.components import Components, load_components, scheduler_as
 from sanakit.pipeline.decoder import Origin, decode_image, decode_pixels
-from sanakit.pipeline.images import Pixels, cut_to
+from sanakit.pipeline.images import Pixels, cut_to, to_pixels
 from sanakit.pipeline.numerics import (
     all_finite,
     report_constant,
-    report_constant_pixels,
     require_finite,
     safer_copy,
 )
@@ -494,7 +493,7 @@ class Pipeline:
             return image
 
         image = self._decoded(run)
-        report_constant(image, dtype=self._decoding_dtype)
+        report_constant(to_pixels(image), dtype=self._decoding_dtype)
         return image
 
     @torch.inference_mode()
@@ -511,7 +510,7 @@ class Pipeline:
         """
         origin = self._origin(*settings)
         pixels = self._decoded(lambda vae: decode_pixels(vae, latent, origin, size=size))
-        report_constant_pixels(pixels, dtype=self._decoding_dtype)
+        report_constant(pixels, dtype=self._decoding_dtype)
         return pixels
 
     def _decoded(self, run: Callable[[Autoencoder], Decoded]) -> Decoded:

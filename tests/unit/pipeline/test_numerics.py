@@ -15,6 +15,7 @@ from torch.testing import assert_close
 from sanakit import Pipeline, SanaPipeline
 from sanakit.errors import NumericsError
 from sanakit.pipeline.components import Components
+from sanakit.pipeline.images import to_pixels
 from sanakit.pipeline.numerics import (
     NumericsWarning,
     report_constant,
@@ -215,7 +216,7 @@ def test_one_colour_means_one_colour_of_eight_bits(
     image = make(torch.rand(1, 3, 4, 4, generator=rng))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        report_constant(image, dtype=torch.float32)
+        report_constant(to_pixels(image), dtype=torch.float32)
     assert bool(caught) == constant
 
 

@@ -14,11 +14,10 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sanakit.errors import ConfigError
+from sanakit.errors import ConfigError, refuse_unknown
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.text_encoder import TextEncoder
 from sanakit.models.transformer import LinearDiT
-from sanakit.pipeline.keywords import refuse_unknown
 from sanakit.pipeline.pipeline import Pipeline
 from sanakit.pipeline.prompts import MODEL_DEFAULT, Compat
 from sanakit.pipeline.published.sana import SanaPipeline, SanaPipelineOutput

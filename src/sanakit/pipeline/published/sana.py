@@ -15,19 +15,14 @@ from PIL.Image import Image as PILImage
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sanakit.errors import ConfigError, did_you_mean
+from sanakit.errors import ConfigError, did_you_mean, refuse_unknown
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.text_encoder import TextEncoder
 from sanakit.models.transformer import LinearDiT
 from sanakit.pipeline.aspect_ratios import TABLES
 from sanakit.pipeline.components import assemble, load_components, save_components
 from sanakit.pipeline.images import to_pil
-from sanakit.pipeline.keywords import (
-    bytes_of,
-    refuse_other_readers,
-    refuse_pickles,
-    refuse_unknown,
-)
+from sanakit.pipeline.networks import bytes_of, refuse_other_readers, refuse_pickles
 from sanakit.pipeline.pipeline import OnSampled, Pipeline, Sampling
 from sanakit.pipeline.placement import (
     Placed,
