@@ -38,7 +38,7 @@ from sanakit.train.config import LoopConfig, Strategy
 from sanakit.train.distributed.ranks import join_ranks
 from sanakit.train.loop import train
 from sanakit.train.recipe import Recipe, Timers
-from sanakit.train.sample_schedule import Share, generator_of, normal_of
+from sanakit.train.sample_schedule import SampleSchedule, generator_of, normal_of
 
 KILLED = 137
 STEPS = 4
@@ -57,10 +57,10 @@ class Halving(Recipe[Tensor]):
         torch.manual_seed(0)
         self.module = nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 4))
 
-    def stream(self, share: Share) -> Iterator[Tensor]:
+    def stream(self, schedule: SampleSchedule) -> Iterator[Tensor]:
         """Give noise."""
-        for span in share.spans():
-            yield normal_of([generator_of(share.seed, number) for number in span], 4)
+        for span in schedule.spans():
+            yield normal_of([generator_of(schedule.seed, number) for number in span], 4)
 
     def prepare(self, batch: Tensor, device: torch.device, timers: Timers) -> Tensor:
         """Leave it as it is."""

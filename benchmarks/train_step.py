@@ -40,7 +40,7 @@ from sanakit.train.distributed import network
 from sanakit.train.distributed.ranks import Ranks
 from sanakit.train.mfu import peak_of
 from sanakit.train.recipe import Recipe, Timers
-from sanakit.train.sample_schedule import Share
+from sanakit.train.sample_schedule import SampleSchedule
 
 RESULTS = ROOT / "benchmarks" / "results" / "train_step.jsonl"
 MEASURES = ("memory", "attention", "point", "recompute", "cast", "fused", "layout")
@@ -165,7 +165,7 @@ class StepRecipe(Recipe[Batch]):
             mask=whole.mask[:, :longest].contiguous(),
         )
 
-    def stream(self, share: Share) -> Iterator[Batch]:
+    def stream(self, schedule: SampleSchedule) -> Iterator[Batch]:
         """The batch, without end."""
         while True:
             yield self.batch
@@ -211,7 +211,7 @@ def ours(case: Case) -> Step:
     folder = Path(tempfile.mkdtemp(prefix="train-step-"))
     ranks = Ranks(device=torch.device(case.device))
     trainer = loop._Trainer(recipe, config, folder, ranks, lambda line: None)
-    stream = recipe.stream(trainer.share)
+    stream = recipe.stream(trainer.schedule)
 
     def step() -> float:
         return float(trainer.step(stream)["loss"])

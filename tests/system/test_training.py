@@ -21,7 +21,7 @@ from sanakit.train.config import LoopConfig
 from sanakit.train.loop import train
 from sanakit.train.recipes.autoencoder import AutoencoderObjective, AutoencoderRecipe
 from sanakit.train.recipes.autoencoder_run import start_autoencoder
-from sanakit.train.sample_schedule import Share
+from sanakit.train.sample_schedule import SampleSchedule
 from tiny import AUTOENCODER
 from tiny_autoencoder import TinySource
 from tiny_recipe import TinyRecipe
@@ -93,7 +93,7 @@ def test_a_run_killed_while_it_saves_goes_on_from_the_checkpoint_before(
 
 def fixed_loss(recipe: AutoencoderRecipe) -> float:
     """Of one large batch with one noise."""
-    batch = next(recipe.stream(Share(seed=77, batch_size=64)))
+    batch = next(recipe.stream(SampleSchedule(seed=77, batch_size=64)))
     with torch.no_grad():
         return float(recipe.loss(batch)["loss"])
 

@@ -19,7 +19,7 @@ from sanakit.errors import ConfigError
 from sanakit.shapes import TextMask, TokenIds
 from sanakit.train.config import LoopConfig
 from sanakit.train.recipe import Recipe, Timers
-from sanakit.train.sample_schedule import Share, generator_of, uniform_of
+from sanakit.train.sample_schedule import SampleSchedule, generator_of, uniform_of
 
 Batch = tuple[Looks, TokenIds, TextMask, Tensor]
 """Looks, captions, and which captions are true of which pictures."""
@@ -69,15 +69,15 @@ class JudgeRecipe(Recipe[Batch]):
         self.shown, self.looks, self.held = shown, looks, held
         self.known = [frozenset(one.texts) for one in shown]
 
-    def stream(self, share: Share) -> Iterator[Batch]:
+    def stream(self, schedule: SampleSchedule) -> Iterator[Batch]:
         """Any pictures, each as likely, with one of their captions."""
-        if share.ranks > 1 or share.parts > 1:
+        if schedule.ranks > 1 or schedule.parts > 1:
             raise ConfigError(
                 "a judge compares all pictures of a batch with each other",
                 hint="train it on one rank, with accumulation=1",
             )
-        for span in share.spans():
-            draws = uniform_of([generator_of(share.seed, k) for k in span], 3).double().numpy()
+        for span in schedule.spans():
+            draws = uniform_of([generator_of(schedule.seed, k) for k in span], 3).double().numpy()
             rows = (draws[:, 0] * len(self.shown)).astype(np.int64)
             yield self.batch(rows, draws[:, 1:])
 

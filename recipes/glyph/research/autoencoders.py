@@ -20,8 +20,8 @@ from sanakit.train.config import LoopConfig
 from sanakit.train.mfu import counted
 from sanakit.train.recipes.autoencoder import AutoencoderRecipe, psnr
 from sanakit.train.recipes.autoencoder_run import channels_last
-from sanakit.train.recipes.picture_sources import as_image
-from sanakit.train.sample_schedule import Share
+from sanakit.train.recipes.shard_dataset import as_image
+from sanakit.train.sample_schedule import SampleSchedule
 
 SIDE = 128
 SAMPLES = 1_600
@@ -38,8 +38,8 @@ class Halved:
     def __init__(self, pictures: GlyphPictures) -> None:
         self.source = GlyphSource(pictures)
 
-    def batches(self, share: Share) -> Iterator[Tensor]:
-        for image in self.source.batches(share):
+    def batches(self, schedule: SampleSchedule) -> Iterator[Tensor]:
+        for image in self.source.batches(schedule):
             yield halved(image)
 
     def held(self, count: int) -> Iterator[Tensor]:

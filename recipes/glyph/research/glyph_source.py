@@ -13,9 +13,9 @@ from torch import Tensor
 from recipes.glyph.data.backgrounds import BACKGROUNDS
 from recipes.glyph.data.pictures import GlyphPictures, compose
 from sanakit.train.recipes.autoencoder import AutoencoderObjective
-from sanakit.train.recipes.picture_sources import AT_A_TIME, Pixels
+from sanakit.train.recipes.shard_dataset import AT_A_TIME, Pixels
 from sanakit.train.sample_schedule import (
-    Share,
+    SampleSchedule,
     chances,
     drawn_by_weight,
     generator_of,
@@ -41,10 +41,10 @@ class GlyphSource:
         weights = [pictures.records[i].weight for i in self.train_indices.tolist()]
         self.chances = chances(torch.tensor(weights, dtype=torch.float64).sqrt())
 
-    def batches(self, share: Share) -> Iterator[Pixels]:
+    def batches(self, schedule: SampleSchedule) -> Iterator[Pixels]:
         """Pictures of the training split."""
-        for span in share.spans():
-            uniform = uniform_of([generator_of(share.seed, k) for k in span], 6)
+        for span in schedule.spans():
+            uniform = uniform_of([generator_of(schedule.seed, k) for k in span], 6)
             rows = self.train_indices[drawn_by_weight(self.chances, uniform[:, 0])].numpy()
             yield compose(self.pictures.rgba(rows), backgrounds_of(uniform[:, 1:]))
 

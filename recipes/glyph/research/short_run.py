@@ -29,7 +29,7 @@ from sanakit.train.distributed.network import keep_freed_memory
 from sanakit.train.ema import EMA
 from sanakit.train.optim.build import build_optimizer, set_rate
 from sanakit.train.recipe import Batch, Recipe, Timers
-from sanakit.train.sample_schedule import Share
+from sanakit.train.sample_schedule import SampleSchedule
 
 RESULTS = Path(__file__).parent / "results"
 CPU = torch.device("cpu")
@@ -102,7 +102,7 @@ def short_run(
     )
     trained = partial(trained_tensors, module)
     averages = {each: PlainAverage(trained(), halflife=each) for each in halflives}
-    stream = recipe.stream(Share(seed=config.seed, batch_size=config.batch_size))
+    stream = recipe.stream(SampleSchedule(seed=config.seed, batch_size=config.batch_size))
     timers, seen, losses = Timers(CPU), 0, list[float]()
     wall, cpu, spent = time.monotonic(), time.process_time(), 0.0
 

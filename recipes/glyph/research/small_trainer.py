@@ -29,7 +29,7 @@ from sanakit.shapes import Latent, PerSample, Text, TextMask, TokenIds
 from sanakit.train.mfu import SeenShapes, Shapes
 from sanakit.train.recipe import Recipe, Timers
 from sanakit.train.sample_schedule import (
-    Share,
+    SampleSchedule,
     generator_of,
     normal_of,
     uniform_of,
@@ -81,17 +81,17 @@ class DiffusionRecipe(Recipe[DiffusionBatch]):
         self.null_share = null_share
         self._seen = SeenShapes(self._operations)
 
-    def stream(self, share: Share) -> Iterator[DiffusionBatch]:
+    def stream(self, schedule: SampleSchedule) -> Iterator[DiffusionBatch]:
         """Samples of the bank, each in new words or, rarely, none."""
         bank = self.bank
-        for span in share.spans():
-            generators = [generator_of(share.seed, k) for k in span]
+        for span in schedule.spans():
+            generators = [generator_of(schedule.seed, k) for k in span]
             uniform = uniform_of(generators, 2)
             rows = (uniform[:, 0] * len(bank.samples)).long().tolist()
             captions = [
                 ""
                 if null < self.null_share
-                else self.caption(bank.samples[row], np.random.default_rng((share.seed, k)))
+                else self.caption(bank.samples[row], np.random.default_rng((schedule.seed, k)))
                 for k, row, null in zip(span, rows, uniform[:, 1].tolist(), strict=True)
             ]
             latents = bank.latents[rows]

@@ -23,7 +23,7 @@ from torch import nn
 from sanakit.errors import ConfigError, DataError, MissingModelError, WeightsError
 from sanakit.evaluate.features import FeatureNetwork
 from sanakit.evaluate.figures import Evaluation
-from sanakit.train.sample_schedule import Share
+from sanakit.train.sample_schedule import SampleSchedule
 from tiny_judge import HELD, LOOP, tiny_shapes, tiny_sight, tiny_words
 
 WAYS = 6
@@ -240,7 +240,7 @@ def test_a_batch_marks_the_captions_that_are_true_of_other_pictures(data: Path) 
 def test_a_batch_is_not_split(data: Path) -> None:
     recipe = JudgeRecipe(nn.Identity(), tiny_words().tokenizer, [], np.zeros((0, 4)), {})
     with pytest.raises(ConfigError, match="each other"):
-        next(recipe.stream(Share(seed=0, batch_size=4, parts=2)))
+        next(recipe.stream(SampleSchedule(seed=0, batch_size=4, parts=2)))
 
 
 def test_no_picture_is_drawn_twice_and_more_samples_begin_with_fewer(data: Path) -> None:

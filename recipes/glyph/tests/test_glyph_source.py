@@ -14,7 +14,7 @@ from recipes.glyph.research.glyph_source import GlyphSource, backgrounds_of
 from torch import Tensor
 from torch.testing import assert_close
 
-from sanakit.train.sample_schedule import Share
+from sanakit.train.sample_schedule import SampleSchedule
 from tiny_pictures import tiny_pictures, tiny_record, write_pictures
 
 
@@ -24,7 +24,7 @@ def pictures(tmp_path: Path) -> GlyphPictures:
 
 
 def first(source: GlyphSource, size: int, seed: int = 0) -> Tensor:
-    return next(source.batches(Share(seed=seed, batch_size=size)))
+    return next(source.batches(SampleSchedule(seed=seed, batch_size=size)))
 
 
 def test_a_background_is_white_or_a_named_one_or_any(rng: torch.Generator) -> None:

@@ -23,7 +23,7 @@ from sanakit.models.flops import language_model_flops
 from sanakit.shapes import TextMask, TokenIds
 from sanakit.train.config import LoopConfig
 from sanakit.train.recipe import Recipe, Timers
-from sanakit.train.sample_schedule import Share, generator_of, uniform_of
+from sanakit.train.sample_schedule import SampleSchedule, generator_of, uniform_of
 
 Rows = NDArray[np.uint16]
 Batch = tuple[TokenIds, TextMask]
@@ -162,10 +162,10 @@ class LanguageModelRecipe(Recipe[Batch]):
         self.rows = rows
         self.held = held
 
-    def stream(self, share: Share) -> Iterator[Batch]:
+    def stream(self, schedule: SampleSchedule) -> Iterator[Batch]:
         """Any rows, each as likely; ``(ids, mask)``."""
-        for span in share.spans():
-            place = uniform_of([generator_of(share.seed, k) for k in span])
+        for span in schedule.spans():
+            place = uniform_of([generator_of(schedule.seed, k) for k in span])
             yield self._batch(self.rows[(place.double() * len(self.rows)).long().numpy()])
 
     def prepare(self, batch: Batch, device: torch.device, timers: Timers) -> Batch:

@@ -38,7 +38,7 @@ from sanakit.train.mfu import model_share
 from sanakit.train.optim.build import build_optimizer, materialise, set_rate
 from sanakit.train.recipe import Batch, Recipe, Timers
 from sanakit.train.runs.log import RunLog
-from sanakit.train.sample_schedule import Prefetched, Share
+from sanakit.train.sample_schedule import Prefetched, SampleSchedule
 
 
 @contextmanager
@@ -69,7 +69,7 @@ class _Trainer(Generic[Batch]):
     ) -> None:
         self.recipe, self.config, self.run, self.ranks = recipe, config, run, ranks
         self.report: Report = report if ranks.first else lambda line: None
-        self.share = Share(
+        self.schedule = SampleSchedule(
             seed=config.seed,
             batch_size=config.batch_size,
             rank=ranks.rank,
@@ -261,8 +261,8 @@ class _Trainer(Generic[Batch]):
         if self.images_seen >= config.total_images:
             self.log.close()
             return True
-        share = Share(**{**asdict(self.share), "images_seen": self.images_seen})
-        stream = Prefetched(lambda: self.recipe.stream(share))
+        schedule = SampleSchedule(**{**asdict(self.schedule), "images_seen": self.images_seen})
+        stream = Prefetched(lambda: self.recipe.stream(schedule))
         self.watchdog.start()
         started = saved = time.monotonic()
         before, steps, sums = self.seconds, 0, dict[str, Tensor]()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sanakit.errors import ConfigError
-from sanakit.train.sample_schedule import Share
+from sanakit.train.sample_schedule import SampleSchedule
 
 NAMES = ("data", "text", "autoencoder", "model")
 
@@ -67,11 +67,11 @@ class Recipe(ABC, Generic[Batch]):
     """What is trained, with whatever is frozen inside it."""
 
     @abstractmethod
-    def stream(self, share: Share) -> Iterator[Batch]:
-        """Give micro-batches without end, on the CPU: those of ``share.spans()``, in order.
+    def stream(self, schedule: SampleSchedule) -> Iterator[Batch]:
+        """Give micro-batches without end, on the CPU: those of ``schedule.spans()``, in order.
 
-        A function of ``share`` alone: all randomness of sample k, of its noise too, comes from
-        ``generator_of(share.seed, k)`` or something as fixed.
+        A function of ``schedule`` alone: all randomness of sample k, of its noise too, comes from
+        ``generator_of(schedule.seed, k)`` or something as fixed.
         """
 
     @abstractmethod

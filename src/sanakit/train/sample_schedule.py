@@ -21,7 +21,7 @@ Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share:
+class SampleSchedule:
     """A rank's part of every batch, and where the run stands.
 
     A batch is split over the ranks in contiguous parts of one size, and a rank's part into

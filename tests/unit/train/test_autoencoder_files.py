@@ -28,7 +28,7 @@ from sanakit.train.recipes.autoencoder_run import (
     run_autoencoder,
     start_autoencoder,
 )
-from sanakit.train.sample_schedule import Share
+from sanakit.train.sample_schedule import SampleSchedule
 from sanakit.weights.store import read_config
 from tiny import AUTOENCODER, write_tiny
 from tiny_autoencoder import TinySource
@@ -56,7 +56,7 @@ def trained(
 def test_the_scale_makes_latents_of_unit_size(source: TinySource) -> None:
     torch.manual_seed(0)
     autoencoder = Autoencoder(AUTOENCODER).train()
-    parts = [next(source.batches(Share(seed=s, batch_size=s))) for s in (3, 5)]
+    parts = [next(source.batches(SampleSchedule(seed=s, batch_size=s))) for s in (3, 5)]
     scale = latent_scale(autoencoder, parts)
     scaled = torch.cat([autoencoder.encode(part).detach() for part in parts]) * scale
     assert float(scaled.square().mean()) == pytest.approx(1, rel=1e-5)
@@ -80,7 +80,9 @@ def test_a_finished_run_leaves_its_averaged_weights_and_their_scale(
     assert factor != AUTOENCODER.scaling_factor
     pixels = (
         batch.image
-        for _, batch in zip(range(2), recipe.stream(Share(seed=0, batch_size=16)), strict=False)
+        for _, batch in zip(
+            range(2), recipe.stream(SampleSchedule(seed=0, batch_size=16)), strict=False
+        )
     )
     wanted = latent_scale(run_autoencoder(tmp_path / "run", AUTOENCODER), pixels)
     assert factor == pytest.approx(wanted, rel=1e-6)

@@ -18,7 +18,7 @@ from sanakit.pipeline.images import from_pixels
 from sanakit.train.recipe import Timers
 from sanakit.train.recipes.diffusion import DiffusionBatch, DiffusionRecipe
 from sanakit.train.recipes.encoders import Encoders
-from sanakit.train.sample_schedule import Share, generator_of
+from sanakit.train.sample_schedule import SampleSchedule, generator_of
 from tiny_sana import TinySana, tiny_sana
 
 CPU = torch.device("cpu")
@@ -31,7 +31,7 @@ def sana(tmp_path_factory: pytest.TempPathFactory) -> TinySana:
 
 def drawn(recipe: DiffusionRecipe, count: int, **share: int) -> list[DiffusionBatch]:
     settings = {"seed": 0, "batch_size": 4, **share}
-    return list(islice(recipe.stream(Share(**settings)), count))
+    return list(islice(recipe.stream(SampleSchedule(**settings)), count))
 
 
 def pixels(batch: DiffusionBatch) -> Tensor:

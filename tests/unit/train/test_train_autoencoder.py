@@ -27,7 +27,7 @@ from sanakit.train.recipes.autoencoder import (
     psnr,
     squares,
 )
-from sanakit.train.sample_schedule import Share
+from sanakit.train.sample_schedule import SampleSchedule
 from tiny import AUTOENCODER
 from tiny_autoencoder import TinySource, recipe_of
 from tiny_recipe import drawn
@@ -59,7 +59,7 @@ def test_psnr_is_its_closed_form() -> None:
 def test_half_of_the_pictures_are_mirrored_and_all_as_the_source_gives_them(
     source: TinySource,
 ) -> None:
-    given = next(source.batches(Share(seed=0, batch_size=64)))
+    given = next(source.batches(SampleSchedule(seed=0, batch_size=64)))
     batch = drawn(recipe_of(source), 64).image
     assert batch.is_contiguous(memory_format=torch.channels_last)
     plain = [torch.equal(one, other) for one, other in zip(batch, given, strict=True)]
@@ -72,7 +72,7 @@ def test_half_of_the_pictures_are_mirrored_and_all_as_the_source_gives_them(
 
 def test_larger_pictures_are_cut_at_a_place_of_their_own(source: TinySource) -> None:
     recipe = recipe_of(source, AutoencoderObjective(side=32, mirror=False))
-    given = next(source.batches(Share(seed=0, batch_size=16)))
+    given = next(source.batches(SampleSchedule(seed=0, batch_size=16)))
     cut = drawn(recipe, 16).image
     assert cut.shape == (16, 3, 32, 32)
     places = set()
@@ -99,7 +99,7 @@ def test_a_batch_is_a_function_of_seed_and_numbers_whatever_the_parts(source: Ti
     assert 0.6 < whole.place.max() < 1
     parts = []
     for rank in range(2):
-        stream = recipe.stream(Share(seed=0, batch_size=8, ranks=2, rank=rank, parts=2))
+        stream = recipe.stream(SampleSchedule(seed=0, batch_size=8, ranks=2, rank=rank, parts=2))
         parts += [next(stream), next(stream)]
     joined = [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
     assert_close(joined, list(whole), rtol=0, atol=0)

@@ -18,7 +18,7 @@ from sanakit.train import loop
 from sanakit.train.checkpoint import checkpoints, read_manifest, read_tensors
 from sanakit.train.config import LoopConfig, learning_rate, with_overrides
 from sanakit.train.loop import train
-from sanakit.train.sample_schedule import Share
+from sanakit.train.sample_schedule import SampleSchedule
 from tiny_recipe import TinyRecipe, weights
 
 CONFIG = LoopConfig(
@@ -297,7 +297,7 @@ def test_a_batch_that_does_not_split_over_the_ranks_is_refused(
     tmp_path: Path,
 ) -> None:
     with pytest.raises(ConfigError, match=r"batch_size=4 does not split over 3 ranks\n.*of 3"):
-        Share(seed=0, batch_size=4, ranks=3)
+        SampleSchedule(seed=0, batch_size=4, ranks=3)
     config = replace(CONFIG, accumulation=3)
     with pytest.raises(ConfigError, match=r"over 1 ranks in 3 parts each\n"):
         train(TinyRecipe(), config, tmp_path, resume=False, report=quiet)

@@ -23,11 +23,11 @@ from sanakit.train.loop import train
 from sanakit.train.mfu import SeenShapes, counted, model_share, peak_of, training_factor
 from sanakit.train.optim.build import build_optimizer, state_bytes
 from sanakit.train.recipes.autoencoder import AutoencoderBatch, AutoencoderRecipe
-from sanakit.train.recipes.picture_sources import ShardSource
+from sanakit.train.recipes.shard_dataset import ShardSource
 from sanakit.train.runs import plan
 from sanakit.train.runs.log import read_log
 from sanakit.train.runs.plan import STATE_BYTES, Memory, Plan, plan_of
-from sanakit.train.sample_schedule import Share
+from sanakit.train.sample_schedule import SampleSchedule
 from tiny import AUTOENCODER
 from tiny_recipe import TinyRecipe, drawn
 from tiny_sana import TinySana, tiny_sana
@@ -45,8 +45,8 @@ class Line(TinyRecipe):
         super().__init__()
         self.module = nn.Linear(4, 4, bias=False)
 
-    def stream(self, share: Share) -> Iterator[Tensor]:
-        for span in share.spans():
+    def stream(self, schedule: SampleSchedule) -> Iterator[Tensor]:
+        for span in schedule.spans():
             yield torch.ones(len(span), 4)
 
     def loss(self, batch: Tensor) -> dict[str, Tensor]:
@@ -107,7 +107,7 @@ def test_operations_of_a_transformer_are_those_of_its_real_forward_pass(sana: Ti
 
 
 def test_operations_of_an_autoencoder_are_those_of_its_real_forward_pass() -> None:
-    recipe = AutoencoderRecipe(Autoencoder(AUTOENCODER), ShardSource(lambda share: ()))
+    recipe = AutoencoderRecipe(Autoencoder(AUTOENCODER), ShardSource(lambda schedule: ()))
     side = 4 * AUTOENCODER.spatial_factor
     batch = AutoencoderBatch(torch.zeros(2, 3, side, side), torch.zeros(2, 2), torch.ones(2), None)
     recipe.loss(batch)

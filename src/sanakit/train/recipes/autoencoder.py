@@ -27,8 +27,8 @@ from sanakit.nn.resample import Downsample, Upsample
 from sanakit.shapes import Image, Latent, PerSample
 from sanakit.train.mfu import SeenShapes, Shapes, counted
 from sanakit.train.recipe import Recipe, Timers
-from sanakit.train.recipes.picture_sources import PictureSource, Pixels, as_image
-from sanakit.train.sample_schedule import Share, generator_of, normal_of, uniform_of
+from sanakit.train.recipes.shard_dataset import PictureSource, Pixels, as_image
+from sanakit.train.sample_schedule import SampleSchedule, generator_of, normal_of, uniform_of
 
 LOUDEST = 1e4
 
@@ -280,11 +280,11 @@ class AutoencoderRecipe(Recipe[AutoencoderBatch]):
         self.fixed_norms = freeze_but(autoencoder, self.trained)
         self._seen = SeenShapes(self._operations)
 
-    def stream(self, share: Share) -> Iterator[AutoencoderBatch]:
+    def stream(self, schedule: SampleSchedule) -> Iterator[AutoencoderBatch]:
         """Pictures of the source, cut and mirrored as the objective says."""
         objective, factor = self.objective, self.autoencoder.config.spatial_factor
-        for span, pixels in zip(share.spans(), self.source.batches(share), strict=False):
-            generators = [generator_of(share.seed + _ANOTHER, k) for k in span]
+        for span, pixels in zip(schedule.spans(), self.source.batches(schedule), strict=False):
+            generators = [generator_of(schedule.seed + _ANOTHER, k) for k in span]
             uniform = uniform_of(generators, 6)
             if objective.side is not None:
                 pixels = squares(pixels, uniform[:, :2], objective.side)

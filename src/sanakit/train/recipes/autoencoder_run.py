@@ -24,14 +24,14 @@ from sanakit.train.recipes.autoencoder import (
     AutoencoderRecipe,
     Phase,
 )
-from sanakit.train.recipes.picture_sources import (
+from sanakit.train.recipes.shard_dataset import (
     PictureSource,
     Pixels,
     as_image,
     open_shards,
 )
 from sanakit.train.runs.run_config import RunConfig, lasting, speaks
-from sanakit.train.sample_schedule import Share
+from sanakit.train.sample_schedule import SampleSchedule
 from sanakit.weights.catalog import find_checkpoint
 from sanakit.weights.layout import CONFIG, stored_variant
 from sanakit.weights.perceptual import load_perceptual
@@ -160,7 +160,7 @@ def finish_autoencoder(
     autoencoder = run_autoencoder(run, config)
     factor = config.scaling_factor
     if recipe.objective.phase not in FROZEN_ENCODER or factor == 1:
-        batches = recipe.stream(Share(seed=0, batch_size=min(_BATCH, pictures)))
+        batches = recipe.stream(SampleSchedule(seed=0, batch_size=min(_BATCH, pictures)))
         some = islice(batches, max(1, pictures // _BATCH))
         device = next(recipe.autoencoder.parameters()).device
         factor = latent_scale(autoencoder.to(device), (batch.image for batch in some))

@@ -36,7 +36,7 @@ from sanakit.train.recipe import Recipe, Timers
 from sanakit.train.recipes.encoders import Encoders
 from sanakit.train.recipes.lora import USUAL_TARGETS
 from sanakit.train.recipes.shard_dataset import ShardDataset
-from sanakit.train.sample_schedule import Share, generator_of, normal_of, uniform_of
+from sanakit.train.sample_schedule import SampleSchedule, generator_of, normal_of, uniform_of
 
 
 class LossBins:
@@ -258,13 +258,13 @@ class DiffusionRecipe(Recipe[DiffusionBatch]):
         self._measured: list[DiffusionBatch] = []
         self._seen = SeenShapes(self._operations)
 
-    def stream(self, share: Share) -> Iterator[DiffusionBatch]:
+    def stream(self, schedule: SampleSchedule) -> Iterator[DiffusionBatch]:
         """A rank's part of each batch of the loader, in parts, with noise by sample number."""
-        spans = share.spans()
-        for batch in self.pictures.batches(share):
-            for part in range(share.parts):
-                rows = slice(part * share.size, (part + 1) * share.size)
-                generators = [generator_of(share.seed, k) for k in next(spans)]
+        spans = schedule.spans()
+        for batch in self.pictures.batches(schedule):
+            for part in range(schedule.parts):
+                rows = slice(part * schedule.size, (part + 1) * schedule.size)
+                generators = [generator_of(schedule.seed, k) for k in next(spans)]
                 level = levels_at(self._positions(generators), self.flow_shift)
                 noise = normal_of(generators, *self._latent_shape(batch))
                 yield _drawn(batch, rows, noise, level)
@@ -352,7 +352,11 @@ class DiffusionRecipe(Recipe[DiffusionBatch]):
         return counted(forward)
 
     def _drawn_of(self, module: nn.Module, prompt: str) -> Pixels | None:
-        """A picture ``H W 3`` uint8 for each seed; None if a number is not finite."""
+        """A picture ``H W 3`` uint8 for each seed; None if a number is not finite.
+
+        Not by the pipeline, which projects texts outside of the network's forward pass: there, FSDP
+        has no whole weights.
+        """
         device = next(module.parameters()).device
         autoencoder = self.encoders.autoencoder.to(device)
         config = self.transformer.config
@@ -407,10 +411,10 @@ class DiffusionRecipe(Recipe[DiffusionBatch]):
         """The first pictures in an order of their own; never the null prompt."""
         source = replace(self.held or self.pictures, captions=self.objective.choice(null=False))
         generator = torch.Generator().manual_seed(0)
-        share = Share(seed=1, batch_size=EVALUATION_BATCH)
+        schedule = SampleSchedule(seed=1, batch_size=EVALUATION_BATCH)
         count = EVALUATED // EVALUATION_BATCH
         levels = (torch.arange(EVALUATED) + 0.5) / EVALUATED
-        for number, batch in enumerate(islice(source.batches(share), count)):
+        for number, batch in enumerate(islice(source.batches(schedule), count)):
             sigma = levels[number::count]
             shape = (EVALUATION_BATCH, *self._latent_shape(batch))
             noise = torch.randn(shape, generator=generator)

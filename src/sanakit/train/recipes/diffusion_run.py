@@ -40,7 +40,7 @@ from sanakit.train.recipes.shard_dataset import (
     shards_of,
 )
 from sanakit.train.runs.run_config import RunConfig, is_run, lasting, load_run
-from sanakit.train.sample_schedule import Share
+from sanakit.train.sample_schedule import SampleSchedule
 from sanakit.weights.layout import CONFIG
 from sanakit.weights.lora import LORA_FILE, LoraPair, write_lora
 from sanakit.weights.resolve import resolve_model
@@ -494,7 +494,7 @@ def _same_shards(
     pictures: ShardDataset, loop: LoopConfig, data: DiffusionData, report: Report
 ) -> str:
     """What identifies the shards; a resumed run must find those that it began with."""
-    loader = pictures.loader(Share(seed=loop.seed, batch_size=loop.batch_size))
+    loader = pictures.loader(SampleSchedule(seed=loop.seed, batch_size=loop.batch_size))
     report(loader.report)
     found = str(loader.state()["index"])
     if data.index not in (None, found):
@@ -509,6 +509,6 @@ def _captions(pictures: ShardDataset, objective: DiffusionObjective) -> tuple[st
     """The first different captions of the set, to draw on the way."""
     source = replace(pictures, captions=objective.choice(null=False), latents=None, text=None)
     found: dict[str, None] = {}
-    for batch in islice(source.batches(Share(seed=0, batch_size=1)), 4 * SHOWN):
+    for batch in islice(source.batches(SampleSchedule(seed=0, batch_size=1)), 4 * SHOWN):
         found.update((caption, None) for caption in batch.captions if caption)
     return tuple(found)[:SHOWN]

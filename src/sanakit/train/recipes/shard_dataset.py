@@ -1,11 +1,14 @@
-"""Built shards as diffusion reads them: pictures or their latents, captions or their states."""
+"""Built shards as recipes read them: pictures or their latents, captions or their states."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, Protocol, TypeAlias, get_args
+
+import torch
+from torch import Tensor
 
 from sanakit.data.captions.choice import CaptionChoice
 from sanakit.data.encode import ENDING, NULL, CachedStates, autoencoder_hash, text_encoder_hash
@@ -15,7 +18,8 @@ from sanakit.data.loader.loader import Loader
 from sanakit.data.shards import INDEX, read_index
 from sanakit.data.training_set import LATENTS, SHARDS, TEXT, TrainingSet
 from sanakit.errors import ConfigError, DataError
-from sanakit.train.sample_schedule import Share
+from sanakit.shapes import Image
+from sanakit.train.sample_schedule import SampleSchedule
 
 States = Literal["auto", "live", "cached"]
 
@@ -30,22 +34,23 @@ class ShardDataset:
     text: Path | None = None
     workers: int = 0
 
-    def batches(self, share: Share) -> Iterator[Batch]:
-        """A rank's part of each batch from where ``share`` stands, without end.
+    def batches(self, schedule: SampleSchedule) -> Iterator[Batch]:
+        """A rank's part of each batch from where ``schedule`` stands, without end.
 
         Raises:
-            ConfigError: ``share`` does not stand between two batches.
+            ConfigError: ``schedule`` does not stand between two batches.
         """
-        if share.images_seen % share.batch_size:
+        if schedule.images_seen % schedule.batch_size:
             raise ConfigError(
-                f"{share.images_seen} images are no whole number of batches of {share.batch_size}",
+                f"{schedule.images_seen} images are no whole number of batches of "
+                f"{schedule.batch_size}",
                 hint="resume with the batch_size that the run was started with",
             )
-        loader = self.loader(share)
-        loader.restore({**loader.state(), "next": share.images_seen // share.batch_size})
+        loader = self.loader(schedule)
+        loader.restore({**loader.state(), "next": schedule.images_seen // schedule.batch_size})
         return iter(loader)
 
-    def loader(self, share: Share) -> Loader:
+    def loader(self, schedule: SampleSchedule) -> Loader:
         """The loader of a rank's part.
 
         Raises:
@@ -53,10 +58,10 @@ class ShardDataset:
         """
         return Loader(
             self.shards,
-            batch_size=share.batch_size,
-            seed=share.seed,
-            rank=share.rank,
-            world=share.ranks,
+            batch_size=schedule.batch_size,
+            seed=schedule.seed,
+            rank=schedule.rank,
+            world=schedule.ranks,
             workers=self.workers,
             captions=self.captions,
             latents=self.latents,
@@ -122,15 +127,99 @@ def _complete(folder: Path, shards: Path, encoder: str, more: tuple[str, ...]) -
     index = read_index(shards)
     assert index is not None
     for states in sorted(folder.iterdir()) if folder.is_dir() else ():
-        whole = all((states / f"{unit}{ENDING}").is_file() for unit in more)
-        for shard in index.shards if whole else ():
-            if not (states / f"{shard.unit}{ENDING}").is_file():
-                whole = False
-                break
-            about = CachedStates(states, shard.unit).about
-            if about.get("encoder") != encoder or about.get("shard_sha256") != shard.sha256:
-                whole = False
-                break
-        if whole:
+        units = [*more, *(shard.unit for shard in index.shards)]
+        if not all((states / f"{unit}{ENDING}").is_file() for unit in units):
+            continue
+        found = {shard.unit: CachedStates(states, shard.unit).about for shard in index.shards}
+        wanted = {shard.unit: (encoder, shard.sha256) for shard in index.shards}
+        if wanted == {u: (a.get("encoder"), a.get("shard_sha256")) for u, a in found.items()}:
             return states
     return None
+
+
+Pixels: TypeAlias = Tensor
+"""``b 3 H W``, uint8, or fp32 in [-1, 1]."""
+AT_A_TIME = 32
+
+
+class PictureSource(Protocol):
+    """Pictures without end to train on, and some to measure on."""
+
+    @property
+    def unseen(self) -> bool:
+        """Whether held pictures are kept from training."""
+        ...
+
+    def batches(self, schedule: SampleSchedule) -> Iterator[Pixels]:
+        """Pictures to train on, one tensor for each of ``schedule.spans()``; sizes may change.
+
+        A function of ``schedule`` alone, as `Recipe.stream` asks.
+        """
+        ...
+
+    def held(self, count: int) -> Iterator[Pixels]:
+        """At most ``count`` pictures to measure on, some at a time, the same each time."""
+        ...
+
+
+def as_image(pixels: Pixels) -> Image:
+    """Pixels as networks read them: fp32 in [-1, 1]."""
+    return pixels.float() / 127.5 - 1 if pixels.dtype == torch.uint8 else pixels
+
+
+Batches: TypeAlias = Callable[[SampleSchedule], Iterable[Batch]]
+"""A rank's part of each global batch, from the one that ``schedule`` stands at, without end."""
+
+
+class ShardSource:
+    """Pictures that were built into shards, in the order of their loader.
+
+    Without shards of their own, held pictures are the first ones trained on, and measures say so.
+    """
+
+    def __init__(self, batches: Batches, held: Batches | None = None) -> None:
+        self._batches = batches
+        self._held = held
+
+    @property
+    def unseen(self) -> bool:
+        """Whether held pictures have shards of their own."""
+        return self._held is not None
+
+    def batches(self, schedule: SampleSchedule) -> Iterator[Pixels]:
+        """A rank's pictures of each batch, in parts; those of a batch are of one size."""
+        for batch in self._batches(schedule):
+            yield from _channels_first(batch).split(schedule.size)
+
+    def held(self, count: int) -> Iterator[Pixels]:
+        """The first ``count`` pictures of the shards in another order than that of training."""
+        fixed = SampleSchedule(seed=0, batch_size=min(count, AT_A_TIME))
+        for batch in (self._held or self._batches)(fixed):
+            pixels = _channels_first(batch)[:count]
+            yield pixels
+            count -= len(pixels)
+            if count <= 0:
+                return
+
+
+def open_shards(
+    shards: str | Path, *, held: str | Path | None = None, workers: int = 0
+) -> ShardSource:
+    """Read what `sanakit data build` made: a folder `SET/shards`, or its address.
+
+    ``held`` are shards of other pictures, to measure on; ``workers`` are processes that decode.
+
+    Raises:
+        DataError: there are no shards. ConfigError: a batch that does not split over the ranks.
+    """
+
+    def batches_of(place: str | Path) -> Batches:
+        return ShardDataset(shards=str(place), workers=workers).batches
+
+    return ShardSource(batches_of(shards), None if held is None else batches_of(held))
+
+
+def _channels_first(batch: Batch) -> Pixels:
+    if batch.pixels is None:
+        raise DataError("the loader gives latents, and an autoencoder trains on pictures")
+    return batch.pixels.movedim(-1, 1)

@@ -19,7 +19,7 @@ from sanakit.train.mfu import model_share, training_factor
 from sanakit.train.optim.build import OptimizerName, build_optimizer
 from sanakit.train.recipe import Batch, Recipe, Timers
 from sanakit.train.runs.summary import spoken
-from sanakit.train.sample_schedule import Share
+from sanakit.train.sample_schedule import SampleSchedule
 
 STATE_BYTES: Mapping[OptimizerName, float] = {
     "adamw": 8.0,
@@ -120,7 +120,7 @@ class Plan:
     def _memory(self) -> Iterator[str]:
         memory, config = self.memory, self.config
         recomputed = config.gradient_checkpointing
-        size = Share(seed=0, batch_size=config.batch_size, parts=config.accumulation).size
+        size = SampleSchedule(seed=0, batch_size=config.batch_size, parts=config.accumulation).size
         parts = {
             "weights": memory.weights,
             "gradients": memory.gradients,
@@ -165,7 +165,7 @@ def plan_of(
     Raises:
         ConfigError: a batch that does not split into its parts. DataError: damaged shards.
     """
-    Share(seed=0, batch_size=config.batch_size, parts=config.accumulation)
+    SampleSchedule(seed=0, batch_size=config.batch_size, parts=config.accumulation)
     ranks, plain = Ranks(device=device), replace(config, compile_blocks=False)
     network = Network(recipe.module, list(recipe.blocks()), plain, ranks)
     recipe.module.train()
@@ -233,7 +233,7 @@ def _activations(
 
     hooks = [block.register_forward_pre_hook(enter) for block in recipe.blocks()]
     try:
-        batch = next(iter(recipe.stream(Share(seed=0, batch_size=1))))
+        batch = next(iter(recipe.stream(SampleSchedule(seed=0, batch_size=1))))
         batch = recipe.prepare(batch, device, Timers(device))
         loss = network.losses(recipe.loss, batch, last=True)
         with saved_tensors_hooks(keep, lambda tensor: tensor), loss:
@@ -278,15 +278,17 @@ def _rate(
         betas=config.betas,
         weight_decay=config.weight_decay,
     )
-    share = Share(seed=config.seed, batch_size=config.batch_size, parts=config.accumulation)
-    stream, timers, began = iter(recipe.stream(share)), Timers(device), 0.0
+    schedule = SampleSchedule(
+        seed=config.seed, batch_size=config.batch_size, parts=config.accumulation
+    )
+    stream, timers, began = iter(recipe.stream(schedule)), Timers(device), 0.0
     for number in range(MEASURED_STEPS + 1):
         if number == 1:
             began = _now(device)
-        for part in range(share.parts):
+        for part in range(schedule.parts):
             batch = recipe.prepare(next(stream), device, timers)
-            with network.losses(recipe.loss, batch, last=part == share.parts - 1) as losses:
-                (losses["loss"] / share.parts).backward()
+            with network.losses(recipe.loss, batch, last=part == schedule.parts - 1) as losses:
+                (losses["loss"] / schedule.parts).backward()
         nn.utils.clip_grad_norm_([p for _, p in trained], config.grad_clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

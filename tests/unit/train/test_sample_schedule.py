@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sanakit.train.sample_schedule import (
     Prefetched,
-    Share,
+    SampleSchedule,
     chances,
     drawn_by_weight,
     generator_of,
@@ -35,7 +35,7 @@ def test_ranks_and_parts_divide_every_batch_without_gap_or_overlap(
     batch = ranks * parts * size
     seen = []
     for rank in range(ranks):
-        share = Share(
+        schedule = SampleSchedule(
             seed=0,
             batch_size=batch,
             images_seen=start * batch,
@@ -43,7 +43,7 @@ def test_ranks_and_parts_divide_every_batch_without_gap_or_overlap(
             ranks=ranks,
             parts=parts,
         )
-        spans = list(itertools.islice(share.spans(), batches * parts))
+        spans = list(itertools.islice(schedule.spans(), batches * parts))
         assert {len(span) for span in spans} == {size}
         for number in range(batches):  # a rank's part of a batch is one stretch
             stretch = [k for span in spans[number * parts : (number + 1) * parts] for k in span]

@@ -13,16 +13,16 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from sanakit.errors import DataError
-from sanakit.train.recipes.picture_sources import (
+from sanakit.train.recipes.shard_dataset import (
     ShardSource,
     as_image,
     open_shards,
 )
-from sanakit.train.sample_schedule import Share
+from sanakit.train.sample_schedule import SampleSchedule
 
 
 def first(source: ShardSource, size: int, seed: int = 0) -> Tensor:
-    return next(source.batches(Share(seed=seed, batch_size=size)))
+    return next(source.batches(SampleSchedule(seed=seed, batch_size=size)))
 
 
 @dataclass
@@ -32,21 +32,23 @@ class Counted:
     pixels: Tensor | None
 
 
-def counted(share: Share) -> Iterator[Counted]:
-    size = share.batch_size // share.ranks
-    number = share.images_seen + share.rank * size
+def counted(schedule: SampleSchedule) -> Iterator[Counted]:
+    size = schedule.batch_size // schedule.ranks
+    number = schedule.images_seen + schedule.rank * size
     while True:
         pixels = torch.arange(number, number + size, dtype=torch.uint8).view(-1, 1, 1, 1)
         yield Counted(pixels.expand(-1, 4, 6, 3))
-        number += share.batch_size
+        number += schedule.batch_size
 
 
 @pytest.mark.parametrize(("ranks", "parts"), [(1, 1), (1, 3), (2, 1), (2, 3)])
 def test_shards_give_each_rank_and_part_the_samples_of_its_span(ranks: int, parts: int) -> None:
     source = ShardSource(counted)
     for rank in range(ranks):
-        share = Share(seed=0, batch_size=12, images_seen=24, rank=rank, ranks=ranks, parts=parts)
-        pairs = zip(share.spans(), source.batches(share), strict=False)
+        schedule = SampleSchedule(
+            seed=0, batch_size=12, images_seen=24, rank=rank, ranks=ranks, parts=parts
+        )
+        pairs = zip(schedule.spans(), source.batches(schedule), strict=False)
         for _ in range(5):
             span, pixels = next(pairs)
             assert pixels.shape == (len(span), 3, 4, 6)
@@ -54,8 +56,8 @@ def test_shards_give_each_rank_and_part_the_samples_of_its_span(ranks: int, part
 
 
 def test_held_pictures_have_shards_of_their_own_or_are_seen_ones() -> None:
-    def others(share: Share) -> Iterator[Counted]:
-        for batch in counted(share):
+    def others(schedule: SampleSchedule) -> Iterator[Counted]:
+        for batch in counted(schedule):
             assert batch.pixels is not None
             yield Counted(batch.pixels + 100)
 
@@ -69,7 +71,7 @@ def test_held_pictures_have_shards_of_their_own_or_are_seen_ones() -> None:
 
 def test_latents_are_no_pictures() -> None:
     with pytest.raises(DataError, match="the loader gives latents"):
-        first(ShardSource(lambda share: [Counted(None)]), 2)
+        first(ShardSource(lambda schedule: [Counted(None)]), 2)
 
 
 def test_bytes_become_the_range_from_minus_one_to_one() -> None:
@@ -89,11 +91,11 @@ def test_shards_of_a_built_set_go_on_where_a_run_stands(tmp_path: Path) -> None:
 
     shards = write_shards(tmp_path, {(32, 32): [6, 5], (32, 64): [4]})
     source = open_shards(shards)
-    share = Share(seed=3, batch_size=4)
-    stream = source.batches(share)
+    schedule = SampleSchedule(seed=3, batch_size=4)
+    stream = source.batches(schedule)
     batches = [next(stream) for _ in range(3)]
-    later = next(source.batches(replace(share, images_seen=8)))
+    later = next(source.batches(replace(schedule, images_seen=8)))
     assert_close(later, batches[2])
-    halves = [next(source.batches(replace(share, ranks=2, rank=rank))) for rank in range(2)]
+    halves = [next(source.batches(replace(schedule, ranks=2, rank=rank))) for rank in range(2)]
     assert_close(torch.cat(halves), batches[0])
     assert batches[0].dtype == torch.uint8
