@@ -103,16 +103,16 @@ def pull(
 
     from sanakit.weights.catalog import find_checkpoint
     from sanakit.weights.hub import fetch, latest_commit
-    from sanakit.weights.lockfile import known_commit, read_lockfile, split_revision
+    from sanakit.weights.lockfile import known_commit, read_lockfile
 
     notes: list[str] = []
-    repository = _repository(name, revision)
-    own, wanted = split_revision(repository, None)
+    own, wanted = _repository(name, revision)
     checkpoint = find_checkpoint(own)
     for licence in checkpoint.licences if checkpoint and not json_ else ():
         typer.echo(f"licence of {licence.subject}: {licence.name} <{licence.url}>", err=True)
     before = known_commit(own, wanted, read_lockfile(own))
-    folder = fetch(repository, variant=variant, update=update, offline=offline, report=notes.append)
+    asked = f"{own}@{wanted}"
+    folder = fetch(asked, variant=variant, update=update, offline=offline, report=notes.append)
     if before and not (update or offline or is_offline_mode()) and before != wanted:
         today = latest_commit(own, wanted)
         if today != before:
@@ -142,10 +142,9 @@ def verify(
     from sanakit.weights.hub import verify as hash_again
 
     _refuse_embedded(name, "`pip check` looks after it")
-    named = None if name is None else [_repository(name, None).partition("@")[0]]
-    found = [c.repository for c in CATALOG if cached_repository(c.repository)]
     report = []
-    for repository in found if named is None else named:
+    here = [c.repository for c in CATALOG if name is None and cached_repository(c.repository)]
+    for repository in here if name is None else [_repository(name)[0]]:
         count, findings = hash_again(repository)
         problems = [asdict(finding) for finding in findings]
         report.append({"repository": repository, "files": count, "findings": problems})
@@ -175,7 +174,7 @@ def rm(
     from sanakit.weights.hub import cached_repository, remove
 
     _refuse_embedded(name, "it cannot be removed alone")
-    repository = _repository(name, None).partition("@")[0]
+    repository, _ = _repository(name)
     held = cached_repository(repository)
     if held is not None and not yes:
         if not sys.stdin.isatty():
@@ -196,8 +195,8 @@ def _refuse_embedded(name: str | None, hint: str) -> None:
         raise ConfigError(f"{name} ships with sanakit", hint=hint)
 
 
-def _repository(name: str, revision: str | None) -> str:
-    """``owner/name@revision`` of what was typed.
+def _repository(name: str, revision: str | None = None) -> tuple[str, str]:
+    """``owner/name`` and the revision of what was typed.
 
     Raises:
         MissingModelError: neither an alias nor a repository. ConfigError: two revisions.
@@ -216,7 +215,7 @@ def _repository(name: str, revision: str | None) -> str:
             hint=(f"did you mean {near[0]!r}? " if near else "")
             + "`sanakit models list` names the aliases",
         )
-    return f"{own}@{wanted}"
+    return own, wanted
 
 
 def _facts(name: str) -> dict[str, Any]:
@@ -224,7 +223,7 @@ def _facts(name: str) -> dict[str, Any]:
     from sanakit.weights.hub import cached_repository
     from sanakit.weights.lockfile import read_lockfile, snapshot_folder
 
-    repository = _repository(name, None).partition("@")[0]
+    repository, _ = _repository(name)
     checkpoint = find_checkpoint(repository)
     held = cached_repository(repository)
     lockfile = read_lockfile(repository)
