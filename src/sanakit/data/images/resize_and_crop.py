@@ -32,26 +32,23 @@ class Fit:
     scale: float
 
 
-def bucket_table(
-    resolution: int, kind: BucketKind = "training", *, multiple: int = MULTIPLE
-) -> Table:
+def bucket_table(resolution: int, kind: BucketKind = "training") -> Table:
     """The (height, width) of all buckets by the key of their ratio, height over width.
 
     ``training`` has the 40 published ratios; ``inference`` the 33 of them that pictures are drawn
     at, all 40 at 2048 and 4096 px; ``square`` one. Sizes are those at 1024 px, scaled and rounded
-    to ``multiple``, which changes none at 512 px and its multiples. A table with a rounded size has
-    the true quotients as keys, and each quotient once. The published 256 px table is the one of
-    ``multiple=16``: an autoencoder of 32x cannot take it.
+    to multiples of 32, which changes none at 512 px and its multiples. A table with a rounded size
+    has the true quotients as keys, and each quotient once.
 
     Raises:
-        ConfigError: the resolution is not a positive multiple of ``multiple``.
+        ConfigError: the resolution is not a positive multiple of 32.
     """
     if kind not in get_args(BucketKind):
         raise ConfigError(f"no buckets {kind!r}", hint=f"one of {', '.join(get_args(BucketKind))}")
-    if resolution < multiple or resolution % multiple:
-        near = max(1, round(resolution / multiple)) * multiple
+    if resolution < MULTIPLE or resolution % MULTIPLE:
+        near = max(1, round(resolution / MULTIPLE)) * MULTIPLE
         raise ConfigError(
-            f"resolution {resolution} is not a multiple of {multiple}", hint=f"try {near}"
+            f"resolution {resolution} is not a multiple of {MULTIPLE}", hint=f"try {near}"
         )
     if kind == "square":
         return {1.0: (resolution, resolution)}
@@ -60,7 +57,7 @@ def bucket_table(
     rounded: Table = {}
     exact = True
     for key, (height, width) in published_table(1, extra=extra).items():
-        size = (_scaled(height, resolution, multiple), _scaled(width, resolution, multiple))
+        size = (_scaled(height, resolution), _scaled(width, resolution))
         exact = exact and size[0] * _PUBLISHED_AT == height * resolution
         exact = exact and size[1] * _PUBLISHED_AT == width * resolution
         table[key] = size
@@ -102,5 +99,5 @@ def fitted(pixels: np.ndarray, bucket: Bucket) -> np.ndarray:
     return np.asarray(scaled)
 
 
-def _scaled(side: int, resolution: int, multiple: int) -> int:
-    return max(1, math.floor(side * resolution / (_PUBLISHED_AT * multiple) + 0.5)) * multiple
+def _scaled(side: int, resolution: int) -> int:
+    return max(1, math.floor(side * resolution / (_PUBLISHED_AT * MULTIPLE) + 0.5)) * MULTIPLE

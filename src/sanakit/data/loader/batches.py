@@ -23,7 +23,6 @@ from sanakit.data.loader.reading import (
     DamagedSample,
     ShardReader,
     StateReader,
-    StoredSample,
     padded,
     stacked,
 )
@@ -40,9 +39,8 @@ class Batch:
 
     Either ``pixels``, uint8 ``b h w 3``, or ``latents``, scaled, ``b c h w``. ``text``, where it
     was asked for, are the captions' states ``b l d``, and ``text_mask`` says which are real. The
-    null prompt is the empty text by the captioner "". ``original_sizes`` are (height, width) and
-    ``crops`` (top, left, scale), as :class:`StoredSample` has them. ``replaced`` says of each
-    damaged sample why another one stands in its place.
+    null prompt is the empty text by the captioner "". ``replaced`` says of each damaged sample
+    why another one stands in its place.
     """
 
     number: int
@@ -53,8 +51,6 @@ class Batch:
     ids: list[str]
     captions: list[str]
     captioners: list[str]
-    original_sizes: list[tuple[int, int]]
-    crops: list[tuple[float, float, float]]
     pixels: Tensor | None = None
     latents: Tensor | None = None
     text: Tensor | None = None
@@ -149,11 +145,9 @@ class BatchReader:
             epoch=plan.epoch,
             height=bucket.height,
             width=bucket.width,
-            ids=[one.sample.id for one in found],
+            ids=[one.id for one in found],
             captions=["" if one.caption is None else one.caption.text for one in found],
             captioners=["" if one.caption is None else one.caption.captioner for one in found],
-            original_sizes=[one.sample.original_size for one in found],
-            crops=[one.sample.crop for one in found],
             pixels=pixels,
             latents=stacked(latents) if latents else None,
             text=text,
@@ -196,8 +190,7 @@ class BatchReader:
             latent = self.latents.latent(shard, sample.id)
         if self.text is not None:
             text = self.text.text(shard, "" if caption is None else caption.text)
-        # Without the bytes: they have been decoded, and a batch is held as a whole.
-        return _Found(replace(sample, image=b""), caption, latent, text)
+        return _Found(sample.id, caption, latent, text)
 
     def _tell(self, plan: Plan, slot: int) -> None:
         worker = get_worker_info()
@@ -213,7 +206,7 @@ class BatchReader:
 class _Found(NamedTuple):
     """A sample of a batch, and all of it but its pixels."""
 
-    sample: StoredSample
+    id: str
     caption: Caption | None
     latent: Tensor | None
     text: Tensor | None

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ from filelock import FileLock
 from sanakit.data.shards import INDEX, KEYS, Index, ShardFile, read_index
 from sanakit.data.units import fingerprint
 from sanakit.errors import ConfigError, DataError
-from sanakit.files import cache_folder, discard_folder, disk_errors, replacing_folder, sha256_of
+from sanakit.files import cache_folder, discard_folder, disk_errors, replacing_folder
 
 _BLOCK = 1 << 20
 _GB = 10**9
@@ -47,9 +47,6 @@ class LocalFolder:
     """Shards on this machine, or on a disk that looks so."""
 
     folder: Path
-    verify: bool = False
-    """Compare the SHA-256 of a shard, too, when a process first opens it."""
-    _verified: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -85,14 +82,6 @@ class LocalFolder:
             ) from error
         if size != shard.bytes:
             raise DataError(f"{path} has {size} bytes instead of {shard.bytes}", hint=_FOREIGN)
-        if self.verify and shard.file not in self._verified:
-            found = sha256_of(path)
-            if found != shard.sha256:
-                raise DataError(
-                    f"{path} has SHA-256 {found[:16]}... instead of {shard.sha256[:16]}...",
-                    hint=_FOREIGN,
-                )
-            self._verified.add(shard.file)
         return self.folder
 
 
@@ -184,7 +173,7 @@ class RemoteFolder:
 
 
 def open_folder(
-    shards: str | Path, *, cache: Path | None, cache_gb: float | None, verify: bool
+    shards: str | Path, *, cache: Path | None = None, cache_gb: float | None = None
 ) -> ShardFolder:
     """The folder at a path, or at an address with ``://``.
 
@@ -196,7 +185,7 @@ def open_folder(
         if cache is not None or cache_gb is not None:
             given = f"cache_gb={cache_gb}" if cache is None else f"cache={cache}"
             raise ConfigError(f"{given} has no use: {address} is a folder of this machine")
-        return LocalFolder(folder=Path(shards), verify=verify)
+        return LocalFolder(folder=Path(shards))
     cache_gb = _CACHE_GB if cache_gb is None else cache_gb
     if not cache_gb > 0:
         raise ConfigError(f"cache_gb={cache_gb} must be above 0")

@@ -47,11 +47,10 @@ class Loader:
         shuffle_shards: Shards of a bucket whose samples are mixed, and read, at a time.
         pin_memory: For quick copies to a GPU; None: if there is one.
         cache: Where shards of an address are kept; None: the user's cache folder.
-        cache_gb: What they may take there, in 10^9 bytes, 50 by default; where it is less than
-            :attr:`bytes_at_a_time`, shards are fetched again and again.
+        cache_gb: What they may take there, in 10^9 bytes, 50 by default; where a window of shards
+            of each bucket needs more, they are fetched again and again.
         max_bad: Share of an epoch's samples that may be damaged; others stand in for them.
             More is an error, though one is always allowed unless it is 0.
-        verify: Compare the SHA-256 of local shards; those of an address always are.
 
     Raises:
         ConfigError: an option breaks a rule.
@@ -77,7 +76,6 @@ class Loader:
         cache: Path | None = None,
         cache_gb: float | None = None,
         max_bad: float = 0.01,
-        verify: bool = False,
     ) -> None:
         _check(
             batch_size=batch_size,
@@ -93,7 +91,7 @@ class Loader:
             raise ConfigError(f"max_bad={max_bad} must be a share, from 0 to 1")
         if pin_memory and not torch.cuda.is_available():
             raise ConfigError("pin_memory=True needs a GPU that torch can use", hint="leave it out")
-        folder = open_folder(shards, cache=cache, cache_gb=cache_gb, verify=verify)
+        folder = open_folder(shards, cache=cache, cache_gb=cache_gb)
         self._order = Order(
             contents=contents_of(folder.index(), source=folder.name),
             seed=int(seed),
@@ -151,16 +149,6 @@ class Loader:
     def replaced(self) -> dict[str, str]:
         """The damaged samples that this loader met since it was made, and what is wrong."""
         return {id: reason for bad in self._bad.values() for id, reason in bad.items()}
-
-    @property
-    def bytes_at_a_time(self) -> int:
-        """Bytes of the shards, at most, that are being read at the same time."""
-        return sum(
-            sum(
-                sorted((s.bytes for s in bucket.shards), reverse=True)[: self._order.shuffle_shards]
-            )
-            for bucket in self._order.contents.buckets
-        )
 
     @property
     def report(self) -> str:

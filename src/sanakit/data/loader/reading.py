@@ -36,17 +36,11 @@ class DamagedSample(DataError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredSample:
-    """A sample as the shard holds it.
-
-    ``original_size`` is (height, width) before anything was done to the picture; ``crop`` is what
-    was cut above and to the left, in pixels of that size, and the scale after that.
-    """
+    """A sample as the shard holds it."""
 
     id: str
     image: bytes
     captions: tuple[Caption, ...]
-    original_size: tuple[int, int]
-    crop: tuple[float, float, float]
 
 
 class _KeepsOpen(Generic[_Open]):
@@ -109,13 +103,10 @@ class ShardReader(_KeepsOpen[_Shard]):
         data = _span(file, keys.images[row], where) if image else b""
         try:
             value = json.loads(_span(file, keys.meta[row], where))["sanakit"]
-            (height, width), (top, left, scale) = value["original_size"], value["crop"]
             sample = StoredSample(
                 id=str(value["id"]),
                 image=data,
                 captions=tuple(Caption(**caption) for caption in value["captions"]),
-                original_size=(int(height), int(width)),
-                crop=(float(top), float(left), float(scale)),
             )
         except (ValueError, KeyError, TypeError) as error:
             raise DamagedSample(f"{where} has a damaged record ({error})", hint=_REBUILD) from error

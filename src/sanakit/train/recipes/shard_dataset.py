@@ -94,7 +94,7 @@ def resolution_of(shards: str) -> int:
     Raises:
         DataError: there is no index, or it is damaged.
     """
-    return open_folder(shards, cache=None, cache_gb=None, verify=False).index().resolution
+    return open_folder(shards).index().resolution
 
 
 def cached_of(shards: str, model: str | None, states: States) -> tuple[Path | None, Path | None]:

@@ -303,7 +303,7 @@ def _now(device: torch.device) -> float:
 
 def _epoch(shards: str, batch_size: int) -> tuple[list[tuple[int, int, int]], int]:
     """The buckets, largest first, and steps of an epoch: each bucket fills its own batches."""
-    folder = open_folder(shards, cache=None, cache_gb=None, verify=False)
+    folder = open_folder(shards)
     contents = contents_of(folder.index(), source=folder.name)
     found = sorted(((b.samples, b.height, b.width) for b in contents.buckets), reverse=True)
     batches = sum(-(-samples // batch_size) for samples, _, _ in found)
