@@ -189,6 +189,21 @@ def check_parent(path: Path) -> None:
         )
 
 
+def check_room(folder: Path, needed: int, *, what: object, hint: str) -> None:
+    """Make sure that the disk of a folder, which need not exist yet, has so many bytes left.
+
+    Raises:
+        DataError: it has not.
+    """
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise DataError(
+            f"{what}: needs {needed / 1e9:.1f} GB in {folder}, {free / 1e9:.1f} GB are free",
+            hint=hint,
+        )
+
+
 def _beside(path: Path) -> Path:
     """Short and unlike the target: a long target name must not make the temporary one too long."""
     return path.parent / f".{secrets.token_hex(6)}.tmp"

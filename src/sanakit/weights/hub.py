@@ -31,6 +31,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
 )
 
 from sanakit.errors import DataError, MissingModelError, WeightsError
+from sanakit.files import check_room
 from sanakit.weights.catalog import find_checkpoint, nearest_models
 from sanakit.weights.layout import PLAIN, Selection, missing_by_structure, select_files
 from sanakit.weights.lockfile import (
@@ -181,7 +182,6 @@ Report = Callable[[str], None]
 SHOWN = 4
 # The HTTP library under huggingface_hub changed between its versions; its base error did not move.
 HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
-GIGABYTE = 1e9
 
 
 def fetch(
@@ -375,14 +375,8 @@ def _check_space(repository: str, facts: list[FileFact]) -> None:
     for digest in blobs:
         part = folder / "blobs" / f"{digest}.incomplete"
         needed -= part.stat().st_size if part.exists() else 0
-    place = next(path for path in (folder, *folder.parents) if path.exists())
-    free = shutil.disk_usage(place).free
-    if needed > free:
-        raise DataError(
-            f"{repository}: needs {needed / GIGABYTE:.1f} GB in {folder.parent}, "
-            f"{free / GIGABYTE:.1f} GB are free",
-            hint="free some (sanakit models rm NAME), or set HF_HOME to a folder on another disk",
-        )
+    hint = "free some (sanakit models rm NAME), or set HF_HOME to a folder on another disk"
+    check_room(folder.parent, needed, what=repository, hint=hint)
 
 
 def _tampered(repository: str, name: str) -> WeightsError:

@@ -18,6 +18,7 @@ from torch import Tensor
 from sanakit.errors import ConfigError, DataError, MissingModelError, WeightsError
 from sanakit.files import (
     check_parent,
+    check_room,
     disk_errors,
     listed,
     names_in,
@@ -120,7 +121,8 @@ def plan(source: Path, target: Path, options: Options) -> Plan:
         _check_folder(target, force=options.force)
     from_folder = _to_file if _is_file(target) else _to_folder
     made = (from_folder if source.is_dir() else _from_file)(source, target, options)
-    _check_room(target, made.bytes)
+    hint = "free some, or name another OUT"
+    check_room(target.parent, made.bytes, what=target, hint=hint)
     return made
 
 
@@ -378,15 +380,6 @@ def _check_apart(source: Path, target: Path, what: str, *, inside: bool = False)
         )
     if theirs in ours.parents and theirs.is_dir() and not inside:
         raise ConfigError(f"{target}: lies inside {what} ({source})", hint="name another OUT")
-
-
-def _check_room(path: Path, size: int) -> None:
-    free = shutil.disk_usage(path.parent).free
-    if free < size:
-        raise DataError(
-            f"{path}: needs {size / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB left",
-            hint="free some, or name another OUT",
-        )
 
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
