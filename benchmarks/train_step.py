@@ -210,7 +210,7 @@ def ours(case: Case) -> Step:
     recipe = StepRecipe(case)
     folder = Path(tempfile.mkdtemp(prefix="train-step-"))
     ranks = Ranks(device=torch.device(case.device))
-    trainer = loop._Trainer(recipe, config, folder, ranks, lambda line: None)
+    trainer = loop.Trainer(recipe, config, folder, ranks, lambda line: None)
     stream = recipe.stream(trainer.schedule)
 
     def step() -> float:

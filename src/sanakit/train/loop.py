@@ -63,7 +63,9 @@ Report = Callable[[str], object]
 PICTURES = "pictures"
 
 
-class _Trainer(Generic[Batch]):
+class Trainer(Generic[Batch]):
+    """A run in motion: what it holds, its steps, its saves."""
+
     def __init__(
         self, recipe: Recipe[Batch], config: LoopConfig, run: Path, ranks: Ranks, report: Report
     ) -> None:
@@ -125,6 +127,7 @@ class _Trainer(Generic[Batch]):
         }
 
     def resume(self) -> None:
+        """Go on from the newest checkpoint that is whole, if there is any."""
         if self.ranks.first:
             clear_unfinished(self.run)
         folder = newest_valid(self.run, self.ranks, self.report)
@@ -178,6 +181,7 @@ class _Trainer(Generic[Batch]):
     # One step.
 
     def step(self, stream: Iterator[Batch]) -> dict[str, Tensor]:
+        """One step of the optimizer; gives its losses and the norm of its gradients."""
         config, parts = self.config, self.config.accumulation
         rate = learning_rate(config, self.images_seen)
         set_rate(self.optimizer, rate)
@@ -257,6 +261,7 @@ class _Trainer(Generic[Batch]):
     # The run.
 
     def go(self) -> bool:
+        """Step until the end, or until a signal; True at the end."""
         config = self.config
         if self.images_seen >= config.total_images:
             self.log.close()
@@ -390,7 +395,7 @@ def train(
                 f"{run} already holds a run", hint="pass --resume to go on, or another folder"
             )
         ranks.wait()
-        trainer = _Trainer(recipe, config, run, ranks, report)
+        trainer = Trainer(recipe, config, run, ranks, report)
         if resume:
             trainer.resume()
         return trainer.go()

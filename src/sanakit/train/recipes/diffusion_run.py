@@ -95,9 +95,8 @@ def start_components(
         ConfigError, MissingModelError, WeightsError: parts are missing or do not fit.
     """
     parts: Components | None = None
-    for run in lineage(data.start):
-        config, quiet = diffusion_run(run), lambda line: None
-        theirs = DiffusionData(**config.data)
+    for run, config in reversed(_runs_before(data)):
+        theirs, quiet = DiffusionData(**config.data), lambda line: None
         parts = _begun(parts, theirs, config.objective, device=device, report=quiet)
         _learned(parts, run, config)
     return _begun(parts, data, objective, device=device, report=report)
@@ -117,13 +116,19 @@ def components_of_run(run: Path, *, device: str = "cpu") -> Components:
     return replace(parts, name=run.name)
 
 
-def lineage(start: str | None) -> list[Path]:
-    """The runs that led to what a run begins with, the first one first."""
-    found: list[Path] = []
+def _runs_before(data: DiffusionData) -> list[tuple[Path, RunConfig]]:
+    """The runs that led to what a run begins with, the last one first."""
+    found: list[tuple[Path, RunConfig]] = []
+    start = data.start
     while start is not None and is_run(start):
-        found.insert(0, Path(start).expanduser())
-        start = diffusion_run(found[0]).data.get("start")
+        found.append((Path(start).expanduser(), diffusion_run(start)))
+        start = found[-1][1].data.get("start")
     return found
+
+
+def _arguments(data: DiffusionData) -> list[DiffusionData]:
+    """The arguments of a run, and of those that led to it."""
+    return [data, *(DiffusionData(**config.data) for _, config in _runs_before(data))]
 
 
 def _begun(
@@ -249,11 +254,9 @@ def trained(run: Path) -> dict[str, Tensor]:
 
 def root_model(data: DiffusionData) -> str | None:
     """The model whose autoencoder and text encoder a run uses; None if they are of two."""
-    while data.autoencoder is None and data.text_encoder is None:
-        if data.start is None or not is_run(data.start):
-            return data.start
-        data = DiffusionData(**diffusion_run(data.start).data)
-    return None
+    arguments = _arguments(data)
+    mixed = any(each.autoencoder or each.text_encoder for each in arguments)
+    return None if mixed else arguments[-1].start
 
 
 def begun_with_one_model(run: Path) -> str | None:
@@ -265,11 +268,7 @@ def begun_with_one_model(run: Path) -> str | None:
 
 def _reads_otherwise(data: DiffusionData) -> bool:
     """Whether captions have other states than those of the model that it all began with."""
-    while data.instruction is None and not data.tune_text:
-        if data.start is None or not is_run(data.start):
-            return False
-        data = DiffusionData(**diffusion_run(data.start).data)
-    return True
+    return any(each.instruction is not None or each.tune_text for each in _arguments(data))
 
 
 def _learned(parts: Components, run: Path, config: RunConfig) -> None:
@@ -437,12 +436,12 @@ def build(run: RunConfig, *, report: Report = print) -> tuple[DiffusionRecipe, R
 
 def _width(data: DiffusionData) -> int:
     """Of the transformer that a run begins with."""
-    if data.preset is not None:
-        return TRANSFORMERS[data.preset].width
-    assert data.start is not None
-    if is_run(data.start):
-        return _width(DiffusionData(**diffusion_run(data.start).data))
-    return read_config(resolve_model(data.start) / "transformer", TransformerConfig).width
+    arguments = _arguments(data)
+    presets = [each.preset for each in arguments if each.preset is not None]
+    if presets:
+        return TRANSFORMERS[presets[0]].width
+    assert arguments[-1].start is not None
+    return read_config(resolve_model(arguments[-1].start) / "transformer", TransformerConfig).width
 
 
 def export_run(run: Path, out: Path, *, storage: Storage = "as-is", merged: bool = False) -> Path:

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,11 @@ class RunLog:
     def __init__(self, run: Path, *, first: bool, report: Callable[[str], object]) -> None:
         self.run, self.first, self.report = run, first, report
         self.board: EventsWriter | None = None
-        self.wandb: Any = _wandb(run) if first else None
+
+    @cached_property
+    def wandb(self) -> Any:
+        """A W&B run from the first line on, if its user wants one."""
+        return _wandb(self.run)
 
     def line(self, images_seen: int, seconds: float, values: Mapping[str, float]) -> None:
         """Log numbers; one that is not finite is written as null."""
@@ -59,7 +64,7 @@ class RunLog:
             if self.board is not None:
                 self.board.close()
         self.board = None
-        if self.wandb is not None:
+        if vars(self).get("wandb") is not None:
             self.wandb.finish()
 
     def _show(self, summaries: list[Any], images_seen: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,8 +16,9 @@ from sanakit.data.loader.folders import contents_of, open_folder
 from sanakit.train.config import LoopConfig, Strategy
 from sanakit.train.distributed.network import DTYPES, Network
 from sanakit.train.distributed.ranks import Ranks
+from sanakit.train.loop import Trainer
 from sanakit.train.mfu import model_share, training_factor
-from sanakit.train.optim.build import OptimizerName, build_optimizer
+from sanakit.train.optim.build import OptimizerName
 from sanakit.train.recipe import Batch, Recipe, Timers
 from sanakit.train.runs.summary import spoken
 from sanakit.train.sample_schedule import SampleSchedule
@@ -190,9 +192,7 @@ def plan_of(
         blocks=len(blocks),
         gathered=largest * DTYPES[config.compute_dtype].itemsize,
     )
-    if measure and config.compile_blocks:
-        network = Network(recipe.module, blocks, config, ranks)
-    rate = _rate(recipe, config, network, device) if measure else None
+    rate = _rate(recipe, config, ranks) if measure else None
     share = rate and model_share(recipe, rate, device, config.compute_dtype)
     found, batches = ([], None) if shards is None else _epoch(shards, config.batch_size)
     return Plan(
@@ -264,35 +264,16 @@ def _sides(tensor: Tensor) -> tuple[int, ...]:
     return tuple(sorted(side for side in tensor.shape if side > 1))
 
 
-def _rate(
-    recipe: Recipe[Batch], config: LoopConfig, network: Network, device: torch.device
-) -> float:
+def _rate(recipe: Recipe[Batch], config: LoopConfig, ranks: Ranks) -> float:
     """Samples a second over a few whole steps, the first one left out."""
-    if config.gradient_checkpointing:
-        recipe.checkpoint_gradients()
-    trained = [(n, p) for n, p in recipe.module.named_parameters() if p.requires_grad]
-    optimizer = build_optimizer(
-        config.optimizer,
-        trained,
-        lr=config.peak_lr * 1e-3,
-        betas=config.betas,
-        weight_decay=config.weight_decay,
-    )
-    schedule = SampleSchedule(
-        seed=config.seed, batch_size=config.batch_size, parts=config.accumulation
-    )
-    stream, timers, began = iter(recipe.stream(schedule)), Timers(device), 0.0
+    gentle = replace(config, peak_lr=config.peak_lr * 1e-3)
+    trainer = Trainer(recipe, gentle, Path(), ranks, report=lambda line: None)
+    stream, began = iter(recipe.stream(trainer.schedule)), 0.0
     for number in range(MEASURED_STEPS + 1):
         if number == 1:
-            began = _now(device)
-        for part in range(schedule.parts):
-            batch = recipe.prepare(next(stream), device, timers)
-            with network.losses(recipe.loss, batch, last=part == schedule.parts - 1) as losses:
-                (losses["loss"] / schedule.parts).backward()
-        nn.utils.clip_grad_norm_([p for _, p in trained], config.grad_clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    return MEASURED_STEPS * config.batch_size / (_now(device) - began)
+            began = _now(ranks.device)
+        trainer.step(stream)
+    return MEASURED_STEPS * config.batch_size / (_now(ranks.device) - began)
 
 
 def _now(device: torch.device) -> float:
