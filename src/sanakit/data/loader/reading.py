@@ -20,6 +20,7 @@ from sanakit.data.samples import Caption
 from sanakit.data.shards import Keys, ShardFile, Span, read_keys
 from sanakit.errors import DataError
 
+_MOST_OPEN = 64  # shards of a reader
 _REBUILD = "build again: sanakit data build"
 
 
@@ -46,15 +47,14 @@ class StoredSample:
 class _KeepsOpen(Generic[_Open]):
     """Keeps what it opened of the shards that were used last."""
 
-    def __init__(self, most_open: int) -> None:
-        self._most_open = most_open
+    def __init__(self) -> None:
         self._open: OrderedDict[str, _Open] = OrderedDict()
         weakref.finalize(self, _close_all, self._open)
 
     def _opened(self, shard: ShardFile) -> _Open:
         if shard.file not in self._open:
             made = self._make(shard)
-            while len(self._open) >= self._most_open:
+            while len(self._open) >= _MOST_OPEN:
                 self._open.popitem(last=False)[1].close()
             self._open[shard.file] = made
         self._open.move_to_end(shard.file)
@@ -82,8 +82,8 @@ class _Shard(NamedTuple):
 class ShardReader(_KeepsOpen[_Shard]):
     """Reads samples of shards."""
 
-    def __init__(self, folder: ShardFolder, *, most_open: int = 64) -> None:
-        super().__init__(most_open)
+    def __init__(self, folder: ShardFolder) -> None:
+        super().__init__()
         self._folder = folder
 
     def id(self, shard: ShardFile, row: int) -> str:
@@ -154,8 +154,8 @@ def _span(file: FileIO, span: Span, where: str) -> bytes:
 class StateReader(_KeepsOpen[CachedStates]):
     """Reads one folder that `sanakit data encode` made."""
 
-    def __init__(self, folder: Path, *, most_open: int = 64) -> None:
-        super().__init__(most_open)
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
         self._folder = folder
 
     def latent(self, shard: ShardFile, id: str) -> Tensor:
