@@ -35,7 +35,7 @@ from sanakit.pipeline.prompts import (
     PromptEncoder,
     instruction_as,
 )
-from sanakit.pipeline.request import Call, GenerateRequest, embedded, listed
+from sanakit.pipeline.request import Call, GenerateRequest, listed
 from sanakit.pipeline.sampler import Change, Denoiser, GuardedDenoiser
 from sanakit.pipeline.schedulers import Scheduler, scheduler_named
 from sanakit.shapes import Image, Latent
@@ -251,13 +251,10 @@ class Pipeline:
         Matrix products of another batch size round differently, and a seed must give the same
         picture however many were asked for.
         """
-        defaults = self.components.defaults
-        shift = request.flow_shift
-        if request.solver is not None:
-            own = defaults.scheduler.flow_shift
-            scheduler = scheduler_named(request.solver, own if shift is None else shift)
-        else:
-            scheduler = defaults.scheduler if shift is None else defaults.scheduler.shifted(shift)
+        own = self.components.defaults.scheduler
+        shift = own.flow_shift if request.flow_shift is None else request.flow_shift
+        named = request.solver
+        scheduler = own.shifted(shift) if named is None else scheduler_named(named, shift)
         seeds = range(request.seed, request.seed + request.count)
         return Call(
             prompt=request.prompt,
@@ -294,17 +291,7 @@ class Pipeline:
                 agree. NumericsError: for embeddings that are not finite.
         """
         channels = self.components.transformer.config.caption_channels
-        given, given_null = (
-            embedded(text, mask, prefix, channels)
-            for text, mask, prefix in (
-                (call.prompt_embeds, call.prompt_attention_mask, "prompt"),
-                (
-                    call.negative_prompt_embeds,
-                    call.negative_prompt_attention_mask,
-                    "negative_prompt",
-                ),
-            )
-        )
+        given, given_null = call.embeddings(channels)
         prompts = listed(call.prompt)
         negatives = listed(call.negative_prompt, "negative_prompt")
         if (prompts is None) == (given is None):

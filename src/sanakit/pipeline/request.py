@@ -199,6 +199,14 @@ class Call:
             sigma_interval=self.sigma_interval,
         )
 
+    def embeddings(self, channels: int) -> tuple[EncodedText | None, EncodedText | None]:
+        """What the caller embedded for a transformer of so many channels, and the negative side."""
+        text, null = self.prompt_embeds, self.negative_prompt_embeds
+        return (
+            _embedded(text, self.prompt_attention_mask, "prompt", channels),
+            _embedded(null, self.negative_prompt_attention_mask, "negative_prompt", channels),
+        )
+
     def noise(self, count: int, shape: tuple[int, int, int]) -> Latent:
         """Noise ``count c h w`` to start from: the caller's, or drawn.
 
@@ -236,7 +244,7 @@ def listed(prompt: Prompts | None, name: str = "prompt") -> list[str] | None:
     return texts
 
 
-def embedded(
+def _embedded(
     text: Tensor | None, mask: Tensor | None, prefix: str, channels: int
 ) -> EncodedText | None:
     """Embeddings that the caller made, with their mask; ``prefix`` begins both arguments' names."""
