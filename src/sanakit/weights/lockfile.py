@@ -90,7 +90,7 @@ def read_lockfile(repository: str) -> Lockfile:
 
 
 def write_lockfile(repository: str, lockfile: Lockfile) -> None:
-    """Write them whole."""
+    """Write a repository's lockfile, whole."""
     content = {
         "revisions": dict(lockfile.revisions),
         "licence": lockfile.licence,
