@@ -75,7 +75,8 @@ def cached_repository(repository: str) -> CachedRepository | None:
     """Say what is on disk of a repository; None where there is nothing."""
     folder = repository_folder(repository)
     snapshots = _snapshots(folder)
-    size = sum(path.lstat().st_size for path in _contents(folder))
+    contents = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    size = sum(path.stat().st_size for path in contents)
     if not snapshots and not size:
         return None
     return CachedRepository(
@@ -107,12 +108,13 @@ def verify(repository: str) -> tuple[int, list[Finding]]:
     count = 0
     hashed: dict[tuple[Path, str], bool] = {}
     for snapshot in snapshots:
-        for path in _files(snapshot):
+        for path in sorted(snapshot.rglob("*")):
+            if not (path.is_symlink() or path.is_file()):
+                continue
             count += 1
             name = path.relative_to(snapshot).as_posix()
             listing = lockfile.listings.get(snapshot.name)
-            problem = _problem(path, name, folder, listing, hashed)
-            if problem is not None:
+            if problem := _problem(path, name, folder, listing, hashed):
                 findings.append(Finding(file=f"{snapshot.name[:7]}/{name}", problem=problem))
     return count, findings
 
@@ -160,22 +162,7 @@ def _problem(
 
 
 def _snapshots(folder: Path) -> list[Path]:
-    place = folder / "snapshots"
-    return sorted(path for path in place.iterdir() if path.is_dir()) if place.is_dir() else []
-
-
-def _files(snapshot: Path) -> Iterator[Path]:
-    for path in sorted(snapshot.rglob("*")):
-        if path.is_symlink() or path.is_file():
-            yield path
-
-
-def _contents(folder: Path) -> Iterator[Path]:
-    """Every real file below a repository's folder, each once."""
-    if folder.is_dir():
-        for path in folder.rglob("*"):
-            if path.is_file() and not path.is_symlink():
-                yield path
+    return sorted(path for path in (folder / "snapshots").glob("*") if path.is_dir())
 
 
 Report = Callable[[str], None]
