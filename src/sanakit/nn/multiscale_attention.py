@@ -121,13 +121,8 @@ def read(summary: Tensor, q: Tensor) -> Tensor:
     return attended[:, :, :-1] / (attended[:, :, -1:] + ATTENTION_EPS)
 
 
-def linear_form(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Keys first: ``b heads dh n`` in and out, O(n * dh^2)."""
-    return read(summarise(k, v), q)
-
-
 def quadratic_form(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The n-by-n map, normalised over keys in fp32; equal to :func:`linear_form`."""
+    """The n-by-n map, normalised over keys in fp32; equal to reading a summary."""
     scores = (k.transpose(-1, -2) @ q).float()
     scores = scores / (scores.sum(dim=-2, keepdim=True) + ATTENTION_EPS)
     return v @ scores.to(v.dtype)

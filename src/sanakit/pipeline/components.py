@@ -270,7 +270,7 @@ def load_components(
     """
     given = {part: value for part, value in components.items() if value is not None}
     _check_names("components", given, PARTS)
-    recipes = _by_component(quantization, given)
+    methods = _by_component(quantization, given)
     checkpoint = find_checkpoint(str(name_or_folder))
     # Before gigabytes are fetched for a request that will be refused.
     resolve_dtypes(checkpoint, dtype, allow_unsafe=allow_unsafe_dtype)
@@ -325,13 +325,13 @@ def load_components(
             folder / part,
             dtype=getattr(dtypes, part),
             variant=variants[part],
-            quantization=recipes.get(part),
+            quantization=methods.get(part),
             device=places[part],
         )
     encoder = adopted or TextEncoder(llm)
     for module in (transformer, autoencoder, encoder):
         module.eval()
-    as_published = len(missing) == len(NETWORKS) and not recipes
+    as_published = len(missing) == len(NETWORKS) and not methods
     return Components(
         transformer=transformer,
         autoencoder=autoencoder,

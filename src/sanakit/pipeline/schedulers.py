@@ -107,7 +107,7 @@ def settings_for(
         if key in own:
             values[key] = value
         elif not (name.startswith("_") or name in PUBLISHED):
-            refuse_unknown(name, {*own, *WITHOUT_EFFECT})
+            refuse_setting(name, {*own, *WITHOUT_EFFECT})
     types = SOLVER_TYPES.get(class_name, frozenset())
     if values.get("solver_type") not in types and values.get("solver_type") in ALL_SOLVER_TYPES:
         del values["solver_type"]
@@ -118,12 +118,12 @@ def settings_for(
                 f"{name}={value!r} has no effect on the levels of a flow", hint="leave it out"
             )
         if key not in own:
-            refuse_unknown(name, own)
+            refuse_setting(name, own)
         values[key] = value
     return values
 
 
-def refuse_unknown(name: str, known: Collection[str]) -> NoReturn:
+def refuse_setting(name: str, known: Collection[str]) -> NoReturn:
     """Say that a scheduler has no such setting, and which is nearest."""
     hint = did_you_mean(name, sorted(known))
     raise ConfigError(f"{name!r} is no setting of this scheduler", hint=hint)
