@@ -182,7 +182,6 @@ def generate_jobs(
 
     Raises:
         ConfigError: the folder holds pictures of another model, list or settings.
-        ConfigError, NumericsError: as `Pipeline.generate`.
     """
     told = {
         "model": pipeline.components.fingerprint,

@@ -61,7 +61,7 @@ class ResampledDistance:
     def over(self, yardstick: ResampledDistance) -> Estimate:
         """How many times as far it is as a yardstick.
 
-        Sample i of both belongs together, such as a drawn and a real picture of one caption.
+        Sample i of both belongs together, such as a generated and a real picture of one caption.
 
         Raises:
             ConfigError: the sets have two sizes.
@@ -102,9 +102,6 @@ class Reference:
 
         It is biased: fewer samples give larger distances, also of equal distributions. Only
         distances at equal numbers of samples compare.
-
-        Raises:
-            ConfigError: fewer than two samples, or of another width.
         """
         return self._from(self._projected(features), np.ones(len(features)))
 
@@ -114,9 +111,6 @@ class Reference:
         """The distance, and what it is of bootstrap samples; the reference stays as it is.
 
         Sets of one size are resampled alike: sample i of each comes as often.
-
-        Raises:
-            ConfigError: as :meth:`distance`.
         """
         projected, count = self._projected(features), len(features)
         found = [self._from(projected, chosen) for chosen in _draws(count, resamples, seed)]
@@ -146,11 +140,7 @@ class Reference:
 
 
 def frechet_distance(features: Rows, reference: Rows) -> float:
-    """The Fréchet distance of the Gaussians of two sets; see `Reference.distance`.
-
-    Raises:
-        ConfigError: fewer than two samples, or two widths.
-    """
+    """The Fréchet distance of the Gaussians of two sets; see `Reference.distance`."""
     return Reference(reference).distance(features)
 
 
@@ -160,9 +150,6 @@ def paired_distance(
     """The Fréchet distance of two sets whose rows belong together, such as copies of pictures.
 
     Pairs are resampled whole, so that what copies share widens no interval.
-
-    Raises:
-        ConfigError: fewer than two samples, or sets of two shapes.
     """
     one, other = _rows(features), _rows(reference, width=features.shape[1])
     if len(one) != len(other):
@@ -221,13 +208,10 @@ def inside(
     """Which of ``features`` lie within the manifold of ``reference``.
 
     The manifold is all that is as near to one of its samples as its ``neighbours``-th nearest other
-    sample. Of drawn pictures in the manifold of real ones the mean is precision; of real ones in
-    that of drawn ones, recall. It grows with the number of samples: take as many of both.
+    sample. The share of generated pictures in the manifold of real ones is precision; of real ones
+    in that of generated ones, recall. It grows with the number of samples: take as many of both.
 
     Source: Kynkäänniemi et al. 2019, eq. 1 to 3.
-
-    Raises:
-        ConfigError: not more than ``neighbours`` samples, or two widths.
     """
     known = _rows(reference, width=features.shape[1])
     if len(known) <= neighbours:
@@ -249,9 +233,6 @@ def nearest(
     """For each sample the index of, and the Euclidean distance to, the nearest of ``reference``.
 
     ``rank`` 1 is the second nearest, and so on.
-
-    Raises:
-        ConfigError: there are not so many, or two widths.
     """
     known = _rows(reference, least=rank + 1, width=features.shape[1])
 

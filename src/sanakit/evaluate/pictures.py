@@ -126,9 +126,6 @@ def generate_pictures(
 
     ``cache`` is a folder; what lies in it for this very model, list and settings is read again,
     and an interrupted call goes on where it was.
-
-    Raises:
-        ConfigError, NumericsError: as `Pipeline.generate`.
     """
     folder = cache / _key(pipeline, prompts, settings)
     folder.mkdir(parents=True, exist_ok=True)
