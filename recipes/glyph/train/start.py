@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoTokenizer, Gemma2Model
 
 from recipes.glyph.train.language_model import LM_SHAPES, glyph_lm_config
-from sanakit.errors import ConfigError, DataError, MissingModelError, did_you_mean
+from sanakit.errors import ConfigError, DataError, did_you_mean
 from sanakit.models.config import TRANSFORMERS
 from sanakit.models.init import grow_into, init_transformer
 from sanakit.models.text_encoder import TextEncoder
@@ -24,8 +24,7 @@ from sanakit.pipeline.components import (
 )
 from sanakit.pipeline.prompts import PromptEncoder
 from sanakit.pipeline.schedulers import DPMSolverMultistepScheduler
-from sanakit.train.checkpoint import newest_valid, read_tensors
-from sanakit.train.distributed.ranks import Ranks
+from sanakit.train.checkpoint import newest_weights
 from sanakit.train.recipes.autoencoder_run import start_autoencoder
 from sanakit.weights.store import load_strict
 
@@ -105,11 +104,5 @@ def write_start(
 
 def _trained(module: M, run: Path) -> M:
     """Fill a module with the newest weights of a run, averaged ones where there are."""
-    folder = newest_valid(run, Ranks(), print)
-    if folder is None:
-        raise MissingModelError(
-            f"{run} holds no checkpoint", hint="train that stage first, or name its folder"
-        )
-    tensors = read_tensors(folder, "average") or read_tensors(folder, "model")
-    load_strict(module, tensors, source=str(run))
+    load_strict(module, newest_weights(run), source=str(run))
     return module

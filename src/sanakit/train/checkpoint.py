@@ -30,7 +30,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
-from sanakit.errors import WeightsError
+from sanakit.errors import MissingModelError, WeightsError
 from sanakit.files import discard_folder, sha256_of, sync
 from sanakit.train.distributed.ranks import Ranks
 
@@ -307,6 +307,21 @@ def read_tensors(folder: Path, prefix: str) -> dict[str, Tensor]:
     if tensors:
         load_into(folder, tensors, Ranks())
     return {name.removeprefix(f"{prefix}."): tensor for name, tensor in tensors.items()}
+
+
+def newest_weights(run: Path) -> dict[str, Tensor]:
+    """The newest weights of a run, averaged ones where there are.
+
+    Raises:
+        MissingModelError: there is no checkpoint yet. WeightsError: none is whole.
+    """
+    folder = newest_valid(run, Ranks(), print)
+    if folder is None:
+        raise MissingModelError(
+            f"{run} holds no checkpoint yet",
+            hint="one is written every five minutes, and when the run ends or is stopped",
+        )
+    return read_tensors(folder, "average") or read_tensors(folder, "model")
 
 
 @contextmanager

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -112,14 +112,23 @@ class Network:
         """Whether parameters are distributed tensors."""
         return isinstance(self.outer, FSDPModule)
 
+    @contextmanager
     def losses(
         self, loss: Callable[[Any], dict[str, Tensor]], batch: Any, *, last: bool
-    ) -> AbstractContextManager[dict[str, Tensor]]:
+    ) -> Iterator[dict[str, Tensor]]:
         """Compute losses; the last part's backward pass sums gradients over the ranks.
 
-        A context: the backward pass belongs inside it.
+        The backward pass belongs inside the block.
         """
-        return _Losses(self, loss, batch, last)
+        quiet: AbstractContextManager[Any] = nullcontext()
+        if isinstance(self.outer, FSDPModule):
+            self.outer.set_requires_gradient_sync(last)
+        elif isinstance(self.outer, DistributedDataParallel) and not last:
+            quiet = self.outer.no_sync()
+        with quiet:
+            with self.autocast():
+                found: dict[str, Tensor] = self.outer(loss, batch)
+            yield found
 
     def call(self, function: Callable[..., Result], *arguments: Any) -> Result:
         """Call a function of the module, such as an evaluation, on every rank alike."""
@@ -136,28 +145,3 @@ class Network:
             enabled=self.config.compute_dtype != "float32",
             cache_enabled=True,
         )
-
-
-class _Losses(AbstractContextManager[dict[str, Tensor]]):
-    def __init__(
-        self,
-        network: Network,
-        loss: Callable[[Any], dict[str, Tensor]],
-        batch: Any,
-        last: bool,
-    ) -> None:
-        self.network, self.loss, self.batch = network, loss, batch
-        outer = network.outer
-        self.quiet: AbstractContextManager[Any] = nullcontext()
-        if isinstance(outer, FSDPModule):
-            outer.set_requires_gradient_sync(last)
-        elif isinstance(outer, DistributedDataParallel) and not last:
-            self.quiet = outer.no_sync()
-
-    def __enter__(self) -> dict[str, Tensor]:
-        self.quiet.__enter__()
-        with self.network.autocast():
-            return self.network.outer(self.loss, self.batch)
-
-    def __exit__(self, *error: Any) -> None:
-        self.quiet.__exit__(*error)

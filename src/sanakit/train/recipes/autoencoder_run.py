@@ -15,9 +15,8 @@ from sanakit.errors import ConfigError, DataError, MissingModelError
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.config import AUTOENCODERS, AutoencoderConfig
 from sanakit.models.discriminator import PatchDiscriminator
-from sanakit.train.checkpoint import checkpoints, newest_valid, read_tensors
+from sanakit.train.checkpoint import checkpoints, newest_weights
 from sanakit.train.config import LoopConfig
-from sanakit.train.distributed.ranks import Ranks
 from sanakit.train.recipes.autoencoder import (
     FROZEN_ENCODER,
     PUBLISHED,
@@ -25,7 +24,6 @@ from sanakit.train.recipes.autoencoder import (
     Phase,
 )
 from sanakit.train.recipes.shard_dataset import (
-    PictureSource,
     Pixels,
     as_image,
     open_shards,
@@ -120,14 +118,9 @@ def run_autoencoder(run: Path, config: AutoencoderConfig) -> Autoencoder:
     Raises:
         MissingModelError: there is no checkpoint. WeightsError: it is of another shape.
     """
-    folder = newest_valid(run, Ranks(), print)
-    if folder is None:
-        raise MissingModelError(
-            f"{run} holds no checkpoint", hint="train that stage first, or name its folder"
-        )
+    tensors = newest_weights(run)
     autoencoder = Autoencoder(config)
-    tensors = read_tensors(folder, "average") or read_tensors(folder, "model")
-    load_strict(autoencoder, autoencoder_tensors(tensors), source=str(folder))
+    load_strict(autoencoder, autoencoder_tensors(tensors), source=str(run))
     return autoencoder
 
 
@@ -202,7 +195,11 @@ def new_run(typed: Mapping[str, Any], pairs: Sequence[str] = ()) -> RunConfig:
             "--data is missing", hint="sanakit data build my-pictures --out SET; --data SET/shards"
         )
     data = AutoencoderData(**given)
-    check_phase(data.phase, data.start)
+    if data.phase != "full" and data.start is None:
+        raise ConfigError(
+            f"--phase {data.phase} would keep weights that were never trained",
+            hint="name what to begin with: --from glyph, or --from runs/autoencoder",
+        )
     if data.preset is not None and data.start is not None:
         raise ConfigError("--preset with --from", hint="weights come with their own shape")
     if data.preset is not None and data.preset not in AUTOENCODERS:
@@ -221,42 +218,24 @@ def new_run(typed: Mapping[str, Any], pairs: Sequence[str] = ()) -> RunConfig:
     return run.with_settings(pairs)
 
 
-def check_phase(phase: Phase, start: str | None) -> None:
-    """Refuse a phase that would keep weights of no training.
-
-    Raises:
-        ConfigError: it trains a part, and there is nothing to begin with.
-    """
-    if phase != "full" and start is None:
-        raise ConfigError(
-            f"--phase {phase} would keep weights that were never trained",
-            hint="name what to begin with: --from glyph, or --from runs/autoencoder",
-        )
-
-
 def build(run: RunConfig) -> AutoencoderRecipe:
     """Load and put together what `new_run` gave.
 
     Raises:
         MissingModelError, WeightsError: as `start_autoencoder`.
     """
-    data = AutoencoderData(**run.data)
-    source = open_shards(data.data, held=data.held, workers=data.workers)
-    return put_together(source, run, AUTOENCODERS[data.preset or "glyph"])
-
-
-def put_together(
-    source: PictureSource, run: RunConfig, config: AutoencoderConfig
-) -> AutoencoderRecipe:
-    """The recipe of a run on pictures; ``config`` is the shape of one that begins at random."""
+    data, objective = AutoencoderData(**run.data), run.objective
+    shape = AUTOENCODERS[data.preset or "glyph"]
     torch.manual_seed(run.loop.seed)
-    objective, start = run.objective, run.data.get("start")
     discriminator = PatchDiscriminator() if objective.adversarial else None
     perceptual = load_perceptual() if objective.perceptual else None
-    module = Autoencoder(config) if start is None else start_autoencoder(start, config=config)
+    if data.start is None:
+        autoencoder = Autoencoder(shape)
+    else:
+        autoencoder = start_autoencoder(data.start, config=shape)
     return AutoencoderRecipe(
-        channels_last(module),
-        source,
+        channels_last(autoencoder),
+        open_shards(data.data, held=data.held, workers=data.workers),
         objective,
         perceptual=perceptual,
         discriminator=discriminator,

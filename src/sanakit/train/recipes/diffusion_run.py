@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from sanakit.errors import ConfigError, DataError, MissingModelError
+from sanakit.errors import ConfigError, DataError
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.config import TRANSFORMERS, TransformerConfig, check_fit
 from sanakit.models.init import init_transformer
@@ -25,10 +25,9 @@ from sanakit.pipeline.components import (
 )
 from sanakit.pipeline.networks import AutoencoderDC, SanaTransformer2DModel
 from sanakit.pipeline.prompts import PromptEncoder
-from sanakit.train.checkpoint import newest_valid, read_tensors
+from sanakit.train.checkpoint import newest_weights
 from sanakit.train.config import LoopConfig
 from sanakit.train.distributed.network import DTYPES
-from sanakit.train.distributed.ranks import Ranks
 from sanakit.train.recipes.diffusion import DiffusionObjective, DiffusionRecipe, usual_loop
 from sanakit.train.recipes.encoders import Encoders
 from sanakit.train.recipes.lora import adapter_pairs, add_adapters, merge_pairs
@@ -225,7 +224,7 @@ def lora_of_run(run: Path) -> dict[str, LoraPair]:
             f"{run} trained all weights, and no LoRA",
             hint=f"export it: sanakit train export {run} --out models/mine",
         )
-    return adapter_pairs(trained(run), alpha=objective.lora_alpha)
+    return adapter_pairs(newest_weights(run), alpha=objective.lora_alpha)
 
 
 def diffusion_run(run: str | Path) -> RunConfig:
@@ -235,21 +234,6 @@ def diffusion_run(run: str | Path) -> RunConfig:
         ConfigError: it is no run of diffusion. DataError: as `load_run`.
     """
     return load_run(run, WHAT, DiffusionObjective)
-
-
-def trained(run: Path) -> dict[str, Tensor]:
-    """The newest weights of a run, averaged ones where there are.
-
-    Raises:
-        MissingModelError: there is no checkpoint yet. WeightsError: none is whole.
-    """
-    folder = newest_valid(run, Ranks(), print)
-    if folder is None:
-        raise MissingModelError(
-            f"{run} holds no checkpoint yet",
-            hint="one is written every five minutes, and when the run ends or is stopped",
-        )
-    return read_tensors(folder, "average") or read_tensors(folder, "model")
 
 
 def root_model(data: DiffusionData) -> str | None:
@@ -280,7 +264,7 @@ def _learned(parts: Components, run: Path, config: RunConfig) -> None:
     if config.data.get("tune_text"):
         llm = parts.prompts.text_encoder.llm
         module = nn.ModuleDict({"transformer": module, "text_encoder": llm})
-    load_strict(module, trained(run), source=str(run))
+    load_strict(module, newest_weights(run), source=str(run))
 
 
 def _transformer(start: str | None) -> LinearDiT:
