@@ -26,7 +26,7 @@ from sanakit.cli.evaluate import (
 )
 
 if TYPE_CHECKING:
-    from recipes.glyph.evaluate.composition_prompts import Kind
+    from recipes.glyph.evaluate.composition import Kind
     from sanakit.evaluate.features import Features
     from sanakit.pipeline.images import Pixels
 
@@ -103,9 +103,8 @@ def composition(
     device: Device = "cpu",
 ) -> None:
     """Draw prompts that state what is where; look whether it is, in drawn and in real pictures."""
+    from recipes.glyph.evaluate.composition import KINDS, evaluate_composition
     from recipes.glyph.evaluate.composition_judge import with_plain_looks
-    from recipes.glyph.evaluate.composition_prompts import KINDS
-    from recipes.glyph.evaluate.composition_run import evaluate_composition
     from recipes.glyph.evaluate.pictures import open_glyph_set
     from sanakit.evaluate.features import features_of
     from sanakit.pipeline.pipeline import Pipeline
@@ -243,9 +242,9 @@ def retrieval(
     device: Device = "cpu",
 ) -> None:
     """Ask how often a picture's own caption is found among 99 captions of other concepts."""
-    from recipes.glyph.evaluate.judge_files import load_judge
-    from recipes.glyph.evaluate.retrieval_run import evaluate_retrieval
-    from recipes.glyph.evaluate.visual_features import sight_of
+    from recipes.glyph.evaluate.judge import load_judge
+    from recipes.glyph.evaluate.judge_samples import sight_of
+    from recipes.glyph.evaluate.retrieval import evaluate_retrieval
     from sanakit.pipeline.pipeline import Pipeline
 
     saved = load_judge(judge)
@@ -292,9 +291,9 @@ def train_judge(
     """Teach a small judge on pictures and captions of the training split: minutes on a CPU."""
     from dataclasses import replace
 
+    from recipes.glyph.evaluate.judge_run import JUDGE_LOOP
     from recipes.glyph.evaluate.judge_run import train_judge as run
-    from recipes.glyph.evaluate.judge_training import JUDGE_LOOP
-    from recipes.glyph.evaluate.visual_features import sight_of
+    from recipes.glyph.evaluate.judge_samples import sight_of
     from sanakit.train.config import with_overrides
 
     found = run(

@@ -1,50 +1,161 @@
-"""A judge from nothing: pictures are drawn and looked at, both towers taught, all of it kept."""
+"""How a judge is taught and measured."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from recipes.glyph.data.mixture import Mixture
 from recipes.glyph.data.pictures import GlyphPictures
-from recipes.glyph.evaluate.judge import Judge, JudgeConfig
-from recipes.glyph.evaluate.judge_files import JudgeOrigin, SavedJudge, save_judge
+from recipes.glyph.evaluate.judge import (
+    Judge,
+    JudgeConfig,
+    JudgeOrigin,
+    SavedJudge,
+    contrastive_loss,
+    save_judge,
+    tokenise,
+)
 from recipes.glyph.evaluate.judge_samples import (
+    Looks,
     LooksArray,
     Shown,
+    Sight,
     data_revision,
     draw_shown,
     looks_of,
 )
-from recipes.glyph.evaluate.judge_training import (
-    JUDGE_LOOP,
-    HeldTrials,
-    JudgeRecipe,
+from recipes.glyph.evaluate.retrieval import (
+    AT,
+    HELD_SPLITS,
+    WAYS,
+    Trial,
     agreement_of,
+    held_pictures,
+    hits,
+    ranks_of,
+    shuffled,
 )
-from recipes.glyph.evaluate.retrieval import AT, WAYS, Trial, hits, ranks_of, shuffled, trials_of
-from recipes.glyph.evaluate.visual_features import Sight
 from sanakit.errors import ConfigError
 from sanakit.evaluate.figures import Evaluation, Figure, mean_figure
-from sanakit.shapes import Image
+from sanakit.shapes import Image, TextMask, TokenIds
 from sanakit.train.config import LoopConfig
 from sanakit.train.loop import train
+from sanakit.train.recipe import Recipe, Timers
+from sanakit.train.sample_schedule import SampleSchedule, generator_of, uniform_of
 from sanakit.weights.resolve import embedded_folder
 from sanakit.weights.store import read_weights
+
+Batch = tuple[Looks, TokenIds, TextMask, Tensor]
+"""Looks, captions, and which captions are true of which pictures."""
+JUDGE_LOOP = LoopConfig(
+    batch_size=256,
+    total_images=400_000,
+    peak_lr=2e-3,
+    schedule="cosine",
+    warmup_images=25_600,
+    weight_decay=0.05,
+    betas=(0.9, 0.98),
+    compute_dtype="float32",
+    log_every=50,
+    evaluate_every=300,
+    device="cpu",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldTrials:
+    """Held-out pictures to measure on while training: their looks and their trials."""
+
+    looks: LooksArray
+    trials: Sequence[Trial]
+
+
+class JudgeRecipe(Recipe[Batch]):
+    """Contrastive learning on cached looks; how the loop trains a judge.
+
+    The loss of a batch is no sum over its samples: all others are what each is told from. So a
+    batch is computed whole, on one rank and in one part.
+    """
+
+    module: Judge
+
+    def __init__(
+        self,
+        module: Judge,
+        tokenizer: PreTrainedTokenizerBase,
+        shown: Sequence[Shown],
+        looks: LooksArray,
+        held: dict[str, HeldTrials],
+    ) -> None:
+        """Take what to learn from, and what is held out, by split."""
+        self.module, self.tokenizer = module, tokenizer
+        self.shown, self.looks, self.held = shown, looks, held
+        self.known = [frozenset(one.texts) for one in shown]
+
+    def stream(self, schedule: SampleSchedule) -> Iterator[Batch]:
+        """Any pictures, each as likely, with one of their captions."""
+        if schedule.ranks > 1 or schedule.parts > 1:
+            raise ConfigError(
+                "a judge compares all pictures of a batch with each other",
+                hint="train it on one rank, with accumulation=1",
+            )
+        for span in schedule.spans():
+            draws = uniform_of([generator_of(schedule.seed, k) for k in span], 3).double().numpy()
+            rows = (draws[:, 0] * len(self.shown)).astype(np.int64)
+            yield self.batch(rows, draws[:, 1:])
+
+    def batch(self, rows: npt.NDArray[np.int64], draws: npt.NDArray[np.float64]) -> Batch:
+        """The pictures of these numbers; ``draws`` ``b 2`` in [0, 1) choose the captions."""
+        shown = [self.shown[row] for row in rows.tolist()]
+        told = [one.draw_caption(*draw) for one, draw in zip(shown, draws.tolist(), strict=True)]
+        ids, mask = tokenise(self.tokenizer, [text + clause for text, clause in told])
+        # A caption is true of a picture that has its text and the background that it says, if any.
+        backgrounds = [one.draw_caption(0, 0)[1] for one in shown]
+        true = [
+            [text in self.known[row] and clause in ("", behind) for text, clause in told]
+            for row, behind in zip(rows.tolist(), backgrounds, strict=True)
+        ]
+        return torch.from_numpy(self.looks[rows]), ids, mask, torch.tensor(true)
+
+    def prepare(self, batch: Batch, device: torch.device, timers: Timers) -> Batch:
+        """Bring it to the device; what is frozen was computed before."""
+        looks, ids, mask, true = (part.to(device) for part in batch)
+        return looks, ids, mask, true
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """InfoNCE, and the sharpness that was learned."""
+        looks, ids, mask, true = batch
+        agreement = self.module.agreement(looks, ids, mask)
+        loss = contrastive_loss(agreement, self.module.scale, true)
+        return {"loss": loss, "scale": self.module.scale.detach()}
+
+    @torch.no_grad()
+    def evaluate(self, module: nn.Module) -> dict[str, float]:
+        """R-precision@1 on real held-out pictures, by split."""
+        assert isinstance(module, Judge)
+        return {
+            split: float(
+                hits(
+                    ranks_of(agreement_of(module, self.tokenizer, held.looks, held.trials)), 1
+                ).mean()
+            )
+            for split, held in self.held.items()
+        }
+
 
 WORK = "work"
 """Folder inside a judge's: looks and checkpoints; may go when the judge is made."""
 PICTURES, HELD = 12_000, 500
-POOL = 4_000
-"""Samples of a held-out split whose captions may be distractors."""
-HELD_SPLITS = {"held_style": "held-out styles", "held_concept": "held-out concepts"}
 _EMBEDDING = "embed_tokens.weight"
 _SPREAD = 0.5
 """Of the token embeddings to begin with; what they were learned with is far from our scale."""
@@ -87,15 +198,6 @@ def new_judge(sight: Sight, words: Words, looks: LooksArray, *, seed: int) -> Ju
         judge.text.embed.weight[:, : known.shape[1]] = known / known.std() * _SPREAD
     judge.image.standardise(torch.from_numpy(looks))
     return judge
-
-
-def held_pictures(
-    pictures: GlyphPictures, *, split: str, count: int, seed: int, ways: int = WAYS
-) -> tuple[list[Shown], list[Trial]]:
-    """Pictures of a held-out split and their trials: the same for whoever gives the same seed."""
-    pool = draw_shown(pictures, split=split, count=max(POOL, count), seed=seed)
-    shown = pool[:count]
-    return shown, trials_of(shown, pool, seed=seed, ways=ways)
 
 
 def train_judge(

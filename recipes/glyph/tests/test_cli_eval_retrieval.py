@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from recipes.glyph.commands import evaluate as commands
-from recipes.glyph.evaluate import visual_features
-from recipes.glyph.evaluate.judge_files import ORIGIN
+from recipes.glyph.evaluate import judge_samples as visual_features
+from recipes.glyph.evaluate.judge import ORIGIN
 
 from glyph_command import glyph
 from sanakit.errors import MissingModelError

@@ -11,36 +11,37 @@ from recipes.glyph.data.backgrounds import BACKGROUNDS
 from recipes.glyph.data.pictures import GlyphPictures
 from recipes.glyph.data.shades import SHADES
 from recipes.glyph.evaluate.composition import (
+    KINDS,
+    MEASURES,
     Finding,
+    Judged,
     Sighting,
+    Wanted,
     both_found,
     both_near,
+    breakdown,
+    figures_of,
     find,
     is_right,
+    known_of,
     placed,
+    real_pictures,
     shuffled,
+    verdict,
+    wanted_prompts,
 )
 from recipes.glyph.evaluate.composition_judge import (
     SHAPE,
     KnownThings,
     colours_of,
     crop,
+    joined,
     known_things,
     shapes_of,
+    take_apart,
+    two_things,
     with_plain_looks,
 )
-from recipes.glyph.evaluate.composition_prompts import KINDS, Wanted, wanted_prompts
-from recipes.glyph.evaluate.composition_run import (
-    MEASURES,
-    Judged,
-    breakdown,
-    figures_of,
-    known_of,
-    real_pictures,
-    verdict,
-)
-from recipes.glyph.evaluate.grouping import two_things
-from recipes.glyph.evaluate.segmentation import joined, take_apart
 
 from sanakit.errors import ConfigError, DataError
 from tiny_compositions import NAMES, tiny_compositions

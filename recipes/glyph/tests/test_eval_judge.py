@@ -11,13 +11,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 from recipes.glyph.data.pictures import RECORDS, GlyphPictures
-from recipes.glyph.evaluate.judge import ImageTower, JudgeConfig, TextTower, contrastive_loss
-from recipes.glyph.evaluate.judge_files import ORIGIN, SEEN, SavedJudge, load_judge
-from recipes.glyph.evaluate.judge_run import held_pictures, train_judge
-from recipes.glyph.evaluate.judge_samples import data_revision, draw_shown, looks_of
-from recipes.glyph.evaluate.judge_training import JudgeRecipe, agreement_of
-from recipes.glyph.evaluate.retrieval import hits, ranks_of
-from recipes.glyph.evaluate.visual_features import GRID, sight_of
+from recipes.glyph.evaluate.judge import (
+    ORIGIN,
+    SEEN,
+    ImageTower,
+    JudgeConfig,
+    SavedJudge,
+    TextTower,
+    contrastive_loss,
+    load_judge,
+)
+from recipes.glyph.evaluate.judge_run import JudgeRecipe, train_judge
+from recipes.glyph.evaluate.judge_samples import GRID, data_revision, draw_shown, looks_of, sight_of
+from recipes.glyph.evaluate.retrieval import agreement_of, held_pictures, hits, ranks_of
 from torch import nn
 
 from sanakit.errors import ConfigError, DataError, MissingModelError, WeightsError

@@ -8,8 +8,17 @@ from recipes.glyph.data.backgrounds import BACKGROUNDS
 from recipes.glyph.data.layout import cells
 from recipes.glyph.data.shades import SHADES
 from recipes.glyph.evaluate.composition import colour_word
-from recipes.glyph.evaluate.grouping import copies, likeness, two_things
-from recipes.glyph.evaluate.segmentation import Part, gaps, label, oklab, parts_of, take_apart
+from recipes.glyph.evaluate.composition_judge import (
+    Part,
+    copies,
+    gaps,
+    label,
+    likeness,
+    oklab,
+    parts_of,
+    take_apart,
+    two_things,
+)
 
 SIDE = 128
 RED = (200, 30, 40)
