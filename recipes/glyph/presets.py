@@ -60,7 +60,7 @@ class Diffusion(Training):
     """The transformer's: its blocks, and whether the text encoder learns along."""
 
     layers: int | None = None
-    tune_text: bool = False
+    tune_text: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

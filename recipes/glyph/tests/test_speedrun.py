@@ -78,7 +78,9 @@ def test_every_stage_is_done_once_by_commands_of_the_library_where_it_has_them(
     assert run.ran[-1] == "eval autoencoder"
 
 
-def test_it_ends_in_a_model_that_draws(whole: tuple[Path, InProcess], tmp_path: Path) -> None:
+def test_it_draws_in_the_end_with_a_text_encoder_that_learned_along(
+    whole: tuple[Path, InProcess], tmp_path: Path
+) -> None:
     out, _ = whole
     told = ("--model", out / "model", "-o", tmp_path / "star.png", "--steps", 2)
     sanakit("generate", "a star of 5", *told)
@@ -90,6 +92,13 @@ def test_it_ends_in_a_model_that_draws(whole: tuple[Path, InProcess], tmp_path: 
     before, after = (load_components(out / name) for name in ("start", "model"))
     assert after.defaults == before.defaults
     assert after.defaults.guidance_scale == 5
+    pairs = zip(
+        before.prompts.text_encoder.llm.parameters(),
+        after.prompts.text_encoder.llm.parameters(),
+        strict=True,
+    )
+    # More than the rounding of how a model is stored.
+    assert any((one - other).abs().max() > 0.01 * one.abs().max() for one, other in pairs)
 
 
 def test_what_is_finished_is_not_done_again_and_other_settings_are_refused(
