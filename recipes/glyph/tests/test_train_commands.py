@@ -142,7 +142,7 @@ def test_a_stage_without_the_one_before_ends_with_its_name(
     told = ("start", "-o", "out", "--data", "data", "--autoencoder", model)
     assert "run `python -m recipes.glyph tokenizer` first" in glyph(*told, code=2)[1]
     shutil.copytree(TOKENIZER, tmp_path / "data" / "text" / "tokenizer")
-    assert "holds no checkpoint\nhint: train that stage first" in glyph(*told, code=3)[1]
+    assert "glyph-lm holds no checkpoint" in glyph(*told, code=3)[1]
     said = lm("--data", "data", code=2)
     assert "rows.npy is missing\nhint: run `python -m recipes.glyph tokenizer` first" in said
     for verb in ("samples", "lm"):
