@@ -15,7 +15,7 @@ from jaxtyping import install_import_hook
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
-# No test reads or leaves files in the cache of whoever runs it.
+# No test reads or leaves files in the cache of the user who runs it.
 os.environ["SANAKIT_CACHE"] = "off"
 
 # Before any test imports them: a module that is loaded already stays unchecked.
@@ -34,7 +34,7 @@ def rng() -> torch.Generator:
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole model small enough for every test, in the published layout; nobody writes into it."""
+    """A whole model small enough for every test, in the published layout; it is only read."""
     from tiny import write_tiny  # noqa: PLC0415 - after the hook
 
     return write_tiny(tmp_path_factory.mktemp("tiny"))

@@ -285,7 +285,7 @@ def _has_plain() -> bool:
 
 
 def share_of_peak(case: Case, seconds: float) -> float | None:
-    """MFU of a step: three passes over what the model has to compute; None where nobody knows."""
+    """MFU of a step: three passes over what the model computes; None where the peak is unknown."""
     tokens = int(batch_of(case).mask.sum(dim=1).max())
     forward = transformer_flops(case.config, (case.side, case.side), tokens)
     peak = peak_of(torch.device(case.device), case.dtype)  # type: ignore[arg-type]

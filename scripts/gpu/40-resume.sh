@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Kill a training at random moments (kill -9), stop it (SIGTERM), go on each time: it has to reach
-# its end from its last checkpoint, with the losses of a run that nobody disturbed. Some minutes.
+# its end from its last checkpoint, with the losses of a run without interruption. Some minutes.
 . "$(dirname "$0")/prelude.sh"
 mkdir -p "$WORK"
 images=$([ "$DEVICE" = cpu ] && echo 96 || echo 3200)

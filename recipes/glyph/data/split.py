@@ -20,7 +20,7 @@ def fraction(key: str) -> float:
 
 
 def is_protected(concept: str) -> bool:
-    """Whether a concept is never held out: nobody can guess a flag that was never seen."""
+    """Whether a concept is never held out: a flag that was never seen cannot be guessed."""
     return concept in PROTECTED or concept.startswith("flag of ")
 
 

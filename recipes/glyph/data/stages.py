@@ -60,7 +60,7 @@ class DrawingStage:
             art = [art[index * len(art) // limit] for index in range(limit)]
         licences = {credit.source: credit.licence for credit in credits}
         if unknown := {one.source for one in art} - licences.keys():
-            raise DataError(f"row {unit}: nobody is credited for {', '.join(sorted(unknown))}")
+            raise DataError(f"row {unit}: no author is credited for {', '.join(sorted(unknown))}")
         twice = [key for key, count in Counter(one.id for one in art).items() if count > 1]
         if twice:
             raise DataError(f"row {unit}: {len(twice)} ids occur twice, first {twice[0]}")
@@ -186,7 +186,7 @@ def unpack_drawings(archive: Path, folder: Path) -> None:
     try:
         with tarfile.open(archive) as tar:
             folder.mkdir(parents=True, exist_ok=True)
-            # Marks last: whoever is interrupted has no row that looks finished.
+            # Marks last: after an interruption no row looks finished that is not.
             members = sorted(tar, key=lambda member: member.name.endswith(MARK))
             for member in members:
                 match = _MEMBER.fullmatch(member.name)

@@ -1,4 +1,4 @@
-"""Whole SVG files by anybody become drawings: parsed, checked, bared of all but shapes."""
+"""Whole SVG files become drawings: parsed, checked, reduced to their shapes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ XLINK = "http://www.w3.org/1999/xlink"
 RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
 DC = "{http://purl.org/dc/elements/1.1/}"
 
-MAX_FILE = 400_000  # bytes; what is larger takes long to draw and has details nobody sees
+MAX_FILE = 400_000  # bytes; what is larger takes long to draw and has details too small to see
 MAX_BODY = 150_000  # characters, after all but shapes is gone
 MAX_ELEMENTS = 2_000
 MAX_DEPTH = 60
@@ -151,7 +151,7 @@ def _licence(root: ElementTree.Element) -> str:
 
 
 def read_svg(name: str, data: bytes) -> SvgFile:
-    """The drawing in an SVG file, which may be by anybody and hold anything.
+    """The drawing in an SVG file, which may hold anything.
 
     Raises:
         UnfitDrawing: it is malformed, too large, or needs what is not in it.

@@ -8,5 +8,5 @@ FOLDER = Path(__file__).parent / "words"
 
 
 def word_list(name: str) -> str:
-    """The text of a list; whoever asks knows how its entries are parted."""
+    """The text of a list; the caller knows how its entries are parted."""
     return (FOLDER / f"{name}.txt").read_text(encoding="utf-8")

@@ -390,7 +390,7 @@ def both_near(finding: Finding, wanted: Wanted) -> bool:
 def placed(finding: Finding, wanted: Wanted) -> bool:
     """Whether two things stand as the relation says, if they are the two that it names.
 
-    Which is which is decided by likeness to these two alone: things that nobody would recognise
+    Which is which is decided by likeness to these two alone: things that would not be recognised
     may still stand right. A quarter is chance, for pictures of two things.
     """
     if len(finding.things) != 2:

@@ -1,4 +1,4 @@
-"""The optimizers behind one door: groups, refusals, resuming bit for bit, and that they learn."""
+"""Optimizers by name: groups, refusals, resuming bit for bit, and that they learn."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def is_gray(body: str) -> bool:
 
 
 def _art(path: str, drawing: SvgFile, nouns: NounTable, table: EmojiTable) -> Art | None:
-    """The art of a file; None if nobody can say what it is."""
+    """The art of a file; None if it cannot be said what it is."""
     folder, _, file = path.rpartition("/")
     name, titled = clipart_name(folder, file, drawing.title, drawing.keywords, nouns, table)
     if not name or not is_suitable(name):

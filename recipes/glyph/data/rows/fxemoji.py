@@ -1,4 +1,4 @@
-"""What the icons of the set fxemoji draw, where their names are nobody else's."""
+"""What the icons of the set fxemoji draw, where no other set has their names."""
 
 from __future__ import annotations
 
