@@ -199,7 +199,7 @@ class SavedJudge:
     """Ids of all records that it was taught on."""
 
     def check(self, *, data: str, sight: Sight, ids: Collection[str]) -> None:
-        """Refuse to judge pictures of other data, through other eyes, or known from training.
+        """Refuse to judge pictures of other data, with other features, or known from training.
 
         Raises:
             DataError: data of another revision, or a picture that it was taught on.

@@ -299,7 +299,7 @@ def _looks(sight: Sight, drawn: Pixels) -> LooksArray:
 def _lines(
     shown: Sequence[Shown], trials: Sequence[Trial], agreement: Any, ranks: Mapping[str, Ranks]
 ) -> list[dict[str, Any]]:
-    """What became of each prompt, for whoever wants to count otherwise."""
+    """What became of each prompt, so that it can be counted otherwise."""
     return [
         {
             "prompt": trial.captions[0],
@@ -316,7 +316,7 @@ def _lines(
 def _tiles(
     title: str, trials: Sequence[Trial], agreement: Any, ranks: Ranks, drawn: Pixels
 ) -> list[tuple[str, list[Tile]]]:
-    """The first hits and the first misses in the order of the prompts: nobody chose them."""
+    """The first hits and the first misses in the order of the prompts: they are not chosen."""
     rows = []
     for name, chosen in (("hits", ranks < 1), ("misses", ranks >= 1)):
         places = np.flatnonzero(chosen)[:SHOWN].tolist()
@@ -362,7 +362,7 @@ def agreement_of(
 def held_pictures(
     pictures: GlyphPictures, *, split: str, count: int, seed: int, ways: int = WAYS
 ) -> tuple[list[Shown], list[Trial]]:
-    """Pictures of a held-out split and their trials: the same for whoever gives the same seed."""
+    """Pictures of a held-out split and their trials: the same for the same seed."""
     pool = draw_shown(pictures, split=split, count=max(POOL, count), seed=seed)
     shown = pool[:count]
     return shown, trials_of(shown, pool, seed=seed, ways=ways)
