@@ -190,22 +190,23 @@ def new_run(typed: Mapping[str, Any], pairs: Sequence[str] = ()) -> RunConfig:
         ConfigError: an unknown preset; arguments or settings that do not go together.
     """
     given = {"phase": "full", **lasting(typed)}
+    phase, start, preset = given["phase"], given.get("start"), given.get("preset")
+    if phase != "full" and start is None:
+        raise ConfigError(
+            f"--phase {phase} would keep weights that were never trained",
+            hint="name what to begin with: --from glyph, or --from runs/autoencoder",
+        )
+    if preset is not None and start is not None:
+        raise ConfigError("--preset with --from", hint="weights come with their own shape")
+    if preset is not None and preset not in AUTOENCODERS:
+        raise ConfigError(
+            f"no autoencoder {preset!r}", hint=f"there are: {', '.join(AUTOENCODERS)}"
+        )
     if given.get("data") is None:
         raise ConfigError(
             "--data is missing", hint="sanakit data build my-pictures --out SET; --data SET/shards"
         )
     data = AutoencoderData(**given)
-    if data.phase != "full" and data.start is None:
-        raise ConfigError(
-            f"--phase {data.phase} would keep weights that were never trained",
-            hint="name what to begin with: --from glyph, or --from runs/autoencoder",
-        )
-    if data.preset is not None and data.start is not None:
-        raise ConfigError("--preset with --from", hint="weights come with their own shape")
-    if data.preset is not None and data.preset not in AUTOENCODERS:
-        raise ConfigError(
-            f"no autoencoder {data.preset!r}", hint=f"there are: {', '.join(AUTOENCODERS)}"
-        )
     published = PUBLISHED[data.phase]
     loop = LoopConfig(
         batch_size=12,  # that of the paper's figures of memory
