@@ -147,7 +147,7 @@ def test_reconstruction_gets_better_in_20_steps(
     train(recipe, config, tmp_path / "run", resume=False, report=lambda line: None)
     after = recipe.loss(fixed)
     for name in ("l1", "perceptual"):
-        assert after[name] < 0.9 * before[name]
+        assert after[name] < 0.92 * before[name]
 
 
 def test_published_phases_have_the_published_rates() -> None:
