@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -218,10 +219,20 @@ def test_the_stop_flag_ends_the_run_at_the_next_step() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.parametrize("binned", [False, True], ids=["as asked", "drawn larger and cut"])
 def test_a_run_without_memory_is_finished_by_the_command_its_error_names(
-    model: str, monkeypatch: pytest.MonkeyPatch
+    model: str,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    binned: bool,
 ) -> None:
-    call = ("generate", "a tree", "--model", model, "--steps", "2", "--seed", "7", "-q")
+    call = ["generate", "a tree", "--steps", "2", "--seed", "7", "-q"]
+    if binned:
+        model = shutil.copytree(model, tmp_path_factory.mktemp("binned") / "m")
+        config = model / "transformer" / "config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"sample_size": 16}))
+        call += ["--height", "64", "--width", "128"]
+    call += ["--model", str(model)]
     sanakit(*call, "-o", "expected.png")
 
     def never(*_: object) -> None:

@@ -270,7 +270,7 @@ def _decode(
     if tile is not None:
         autoencoder.enable_tiling(tile, tile, tile, tile)
     loaded = time.perf_counter()
-    pixels = decode_pixels(autoencoder, latent)
+    pixels = decode_pixels(autoencoder, latent, size=origin.size)
     decoded = time.perf_counter()
     for number, (picture, path) in enumerate(zip(pixels, paths, strict=True)):
         known = number < len(origin.settings)

@@ -108,6 +108,13 @@ class Origin:
     model_hash: str = ""
     settings: tuple[Mapping[str, Any], ...] = field(default=())
 
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width that were asked for, where the settings tell: pictures are cut to it."""
+        first = self.settings[0] if self.settings else {}
+        height, width = first.get("height"), first.get("width")
+        return (height, width) if isinstance(height, int) and isinstance(width, int) else None
+
 
 def write_latents(path: Path, latent: Latent, origin: Origin) -> None:
     """Write scaled latents ``b c h w`` in fp32, whole or not at all."""
