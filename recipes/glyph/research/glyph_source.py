@@ -16,8 +16,6 @@ from sanakit.train.recipes.autoencoder import AutoencoderObjective
 from sanakit.train.recipes.shard_dataset import AT_A_TIME, Pixels
 from sanakit.train.sample_schedule import (
     SampleSchedule,
-    chances,
-    drawn_by_weight,
     generator_of,
     uniform_of,
 )
@@ -67,3 +65,14 @@ def backgrounds_of(uniform: Float[Tensor, "b 5"]) -> npt.NDArray[np.float32]:
     anything, kind = uniform[:, 1:4], uniform[:, 4:]
     colour = torch.where(kind < 0.75, chosen, anything)
     return torch.where(kind < WHITE_SHARE, torch.ones_like(colour), colour).numpy()
+
+
+def chances(weights: Tensor) -> Tensor:
+    """Turn weights into what :func:`drawn_by_weight` looks up: their running share, fp64."""
+    running = weights.double().cumsum(0)
+    return running / running[-1]
+
+
+def drawn_by_weight(chances: Tensor, uniform: Tensor) -> Tensor:
+    """Choose by weight, one choice for each number in [0, 1)."""
+    return torch.searchsorted(chances, uniform.double(), right=True).clamp_max(len(chances) - 1)

@@ -10,7 +10,12 @@ import torch
 from recipes.glyph.data.backgrounds import BACKGROUNDS
 from recipes.glyph.data.pictures import GlyphPictures, compose, store_folder
 from recipes.glyph.data.store import write_index, write_pack
-from recipes.glyph.research.glyph_source import GlyphSource, backgrounds_of
+from recipes.glyph.research.glyph_source import (
+    GlyphSource,
+    backgrounds_of,
+    chances,
+    drawn_by_weight,
+)
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -80,3 +85,11 @@ def test_held_glyphs_are_a_fixed_sample_of_unseen_concepts_on_white(
     assert source.held_rows(1).tolist() == source.held_rows(1).tolist()
     held = torch.cat(list(source.held(99)))
     assert_close(held, compose(pictures.rgba([6, 7]), np.ones((2, 3))))
+
+
+def test_choices_come_by_their_weights_and_never_without_one() -> None:
+    table = chances(torch.tensor([0.0, 1.0, 0.0, 3.0, 0.0]))
+    uniform = (torch.arange(4000) + 0.5) / 4000
+    counts = torch.bincount(drawn_by_weight(table, uniform), minlength=5)
+    assert counts.tolist() == [0, 1000, 0, 3000, 0]
+    assert drawn_by_weight(table, torch.tensor([0.0, 1.0 - 2**-24])).tolist() == [1, 3]

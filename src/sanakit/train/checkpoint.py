@@ -114,21 +114,11 @@ def clear_unfinished(run: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def write_checkpoint(
-    run: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, Any], ranks: Ranks
-) -> Path | None:
-    """Write ``run/checkpoint-<images>``; older ones go only after the new one is on disk.
-
-    All ranks call it together. Returns None and leaves nothing behind if the disk refuses: the
-    checkpoints before stay, and the run can go on.
-    """
-    writing = CheckpointWriter(run, ranks)
-    writing.start(tensors, notes, background=False)
-    return writing.finish()[0]
-
-
 class CheckpointWriter:
-    """Writes checkpoints, one at a time, in the background if asked."""
+    """Writes checkpoints ``run/checkpoint-<images>``, one at a time, in the background if asked.
+
+    Older ones go only after the new one is on disk: if it refuses, those before stay.
+    """
 
     def __init__(self, run: Path, ranks: Ranks) -> None:
         self.run, self.ranks = run, ranks

@@ -73,17 +73,6 @@ def uniform_of(generators: list[torch.Generator], *shape: int) -> Tensor:
     return torch.stack([torch.rand(shape, generator=one) for one in generators])
 
 
-def chances(weights: Tensor) -> Tensor:
-    """Turn weights into what :func:`drawn_by_weight` looks up: their running share, fp64."""
-    running = weights.double().cumsum(0)
-    return running / running[-1]
-
-
-def drawn_by_weight(chances: Tensor, uniform: Tensor) -> Tensor:
-    """Choose by weight, one choice for each number in [0, 1)."""
-    return torch.searchsorted(chances, uniform.double(), right=True).clamp_max(len(chances) - 1)
-
-
 class Prefetched(Generic[Item]):
     """Draws items in a thread, ``ahead`` of the one that consumes them, in order.
 

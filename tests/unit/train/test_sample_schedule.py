@@ -14,8 +14,6 @@ from hypothesis import strategies as st
 from sanakit.train.sample_schedule import (
     Prefetched,
     SampleSchedule,
-    chances,
-    drawn_by_weight,
     generator_of,
     normal_of,
     uniform_of,
@@ -62,14 +60,6 @@ def test_a_sample_has_the_same_noise_in_whatever_batch_it_comes() -> None:
     uniform = uniform_of([generator_of(3, k) for k in range(2000)], 1)
     assert 0 <= float(uniform.min()) < float(uniform.max()) < 1
     assert float(uniform.mean()) == pytest.approx(0.5, abs=0.03)
-
-
-def test_choices_come_by_their_weights_and_never_without_one() -> None:
-    table = chances(torch.tensor([0.0, 1.0, 0.0, 3.0, 0.0]))
-    uniform = (torch.arange(4000) + 0.5) / 4000
-    counts = torch.bincount(drawn_by_weight(table, uniform), minlength=5)
-    assert counts.tolist() == [0, 1000, 0, 3000, 0]
-    assert drawn_by_weight(table, torch.tensor([0.0, 1.0 - 2**-24])).tolist() == [1, 3]
 
 
 def test_what_is_fetched_ahead_comes_in_order_and_its_end_is_an_end() -> None:

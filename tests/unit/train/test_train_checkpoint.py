@@ -24,7 +24,6 @@ from sanakit.train.checkpoint import (
     read_manifest,
     read_tensors,
     what_is_wrong,
-    write_checkpoint,
 )
 from sanakit.train.distributed.ranks import Ranks
 
@@ -44,7 +43,9 @@ def tensors(value: float = 1.0) -> dict[str, Tensor]:
 
 def save(run: Path, images: int, value: float = 1.0) -> Path:
     run.mkdir(exist_ok=True)
-    folder = write_checkpoint(run, tensors(value), {"images_seen": images, "extra": [1]}, ALONE)
+    writing = CheckpointWriter(run, ALONE)
+    writing.start(tensors(value), {"images_seen": images, "extra": [1]}, background=False)
+    folder, _ = writing.finish()
     assert folder is not None
     return folder
 
