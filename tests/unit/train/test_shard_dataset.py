@@ -14,9 +14,9 @@ from torch.testing import assert_close
 
 from sanakit.errors import DataError
 from sanakit.train.recipes.shard_dataset import (
+    ShardDataset,
     ShardSource,
     as_image,
-    open_shards,
 )
 from sanakit.train.sample_schedule import SampleSchedule
 
@@ -90,7 +90,7 @@ def test_shards_of_a_built_set_go_on_where_a_run_stands(tmp_path: Path) -> None:
     from tiny_shards import write_shards  # type: ignore[import-not-found]
 
     shards = write_shards(tmp_path, {(32, 32): [6, 5], (32, 64): [4]})
-    source = open_shards(shards)
+    source = ShardSource(ShardDataset(shards=str(shards)).batches)
     schedule = SampleSchedule(seed=3, batch_size=4)
     stream = source.batches(schedule)
     batches = [next(stream) for _ in range(3)]

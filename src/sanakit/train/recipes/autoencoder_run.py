@@ -23,11 +23,7 @@ from sanakit.train.recipes.autoencoder import (
     AutoencoderRecipe,
     Phase,
 )
-from sanakit.train.recipes.shard_dataset import (
-    Pixels,
-    as_image,
-    open_shards,
-)
+from sanakit.train.recipes.shard_dataset import Pixels, ShardDataset, ShardSource, as_image
 from sanakit.train.runs.run_config import RunConfig, lasting, speaks
 from sanakit.train.sample_schedule import SampleSchedule
 from sanakit.weights.catalog import find_checkpoint
@@ -227,6 +223,8 @@ def build(run: RunConfig) -> AutoencoderRecipe:
     """
     data, objective = AutoencoderData(**run.data), run.objective
     shape = AUTOENCODERS[data.preset or "glyph"]
+    pictures = ShardDataset(shards=data.data, workers=data.workers)
+    held = None if data.held is None else replace(pictures, shards=data.held)
     torch.manual_seed(run.loop.seed)
     discriminator = PatchDiscriminator() if objective.adversarial else None
     perceptual = load_perceptual() if objective.perceptual else None
@@ -236,7 +234,7 @@ def build(run: RunConfig) -> AutoencoderRecipe:
         autoencoder = start_autoencoder(data.start, config=shape)
     return AutoencoderRecipe(
         channels_last(autoencoder),
-        open_shards(data.data, held=data.held, workers=data.workers),
+        ShardSource(pictures.batches, None if held is None else held.batches),
         objective,
         perceptual=perceptual,
         discriminator=discriminator,

@@ -202,23 +202,6 @@ class ShardSource:
                 return
 
 
-def open_shards(
-    shards: str | Path, *, held: str | Path | None = None, workers: int = 0
-) -> ShardSource:
-    """Read what `sanakit data build` made: a folder `SET/shards`, or its address.
-
-    ``held`` are shards of other pictures, to measure on; ``workers`` are processes that decode.
-
-    Raises:
-        DataError: there are no shards. ConfigError: a batch that does not split over the ranks.
-    """
-
-    def batches_of(place: str | Path) -> Batches:
-        return ShardDataset(shards=str(place), workers=workers).batches
-
-    return ShardSource(batches_of(shards), None if held is None else batches_of(held))
-
-
 def _channels_first(batch: Batch) -> Pixels:
     if batch.pixels is None:
         raise DataError("the loader gives latents, and an autoencoder trains on pictures")
