@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from recipes.glyph.data.colours import WORDS
-from recipes.glyph.data.names import ALIASES, PHRASES
+from recipes.glyph.data.names import PHRASES
 from recipes.glyph.data.split import fraction
 from recipes.glyph.data.styles import STYLE_WORDS
 from recipes.glyph.data.word_lists import word_list
@@ -87,15 +87,6 @@ def freely(caption: str, rng: np.random.Generator) -> str:
 def coloured(colour: str, name: str) -> str | None:
     """The name with its colour before it, or None if it says a colour already."""
     return None if set(name.split()) & {*WORDS, "grey"} else article(f"{colour} {name}")
-
-
-def short_names(concept: str, group: str) -> tuple[str, ...]:
-    """Other everyday names of a concept, the best one first; none if it has only its own."""
-    if (names := ALIASES.get(concept)) is not None:
-        return names
-    if group == "animals & nature" and concept.endswith(" face"):
-        return (concept.removesuffix(" face"),)
-    return ()
 
 
 def choice(options: Sequence[str], key: str) -> str:
