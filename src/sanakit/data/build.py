@@ -25,7 +25,7 @@ from sanakit.data.images.resize_and_crop import (
     bucket_table,
     fit,
     fitted,
-    nearest,
+    nearest_bucket,
 )
 from sanakit.data.samples import Refusal, Sample, reading, refusal_from, sample_from, to_line
 from sanakit.data.shards import (
@@ -117,7 +117,7 @@ def plan_shards(
             detail = f"{sample.height} x {sample.width}, and a side has to be {settings.min_side}"
             left_out.append(Refusal(id=sample.id, reason="too small", detail=detail))
             continue
-        bucket = nearest(sample.height, sample.width, table)
+        bucket = nearest_bucket(sample.height, sample.width, table)
         line = to_line(sample).encode("utf-8", "surrogatepass")
         groups.setdefault(bucket, []).append((_place_in_order(settings.seed, sample.id), line))
     shards = {}

@@ -1,4 +1,4 @@
-"""The noise levels a network is trained at, one a sample; docs/maths/flow.md."""
+"""Noise levels: the grid of a sampling run, and those of training; docs/maths/flow.md."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from sanakit.data.build import BuildSettings, BuildShards, BuildSummary, bucket_of, build_shards
-from sanakit.data.images.resize_and_crop import bucket_table, fitted, nearest
+from sanakit.data.images.resize_and_crop import bucket_table, fitted, nearest_bucket
 from sanakit.data.samples import Caption, Refusal
 from sanakit.data.shards import read_index, read_keys, read_span
 from sanakit.data.training_set import TrainingSet
@@ -96,7 +96,7 @@ def test_every_picture_is_in_one_shard_of_its_bucket(tmp_path: Path, pictures: P
             assert hashlib.sha256((shards / shard.file).read_bytes()).hexdigest() == shard.sha256
             for identity in read_keys(shards, shard.unit).keys:
                 size = found[identity][2]["sanakit"]["original_size"]
-                assert nearest(*size, table) == (height, width)
+                assert nearest_bucket(*size, table) == (height, width)
 
 
 def test_spans_of_the_key_list_are_the_members_of_the_tar(tmp_path: Path, pictures: Path) -> None:
@@ -255,7 +255,7 @@ def test_small_pictures_are_counted_or_left_out_with_a_line(tmp_path: Path, pict
     assert build(training_set).enlarged == sum(
         max(bucket_of(f"{h}x{w}-0")[0] / size[0], w / size[1]) > 1
         for size in SIZES * 3
-        for h, w in [nearest(*size, bucket_table(64))]
+        for h, w in [nearest_bucket(*size, bucket_table(64))]
     )
     summary = build(training_set, min_side=64)
     assert summary.left_out == {"too small": 15}

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 import zoo
-from sanakit.data.images import color, format
+from sanakit.data.images import color, file_format
 from sanakit.data.images.decode import FORMATS, REASONS, BadPicture, DecodeLimits, decode
-from sanakit.data.images.resize_and_crop import bucket_table, fit, fitted, nearest
+from sanakit.data.images.resize_and_crop import bucket_table, fit, fitted, nearest_bucket
 from sanakit.errors import ConfigError, DataError
 from sanakit.pipeline.aspect_ratios import TABLES
 
@@ -200,9 +200,9 @@ for path in paths:
 def test_the_header_says_the_size_that_is_decoded() -> None:
     sizes = {}
     for animal in ANIMALS.values():
-        kind, _ = format.format_of(animal.data)
+        kind, _ = file_format.format_of(animal.data)
         if kind in ("webp", "avif") and not animal.reason and animal.size == zoo.SIZE:
-            sizes[animal.name] = format.claimed_size(animal.data, kind)
+            sizes[animal.name] = file_format.claimed_size(animal.data, kind)
     assert len(sizes) >= 3
     assert set(sizes.values()) <= {zoo.SIZE, zoo.SIZE[::-1]}
 
@@ -264,12 +264,12 @@ def test_scans_and_ends_of_a_jpeg_are_its_own_and_not_those_of_a_thumbnail() -> 
     exif = b"Exif\0\0" + thumbnail
     image = zoo.saved(zoo.picture(), "JPEG", quality=95)
     data = image[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + image[2:]
-    assert format.jpeg_scans(image) == format.jpeg_scans(data) == 1
-    assert format.jpeg_has_end(data)
-    assert not format.jpeg_has_end(data[:-2])
+    assert file_format.jpeg_scans(image) == file_format.jpeg_scans(data) == 1
+    assert file_format.jpeg_has_end(data)
+    assert not file_format.jpeg_has_end(data[:-2])
     assert fate(data) == ""
     assert fate(data[:-2] + bytes(50)) == "truncated"
-    assert format.jpeg_scans(thumbnail) == thumbnail.count(b"\xff\xda") > 3
+    assert file_format.jpeg_scans(thumbnail) == thumbnail.count(b"\xff\xda") > 3
 
 
 TABLES_AT_1024 = [(height // 2, width // 2) for height, width in TABLES[64].values()]
@@ -323,7 +323,7 @@ def test_any_resolution_has_buckets_of_multiples_of_32_by_their_own_ratios(
 
 def test_square_has_one_bucket() -> None:
     assert bucket_table(128, "square") == {1.0: (128, 128)}
-    assert nearest(100, 9000, bucket_table(128, "square")) == (128, 128)
+    assert nearest_bucket(100, 9000, bucket_table(128, "square")) == (128, 128)
 
 
 @pytest.mark.parametrize("resolution", [0, -32, 500, 33])
@@ -344,7 +344,7 @@ def test_unknown_buckets_are_refused_with_the_known_ones() -> None:
 @given(height=SIDES, width=SIDES, resolution=st.sampled_from([128, 256, 512, 1024]))
 def test_the_nearest_bucket_has_the_nearest_key(height: int, width: int, resolution: int) -> None:
     table = bucket_table(resolution)
-    chosen = nearest(height, width, table)
+    chosen = nearest_bucket(height, width, table)
     distances = {size: abs(height / width - key) for key, size in table.items()}
     assert distances[chosen] == min(distances.values())
 

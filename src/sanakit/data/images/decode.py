@@ -24,9 +24,9 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from sanakit.data.images import format
+from sanakit.data.images import file_format
 from sanakit.data.images.color import UnclearColors, to_rgb
-from sanakit.data.images.format import Size
+from sanakit.data.images.file_format import Size
 from sanakit.errors import ConfigError, DataError
 
 REASONS = frozenset(
@@ -125,19 +125,19 @@ def decoded_image(
     Gives the image, its format, and the height and width of the whole picture as shown.
     """
     kind = _format(data)
-    if (claimed := format.claimed_size(data, kind)) is not None:
+    if (claimed := file_format.claimed_size(data, kind)) is not None:
         _judge(claimed, limits)
     frames = 1
     if kind == "png":
         try:
-            data, frames = format.plain_png(data)
-        except format.PngError as error:
+            data, frames = file_format.plain_png(data)
+        except file_format.PngError as error:
             reason = "truncated" if error.cut_short else "damaged"
             raise BadPicture(reason, str(error)) from error
     if kind == "jpeg":
-        if (scans := format.jpeg_scans(data)) > _MOST_SCANS:
+        if (scans := file_format.jpeg_scans(data)) > _MOST_SCANS:
             raise BadPicture("damaged", f"{scans} scans in one JPEG")
-        if not format.jpeg_has_end(data):
+        if not file_format.jpeg_has_end(data):
             raise BadPicture("truncated", "no end mark (EOI)")
     try:
         with _pillow_keeps_quiet():
@@ -165,7 +165,7 @@ def decoded_image(
         raise BadPicture("too many pixels", "memory does not suffice") from error
     # A decoder's errors on hostile bytes are of any kind: the whole tree below is meant.
     except Exception as error:
-        reason = "truncated" if format.is_cut_short(data, kind) else "damaged"
+        reason = "truncated" if file_format.is_cut_short(data, kind) else "damaged"
         raise BadPicture(reason, " ".join(str(error).split())[:200]) from error
     if kind == "tiff":
         height, width = rgb.height, rgb.width
@@ -175,13 +175,13 @@ def decoded_image(
 def _format(data: bytes) -> str:
     if not data:
         raise BadPicture("empty file")
-    kind, other = format.format_of(data)
+    kind, other = file_format.format_of(data)
     if other:
         raise BadPicture("unsupported format", other)
     if kind in ("avif", "webp") and not features.check(kind):
         raise BadPicture("unsupported format", f"{kind}: this Pillow is built without it")
     if not kind:
-        raise BadPicture("not a picture", format.described(data))
+        raise BadPicture("not a picture", file_format.described(data))
     return kind
 
 

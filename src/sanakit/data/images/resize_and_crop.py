@@ -67,7 +67,7 @@ def bucket_table(resolution: int, kind: BucketKind = "training") -> Table:
     return table if exact else dict(sorted(rounded.items()))
 
 
-def nearest(height: int, width: int, table: Table) -> Bucket:
+def nearest_bucket(height: int, width: int, table: Table) -> Bucket:
     """The bucket whose key is nearest to ``height / width``; of two as near, the wider."""
     return nearest_bin(height, width, table)
 
