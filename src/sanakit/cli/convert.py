@@ -57,6 +57,13 @@ def convert(
         str | None,
         typer.Option(help="Name inside the weight files, such as fp16, of the folder's side."),
     ] = None,
+    attention_clip: Annotated[
+        float | None,
+        typer.Option(
+            help="Bound of self-attention: 65504 if trained in fp16. Default: told by the file's "
+            "name, if published."
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")
     ] = False,
@@ -74,6 +81,7 @@ def convert(
         dtype=dtype,
         variant=variant,
         force=force,
+        attention_clip=attention_clip,
     )
     planned = plan(source, target, options)
     if not (json_ or quiet):

@@ -6,8 +6,9 @@ contract, so a config is read and written without a translation table (docs/deci
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
@@ -17,6 +18,8 @@ BlockType = Literal["ResBlock", "EfficientViTBlock"]
 Stages = tuple[int, ...]
 Multiscales = tuple[tuple[int, ...], ...]
 T = TypeVar("T")
+FP16_END = 65504.0
+"""The largest finite value of fp16."""
 
 
 def _frozen(value: Any) -> Any:
@@ -26,8 +29,10 @@ def _frozen(value: Any) -> Any:
 
 def config_from_dict(kind: type[T], values: Mapping[str, Any], *, source: str) -> T:
     """Build a config from published JSON; keys that start with ``_`` are the writer's notes."""
-    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
-    given = {key: _frozen(value) for key, value in values.items() if not key.startswith("_")}
+    known = {each.name for each in fields(kind)}  # type: ignore[arg-type]
+    ours = _own_keys(kind)
+    named = {ours.get(key, key): value for key, value in values.items()}
+    given = {key: _frozen(value) for key, value in named.items() if not key.startswith("_")}
     unknown = sorted(given.keys() - known)
     if unknown:
         raise ConfigError(
@@ -38,8 +43,19 @@ def config_from_dict(kind: type[T], values: Mapping[str, Any], *, source: str) -
 
 
 def config_to_dict(config: Any) -> dict[str, Any]:
-    """Give the config's fields as JSON-ready values, in the order they are declared."""
-    return asdict(config)
+    """Give the config's fields as JSON-ready values, in the order they are declared.
+
+    Fields of ours alone stand last, where they are set, under keys that begin with ``_``: other
+    readers of published files pass over those.
+    """
+    values, ours = asdict(config), _own_keys(type(config))
+    found = {key: values.pop(name) for key, name in ours.items()}
+    return values | {key: value for key, value in found.items() if value is not None}
+
+
+def _own_keys(kind: type[Any]) -> dict[str, str]:
+    """The keys in files of the fields that no published config has."""
+    return {f"_{each.name}": each.name for each in fields(kind) if each.metadata.get("ours")}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,8 +91,17 @@ class TransformerConfig:
     guidance_embeds_scale: float = 0.1
     qk_norm: Literal["rms_norm_across_heads"] | None = None
     timestep_scale: float = 1.0
+    attention_clip: float | None = field(default=None, metadata={"ours": True})
+    """Bound of what self-attention gives, both ways: 65504, the end of fp16, for a network trained
+    in fp16, whose every step was cut there; None: no bound. In files ``_attention_clip``."""
 
     def __post_init__(self) -> None:
+        clip = self.attention_clip
+        if clip is not None and not (type(clip) in (int, float) and 0 < clip < math.inf):
+            raise ConfigError(
+                f"attention_clip={clip!r} must be a positive number or null",
+                hint=f"{FP16_END:.0f} is what networks trained in fp16 were bounded by",
+            )
         for name in ("in_channels", "num_attention_heads", "attention_head_dim", "patch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")

@@ -89,6 +89,7 @@ class Block(nn.Module):
             bias=config.attention_bias,
             qk_norm=qk_norm,
             dropout=config.dropout,
+            clip=config.attention_clip,
         )
         self.norm2 = nn.LayerNorm(width, eps=eps, elementwise_affine=config.norm_elementwise_affine)
         self.attn2 = CrossAttention(

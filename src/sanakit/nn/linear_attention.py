@@ -12,6 +12,7 @@ from sanakit.nn.recompute import without_autocast
 from sanakit.shapes import Heads, Mix, Tokens
 
 QK_NORM_EPS = 1e-5
+FP16_END = torch.finfo(torch.float16).max
 
 
 def relu_linear_attention(q: Heads, k: Heads, v: Heads, *, eps: float = 1e-15) -> Heads:
@@ -41,11 +42,20 @@ class LinearAttention(nn.Module):
     """Multi-head linear self-attention under the published parameter names."""
 
     def __init__(
-        self, heads: int, head_dim: int, *, bias: bool, qk_norm: bool, dropout: float
+        self,
+        heads: int,
+        head_dim: int,
+        *,
+        bias: bool,
+        qk_norm: bool,
+        dropout: float,
+        clip: float | None = None,
     ) -> None:
+        """Make the layer; ``clip`` bounds what it gives, in every dtype (`clipped`)."""
         super().__init__()
         width = heads * head_dim
         self.head_dim = head_dim
+        self.clip = clip
         self.to_q = nn.Linear(width, width, bias=bias)
         self.to_k = nn.Linear(width, width, bias=bias)
         self.to_v = nn.Linear(width, width, bias=bias)
@@ -64,6 +74,18 @@ class LinearAttention(nn.Module):
         if mix is not None:
             y = torch.where(mix.view(-1, 1, 1, 1), y, v)
         y = self.to_out[0](rearrange(y, "b heads n dh -> b n (heads dh)"))
-        y = self.to_out[1](y)
-        # fp16 overflows to infinity here on published weights; the largest finite value passes on.
-        return y.clamp(-65504, 65504) if y.dtype == torch.float16 else y
+        return clipped(self.to_out[1](y), self.clip)
+
+
+def clipped(y: Tokens, clip: float | None) -> Tokens:
+    """Bound what self-attention gives, both ways.
+
+    In fp16 always by its largest finite value, for published weights overflow to infinity here.
+    ``clip`` bounds every other dtype too: a network trained in fp16 never saw a larger value, and
+    draws ruined pictures where one gets through. In bf16 the bound is the nearest value that bf16
+    has, 65536. Source: NVlabs/Sana diffusion/model/nets/sana_blocks.py, ``LiteLA``, which bounds
+    under fp16 autocast alone; huggingface/diffusers#10336.
+    """
+    if y.dtype == torch.float16:
+        clip = FP16_END if clip is None else min(clip, FP16_END)
+    return y if clip is None else y.clamp(-clip, clip)

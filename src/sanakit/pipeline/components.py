@@ -282,12 +282,12 @@ def load_components(
     transformer: LinearDiT = (
         _require("transformer", given["transformer"], LinearDiT)
         if "transformer" in given
-        else build(SanaTransformer2DModel, folder / "transformer")
+        else build(SanaTransformer2DModel, folder / "transformer", name_or_folder)
     )
     autoencoder: Autoencoder = (
         _require("vae", given["vae"], Autoencoder)
         if "vae" in given
-        else build(AutoencoderDC, folder / "vae")
+        else build(AutoencoderDC, folder / "vae", name_or_folder)
     )
     llm = build_llm(folder / "text_encoder") if adopted is None else adopted.llm
     check_fit(

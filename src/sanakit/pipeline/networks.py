@@ -17,8 +17,8 @@ from sanakit.models.transformer import LinearDiT
 from sanakit.pipeline.placement import Placed, place_one
 from sanakit.quant.method import BitsAndBytes, Method, method_of
 from sanakit.quant.quantize import quantize, restore
-from sanakit.weights.catalog import find_checkpoint
-from sanakit.weights.dtypes import resolve_dtypes
+from sanakit.weights.catalog import checkpoint_behind, find_checkpoint
+from sanakit.weights.dtypes import as_trained, resolve_dtypes
 from sanakit.weights.layout import CONFIG, LM_STEM, PLAIN, STEM, stored_variant
 from sanakit.weights.resolve import resolve_model
 from sanakit.weights.store import (
@@ -66,10 +66,16 @@ class Network(nn.Module):
         return None
 
 
-def build(kind: type[N], folder: Path) -> N:
-    """Make the network that ``config.json`` describes on the meta device: no memory is used."""
+def build(kind: type[N], folder: Path, name: str | Path) -> N:
+    """Make the network that ``config.json`` describes on the meta device: no memory is used.
+
+    ``name`` is what its model was asked for by: published configs do not tell all.
+    """
+    config = read_config(folder, kind.config_class)
+    if isinstance(config, TransformerConfig):
+        config = as_trained(config, checkpoint_behind(name))
     with torch.device("meta"):
-        return kind(read_config(folder, kind.config_class))
+        return kind(config)
 
 
 def fill(
@@ -255,7 +261,7 @@ class Published(Network):
         files = variant
         if variant in (None, PLAIN):
             files = stored_variant(folder, variant or (checkpoint.variant if checkpoint else None))
-        network = build(cls, folder)
+        network = build(cls, folder, name)
         fill(
             network,
             folder,

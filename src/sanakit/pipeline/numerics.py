@@ -47,7 +47,7 @@ def require_finite(
 def safer_dtype(component: Component, dtype: torch.dtype) -> torch.dtype | None:
     """What to try after a failure in ``dtype``: fp16, bf16, fp32, in this order; None after fp32.
 
-    A transformer goes from fp16 straight to fp32: those published in fp16 draw noise in bf16.
+    A transformer goes from fp16 straight to fp32: bf16 has fewer bits than it was trained with.
     """
     if dtype == torch.float16 and component != "transformer":
         return torch.bfloat16

@@ -9,6 +9,7 @@ quoted, not judged.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import PurePath
 from typing import Literal
 
 from sanakit.errors import nearest_names
@@ -123,6 +124,8 @@ GEMMA = (
 )
 
 OWNER = "Efficient-Large-Model"
+HUB_FOLDER = "models--"
+"""How the hub's client begins the name of a repository's folder in its cache."""
 VARIANTS: dict[HalfDtype, str] = {"float16": "fp16", "bfloat16": "bf16"}
 
 
@@ -281,6 +284,19 @@ def find_checkpoint(name: str) -> Checkpoint | None:
     None for everything else: folders, embedded models, repositories of other people.
     """
     return _BY_NAME.get(name.partition("@")[0].strip().lower())
+
+
+def checkpoint_behind(place: str | PurePath) -> Checkpoint | None:
+    """The checkpoint of a name, or of a path inside the hub's cache of its repository."""
+    for part in PurePath(place).parts:
+        if part.startswith(HUB_FOLDER):
+            return find_checkpoint(part.removeprefix(HUB_FOLDER).replace("--", "/", 1))
+    return find_checkpoint(str(place))
+
+
+def checkpoint_of_file(file: PurePath) -> Checkpoint | None:
+    """The checkpoint that an original file is by its name, which is its repository's."""
+    return checkpoint_behind(file) or find_checkpoint(f"{OWNER}/{file.stem}")
 
 
 def nearest_models(name: str, *, most: int = 3) -> list[str]:

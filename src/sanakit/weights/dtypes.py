@@ -8,11 +8,12 @@ error here, before anything is loaded.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from sanakit.errors import ConfigError, did_you_mean
+from sanakit.models.config import FP16_END, TransformerConfig
 from sanakit.weights.catalog import Checkpoint
 
 COMPONENTS = ("transformer", "text_encoder", "vae")
@@ -52,7 +53,7 @@ def resolve_dtypes(
       than 16 bit; who is short of memory passes ``torch.bfloat16``. For other models: fp32.
 
     A transformer published for bf16 is refused in fp16. The other way round is allowed: bf16 holds
-    fp16's range, at three bits less.
+    fp16's range, at three bits less, and `as_trained` keeps values within it.
 
     Args:
         checkpoint: None for embedded models and local folders, whose transformer runs in any.
@@ -90,6 +91,17 @@ def _usual(checkpoint: Checkpoint | None, device: str) -> tuple[torch.dtype, tor
     if checkpoint is None or checkpoint.dtype is None or device not in HALF_DEVICES:
         return torch.float32, torch.float32
     return recommended(checkpoint), torch.bfloat16
+
+
+def as_trained(config: TransformerConfig, checkpoint: Checkpoint | None) -> TransformerConfig:
+    """Give the config of a published network the bound that its training in fp16 had.
+
+    Published configs do not tell it; one that does, of ours, is as it says.
+    """
+    fp16 = checkpoint is not None and checkpoint.dtype == "float16"
+    if not fp16 or config.attention_clip is not None:
+        return config
+    return replace(config, attention_clip=FP16_END)
 
 
 def recommended(checkpoint: Checkpoint) -> torch.dtype:

@@ -17,6 +17,7 @@ from huggingface_hub import constants
 
 from sanakit.errors import ConfigError, MissingModelError, WeightsError
 from sanakit.files import read_json, sha256_of, write_atomically, write_json
+from sanakit.weights.catalog import HUB_FOLDER
 
 LOCKFILE = "sanakit-pins.json"
 MAIN = "main"
@@ -63,7 +64,7 @@ class Lockfile:
 
 def repository_folder(repository: str) -> Path:
     """Where the Hugging Face cache keeps a repository, whether it is there or not."""
-    return Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+    return Path(constants.HF_HUB_CACHE) / f"{HUB_FOLDER}{repository.replace('/', '--')}"
 
 
 def snapshot_folder(repository: str, commit: str) -> Path:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,14 @@ from sanakit.files import (
     replacing_folder,
     write_json,
 )
-from sanakit.models.config import AutoencoderConfig, TransformerConfig, check_fit, config_to_dict
+from sanakit.models.config import (
+    FP16_END,
+    AutoencoderConfig,
+    TransformerConfig,
+    check_fit,
+    config_to_dict,
+)
+from sanakit.weights.catalog import checkpoint_of_file
 from sanakit.weights.convert.original_format import (
     AUTOENCODER,
     BRANCH,
@@ -35,6 +42,7 @@ from sanakit.weights.convert.original_format import (
     SAFE,
     TRANSFORMER,
     Config,
+    OriginalModel,
     Part,
     original_state,
     read_file,
@@ -42,6 +50,7 @@ from sanakit.weights.convert.original_format import (
     unwrapped,
     write_original,
 )
+from sanakit.weights.dtypes import as_trained
 from sanakit.weights.layout import (
     CONFIG,
     INDEX,
@@ -56,6 +65,8 @@ from sanakit.weights.resolve import resolve_model
 from sanakit.weights.store import read_config, read_index, read_weights, tensor_bytes, write_weights
 
 Report = Callable[[str], object]
+OF_ORIGINALS = ("base", "config", "average", "attention_clip")
+"""Options that folders refuse."""
 FP16 = (TRANSFORMER, BRANCH)
 """What may be stored in fp16; the others overflow in it."""
 CAST = ("transformer", "controlnet")
@@ -72,6 +83,7 @@ class Options:
     dtype: str | None = None
     variant: str | None = None
     force: bool = False
+    attention_clip: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +163,7 @@ def _from_file(source: Path, target: Path, options: Options) -> Plan:
             hint=f"name a folder: {target.with_suffix('')}",
         )
     model = read_original(source, config=options.config, average=options.average)
-    notes = model.notes
+    model, notes = _bounded(model, source, options)
     if options.base is not None:
         base = resolve_model(options.base)
         _check_apart(base, target, "--base")
@@ -188,9 +200,34 @@ def _from_file(source: Path, target: Path, options: Options) -> Plan:
     )
 
 
+def _bounded(
+    model: OriginalModel, source: Path, options: Options
+) -> tuple[OriginalModel, tuple[str, ...]]:
+    """Give a network that was trained in fp16 its bound of attention, which no file tells."""
+    if model.kind == "autoencoder":
+        _refuse(options, "attention_clip", why="autoencoders have no such bound")
+        return model, model.notes
+    published = checkpoint_of_file(source)
+    parts = []
+    for part in model.parts:
+        assert isinstance(part.config, TransformerConfig)
+        config = as_trained(part.config, published)
+        if options.attention_clip is not None:
+            config = replace(config, attention_clip=options.attention_clip)
+        parts.append(replace(part, config=config))
+    clip = config.attention_clip
+    if clip is not None:
+        note = f"self-attention is bounded by {clip:g} in every dtype, as in training"
+    elif published is None:
+        note = f"if it was trained in fp16, add --attention-clip {FP16_END:.0f}"
+    else:
+        return model, model.notes
+    return replace(model, parts=tuple(parts)), (*model.notes, note)
+
+
 def _to_file(source: Path, target: Path, options: Options) -> Plan:
     """Published folder to original file."""
-    _refuse(options, "base", "config", "average", why="a folder says itself what it is")
+    _refuse(options, *OF_ORIGINALS, why="a folder says itself what it is")
     main = source / "transformer" if (source / INDEX).is_file() else source
     class_name = str(read_json(main / CONFIG).get("_class_name"))
     if class_name == BRANCH:
@@ -228,7 +265,7 @@ def _to_file(source: Path, target: Path, options: Options) -> Plan:
 
 def _to_folder(source: Path, target: Path, options: Options) -> Plan:
     """Published folder to published folder: safetensors for pickles, another dtype or variant."""
-    _refuse(options, "base", "config", "average", why="a folder says itself what it is")
+    _refuse(options, *OF_ORIGINALS, why="a folder says itself what it is")
     whole = (source / INDEX).is_file()
     if not whole and not (source / CONFIG).is_file():
         raise MissingModelError(
@@ -339,7 +376,8 @@ def _check_dtype(class_name: str, dtype: str | None) -> None:
 
 def _refuse(options: Options, *names: str, why: str) -> None:
     if given := [name for name in names if getattr(options, name)]:
-        raise ConfigError(f"--{given[0]} is for original files: {why}", hint="leave it out")
+        option = given[0].replace("_", "-")
+        raise ConfigError(f"--{option} is for original files: {why}", hint="leave it out")
 
 
 def _check_folder(path: Path, *, force: bool) -> None:

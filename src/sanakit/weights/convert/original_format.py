@@ -13,7 +13,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -263,7 +263,10 @@ class Part:
     def presets(self) -> list[str]:
         """Named presets of this config: several published models share one; none of a branch."""
         known: list[Mapping[str, Config]] = [TRANSFORMERS, AUTOENCODERS]
-        return [name for table in known for name, preset in table.items() if preset == self.config]
+        shape = self.config
+        if isinstance(shape, TransformerConfig):
+            shape = replace(shape, attention_clip=None)
+        return [name for table in known for name, preset in table.items() if preset == shape]
 
 
 @dataclass(frozen=True, kw_only=True)
