@@ -7,12 +7,13 @@ are padded to the longest of their batch and no further.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import cast
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
 from sanakit.errors import ConfigError
@@ -122,6 +123,7 @@ class TextEncoder(nn.Module):
         super().__init__()
         _require_decoder(llm)
         self.llm = cast(PreTrainedModel, llm.base_model)
+        _keep_frequencies(self.llm)
         self._moves = 0
         self.eval()
 
@@ -219,6 +221,53 @@ class TextEncoder(nn.Module):
         for row, sequence in zip(ids, sequences, strict=True):
             row[: len(sequence)] = torch.tensor(sequence, dtype=torch.long)
         return ids.to(self.device), mask.to(self.device)
+
+
+FREQUENCIES = "inv_freq"
+"""How transformers ends the names of a rotary embedding's frequencies."""
+
+
+def _keep_frequencies(llm: nn.Module) -> None:
+    """Have rotary frequencies fp32 whatever the network is cast to, now and by anybody later.
+
+    They are computed, not stored, and in bf16 the 300th token would stand half a token from its
+    place. Where they were cast before, they are computed again.
+    """
+    for rotary in llm.modules():
+        held = {
+            name: buffer
+            for name, buffer in rotary.named_buffers(recurse=False)
+            if name.endswith(FREQUENCIES)
+        }
+        if not held:
+            continue
+        if isinstance(config := getattr(rotary, "config", None), PreTrainedConfig):
+            with torch.device("cpu"):
+                fresh = dict(cast(Any, type(rotary))(config).named_buffers())
+            for name, buffer in held.items():
+                if not buffer.is_meta and not _same(buffer, fresh[name]):
+                    rotary._buffers[name] = fresh[name].to(buffer.device)
+        # On the instance, for its owner casts it without us. A partial of a plain function can be
+        # copied and pickled.
+        rotary.__dict__["_apply"] = partial(_apply_uncast, rotary)
+
+
+def _apply_uncast(
+    rotary: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True
+) -> nn.Module:
+    """`nn.Module._apply` that moves the frequencies and leaves their dtype."""
+    before = dict(rotary.named_buffers(recurse=False))
+    nn.Module._apply(rotary, fn, recurse)
+    for name, buffer in before.items():
+        moved = rotary._buffers[name]
+        if name.endswith(FREQUENCIES) and moved is not None and moved.dtype != buffer.dtype:
+            rotary._buffers[name] = buffer.to(moved.device)
+    return rotary
+
+
+def _same(held: Tensor, fresh: Tensor) -> bool:
+    """Whether frequencies are those of fp32, computed on whatever device."""
+    return held.dtype == fresh.dtype and torch.allclose(held.cpu(), fresh, rtol=1e-5, atol=0)
 
 
 def _plain(tensor: Tensor) -> Iterator[Tensor]:

@@ -94,11 +94,16 @@ def restore(
 
 
 def cast_real(module: nn.Module, dtype: torch.dtype) -> None:
-    """Cast what is not quantized, tensor by tensor; quantized weights know their dtype."""
+    """Cast what is not quantized, tensor by tensor; quantized weights know their dtype.
+
+    Buffers that no file holds keep theirs: in 16 bits rotary frequencies lose tokens' places.
+    """
     for child in module.modules():
         held = [*child.named_parameters(recurse=False), *child.named_buffers(recurse=False)]
+        computed = child._non_persistent_buffers_set
         for name, tensor in held:
-            if not (name == "weight" and _is_quantized(child)) and tensor.is_floating_point():
+            stays = name in computed or (name == "weight" and _is_quantized(child))
+            if not stays and tensor.is_floating_point():
                 tensor.data = tensor.data.to(dtype)
 
 
