@@ -76,8 +76,12 @@ def main() -> None:
     scale = model.autoencoder.config.scaling_factor
     images = pictures(settings.pictures, settings.count, settings.size)
     with torch.inference_mode():
-        latents = torch.cat([model.autoencoder.encode(one) for one in images.split(8)]) * scale
-        reference = torch.cat([model.autoencoder.decode(one / scale) for one in latents.split(8)])
+        latents = (
+            torch.cat([model.autoencoder.encode(one).latent for one in images.split(8)]) * scale
+        )
+        reference = torch.cat(
+            [model.autoencoder.decode(one / scale).sample for one in latents.split(8)]
+        )
     lines = settings.captions.read_text(encoding="utf-8").splitlines()[: settings.count]
     encoded = [model.prompts.encode([x], instruction=model.prompts.instruction) for x in lines]
     texts = [one.text[0][one.mask[0]] for one in encoded]
@@ -92,7 +96,7 @@ def main() -> None:
         back, size = kept(list(latents), storage)
         with torch.inference_mode():
             again = torch.cat(
-                [model.autoencoder.decode(o / scale) for o in torch.stack(back).split(8)]
+                [model.autoencoder.decode(o / scale).sample for o in torch.stack(back).split(8)]
             )
         error = float((again - reference).square().mean())
         psnr = round(10 * math.log10(4 / error), 1)

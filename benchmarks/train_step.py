@@ -177,7 +177,8 @@ class StepRecipe(Recipe[Batch]):
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """The flow-matching loss, as the plain loop has it."""
         x = interpolate(batch.x0, batch.noise, batch.sigma)
-        predicted = self.module(x, (1000 * batch.sigma).floor(), batch.text, batch.mask)
+        timestep = (1000 * batch.sigma).floor()
+        predicted = self.module(x, batch.text, timestep, encoder_attention_mask=batch.mask).sample
         return {"loss": flow_matching_loss(predicted, batch.x0, batch.noise).mean()}
 
     def evaluate(self, module: nn.Module) -> dict[str, float]:

@@ -89,8 +89,8 @@ def test_the_steered_transformer_agrees(name: str, rng: torch.Generator) -> None
     )
     with torch.inference_mode():
         residuals = branch(x, timestep, text, mask, control)
-        got = model(x, timestep, text, mask, residuals=residuals)
-        plain = model(x, timestep, text, mask)
+        got = model.velocity(x, timestep, text, mask, residuals=residuals)
+        plain = model.velocity(x, timestep, text, mask)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
     assert (got - plain).abs().max() > 0.1
 
@@ -119,6 +119,6 @@ def test_misuse_is_named_with_the_way_out(rng: torch.Generator) -> None:
         ControlBranch(BRANCH)(*given, control=given[0][:1])
     model, _ = pair(BRANCH, rng)
     tokens = torch.zeros(2, 16, 24)
-    model(*given, residuals=(tokens,))
+    model.velocity(*given, residuals=(tokens,))
     with pytest.raises(ConfigError, match=r"2 residuals for 2 blocks.*at most 1"):
-        model(*given, residuals=(tokens, tokens))
+        model.velocity(*given, residuals=(tokens, tokens))

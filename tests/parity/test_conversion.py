@@ -56,7 +56,7 @@ def test_a_transformer_is_what_from_single_file_makes_of_it(
     text = torch.randn(2, 5, 10, generator=rng)
     time = torch.tensor([3.0, 700.0])
     expected = theirs(x, encoder_hidden_states=text, timestep=time).sample
-    torch.testing.assert_close(ours(x, time, text, None), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(ours.velocity(x, time, text, None), expected, rtol=0, atol=1e-5)
     given = loaded(x, encoder_hidden_states=text, timestep=time).sample
     torch.testing.assert_close(given, expected, rtol=0, atol=0)
 
@@ -83,8 +83,8 @@ def test_an_autoencoder_is_what_the_other_converter_makes_of_it(
     z = torch.randn(1, config.latent_channels, 1, 2, generator=rng)
     image = torch.randn(1, 3, factor, factor, generator=rng)
     decoded, encoded = theirs.decode(z).sample, theirs.encode(image).latent
-    torch.testing.assert_close(ours.decode(z), decoded, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(ours.encode(image), encoded, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours.decode(z).sample, decoded, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours.encode(image).latent, encoded, rtol=1e-4, atol=1e-4)
 
 
 def _fewer(layers: tuple[int, ...]) -> tuple[int, ...]:

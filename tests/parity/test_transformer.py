@@ -117,7 +117,7 @@ def test_every_variant_agrees_at_every_aspect(
     x, timestep, text, mask = inputs(config, rng, batch=3, size=size, tokens=7)
     guidance = {"guidance": torch.rand(3, generator=rng)} if config.guidance_embeds else {}
     with torch.inference_mode():
-        got = model(x, timestep, text, mask, **guidance)
+        got = model.velocity(x, timestep, text, mask, **guidance)
     expected = published(reference, x, timestep, text, mask, **guidance)
     assert expected.std() > 0.1
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
@@ -133,7 +133,7 @@ def test_odd_latents_agree_with_and_without_a_mask(
     x, timestep, text, mask = inputs(config, rng, batch=2, size=size, tokens=5)
     given = mask if masked else None
     with torch.inference_mode():
-        got = model(x, timestep, text, given)
+        got = model.velocity(x, timestep, text, given)
     expected = published(reference, x, timestep, text, given)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
 
@@ -143,7 +143,7 @@ def test_a_text_of_padding_only_is_read_whole(rng: torch.Generator) -> None:
     x, timestep, text, _ = inputs(SMALL, rng, batch=2, size=(4, 4), tokens=5)
     mask = torch.tensor([[False] * 5, [True, True, False, False, False]])
     with torch.inference_mode():
-        got = model(x, timestep, text, mask)
+        got = model.velocity(x, timestep, text, mask)
     # The bias of -10000 costs the published logits three digits on the row that is all padding.
     expected = published(reference, x, timestep, text, mask)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-3)
@@ -165,8 +165,8 @@ def test_rows_outside_the_mix_are_the_perturbed_rows_of_pag(
     expected = published(reference, x, timestep, text, mask)
     with torch.inference_mode():
         mix = torch.tensor(mixed)
-        got = model(x, timestep, text, mask, mix=mix, mix_layers=frozenset({1}))
-        plain = model(x, timestep, text, mask)
+        got = model.velocity(x, timestep, text, mask, mix=mix, mix_layers=frozenset({1}))
+        plain = model.velocity(x, timestep, text, mask)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
     assert torch.equal(got[mix], plain[mix])
     assert (got[~mix] - plain[~mix]).abs().max() > 1e-2
@@ -183,7 +183,7 @@ def test_half_precision_follows_the_reference(
     x, text = x.to(dtype), text.to(dtype)
     guidance = {"guidance": torch.rand(2, generator=rng)} if config.guidance_embeds else {}
     with torch.inference_mode():
-        got = model.to(dtype)(x, timestep, text, mask, **guidance)
+        got = model.to(dtype).velocity(x, timestep, text, mask, **guidance)
     expected = published(reference.to(dtype), x, timestep, text, mask, **guidance)
     assert got.dtype == dtype
     # Up to sixteen roundings of the largest value in one block, whose sums differ in order.
@@ -202,7 +202,7 @@ def test_the_0_6b_network_agrees_at_512_pixels(rng: torch.Generator) -> None:
     model.load_state_dict(weights, strict=True, assign=True)
     x, timestep, text, mask = inputs(config, rng, batch=1, size=(16, 16), tokens=20)
     with torch.inference_mode():
-        got = model(x, timestep, text, mask)
+        got = model.velocity(x, timestep, text, mask)
     expected = published(reference, x, timestep, text, mask)
     assert 0.1 < expected.std() < 100
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)

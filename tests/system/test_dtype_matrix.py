@@ -161,7 +161,7 @@ def test_a_control_branch_steers_in_every_dtype(dtype: torch.dtype, device: str)
             module.to(device, dtype)
         with torch.inference_mode():
             residuals = branch(*given, None, control.to(device, dtype)) if steered else ()
-            return trunk(*given, None, residuals=residuals).float().cpu()
+            return trunk.velocity(*given, None, residuals=residuals).float().cpu()
 
     exact, alone = velocity(FP32, "cpu"), velocity(FP32, "cpu", steered=False)
     found = velocity(dtype, device)

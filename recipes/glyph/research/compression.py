@@ -71,7 +71,7 @@ def samples_for(system: System) -> int:
 def encoded(autoencoder: Autoencoder, images: list[Image]) -> np.ndarray:
     """Raw latents of pictures, ``n c h w``."""
     with torch.autocast("cpu", torch.bfloat16):
-        parts = [autoencoder.encode(image).float() for image in images]
+        parts = [autoencoder.encode(image).latent.float() for image in images]
     return torch.cat(parts).numpy().astype(np.float16)
 
 

@@ -211,6 +211,6 @@ def _encoded(
         image = mixture.images(samples[first : first + AT_A_TIME]).to(device)
         image = image.contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16):
-            latent = autoencoder.encode(image)
+            latent = autoencoder.encode(image).latent
         parts.append(latent.float().cpu().contiguous().numpy().astype(np.float16))
     return np.concatenate(parts)

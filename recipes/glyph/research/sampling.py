@@ -89,7 +89,7 @@ def decoded(autoencoder: Autoencoder, latents: Latent, scaling_factor: float) ->
     parts = []
     for some in latents.split(16):
         with torch.autocast("cpu", torch.bfloat16):
-            parts.append(autoencoder.decode(some / scaling_factor).float())
+            parts.append(autoencoder.decode(some / scaling_factor).sample.float())
     return to_pixels(torch.cat(parts))
 
 

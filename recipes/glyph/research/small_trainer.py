@@ -173,7 +173,8 @@ class DiffusionRecipe(Recipe[DiffusionBatch]):
             text = self._kept(self.states(module.get_submodule("text_encoder"), batch))
         x = interpolate(batch.x0, batch.noise, batch.level.sigma)
         transformer = module.get_submodule("transformer")
-        predicted = transformer(x, batch.level.timestep, text, self._kept(batch.mask))
+        mask = self._kept(batch.mask)
+        predicted = transformer(x, text, batch.level.timestep, encoder_attention_mask=mask).sample
         return flow_matching_loss(predicted, batch.x0, batch.noise)
 
     def states(self, llm: nn.Module, batch: DiffusionBatch) -> Text:

@@ -262,7 +262,7 @@ class LatentEncoding(Encoding):
         weight = next(autoencoder.parameters())
         for ids, pixels in self._batches(unit, unreadable):
             image = from_pixels(pixels).to(weight.device, weight.dtype)
-            latents = autoencoder.encode(image).float() * autoencoder.config.scaling_factor
+            latents = autoencoder.encode(image).latent.float() * autoencoder.config.scaling_factor
             for identity, latent in zip(ids, latents, strict=True):
                 yield key_of(identity), stored(latent, self.storage)
 

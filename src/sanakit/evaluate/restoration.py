@@ -103,7 +103,8 @@ class Restored:
 def restored(autoencoder: Autoencoder, image: Image) -> Image:
     """Pictures after encoding and decoding, fp32 in [-1, 1]; computed as the weights are."""
     weight = next(autoencoder.parameters())
-    return autoencoder(image.to(weight.device, weight.dtype)).float().clamp(-1, 1).cpu()
+    image = image.to(weight.device, weight.dtype)
+    return autoencoder(image, return_dict=False)[0].float().clamp(-1, 1).cpu()
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from sanakit.errors import ConfigError
 from sanakit.models.autoencoder_blocks import EPS, activation, block_steps, make_block, stage_steps
 from sanakit.models.config import AutoencoderConfig
+from sanakit.models.outputs import DecoderOutput, EncoderOutput
 from sanakit.models.tiling import Layer, Step, Tile, Tiling, assemble, blended, tiles
 from sanakit.nn.norm import ChannelRMSNorm
 from sanakit.nn.resample import Downsample, Upsample, average_channels, repeat_channels
@@ -215,17 +217,30 @@ class Autoencoder(nn.Module):
         """Undo :meth:`enable_tiling`."""
         self.tiling = None
 
-    def encode(self, image: Image) -> Latent:
-        """Pictures ``b 3 H W`` in [-1, 1] to raw latents ``b c H/f W/f``; no randomness."""
+    @overload
+    def encode(self, x: Image, return_dict: Literal[True] = True) -> EncoderOutput: ...
+    @overload
+    def encode(self, x: Image, return_dict: bool) -> EncoderOutput | tuple[Latent]: ...
+    def encode(self, x: Image, return_dict: bool = True) -> EncoderOutput | tuple[Latent]:
+        """Pictures ``b 3 H W`` in [-1, 1] to raw latents ``b c H/f W/f``; no randomness.
+
+        ``return_dict=False`` gives a tuple of one, here and below.
+        """
         factor = self.config.spatial_factor
-        height, width = image.shape[-2:]
+        height, width = x.shape[-2:]
         if height % factor or width % factor:
             raise ConfigError(f"picture of {height} x {width} is not a multiple of {factor} px")
-        return self._each(self._encode, image)
+        latent = self._each(self._encode, x)
+        return EncoderOutput(latent=latent) if return_dict else (latent,)
 
-    def decode(self, raw_latent: Latent) -> Image:
+    @overload
+    def decode(self, z: Latent, return_dict: Literal[True] = True) -> DecoderOutput: ...
+    @overload
+    def decode(self, z: Latent, return_dict: bool) -> DecoderOutput | tuple[Image]: ...
+    def decode(self, z: Latent, return_dict: bool = True) -> DecoderOutput | tuple[Image]:
         """Raw latents (before ``* scaling_factor``) to pictures; values may overshoot [-1, 1]."""
-        return self._each(self._decode, raw_latent)
+        image = self._each(self._decode, z)
+        return DecoderOutput(sample=image) if return_dict else (image,)
 
     def decode_tiles(self, raw_latent: Latent, tiling: Tiling) -> Iterator[Tile]:
         """Decode exactly, part by part: each pixel comes once, and the whole is never held."""
@@ -244,9 +259,9 @@ class Autoencoder(nn.Module):
             channels=self.config.in_channels,
         )
 
-    def forward(self, image: Image) -> Image:
+    def forward(self, sample: Image, return_dict: bool = True) -> DecoderOutput | tuple[Image]:
         """Reconstruct: decode what was encoded."""
-        return self.decode(self.encode(image))
+        return self.decode(self.encode(sample).latent, return_dict)
 
     def _encode(self, image: Image) -> Latent:
         tiling, factor = self.tiling, self.config.spatial_factor

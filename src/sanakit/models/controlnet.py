@@ -68,7 +68,7 @@ class ControlBranch(nn.Module):
         *,
         conditioning_scale: float = 1.0,
     ) -> tuple[Tokens, ...]:
-        """Give the ``residuals`` of `LinearDiT.forward`, one a block of the branch.
+        """Give the ``residuals`` of `LinearDiT.velocity`, one a block of the branch.
 
         The first four arguments are those of the transformer; all tensors have the dtype of the
         weights.

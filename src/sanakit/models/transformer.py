@@ -6,7 +6,8 @@ sample, load or tokenise.
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sanakit.errors import ConfigError
 from sanakit.models.config import TransformerConfig
+from sanakit.models.outputs import Transformer2DModelOutput
 from sanakit.nn.attention import CrossAttention, TextHeads
 from sanakit.nn.embed import GuidedTimeEmbed, PatchEmbed, TextProjection, TimeEmbed
 from sanakit.nn.linear_attention import LinearAttention
@@ -59,6 +61,15 @@ class Modulation(NamedTuple):
 def readable(mask: TextMask | None) -> TextMask | None:
     """Read a text with no real token whole, as the published additive mask has it."""
     return None if mask is None else mask | ~mask.any(dim=1, keepdim=True)
+
+
+def text_mask_of(mask: Tensor | None) -> TextMask | None:
+    """Read a published mask, ``b l``: numbers that are not zero stand on real tokens."""
+    if mask is None or mask.ndim == 2:
+        return None if mask is None else mask.bool()
+    raise ConfigError(
+        f"encoder_attention_mask is {tuple(mask.shape)}", hint="pass b x l: one number a token"
+    )
 
 
 def check_latent(x: Latent, config: TransformerConfig) -> None:
@@ -149,12 +160,63 @@ class LinearDiT(nn.Module):
         self.proj_out = nn.Linear(width, patch**2 * config.output_channels)
 
     def prepare_text(self, text: Text) -> PreparedText:
-        """Do all work on the text once; `forward` takes the result in the place of ``text``."""
+        """Do all work on the text once; `velocity` takes the result in the place of ``text``."""
         states = self._project(text)
         blocks = (cast(Block, block) for block in self.transformer_blocks)
         return PreparedText(states, tuple(block.attn2.keys_values(states) for block in blocks))
 
     def forward(
+        self,
+        hidden_states: Latent,
+        encoder_hidden_states: Text,
+        timestep: Tensor,
+        guidance: PerSample | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        attention_kwargs: Mapping[str, Any] | None = None,
+        controlnet_block_samples: Sequence[Tokens] | None = None,
+        return_dict: bool = True,
+        **perturbation: Any,
+    ) -> Transformer2DModelOutput | tuple[Latent]:
+        """Give `velocity` as the published networks are called; what is wrapped goes this way.
+
+        Args:
+            hidden_states: noisy latent.
+            encoder_hidden_states: hidden states of the text encoder.
+            timestep: ``b``, as in `velocity`, and whole numbers too.
+            guidance: as in `velocity`.
+            encoder_attention_mask: ``b l``, not zero where a token is real; None reads all.
+            attention_mask: only None: linear attention has no map to mask.
+            attention_kwargs: as a pipeline passes it on.
+            controlnet_block_samples: the ``residuals`` of `velocity`.
+            return_dict: False gives a tuple of one.
+            **perturbation: ``mix`` and ``mix_layers`` of `velocity`.
+
+        Raises:
+            ConfigError: as `velocity`, and for masks and ``attention_kwargs`` of another form.
+        """
+        if attention_mask is not None:
+            raise ConfigError(
+                "attention_mask: self-attention is linear and reads all positions of a latent",
+                hint="leave it out; a mask of text tokens is encoder_attention_mask",
+            )
+        if (scale := (attention_kwargs or {}).get("scale", 1.0)) != 1.0:
+            raise ConfigError(
+                f"attention_kwargs has scale={scale!r}: here adapters are weighed by their layers",
+                hint="pipe.set_adapters weighs them, and a call of the pipeline takes the scale",
+            )
+        velocity = self.velocity(
+            hidden_states,
+            timestep if timestep.is_floating_point() else timestep.float(),
+            encoder_hidden_states,
+            text_mask_of(encoder_attention_mask),
+            guidance=guidance,
+            residuals=tuple(controlnet_block_samples or ()),
+            **perturbation,
+        )
+        return Transformer2DModelOutput(sample=velocity) if return_dict else (velocity,)
+
+    def velocity(
         self,
         x: Latent,
         timestep: PerSample,

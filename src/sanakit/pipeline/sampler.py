@@ -132,7 +132,7 @@ class Denoiser:
         if config.guidance_embeds:
             scale = self.guidance.guidance_scale * config.guidance_embeds_scale
             embedded = torch.full((count,), scale, device=x.device, dtype=self.dtype)
-        velocity = self.model(
+        velocity = self.model.velocity(
             x,
             timestep,
             prepared,

@@ -47,7 +47,7 @@ def test_operations_are_those_that_torch_counts(preset: str) -> None:
     # It does not know the CPU's fused attention.
     counter = FlopCounterMode(display=False)
     with sdpa_kernel(SDPBackend.MATH), torch.no_grad(), counter:
-        model(latent, torch.zeros(1), text, None)
+        model.velocity(latent, torch.zeros(1), text, None)
     assert counter.get_total_flops() == forward_flops(config, 24 // config.patch_size**2, text=20)
 
 

@@ -95,7 +95,7 @@ def test_latents_are_those_of_the_autoencoder_times_its_scaling_factor(
             data = scanned_set.png(number, height=height, width=width)
             pixels = np.array(Image.open(io.BytesIO(data)))
             with torch.no_grad():
-                raw = autoencoder.encode(from_pixels(pixels[None]))[0]
+                raw = autoencoder.encode(from_pixels(pixels[None])).latent[0]
             found = cached.latent(identity)
             assert found.dtype == getattr(torch, storage)
             assert found.shape == (4, height // 32, width // 32)

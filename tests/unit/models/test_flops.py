@@ -55,7 +55,7 @@ def test_a_transformer_takes_what_is_counted(config: Any, grid: Any, tokens: int
         scalar = torch.empty(2)
     guidance = scalar if config.guidance_embeds else None
     with torch.no_grad():
-        counted = counted_flops(lambda: model(x, scalar, text, None, guidance=guidance))
+        counted = counted_flops(lambda: model.velocity(x, scalar, text, None, guidance=guidance))
     assert counted == 2 * transformer_flops(config, grid, tokens)
 
 
@@ -66,7 +66,7 @@ def test_training_takes_three_times_the_forward_pass() -> None:
         model = LinearDiT(config)
         x, text = torch.empty(1, 32, 32, 32), torch.empty(1, 300, config.caption_channels)
         time = torch.empty(1)
-    counted = counted_flops(lambda: model(x, time, text, None).sum().backward())
+    counted = counted_flops(lambda: model.velocity(x, time, text, None).sum().backward())
     assert counted == pytest.approx(3 * transformer_flops(config, (32, 32), 300), rel=0.02)
 
 

@@ -19,7 +19,7 @@ def velocity(model: LinearDiT, *, side: int = 1) -> torch.Tensor:
     x = torch.randn(2, 4, 3, 2, generator=rng)
     x = x.repeat_interleave(side, dim=2).repeat_interleave(side, dim=3)
     text = torch.randn(2, 5, TRANSFORMER.caption_channels, generator=rng)
-    return model(x, torch.tensor([10.0, 700.0]), text, torch.ones(2, 5, dtype=torch.bool))
+    return model.velocity(x, torch.tensor([10.0, 700.0]), text, torch.ones(2, 5, dtype=torch.bool))
 
 
 def made(layers: int, seed: int, **changes: int) -> LinearDiT:

@@ -43,15 +43,17 @@ def test_prepared_text_changes_nothing_but_the_time_it_takes(rng: torch.Generato
     model = model_of(TINY, rng)
     x, timestep, text, mask = inputs(rng)
     prepared = model.prepare_text(text)
-    assert torch.equal(model(x, timestep, prepared, mask), model(x, timestep, text, mask))
+    assert torch.equal(
+        model.velocity(x, timestep, prepared, mask), model.velocity(x, timestep, text, mask)
+    )
 
 
 def test_rows_of_prepared_text_are_the_text_of_those_rows(rng: torch.Generator) -> None:
     model = model_of(TINY, rng)
     x, timestep, text, mask = inputs(rng, batch=3)
     rows = torch.tensor([2, 0])
-    few = model(x[rows], timestep[rows], model.prepare_text(text).rows(rows), mask[rows])
-    every = model(x, timestep, text, mask)
+    few = model.velocity(x[rows], timestep[rows], model.prepare_text(text).rows(rows), mask[rows])
+    every = model.velocity(x, timestep, text, mask)
     torch.testing.assert_close(few, every[rows], rtol=0, atol=1e-6)
 
 
@@ -59,8 +61,12 @@ def test_masked_tokens_are_not_read(rng: torch.Generator) -> None:
     model = model_of(TINY, rng)
     x, timestep, text, mask = inputs(rng)
     other = torch.where(mask.unsqueeze(2), text, 100.0)
-    assert torch.equal(model(x, timestep, other, mask), model(x, timestep, text, mask))
-    assert not torch.equal(model(x, timestep, other, None), model(x, timestep, text, None))
+    assert torch.equal(
+        model.velocity(x, timestep, other, mask), model.velocity(x, timestep, text, mask)
+    )
+    assert not torch.equal(
+        model.velocity(x, timestep, other, None), model.velocity(x, timestep, text, None)
+    )
 
 
 def test_checkpointing_gives_the_same_gradients(rng: torch.Generator) -> None:
@@ -69,7 +75,7 @@ def test_checkpointing_gives_the_same_gradients(rng: torch.Generator) -> None:
     for flag in (False, True):
         model.zero_grad()
         model.gradient_checkpointing = flag
-        model(*inputs(torch.Generator().manual_seed(1))).square().mean().backward()
+        model.velocity(*inputs(torch.Generator().manual_seed(1))).square().mean().backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
     for plain, recomputed in zip(*gradients, strict=True):
         assert plain is not None
@@ -80,9 +86,9 @@ def test_checkpointing_gives_the_same_gradients(rng: torch.Generator) -> None:
 def test_dropout_acts_in_training_only(rng: torch.Generator) -> None:
     model = model_of(replace(TINY, dropout=0.5), rng)
     given = inputs(rng)
-    assert not torch.equal(model(*given), model(*given))
+    assert not torch.equal(model.velocity(*given), model.velocity(*given))
     model.eval()
-    assert torch.equal(model(*given), model(*given))
+    assert torch.equal(model.velocity(*given), model.velocity(*given))
 
 
 @pytest.mark.parametrize(
@@ -104,7 +110,7 @@ def test_misuse_is_named_with_the_way_out(
     if change.get("guidance"):
         change = {"guidance": torch.ones(2)}
     with pytest.raises(ConfigError, match=f"(?s){message}"):
-        LinearDiT(config)(x, timestep, text, mask, **change)
+        LinearDiT(config).velocity(x, timestep, text, mask, **change)
 
 
 def test_the_start_is_the_published_one(rng: torch.Generator) -> None:

@@ -86,12 +86,12 @@ def test_tiles_of_any_size_are_the_whole(
     autoencoder = AUTOENCODERS_BUILT[name]
     generator = torch.Generator().manual_seed(height * 100 + width)
     image = torch.rand(batch, 3, height * 4, width * 4, generator=generator) * 2 - 1
-    latent = autoencoder.encode(image)
-    whole = autoencoder.decode(latent)
+    latent = autoencoder.encode(image).latent
+    whole = autoencoder.decode(latent).sample
     autoencoder.tiling = Tiling.squares(*tile)
     try:
-        torch.testing.assert_close(autoencoder.encode(image), latent, atol=1e-5, rtol=0)
-        torch.testing.assert_close(autoencoder.decode(latent), whole, atol=1e-5, rtol=0)
+        torch.testing.assert_close(autoencoder.encode(image).latent, latent, atol=1e-5, rtol=0)
+        torch.testing.assert_close(autoencoder.decode(latent).sample, whole, atol=1e-5, rtol=0)
     finally:
         autoencoder.tiling = None
 
@@ -125,11 +125,11 @@ def test_every_position_comes_once_and_stripes_come_in_order() -> None:
 def test_sixteen_bit_tiles_are_as_near_to_fp32_as_the_whole_is() -> None:
     autoencoder = built(CONFIGS["attention in every stage"])
     latent = torch.randn(1, 4, 12, 10)
-    true = autoencoder.decode(latent)
+    true = autoencoder.decode(latent).sample
     autoencoder.to(torch.bfloat16)
-    whole = autoencoder.decode(latent.bfloat16())
+    whole = autoencoder.decode(latent.bfloat16()).sample
     autoencoder.enable_tiling(16, 16)
-    tiled = autoencoder.decode(latent.bfloat16())
+    tiled = autoencoder.decode(latent.bfloat16()).sample
     assert tiled.dtype == whole.dtype == torch.bfloat16
     error = (whole - true).square().mean()
     assert (tiled - true).square().mean() < 1.5 * error
@@ -140,9 +140,9 @@ def test_slicing_gives_the_pictures_one_by_one() -> None:
     batches = []
     autoencoder.decoder.register_forward_hook(lambda _, given, out: batches.append(len(out)))
     latent = torch.randn(3, 4, 4, 4)
-    whole = autoencoder.decode(latent)
+    whole = autoencoder.decode(latent).sample
     autoencoder.enable_slicing()
-    torch.testing.assert_close(autoencoder.decode(latent), whole)
+    torch.testing.assert_close(autoencoder.decode(latent).sample, whole)
     autoencoder.disable_slicing()
     autoencoder.decode(latent)
     assert batches == [3, 1, 1, 1, 3]
@@ -261,12 +261,12 @@ def test_trained_tiles_show_no_seam(
     glyph: Pipeline, pictures: dict[str, Tensor], name: str
 ) -> None:
     autoencoder = glyph.components.autoencoder
-    latent = autoencoder.encode(pictures[name])
-    whole = autoencoder.decode(latent)
+    latent = autoencoder.encode(pictures[name]).latent
+    whole = autoencoder.decode(latent).sample
     autoencoder.enable_tiling(64, 96)
     try:
-        tiled = autoencoder.decode(latent)
-        again = autoencoder.encode(pictures[name])
+        tiled = autoencoder.decode(latent).sample
+        again = autoencoder.encode(pictures[name]).latent
     finally:
         autoencoder.disable_tiling()
     assert psnr(tiled, whole) > 80

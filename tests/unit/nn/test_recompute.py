@@ -83,7 +83,7 @@ def velocity(model: LinearDiT, rng: torch.Generator) -> Tensor:
     x = torch.randn(2, 4, 3, 5, generator=rng)
     text = torch.randn(2, 6, CONFIG.caption_channels, generator=rng)
     mask = torch.arange(6) < torch.tensor([[4], [6]])
-    return model(x, torch.tensor([10.0, 700.0]), text, mask)
+    return model.velocity(x, torch.tensor([10.0, 700.0]), text, mask)
 
 
 @pytest.mark.parametrize("layout", ["tokens", "plain", "cut"])

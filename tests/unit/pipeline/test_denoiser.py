@@ -55,10 +55,10 @@ def test_all_passes_of_a_step_are_those_made_by_hand(
     denoiser = Denoiser.prepare(model, positive, negative, guidance, pag_layers=layers)
     x = torch.randn(2, 4, 2, 2, generator=rng)
     time = torch.full((2,), 600.0)
-    cond = model(x, time, positive.text, positive.mask)
-    uncond = model(x, time, negative.text, negative.mask)
+    cond = model.velocity(x, time, positive.text, positive.mask)
+    uncond = model.velocity(x, time, negative.text, negative.mask)
     off = torch.zeros(2, dtype=torch.bool)
-    perturbed = model(x, time, positive.text, positive.mask, mix=off, mix_layers=layers)
+    perturbed = model.velocity(x, time, positive.text, positive.mask, mix=off, mix_layers=layers)
     guided = uncond + 3 * (cond - uncond) + 2 * (cond - perturbed)
     expected = guided if interval[1] == 1 else cond
     assert_close(denoiser(x, LEVEL), expected, atol=1e-5, rtol=1e-4)
@@ -71,9 +71,9 @@ def test_perturbed_attention_needs_no_negative_text(rng: torch.Generator) -> Non
     denoiser = Denoiser.prepare(model, text, None, Guidance(pag_scale=2.0), pag_layers=layers)
     x = torch.randn(1, 4, 2, 2, generator=rng)
     time = torch.full((1,), 600.0)
-    cond = model(x, time, text.text, text.mask)
+    cond = model.velocity(x, time, text.text, text.mask)
     off = torch.zeros(1, dtype=torch.bool)
-    perturbed = model(x, time, text.text, text.mask, mix=off, mix_layers=layers)
+    perturbed = model.velocity(x, time, text.text, text.mask, mix=off, mix_layers=layers)
     assert_close(denoiser(x, LEVEL), 3 * cond - 2 * perturbed, atol=1e-5, rtol=1e-4)
 
 
@@ -92,7 +92,7 @@ def test_a_model_that_embeds_guidance_is_told_it_in_one_pass(rng: torch.Generato
     denoiser = Denoiser.prepare(model, text, None, Guidance(guidance_scale=4.0))
     x = torch.randn(1, 4, 2, 2, generator=rng)
     told = torch.tensor([0.4])
-    expected = model(x, torch.tensor([0.6]), text.text, text.mask, guidance=told)
+    expected = model.velocity(x, torch.tensor([0.6]), text.text, text.mask, guidance=told)
     assert_close(denoiser(x, LEVEL), expected, atol=1e-6, rtol=1e-5)
 
 
@@ -102,7 +102,7 @@ def test_a_predicted_variance_is_not_read_and_states_stay_fp32(rng: torch.Genera
     denoiser = Denoiser.prepare(model, text, None, Guidance())
     x = torch.randn(1, 4, 2, 2, generator=rng)
     states = text.text.to(torch.bfloat16)
-    expected = model(x.to(torch.bfloat16), torch.tensor([600.0]), states, text.mask)
+    expected = model.velocity(x.to(torch.bfloat16), torch.tensor([600.0]), states, text.mask)
     found = denoiser(x, LEVEL)
     assert found.dtype == torch.float32
     assert torch.equal(found, expected[:, :4].float())

@@ -58,7 +58,7 @@ def test_the_scale_makes_latents_of_unit_size(source: TinySource) -> None:
     autoencoder = Autoencoder(AUTOENCODER).train()
     parts = [next(source.batches(SampleSchedule(seed=s, batch_size=s))) for s in (3, 5)]
     scale = latent_scale(autoencoder, parts)
-    scaled = torch.cat([autoencoder.encode(part).detach() for part in parts]) * scale
+    scaled = torch.cat([autoencoder.encode(part).latent.detach() for part in parts]) * scale
     assert float(scaled.square().mean()) == pytest.approx(1, rel=1e-5)
     assert autoencoder.training
     as_bytes = [((part + 1) * 127.5).round().to(torch.uint8) for part in parts]

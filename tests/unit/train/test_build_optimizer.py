@@ -198,7 +198,7 @@ def fitted(name: str, lr: float) -> list[float]:
     losses = []
     for _ in range(100):
         x = interpolate(x0, noise, level.sigma)
-        predicted: Tensor = model(x, level.timestep, text, mask)
+        predicted: Tensor = model.velocity(x, level.timestep, text, mask)
         loss = flow_matching_loss(predicted, x0, noise).mean()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -102,7 +102,7 @@ def test_latents_are_scaled_and_do_not_depend_on_neighbours_or_on_what_is_known(
     autoencoder = recipe.encoders.autoencoder
     image = from_pixels(pixels(batch).numpy())
     with torch.no_grad():
-        raw = torch.cat([autoencoder.encode(one[None]) for one in image])
+        raw = torch.cat([autoencoder.encode(one[None]).latent for one in image])
     assert prepared.x0 is not None
     assert_close(prepared.x0, 0.5 * raw, atol=1e-6, rtol=0)
     again = recipe.prepare(batch, CPU, Timers(CPU))

@@ -122,8 +122,8 @@ def test_the_loss_is_the_sum_of_its_terms(source: TinySource) -> None:
     assert recipe.discriminator is not None
     image = batch.image
     with torch.no_grad():
-        latent = recipe.autoencoder.encode(image)
-        restored = recipe.autoencoder.decode(latent)
+        latent = recipe.autoencoder.encode(image).latent
+        restored = recipe.autoencoder.decode(latent).sample
         error = restored - image
         wanted = {"l1": error.abs().mean(), "l2": error.square().mean()}
         pooled = error.unflatten(3, (16, 4)).unflatten(2, (16, 4)).mean(dim=(3, 5))
@@ -131,7 +131,7 @@ def test_the_loss_is_the_sum_of_its_terms(source: TinySource) -> None:
         cut = [squares(x, batch.place, 24) for x in (restored, image)]
         wanted["perceptual"] = recipe.perceptual(*cut).mean()
         small = F.interpolate(image, scale_factor=0.5, mode="area")
-        halved = recipe.autoencoder.decode(latent.mean(dim=(2, 3), keepdim=True))
+        halved = recipe.autoencoder.decode(latent.mean(dim=(2, 3), keepdim=True)).sample
         wanted["equivariance"] = (halved - small).abs().mean()
         scores = hinge_of_judged(recipe.discriminator(restored))
         wanted["adversarial"] = scores.mean()
@@ -172,7 +172,7 @@ def test_autoencoder_and_discriminator_have_gradients_of_their_own_losses(
     recipe.module.zero_grad()
     assert recipe.discriminator is not None
     with torch.no_grad():
-        made = recipe.autoencoder(batch.image)
+        made = recipe.autoencoder(batch.image).sample
     hinge_of_discriminator(recipe.discriminator, batch.image, made).mean().backward()
     judge = {f"discriminator.{n}": p.grad for n, p in recipe.discriminator.named_parameters()}
     assert_close({n: g for n, g in found.items() if n in judge}, judge)
@@ -203,7 +203,7 @@ def test_a_decoder_meets_latents_with_up_to_so_much_noise(
     monkeypatch.setattr(recipe.autoencoder, "decode", lambda z: (met.append(z), decode(z))[1])
     batch = drawn(recipe, 64)
     recipe.loss(batch)
-    clean = recipe.autoencoder.encode(batch.image)
+    clean = recipe.autoencoder.encode(batch.image).latent
     over = (1, 2, 3)
     shares = ((met[0] - clean).square().mean(over) / clean.square().mean(over)).sqrt()
     assert 0.5 < float(shares.max()) / 0.5 < 1.7  # 16 values each
@@ -255,8 +255,8 @@ def test_evaluation_measures_held_pictures(
     with torch.no_grad():
         found = recipe.evaluate(recipe.module)
         image = torch.cat(list(source.held(2)))
-        latent = recipe.autoencoder.encode(image)
-        restored = recipe.autoencoder.decode(latent).clamp(-1, 1)
+        latent = recipe.autoencoder.encode(image).latent
+        restored = recipe.autoencoder.decode(latent).sample.clamp(-1, 1)
         distance = recipe.perceptual(restored[:1], image[:1])
     assert found == {
         "psnr": pytest.approx(float(psnr(restored, image).mean()), rel=1e-5),

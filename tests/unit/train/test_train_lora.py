@@ -25,7 +25,7 @@ def transformer() -> LinearDiT:
 def answer(model: LinearDiT) -> torch.Tensor:
     rng = torch.Generator().manual_seed(1)
     x, text = torch.randn(2, 4, 2, 3, generator=rng), torch.randn(2, 5, 8, generator=rng)
-    return model(x, torch.tensor([10.0, 700.0]), text, torch.ones(2, 5, dtype=torch.bool))
+    return model.velocity(x, torch.tensor([10.0, 700.0]), text, torch.ones(2, 5, dtype=torch.bool))
 
 
 def trained(model: LinearDiT) -> LinearDiT:

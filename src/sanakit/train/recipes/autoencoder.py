@@ -316,13 +316,13 @@ class AutoencoderRecipe(Recipe[AutoencoderBatch]):
             norm.eval()
         objective, image = self.objective, batch.image
         self._seen.add(len(image), image.shape[1:])
-        latent = self.autoencoder.encode(image)
+        latent = self.autoencoder.encode(image).latent
         noisy = latent
         if batch.noise is not None:
             # Relative to each latent's own scale.
             rms = latent.float().square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
             noisy = latent + rms * batch.noise
-        restored = self.autoencoder.decode(noisy).float()
+        restored = self.autoencoder.decode(noisy).sample.float()
         terms = {"l1": F.l1_loss(restored, image), "l2": F.mse_loss(restored, image)}
         if objective.pooled:
             terms["pooled"] = F.l1_loss(F.avg_pool2d(restored, 4), F.avg_pool2d(image, 4))
@@ -354,8 +354,8 @@ class AutoencoderRecipe(Recipe[AutoencoderBatch]):
         squared, count = 0.0, 0
         for pixels in self._held():
             image = as_image(pixels.to(device))
-            latent = autoencoder.encode(image)
-            restored = autoencoder.decode(latent).float().clamp(-1, 1)
+            latent = autoencoder.encode(image).latent
+            restored = autoencoder.decode(latent).sample.float().clamp(-1, 1)
             values.append(psnr(restored, image))
             squared += float(latent.double().square().sum())
             count += latent.numel()
@@ -374,7 +374,7 @@ class AutoencoderRecipe(Recipe[AutoencoderBatch]):
         autoencoder = autoencoder_in(module)
         device = next(autoencoder.parameters()).device
         image = as_image(next(self._held())[:DRAWN].to(device))
-        both = torch.cat([image, autoencoder(image).float()], dim=2)
+        both = torch.cat([image, autoencoder(image).sample.float()], dim=2)
         grid = ((both.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
         drawn: npt.NDArray[Any] = torch.cat(list(grid), dim=2).movedim(0, -1).cpu().numpy()
         return drawn
@@ -405,7 +405,7 @@ class AutoencoderRecipe(Recipe[AutoencoderBatch]):
 
     def _operations(self, shapes: Shapes) -> float:
         config = self.autoencoder.config
-        return counted(lambda: Autoencoder(config)(torch.zeros(1, *shapes[0])))
+        return counted(lambda: Autoencoder(config)(torch.zeros(1, *shapes[0])).sample)
 
     def _held(self) -> Iterator[Pixels]:
         side = self.objective.side
@@ -427,7 +427,7 @@ class AutoencoderRecipe(Recipe[AutoencoderBatch]):
                 f"equivariance: a latent of {latent.shape[-2]} x {latent.shape[-1]} has no half",
                 hint=f"pictures must be multiples of {2 * self.autoencoder.config.spatial_factor}",
             )
-        halved = self.autoencoder.decode(F.avg_pool2d(latent, 2)).float()
+        halved = self.autoencoder.decode(F.avg_pool2d(latent, 2)).sample.float()
         return F.l1_loss(halved, F.avg_pool2d(image, 2))
 
     def _last_weight(self) -> Tensor:

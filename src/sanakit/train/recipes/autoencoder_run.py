@@ -60,7 +60,7 @@ def latent_scale(autoencoder: Autoencoder, pictures: Iterable[Pixels]) -> float:
     autoencoder.eval()
     try:
         for pixels in pictures:
-            latent = autoencoder.encode(as_image(pixels.to(device)))
+            latent = autoencoder.encode(as_image(pixels.to(device))).latent
             squared += float(latent.double().square().sum())
             count += latent.numel()
     finally:

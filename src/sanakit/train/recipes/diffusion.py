@@ -346,7 +346,8 @@ class DiffusionRecipe(Recipe[DiffusionBatch]):
         def forward() -> Tensor:
             x, text = (torch.zeros(1, *shape) for shape in shapes)
             mask = torch.ones(text.shape[:2], dtype=torch.bool)
-            velocity: Tensor = LinearDiT(self.transformer.config)(x, torch.zeros(1), text, mask)
+            network = LinearDiT(self.transformer.config)
+            velocity: Tensor = network.velocity(x, torch.zeros(1), text, mask)
             return velocity
 
         return counted(forward)
@@ -368,7 +369,13 @@ class DiffusionRecipe(Recipe[DiffusionBatch]):
 
         def velocity(x: Latent, level: NoiseLevel) -> Latent:
             timestep = (level.timestep * config.timestep_scale).to(device)
-            both = self.transformer(x.repeat(2, 1, 1, 1), timestep.expand(len(text)), text, mask)
+            both = self.transformer(
+                x.repeat(2, 1, 1, 1),
+                text,
+                timestep.expand(len(text)),
+                encoder_attention_mask=mask,
+                return_dict=False,
+            )[0]
             cond, uncond = both[:, : x.shape[1]].float().chunk(2)
             return guidance.combine(level, cond, uncond=uncond, perturbed=None)
 
@@ -393,8 +400,9 @@ class DiffusionRecipe(Recipe[DiffusionBatch]):
             self._seen.add(len(batch.x0), batch.x0.shape[1:], text.shape[1:])
         x = interpolate(batch.x0, batch.noise, batch.level.sigma)
         timestep = batch.level.timestep * self.transformer.config.timestep_scale
-        predicted = transformer(x, timestep, text, mask)[:, : x.shape[1]]
-        return flow_matching_loss(predicted, batch.x0, batch.noise)
+        # By the module itself: what wraps it, DDP or FSDP, acts on its forward pass alone.
+        velocity = transformer(x, text, timestep, encoder_attention_mask=mask, return_dict=False)[0]
+        return flow_matching_loss(velocity[:, : x.shape[1]], batch.x0, batch.noise)
 
     def _positions(self, generators: list[torch.Generator]) -> Tensor:
         """Places in [0, 1] of the path before its shift, one for each sample."""

@@ -112,5 +112,5 @@ class Encoders:
         weight = next(self.autoencoder.parameters())
         image = pixels.permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
         with torch.autocast(pixels.device.type, enabled=False):
-            raw = self.autoencoder.encode(image.to(weight.dtype))
+            raw = self.autoencoder.encode(image.to(weight.dtype)).latent
         return raw.float() * self.autoencoder.config.scaling_factor

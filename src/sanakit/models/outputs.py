@@ -1,0 +1,30 @@
+"""What the networks give back under their published names: by attribute, by key or by index."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from transformers.utils.generic import ModelOutput
+
+from sanakit.shapes import Image, Latent
+
+
+@dataclass
+class Transformer2DModelOutput(ModelOutput):
+    """``sample`` is the velocity, ``b c h w``."""
+
+    sample: Latent
+
+
+@dataclass
+class EncoderOutput(ModelOutput):
+    """``latent`` is raw: the caller multiplies by ``scaling_factor``."""
+
+    latent: Latent
+
+
+@dataclass
+class DecoderOutput(ModelOutput):
+    """``sample`` are pictures, about [-1, 1] and not clamped."""
+
+    sample: Image
