@@ -27,8 +27,8 @@ class SanakitError(Exception):
         return self.message if self.hint is None else f"{self.message}\n  hint: {self.hint}"
 
 
-class ConfigError(SanakitError):
-    """A value that breaks a rule: a size, a count, an unknown option."""
+class ConfigError(SanakitError, ValueError):
+    """A value that breaks a rule: a size, a count, an unknown option. Also a ``ValueError``."""
 
 
 class UnknownArgumentError(ConfigError, TypeError):
@@ -39,8 +39,11 @@ class WeightsError(SanakitError):
     """A weights file that is damaged, mis-shaped, incomplete or of a refused format."""
 
 
-class MissingModelError(SanakitError):
-    """A model that is neither embedded, nor a folder, nor in the local cache."""
+class MissingModelError(SanakitError, OSError):
+    """A model that is neither embedded, nor a folder, nor in the local cache; also an ``OSError``.
+
+    So is what published code catches around ``from_pretrained``.
+    """
 
     exit_code = 3
 
