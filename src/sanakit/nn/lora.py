@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from contextvars import ContextVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+STRENGTH: ContextVar[float] = ContextVar("lora_strength", default=1.0)
+"""Multiplies all adapters in what runs in this context, one call of a thread; 0: plain layers."""
 
 
 class LoraLinear(nn.Linear):
@@ -23,8 +28,6 @@ class LoraLinear(nn.Linear):
         """By adapter: alpha / rank."""
         self.weights: dict[str, float] = {}
         """By adapter: what the user makes of it, 1 at first."""
-        self.strength = 1.0
-        """Multiplies all adapters; 0 leaves the plain layer."""
         self.unmerged: Tensor | None = None
         """The weight as it was before a merge."""
 
@@ -76,11 +79,12 @@ class LoraLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """Transform ``... in`` to ``... out``."""
         y = F.linear(x, self.weight, self.bias)
-        if self.unmerged is not None or self.strength == 0:
+        strength = STRENGTH.get()
+        if self.unmerged is not None or strength == 0:
             return y
         for name, scale in self.scales.items():
             down, up = self._matrices(name)
-            y = y + self.strength * self.weights[name] * scale * F.linear(F.linear(x, down), up)
+            y = y + strength * self.weights[name] * scale * F.linear(F.linear(x, down), up)
         return y
 
     def _matrices(self, name: str) -> tuple[Tensor, Tensor]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from accelerate import init_empty_weights
@@ -23,7 +23,12 @@ from transformers.initialization import no_init_weights
 from sanakit.errors import ConfigError, MissingModelError, did_you_mean
 from sanakit.files import read_json, write_json
 from sanakit.models.autoencoder import Autoencoder
-from sanakit.models.config import TRANSFORMERS, TransformerConfig, check_fit
+from sanakit.models.config import (
+    TRANSFORMERS,
+    AutoencoderConfig,
+    TransformerConfig,
+    check_fit,
+)
 from sanakit.models.text_encoder import TextEncoder
 from sanakit.models.transformer import LinearDiT
 from sanakit.pipeline.networks import (
@@ -67,6 +72,8 @@ from sanakit.weights.store import (
     write_weights,
 )
 
+LOADED: Any = "loaded"
+"""In the place of a part: read it from the model. None means that there is to be none."""
 NETWORKS = ("transformer", "text_encoder", "vae")
 PARTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
 PUBLISHED_SCHEDULER = DPMSolverMultistepScheduler(flow_shift=3.0)
@@ -81,9 +88,62 @@ class GenerationDefaults:
     scheduler: Scheduler = PUBLISHED_SCHEDULER
 
 
+class Absent:
+    """Stands where a caller wants no part: whatever needs the part fails, saying which.
+
+    What is known of it without its weights is in ``known``: a config, say.
+    """
+
+    def __init__(self, part: str, **known: Any) -> None:
+        self.part = part
+        vars(self).update(known)
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        self()
+
+    def __call__(self, *_: Any, **__: Any) -> NoReturn:
+        """Say what is missing."""
+        raise ConfigError(
+            f"this pipeline has no {self.part}: it was made with {self.part}=None",
+            hint=f"set pipe.{self.part}, or {WITHOUT[self.part]}",
+        )
+
+
+WITHOUT = {
+    "text_encoder": "pass prompt_embeds and, for guidance, negative_prompt_embeds with their masks",
+    "tokenizer": "pass prompt_embeds and, for guidance, negative_prompt_embeds with their masks",
+    "transformer": "only encode_prompt, with this one",
+    "vae": 'ask for output_type="latent"',
+}
+
+
+P = TypeVar("P")
+
+
+def present(part: P) -> P | None:
+    """Give a part, or None where it is absent."""
+    return None if isinstance(part, Absent) else part
+
+
+def require(part: object) -> None:
+    """Fail where a part is absent, before any work is done."""
+    if isinstance(part, Absent):
+        part()
+
+
+def absent(part: str, **known: Any) -> Any:
+    """Stand in for a part of any type."""
+    return Absent(part, **known)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Components:
-    """The networks of one model, ready to run. Nothing in here changes from call to call."""
+    """The networks of one model, ready to run. Nothing in here changes from call to call.
+
+    A part that is not wanted is `Absent`.
+    """
 
     transformer: LinearDiT
     autoencoder: Autoencoder
@@ -94,12 +154,14 @@ class Components:
 
     @property
     def networks(self) -> dict[str, nn.Module]:
-        """The parts that hold weights, in the order in which a request runs them."""
-        return {
-            TEXT_ENCODER: self.prompts.text_encoder.llm,
-            "transformer": self.transformer,
-            "autoencoder": self.autoencoder,
+        """The parts that hold weights and are there, in the order in which a request runs them."""
+        encoder = present(self.prompts.text_encoder)
+        networks = {
+            TEXT_ENCODER: encoder and encoder.llm,
+            "transformer": present(self.transformer),
+            "autoencoder": present(self.autoencoder),
         }
+        return {name: network for name, network in networks.items() if network is not None}
 
 
 # NVlabs' own config of this model samples at a shift of 4; every converted folder says 3.
@@ -268,7 +330,7 @@ def load_components(
         MissingModelError: nothing of that name. WeightsError: files that are damaged or misfit.
         ConfigError: a config that cannot be built, parts of different models, an unsafe dtype.
     """
-    given = {part: value for part, value in components.items() if value is not None}
+    given = {part: value for part, value in components.items() if value is not LOADED}
     _check_names("components", given, PARTS)
     methods = _by_component(quantization, given)
     checkpoint = find_checkpoint(str(name_or_folder))
@@ -276,37 +338,32 @@ def load_components(
     resolve_dtypes(checkpoint, dtype, allow_unsafe=allow_unsafe_dtype)
     folder = resolve_model(name_or_folder, variant=variant, revision=revision, offline=offline)
     defaults = read_defaults(folder, given.get("scheduler"))
-    adopted: TextEncoder | None = None
-    if "text_encoder" in given:
-        adopted = adopt_llm(given["text_encoder"], allow_unsafe=allow_unsafe_dtype)
-    transformer: LinearDiT = (
-        _require("transformer", given["transformer"], LinearDiT)
-        if "transformer" in given
-        else build(SanaTransformer2DModel, folder / "transformer", name_or_folder)
-    )
-    autoencoder: Autoencoder = (
-        _require("vae", given["vae"], Autoencoder)
-        if "vae" in given
-        else build(AutoencoderDC, folder / "vae", name_or_folder)
-    )
-    llm = build_llm(folder / "text_encoder") if adopted is None else adopted.llm
-    check_fit(
-        transformer.config,
-        text_width=llm.config.hidden_size,
-        latent_channels=autoencoder.config.latent_channels,
-        source=str(folder),
-    )
-    if not allow_unsafe_dtype and next(autoencoder.parameters()).dtype == torch.float16:
+    # A folder may have been saved without a part.
+    absentees = {part for part, entry in read_json(folder / INDEX).items() if entry == [None, None]}
+    given = {part: None for part in PARTS if part in absentees} | given
+    kinds = {"transformer": SanaTransformer2DModel, "vae": AutoencoderDC}
+    networks: dict[str, Any] = {part: given[part] for part in NETWORKS if part in given}
+    for part in sorted(set(NETWORKS) - networks.keys()):
+        kind = kinds.get(part)
+        inside = folder / part
+        networks[part] = build_llm(inside) if kind is None else build(kind, inside, name_or_folder)
+    encoder = networks["text_encoder"]
+    if "text_encoder" in given and encoder is not None:
+        encoder = adopt_llm(encoder, allow_unsafe=allow_unsafe_dtype)
+    elif encoder is not None:
+        encoder = TextEncoder(encoder)
+    transformer, autoencoder = networks["transformer"], networks["vae"]
+    check_parts(transformer, autoencoder, encoder, source=str(folder))
+    if (
+        autoencoder is not None
+        and not allow_unsafe_dtype
+        and next(autoencoder.parameters()).dtype == torch.float16
+    ):
         raise ConfigError(
             "vae in float16 overflows: pictures come out black or grey",
             hint="vae.to(torch.bfloat16); allow_unsafe_dtype=True overrides",
         )
-    networks: dict[str, nn.Module] = {
-        "transformer": transformer,
-        "text_encoder": llm,
-        "vae": autoencoder,
-    }
-    missing = {part: networks[part] for part in NETWORKS if part not in given}
+    missing: dict[str, nn.Module] = {p: networks[p] for p in NETWORKS if p not in given}
     variants = _variants(folder, variant, checkpoint.variant if checkpoint else None, missing)
     sizes = {part: 2 * sum(p.numel() for p in each.parameters()) for part, each in missing.items()}
     places = place(sizes, device)
@@ -316,8 +373,8 @@ def load_components(
         allow_unsafe=allow_unsafe_dtype,
         device=places.get("transformer", torch.device("cpu")),
     )
-    tokenizer = given.get("tokenizer")
-    if tokenizer is None:
+    tokenizer = given.get("tokenizer", LOADED)
+    if tokenizer is LOADED:
         tokenizer = AutoTokenizer.from_pretrained(str(folder / "tokenizer"))
     for part, network in missing.items():
         fill(
@@ -328,18 +385,55 @@ def load_components(
             quantization=methods.get(part),
             device=places[part],
         )
-    encoder = adopted or TextEncoder(llm)
-    for module in (transformer, autoencoder, encoder):
-        module.eval()
     as_published = len(missing) == len(NETWORKS) and not methods
-    return Components(
-        transformer=transformer,
-        autoencoder=autoencoder,
-        prompts=PromptEncoder(tokenizer, encoder, instruction=defaults.instruction),
-        defaults=defaults,
+    made = join(transformer, autoencoder, encoder, tokenizer, defaults)
+    return replace(
+        made,
         name=str(name_or_folder),
         # Pictures of other weights are not pictures of this folder.
         fingerprint=fingerprint(folder) if as_published else "",
+    )
+
+
+def check_parts(transformer: Any, vae: Any, text_encoder: TextEncoder | None, source: str) -> None:
+    """Refuse networks of another kind, and such as do not fit each other; None fits all."""
+    if transformer is not None:
+        _require("transformer", transformer, LinearDiT)
+    if vae is not None:
+        _require("vae", vae, Autoencoder)
+    if transformer is not None:
+        config: TransformerConfig = transformer.config
+        check_fit(
+            config,
+            text_width=config.caption_channels if text_encoder is None else text_encoder.width,
+            latent_channels=config.in_channels if vae is None else vae.config.latent_channels,
+            source=source,
+        )
+
+
+def join(
+    transformer: LinearDiT | None,
+    vae: Autoencoder | None,
+    text_encoder: TextEncoder | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    defaults: GenerationDefaults,
+) -> Components:
+    """Make components of parts that fit each other; None is `Absent`."""
+    for module in (text_encoder, vae, transformer):
+        if module is not None:
+            module.eval()
+    if vae is None:
+        vae = absent("vae", config=AutoencoderConfig())
+    prompts = PromptEncoder(
+        absent("tokenizer") if tokenizer is None else tokenizer,
+        absent("text_encoder") if text_encoder is None else text_encoder,
+        instruction=defaults.instruction,
+    )
+    return Components(
+        transformer=absent("transformer") if transformer is None else transformer,
+        autoencoder=vae,
+        prompts=prompts,
+        defaults=defaults,
     )
 
 
@@ -382,48 +476,36 @@ def _variants(
 
 def assemble(
     *,
-    tokenizer: PreTrainedTokenizerBase | None,
-    text_encoder: PreTrainedModel | TextEncoder | None,
-    vae: Autoencoder | None,
-    transformer: LinearDiT | None,
+    tokenizer: PreTrainedTokenizerBase | None = LOADED,
+    text_encoder: PreTrainedModel | TextEncoder | None = LOADED,
+    vae: Autoencoder | None = LOADED,
+    transformer: LinearDiT | None = LOADED,
 ) -> Components:
-    """Make components of loaded parts, without copying any.
+    """Make components of loaded parts, without copying any; a part may be None, but is to be named.
 
     Generation defaults come with a transformer that was in a pipeline before; any other gets the
     published ones.
     """
-    if tokenizer is None or text_encoder is None or vae is None or transformer is None:
-        given = {
-            "tokenizer": tokenizer,
-            "text_encoder": text_encoder,
-            "vae": vae,
-            "transformer": transformer,
-        }
-        missing = [name for name, part in given.items() if part is None]
+    given = {
+        "tokenizer": tokenizer,
+        "text_encoder": text_encoder,
+        "vae": vae,
+        "transformer": transformer,
+    }
+    missing = [name for name, part in given.items() if part is LOADED]
+    if missing:
         raise ConfigError(
             f"the pipeline lacks {', '.join(missing)}",
             hint="pass tokenizer, text_encoder, vae and transformer, or use from_pretrained",
         )
-    _require("transformer", transformer, LinearDiT)
-    _require("vae", vae, Autoencoder)
-    encoder = text_encoder if isinstance(text_encoder, TextEncoder) else TextEncoder(text_encoder)
-    check_fit(
-        transformer.config,
-        text_width=encoder.width,
-        latent_channels=vae.config.latent_channels,
-        source="the pipeline",
-    )
-    defaults = transformer.generation_defaults
+    encoder = text_encoder
+    if encoder is not None and not isinstance(encoder, TextEncoder):
+        encoder = TextEncoder(encoder)
+    check_parts(transformer, vae, encoder, source="the pipeline")
+    defaults = None if transformer is None else transformer.generation_defaults
     if not isinstance(defaults, GenerationDefaults):
         defaults = GenerationDefaults()
-    for module in (encoder, vae, transformer):
-        module.eval()
-    return Components(
-        transformer=transformer,
-        autoencoder=vae,
-        prompts=PromptEncoder(tokenizer, encoder, instruction=defaults.instruction),
-        defaults=defaults,
-    )
+    return join(transformer, vae, encoder, tokenizer, defaults)
 
 
 def _require(name: str, part: object, kind: type[M]) -> M:
@@ -452,28 +534,39 @@ def save_components(
     Raises:
         ConfigError: for weights of torchao, before anything is written. DataError: the disk.
     """
-    transformer, autoencoder = components.transformer, components.autoencoder
-    llm = components.prompts.text_encoder.llm
-    if has_torchao(llm):
+    networks = components.networks
+    llm = networks.get(TEXT_ENCODER)
+    transformer, autoencoder = networks.get("transformer"), networks.get("autoencoder")
+    tokenizer = present(components.prompts.tokenizer)
+    if llm is not None and has_torchao(llm):
         raise ConfigError(
             "the text encoder holds weights of torchao, which have no published layout",
             hint="save the model before it is quantized, and quantize when loading",
         )
     for network in (transformer, autoencoder):
-        stored_as(network)  # refuses before the first file
+        if network is not None:
+            stored_as(network)  # refuses before the first file
     folder.mkdir(parents=True, exist_ok=True)
     shape: dict[str, Any] = {"variant": variant, "max_shard_bytes": max_shard_bytes}
     shape["storage"] = storage
-    write(transformer, folder / "transformer", published_name="SanaTransformer2DModel", **shape)
-    write(autoencoder, folder / "vae", published_name="AutoencoderDC", **shape)
-    llm.config.architectures = [type(llm).__name__]
-    llm.config.save_pretrained(str(folder / "text_encoder"))
-    write_weights(folder / "text_encoder", llm.state_dict(), stem=LM_STEM, **shape)
-    components.prompts.tokenizer.save_pretrained(str(folder / "tokenizer"))
+    if transformer is not None:
+        write(transformer, folder / "transformer", published_name="SanaTransformer2DModel", **shape)
+    if autoencoder is not None:
+        write(autoencoder, folder / "vae", published_name="AutoencoderDC", **shape)
+    if llm is not None:
+        assert isinstance(llm, PreTrainedModel)
+        llm.config.architectures = [type(llm).__name__]
+        llm.config.save_pretrained(str(folder / "text_encoder"))
+        write_weights(folder / "text_encoder", llm.state_dict(), stem=LM_STEM, **shape)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(str(folder / "tokenizer"))
     defaults = components.defaults
     defaults.scheduler.save_pretrained(folder / "scheduler")
     instruction = None if defaults.instruction is None else list(defaults.instruction)
-    tokenizer_class = type(components.prompts.tokenizer).__name__
+
+    def entry(library: str, name: str, part: object) -> list[str | None]:
+        return [None, None] if part is None else [library, name]
+
     index: dict[str, Any] = {
         "_class_name": "SanaPipeline",
         "_sanakit": {
@@ -482,9 +575,9 @@ def save_components(
             **notes,
         },
         "scheduler": ["diffusers", type(defaults.scheduler).__name__],
-        "text_encoder": ["transformers", type(llm).__name__],
-        "tokenizer": ["transformers", tokenizer_class],
-        "transformer": ["diffusers", "SanaTransformer2DModel"],
-        "vae": ["diffusers", "AutoencoderDC"],
+        "text_encoder": entry("transformers", type(llm).__name__, llm),
+        "tokenizer": entry("transformers", type(tokenizer).__name__, tokenizer),
+        "transformer": entry("diffusers", "SanaTransformer2DModel", transformer),
+        "vae": entry("diffusers", "AutoencoderDC", autoencoder),
     }
     write_json(folder / INDEX, index)

@@ -18,7 +18,13 @@ from sanakit.flow.guidance import Guidance
 from sanakit.flow.solvers import Past, SolverStep, Stepped, Velocity, integrate
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.pipeline.aspect_ratios import TABLES, check_size, nearest_bin
-from sanakit.pipeline.components import Components, load_components, scheduler_as
+from sanakit.pipeline.components import (
+    Components,
+    load_components,
+    present,
+    require,
+    scheduler_as,
+)
 from sanakit.pipeline.decoder import Origin, decode_image, decode_pixels
 from sanakit.pipeline.images import Pixels, cut_to, to_pixels
 from sanakit.pipeline.numerics import (
@@ -191,6 +197,9 @@ class Pipeline:
         watch = Stopwatch()
 
         # 1. Size and sampling: what cannot be drawn is refused before any work is done.
+        require(self.components.transformer)
+        if call.output_type != "latent":
+            require(self.components.autoencoder)
         height = self.default_size if call.height is None else call.height
         width = self.default_size if call.width is None else call.width
         size = self.size_to_draw(height, width, binned=call.use_resolution_binning)
@@ -290,7 +299,8 @@ class Pipeline:
             ConfigError: for a prompt beside its own embeddings, neither, or counts that do not
                 agree. NumericsError: for embeddings that are not finite.
         """
-        channels = self.components.transformer.config.caption_channels
+        transformer = present(self.components.transformer)
+        channels = None if transformer is None else transformer.config.caption_channels
         given, given_null = call.embeddings(channels)
         prompts = listed(call.prompt)
         negatives = listed(call.negative_prompt, "negative_prompt")
@@ -447,7 +457,9 @@ class Pipeline:
     def _encoded(self, ask: Callable[[PromptEncoder], Texts]) -> Texts:
         """Give what ``ask`` makes of the prompt encoder, once more in a safer dtype if need be."""
         prompts = self.components.prompts
-        texts = ask(prompts)
+        encoder = present(prompts.text_encoder)
+        with nullcontext() if encoder is None else self.visit(encoder.llm):
+            texts = ask(prompts)
         if all(all_finite(text.text) for text in texts if text is not None):
             return texts
         safer = safer_copy(prompts.text_encoder, "text encoder")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from threading import RLock
 from typing import Any
 
 import torch
@@ -144,24 +145,37 @@ def release(networks: Networks) -> None:
 def offload_by_stage(networks: Networks, device: str | torch.device | None = None) -> Visit:
     """Keep all networks on the CPU; the text encoder comes to a device by itself when it runs.
 
-    Gives the context in which another network is there. What a stage makes is on the device, and
-    the next takes it over from there.
+    Gives the context in which a network is there, for one thread at a time: who comes second waits.
+    What a stage makes is on the device, and the next takes it over from there.
     """
     there = accelerator() if device is None else device_named(device)
     _require_offloadable(networks, is_movable, "4 bits can be offloaded")
     move(networks, "cpu")
-    # Prompts are encoded from several places, all through the forward of the LLM.
-    add_hook_to_module(networks[TEXT_ENCODER], _ComeAndGo(there))
+    encoder = networks.get(TEXT_ENCODER)
+    if encoder is not None:
+        # Prompts are encoded from several places, all through the forward of the LLM.
+        add_hook_to_module(encoder, _ComeAndGo(there))
+    alone = one_at_a_time()
 
     @contextmanager
     def visit(module: nn.Module) -> Iterator[None]:
-        bring(module, there)
-        try:
-            yield
-        finally:
-            bring(module, torch.device("cpu"))
+        with alone(module):
+            if module is encoder:
+                yield
+                return
+            bring(module, there)
+            try:
+                yield
+            finally:
+                bring(module, torch.device("cpu"))
 
     return visit
+
+
+def one_at_a_time() -> Visit:
+    """Give the context in which one thread has a network for itself."""
+    locks: dict[int, Any] = {}
+    return lambda module: locks.setdefault(id(module), RLock())
 
 
 class _ComeAndGo(ModelHook):
@@ -181,30 +195,32 @@ class _ComeAndGo(ModelHook):
         return output
 
 
-def offload_sequentially(
-    networks: Networks, device: str | torch.device | None = None
-) -> torch.device:
+def offload_sequentially(networks: Networks, device: str | torch.device | None = None) -> Visit:
     """Keep weights on the CPU and bring each layer's to ``device`` only while it runs.
 
     On the device stay the tensors by which networks tell their device; token embeddings are looked
-    up on the CPU. The least memory and the slowest way.
+    up on the CPU. The least memory and the slowest way. Gives the context in which one thread at a
+    time has a network.
     """
     place = accelerator() if device is None else device_named(device)
     _require_offloadable(networks, lambda part: not is_quantized(part), "quantized parts stay")
     move(networks, "cpu")
-    llm, transformer = networks[TEXT_ENCODER], networks["transformer"]
-    autoencoder = networks["autoencoder"]
-    assert isinstance(llm, PreTrainedModel)
-    first = next(name for name, _ in autoencoder.named_parameters()).rpartition(".")[0]
-    _offload_layers(transformer, place, resident=("", "proj_out"))
-    _offload_layers(autoencoder, place, resident=(first,))
-    embeddings = llm.get_input_embeddings()
-    names = [name for name, module in llm.named_modules() if module is embeddings]
-    _offload_layers(llm, place, resident=(), untouched=names)
-    on_cpu = AlignDevicesHook(execution_device="cpu", io_same_device=True, place_submodules=False)
-    add_hook_to_module(embeddings, on_cpu)
-    add_hook_to_module(llm, AlignDevicesHook(execution_device=place, place_submodules=False))
-    return place
+    if (transformer := networks.get("transformer")) is not None:
+        _offload_layers(transformer, place, resident=("", "proj_out"))
+    if (autoencoder := networks.get("autoencoder")) is not None:
+        first = next(name for name, _ in autoencoder.named_parameters()).rpartition(".")[0]
+        _offload_layers(autoencoder, place, resident=(first,))
+    if (llm := networks.get(TEXT_ENCODER)) is not None:
+        assert isinstance(llm, PreTrainedModel)
+        embeddings = llm.get_input_embeddings()
+        names = [name for name, module in llm.named_modules() if module is embeddings]
+        _offload_layers(llm, place, resident=(), untouched=names)
+        on_cpu = AlignDevicesHook(
+            execution_device="cpu", io_same_device=True, place_submodules=False
+        )
+        add_hook_to_module(embeddings, on_cpu)
+        add_hook_to_module(llm, AlignDevicesHook(execution_device=place, place_submodules=False))
+    return one_at_a_time()
 
 
 def _offload_layers(

@@ -273,7 +273,9 @@ class PromptEncoder:
         self.instruction = instruction
         self.max_sequence_length = max_sequence_length
         self.cache = PromptCache() if cache is None else cache
-        if self._ids(["a"])[0][-1] == tokenizer.eos_token_id:
+        # A pipeline may have no tokenizer: its prompts were encoded before.
+        ends = isinstance(tokenizer, PreTrainedTokenizerBase) and self._ids(["a"])[0][-1:]
+        if ends and ends[0] == tokenizer.eos_token_id:
             raise ConfigError(
                 "the tokenizer ends every text with eos", hint="load it with add_eos_token=False"
             )

@@ -199,8 +199,8 @@ class Call:
             sigma_interval=self.sigma_interval,
         )
 
-    def embeddings(self, channels: int) -> tuple[EncodedText | None, EncodedText | None]:
-        """What the caller embedded for a transformer of so many channels, and the negative side."""
+    def embeddings(self, channels: int | None) -> tuple[EncodedText | None, EncodedText | None]:
+        """What the caller embedded, and the negative side; None takes any number of channels."""
         text, null = self.prompt_embeds, self.negative_prompt_embeds
         return (
             _embedded(text, self.prompt_attention_mask, "prompt", channels),
@@ -245,7 +245,7 @@ def listed(prompt: Prompts | None, name: str = "prompt") -> list[str] | None:
 
 
 def _embedded(
-    text: Tensor | None, mask: Tensor | None, prefix: str, channels: int
+    text: Tensor | None, mask: Tensor | None, prefix: str, channels: int | None
 ) -> EncodedText | None:
     """Embeddings that the caller made, with their mask; ``prefix`` begins both arguments' names."""
     if text is None and mask is None:
@@ -257,7 +257,7 @@ def _embedded(
             f"{prefix}_embeds are {tuple(text.shape)}, their mask {tuple(mask.shape)}",
             hint="embeddings are (b, tokens, channels), the mask (b, tokens)",
         )
-    if text.shape[2] != channels:
+    if channels is not None and text.shape[2] != channels:
         raise ConfigError(
             f"{prefix}_embeds have {text.shape[2]} channels, the transformer takes {channels}",
             hint="make them with this model's encode_prompt",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,15 +13,9 @@ from sanakit.flow.guidance import Guidance
 from sanakit.flow.solvers import Stepped
 from sanakit.pipeline.pipeline import Sampling
 from sanakit.pipeline.prompts import EncodedText
+from sanakit.pipeline.published.running import Run
 from sanakit.pipeline.request import TENSOR_INPUTS, Call
 from sanakit.pipeline.sampler import Change
-
-
-class Live(Protocol):
-    """What of a pipeline a callback may set, and the run reads after each step."""
-
-    _guidance_scale: float
-    _interrupt: bool
 
 
 def effective_scale(guidance_scale: float) -> float:
@@ -39,13 +33,14 @@ class StepHook:
 
     def __init__(
         self,
-        pipe: Live,
+        pipe: Any,
+        run: Run,
         call: Call,
         sampling: Sampling,
         positive: EncodedText,
         negative: EncodedText | None,
     ) -> None:
-        self.pipe = pipe
+        self.pipe, self.run = pipe, run
         self.call = call
         self.timesteps = sampling.grid.timesteps
         self.guidance: Guidance = sampling.guidance
@@ -72,10 +67,10 @@ class StepHook:
             latents = self._latents(changed, stepped.x)
             texts = self._texts(changed, shown)
         guidance = None
-        scale = effective_scale(self.pipe._guidance_scale)
+        scale = effective_scale(self.run.guidance_scale)
         if scale != self.guidance.guidance_scale:
             guidance = self.guidance = replace(self.guidance, guidance_scale=scale)
-        return Change(latents=latents, texts=texts, guidance=guidance, stop=self.pipe._interrupt)
+        return Change(latents=latents, texts=texts, guidance=guidance, stop=self.run.interrupt)
 
     def _shown(self, stepped: Stepped) -> dict[str, Tensor]:
         shown = {"latents": stepped.x, "prompt_embeds": self.positive.text}

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sanakit.errors import ConfigError, did_you_mean
-from sanakit.nn.lora import LoraLinear
+from sanakit.nn.lora import STRENGTH, LoraLinear
 from sanakit.weights.lora import (
     LORA_FILE,
     LoraPair,
@@ -29,7 +29,7 @@ def lora_layers(module: nn.Module) -> list[LoraLinear]:
 
 @contextmanager
 def lora_strength(module: nn.Module, strength: float | None) -> Iterator[None]:
-    """Weigh all adapters within the block; None leaves them as they are."""
+    """Weigh all adapters within the block, in this thread; None leaves them as they are."""
     layers = lora_layers(module)
     if strength is None or (strength == 1.0 and not layers):
         yield
@@ -40,13 +40,11 @@ def lora_strength(module: nn.Module, strength: float | None) -> Iterator[None]:
             + ("the LoRA is merged into the weights" if layers else "no LoRA is loaded"),
             hint="call unfuse_lora first" if layers else "call load_lora_weights first",
         )
+    before = STRENGTH.set(strength)
     try:
-        for layer in layers:
-            layer.strength = strength
         yield
     finally:
-        for layer in layers:
-            layer.strength = 1.0
+        STRENGTH.reset(before)
 
 
 class LoraMethods:

@@ -130,12 +130,12 @@ class SanaPAGPipeline(SanaPipeline):
     @property
     def pag_scale(self) -> float:
         """``pag_scale`` of the last call."""
-        return 0.0 if self._call is None else self._call.pag_scale
+        return self._runs.here.pag_scale
 
     @property
     def pag_adaptive_scale(self) -> float:
         """``pag_adaptive_scale`` of the last call."""
-        return 0.0 if self._call is None else self._call.pag_adaptive_scale
+        return self._runs.here.pag_adaptive_scale
 
     @property
     def do_perturbed_attention_guidance(self) -> bool:

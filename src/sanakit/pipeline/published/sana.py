@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,7 +14,7 @@ import numpy.typing as npt
 import torch
 from huggingface_hub.utils.tqdm import tqdm
 from PIL.Image import Image as PILImage
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sanakit.errors import ConfigError, did_you_mean, refuse_unknown
@@ -20,12 +22,21 @@ from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.text_encoder import TextEncoder
 from sanakit.models.transformer import LinearDiT
 from sanakit.pipeline.aspect_ratios import TABLES
-from sanakit.pipeline.components import assemble, load_components, save_components
+from sanakit.pipeline.components import (
+    LOADED,
+    assemble,
+    load_components,
+    present,
+    save_components,
+)
 from sanakit.pipeline.images import to_pil
 from sanakit.pipeline.networks import bytes_of, refuse_other_readers, refuse_pickles
 from sanakit.pipeline.pipeline import OnSampled, Pipeline, Sampling
 from sanakit.pipeline.placement import (
+    TEXT_ENCODER,
+    Networks,
     Placed,
+    Visit,
     cast,
     move,
     offload_by_stage,
@@ -34,6 +45,7 @@ from sanakit.pipeline.placement import (
 from sanakit.pipeline.prompts import MODEL_DEFAULT, Compat, EncodedText, check_compat
 from sanakit.pipeline.published.callbacks import StepHook, effective_scale
 from sanakit.pipeline.published.lora import LoraMethods, lora_strength
+from sanakit.pipeline.published.running import Run, Runs
 from sanakit.pipeline.request import (
     TENSOR_INPUTS,
     Call,
@@ -86,14 +98,16 @@ class SanaPipeline(LoraMethods):
         self,
         core: Pipeline | None = None,
         *,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        text_encoder: PreTrainedModel | TextEncoder | None = None,
-        vae: Autoencoder | None = None,
-        transformer: LinearDiT | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = LOADED,
+        text_encoder: PreTrainedModel | TextEncoder | None = LOADED,
+        vae: Autoencoder | None = LOADED,
+        transformer: LinearDiT | None = LOADED,
         scheduler: object | None = None,
         compat: Compat = "diffusers",
     ) -> None:
         """Take a core, or the parts of one; pipelines of the same parts share their memory.
+
+        A part may be None: the pipeline then does what can be done without it.
 
         Raises:
             ConfigError: parts that are missing, of another package or do not fit each other.
@@ -107,16 +121,15 @@ class SanaPipeline(LoraMethods):
             raise ConfigError(
                 f"core is a {type(core).__name__}", hint="name the parts: SanaPipeline(vae=...)"
             )
-        # For pipelines that are made of its parts.
-        core.components.transformer.generation_defaults = core.components.defaults
+        if (known := present(core.components.transformer)) is not None:
+            # For pipelines that are made of its parts.
+            known.generation_defaults = core.components.defaults
         self.core = core
         self.compat: Compat = check_compat(compat)
         self._scheduler = None if scheduler is None else as_scheduler(scheduler)
         self._bar_options: dict[str, Any] = {"disable": None}
-        self._call: Call | None = None
-        self._guidance_scale = 1.0
-        self._num_timesteps = 0
-        self._interrupt = False
+        self._offload: Callable[[Networks], Visit] | None = None
+        self._runs = Runs()
 
     @classmethod
     @refuse_unknown
@@ -130,10 +143,10 @@ class SanaPipeline(LoraMethods):
         local_files_only: bool = False,
         use_safetensors: bool = True,
         low_cpu_mem_usage: bool = True,
-        transformer: LinearDiT | None = None,
-        vae: Autoencoder | None = None,
-        text_encoder: Any = None,
-        tokenizer: Any = None,
+        transformer: LinearDiT | None = LOADED,
+        vae: Autoencoder | None = LOADED,
+        text_encoder: Any = LOADED,
+        tokenizer: Any = LOADED,
         scheduler: object | None = None,
         quantization_config: Any = None,
         device_map: Placed | None = None,
@@ -143,8 +156,9 @@ class SanaPipeline(LoraMethods):
         """Load a model: an embedded name, a folder in the published layout, or ``owner/name``.
 
         ``torch_dtype`` is the transformer's, or a dict by component; text encoder and autoencoder
-        are never fp16 unless ``allow_unsafe_dtype``. Parts that are passed are not read from disk:
-        an fp16 text encoder quantized by bitsandbytes goes on in bf16. ``device_map="balanced"``
+        are never fp16 unless ``allow_unsafe_dtype``. Parts that are passed are not read from disk,
+        and None means none: ``text_encoder=None, tokenizer=None`` for prompts encoded before. An
+        fp16 text encoder quantized by bitsandbytes goes on in bf16. ``device_map="balanced"``
         spreads whole parts over the accelerators there are. ``quantization_config`` is for
         transformer and text encoder, or a dict by component. Arguments and errors otherwise are
         those of `load_components`; an unknown keyword is an error.
@@ -211,12 +225,11 @@ class SanaPipeline(LoraMethods):
         if dtype is not None:
             checkpoint = find_checkpoint(components.name)
             dtypes = resolve_dtypes(checkpoint, dtype, allow_unsafe=allow_unsafe_dtype)
-            names = ("text_encoder", "transformer", "vae")
-            chosen = [getattr(dtypes, name) for name in names]
-            cast(components.networks, dict(zip(components.networks, chosen, strict=True)))
+            chosen = {TEXT_ENCODER: dtypes.text_encoder, "autoencoder": dtypes.vae}
+            cast(components.networks, {"transformer": dtypes.transformer, **chosen})
         if device is not None:
             move(components.networks, device)
-            self.core = Pipeline(components)
+            self.core, self._offload = Pipeline(components), None
         return self
 
     def enable_model_cpu_offload(self, device: str | torch.device | None = None) -> None:
@@ -225,16 +238,20 @@ class SanaPipeline(LoraMethods):
         ``device`` is the machine's accelerator unless named; `to` ends it. Errors are those of
         `placement.offload_by_stage`.
         """
-        components = self.core.components
-        self.core = Pipeline(components, visit=offload_by_stage(components.networks, device))
+        self._keep_offloaded(partial(offload_by_stage, device=device))
 
     def enable_sequential_cpu_offload(self, device: str | torch.device | None = None) -> None:
         """Bring each layer to ``device`` only while it runs: least memory, slowest; `to` ends it.
 
         Errors are those of `placement.offload_sequentially`.
         """
-        offload_sequentially(self.core.components.networks, device)
-        self.core = Pipeline(self.core.components)
+        self._keep_offloaded(partial(offload_sequentially, device=device))
+
+    def _keep_offloaded(self, offload: Callable[[Networks], Visit]) -> None:
+        """Offload all parts, and those that will be set later."""
+        components = self.core.components
+        self.core = Pipeline(components, visit=offload(components.networks))
+        self._offload = offload
 
     @classmethod
     def from_pipe(cls, pipeline: SanaPipeline, **parts: Any) -> SanaPipeline:
@@ -283,63 +300,135 @@ class SanaPipeline(LoraMethods):
         self._scheduler = as_scheduler(scheduler)
 
     @property
-    def transformer(self) -> LinearDiT:
-        """The linear diffusion transformer."""
-        return self.core.components.transformer
+    def transformer(self) -> Any:
+        """The linear diffusion transformer. Parts may be set, and are checked as when made."""
+        return present(self.core.components.transformer)
+
+    @transformer.setter
+    def transformer(self, transformer: LinearDiT | None) -> None:
+        self.register_modules(transformer=transformer)
 
     @property
-    def vae(self) -> Autoencoder:
+    def vae(self) -> Any:
         """The deep-compression autoencoder."""
-        return self.core.components.autoencoder
+        return present(self.core.components.autoencoder)
+
+    @vae.setter
+    def vae(self, vae: Autoencoder | None) -> None:
+        self.register_modules(vae=vae)
 
     @property
-    def text_encoder(self) -> PreTrainedModel:
+    def text_encoder(self) -> Any:
         """The decoder-only LLM."""
-        return self.core.components.prompts.text_encoder.llm
+        encoder = present(self.core.components.prompts.text_encoder)
+        return encoder and encoder.llm
+
+    @text_encoder.setter
+    def text_encoder(self, text_encoder: PreTrainedModel | TextEncoder | None) -> None:
+        self.register_modules(text_encoder=text_encoder)
 
     @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
+    def tokenizer(self) -> Any:
         """The LLM's tokenizer."""
-        return self.core.components.prompts.tokenizer
+        return present(self.core.components.prompts.tokenizer)
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
+        self.register_modules(tokenizer=tokenizer)
+
+    @refuse_unknown
+    def register_modules(
+        self,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = LOADED,
+        text_encoder: PreTrainedModel | TextEncoder | None = LOADED,
+        vae: Autoencoder | None = LOADED,
+        transformer: LinearDiT | None = LOADED,
+        scheduler: object | None = LOADED,
+    ) -> None:
+        """Exchange parts, several at once where they only fit each other.
+
+        Other pipelines of the same parts keep theirs. A model that is offloaded stays so.
+
+        Raises:
+            ConfigError: as the constructor.
+        """
+        named = {
+            "tokenizer": tokenizer,
+            "text_encoder": text_encoder,
+            "vae": vae,
+            "transformer": transformer,
+        }
+        changed = {part: value for part, value in named.items() if value is not LOADED}
+        if scheduler is not LOADED:
+            self.scheduler = scheduler
+        if not changed:
+            return
+        parts = {part: getattr(self, part) for part in named} | changed
+        before = self.core.components
+        made = replace(assemble(**parts), defaults=before.defaults, name=before.name)
+        if changed.keys() <= {"transformer", "vae"}:  # what it knows of prompts stays
+            made = replace(made, prompts=before.prompts)
+        visit = self._offload(made.networks) if self._offload else nullcontext
+        self.core = Pipeline(made, visit=visit)
 
     @property
     def device(self) -> torch.device:
-        """Where the transformer is."""
-        return next(self.transformer.parameters()).device
+        """Where the transformer is, or else the first part."""
+        return next(self._main_network.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the transformer."""
-        return next(self.transformer.parameters()).dtype
+        """Of the transformer, or else of the first part."""
+        found = (p.dtype for p in self._main_network.parameters() if p.is_floating_point())
+        return next(found, torch.float32)
+
+    @property
+    def _main_network(self) -> nn.Module:
+        networks = self.core.components.networks
+        return networks.get("transformer") or next(iter(networks.values()), nn.Linear(1, 1))
 
     @property
     def guidance_scale(self) -> float:
-        """Of the call that runs or ran last."""
-        return self._guidance_scale
+        """Of this thread's call that runs or ran last; a callback may set ``_guidance_scale``."""
+        return self._runs.here.guidance_scale
+
+    @property
+    def _guidance_scale(self) -> float:
+        return self._runs.here.guidance_scale
+
+    @_guidance_scale.setter
+    def _guidance_scale(self, scale: float) -> None:
+        self._runs.here.guidance_scale = scale
 
     @property
     def do_classifier_free_guidance(self) -> bool:
         """Whether that call has a negative side."""
-        return self._guidance_scale > 1.0
+        return self.guidance_scale > 1.0
 
     @property
     def num_timesteps(self) -> int:
         """Steps of that call."""
-        return self._num_timesteps
+        return self._runs.here.num_timesteps
 
     @property
     def attention_kwargs(self) -> dict[str, Any] | None:
         """As given to that call."""
-        return None if self._call is None else self._call.attention_kwargs
+        return self._runs.here.attention_kwargs
 
     @property
     def interrupt(self) -> bool:
-        """Whether that call was told to leave its remaining steps undone; set it to tell it so."""
-        return self._interrupt
+        """Whether that call was told to leave its remaining steps undone; set it to tell it so.
+
+        Set in a thread that draws nothing, a window's button say, it stops all calls at work.
+        """
+        return self._runs.here.interrupt
 
     @interrupt.setter
     def interrupt(self, stop: bool) -> None:
-        self._interrupt = stop
+        self._runs.stop(stop)
+
+    _interrupt = interrupt  # published examples write to it
 
     def enable_vae_tiling(self) -> None:
         """Decode in exact tiles; sizes are `Autoencoder.enable_tiling`'s, on ``pipe.vae``."""
@@ -492,7 +581,8 @@ class SanaPipeline(LoraMethods):
 
     def _draw(self, call: Call) -> SanaPipelineOutput | tuple[Any]:
         """Draw a call by `Pipeline.generate`, which shows this pipeline to the callback."""
-        transformer, defaults = self.transformer, self.core.components.defaults
+        core = self.core  # another thread may exchange it
+        transformer, defaults = core.components.transformer, core.components.defaults
         asked = call.guidance_scale
         scale = defaults.guidance_scale if asked is None else asked
         published = PUBLISHED_SIZE if transformer.config.sample_size in TABLES else None
@@ -504,19 +594,24 @@ class SanaPipeline(LoraMethods):
             width=published if call.width is None else call.width,
         )
 
+        run = Run(
+            guidance_scale=scale,
+            attention_kwargs=call.attention_kwargs,
+            pag_scale=call.pag_scale,
+            pag_adaptive_scale=call.pag_adaptive_scale,
+        )
+
         def begin(
             sampling: Sampling, positive: EncodedText, negative: EncodedText | None, total: int
         ) -> OnSampled:
             if bar.total is None:
-                self._call, self._interrupt = call, False
-                self._guidance_scale = scale
-                self._num_timesteps = len(sampling.grid.timesteps)
+                run.num_timesteps = len(sampling.grid.timesteps)
                 bar.reset(total)
-            return StepHook(self, call, sampling, positive, negative)
+            return StepHook(self, run, call, sampling, positive, negative)
 
         weighed = lora_strength(transformer, call.lora_scale)
-        with weighed, tqdm(**self._bar_options) as bar:
-            drawn = self.core.generate(call, on_step=lambda done, total: bar.update(), begin=begin)
+        with self._runs.begin(run), weighed, tqdm(**self._bar_options) as bar:
+            drawn = core.generate(call, on_step=lambda done, total: bar.update(), begin=begin)
         images: Images
         if drawn.tensors is None:
             images = [picture for one in drawn.pictures for picture in to_pil(one.pixels[None])]
