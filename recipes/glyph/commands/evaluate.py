@@ -27,6 +27,7 @@ from sanakit.cli.evaluate import (
 
 if TYPE_CHECKING:
     from recipes.glyph.evaluate.composition import Kind
+    from recipes.glyph.evaluate.names import Stratum
     from sanakit.evaluate.features import Features
     from sanakit.pipeline.images import Pixels
 
@@ -213,6 +214,49 @@ def memorisation(
         prompts=prompts,
         count=count,
         reference=reference,
+        settings=generation_settings(seed, steps, guidance, solver, flow_shift),
+        report=progress,
+    )
+    tell(evaluation, out)
+
+
+@app.command()
+def names(
+    model: Model = "glyph",
+    data: Data = DATA,
+    size: Size = None,
+    count: Annotated[int, typer.Option("--count", "-n", help="Names of emoji, at random.")] = 200,
+    names_seed: Annotated[int, typer.Option(help="Of which names.")] = 0,
+    stratum: Annotated[
+        list[str] | None,
+        typer.Option(help="names or words; may be repeated. Default: both."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of every picture.")] = 1,
+    steps: Steps = 20,
+    guidance: Guidance = None,
+    solver: Solver = None,
+    flow_shift: FlowShift = None,
+    out: Out = Path("runs/eval/names"),
+    features: FeatureFolder = None,
+    cache: Cache = CACHE,
+    device: Device = "cpu",
+) -> None:
+    """Draw emoji by name, and everyday words; look whether they are found among all emoji."""
+    from recipes.glyph.evaluate.names import STRATA, evaluate_names
+    from recipes.glyph.evaluate.pictures import open_glyph_set
+    from sanakit.pipeline.pipeline import Pipeline
+
+    evaluation = evaluate_names(
+        Pipeline.load(model, device=device),
+        open_glyph_set(data, size),
+        feature_network(features, device),
+        model=model,
+        data=str(data),
+        out=out,
+        cache=cache,
+        count=count,
+        names_seed=names_seed,
+        strata=cast("tuple[Stratum, ...]", tuple(dict.fromkeys(stratum or STRATA))),
         settings=generation_settings(seed, steps, guidance, solver, flow_shift),
         report=progress,
     )
