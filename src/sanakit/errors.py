@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import unicodedata
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar, ParamSpec, TypeVar
@@ -19,9 +20,10 @@ class SanakitError(Exception):
     exit_code: ClassVar[int] = 2
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
+        message = plain(message)
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        self.hint = None if hint is None else plain(hint)
 
     def __str__(self) -> str:
         return self.message if self.hint is None else f"{self.message}\n  hint: {self.hint}"
@@ -72,6 +74,42 @@ class OutOfMemory(SanakitError):
     ) -> None:
         super().__init__(message, hint=hint)
         self.latents = latents
+
+
+SHAPING = "\u200c\u200d"
+"""Joiners that Persian, the scripts of India and emoji are written with."""
+UNPRINTABLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
+"""Unicode's categories of controls, formats such as a change of direction, lone surrogates, ends of
+lines and paragraphs."""
+
+
+def plain(text: object) -> str:
+    """Give a text as one line that cannot command a terminal.
+
+    White space becomes spaces, other controls and lone surrogates are escaped. For all that comes
+    from files, models, pictures and prompts.
+    """
+    said = str(text)
+    if said.isprintable():
+        return said
+    return "".join(map(_plain_letter, said))
+
+
+def _plain_letter(letter: str) -> str:
+    if letter in SHAPING or unicodedata.category(letter) not in UNPRINTABLE:
+        return letter
+    return " " if letter.isspace() else letter.encode("unicode_escape").decode("ascii")
+
+
+def check_unicode(text: str, name: str) -> None:
+    """Refuse a text that no encoding of Unicode has: bytes of a shell that were no UTF-8, say."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"{name} holds {text[error.start]!r}, which is no whole character",
+            hint="text must be UTF-8: check the encoding of the terminal or the file",
+        ) from error
 
 
 def nearest_names(name: object, known: Iterable[str], *, most: int = 1) -> list[str]:

@@ -152,6 +152,21 @@ def sha256_of(content: Path | bytes | memoryview | str) -> str:
     return digest.hexdigest()
 
 
+def expanded(path: str | Path) -> Path:
+    """A path with ``~`` replaced by the home folder that it means.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        user = Path(path).parts[0]
+        raise ConfigError(
+            f"{path}: {user} has no home folder", hint="write the path out"
+        ) from error
+
+
 def cache_folder() -> Path | None:
     """Say where files are kept that can be made again at any time; None: nowhere.
 

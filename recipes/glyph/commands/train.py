@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from sanakit.cli.terminal import say
 from sanakit.cli.train import (
     DryRun,
     Measure,
@@ -63,8 +64,8 @@ def build(
         "without": without,
     }
     given = {name: value for name, value in options.items() if value}
-    summary = build_glyph(out, workers=workers, report=typer.echo, **given)
-    typer.echo(f"{out}: {summary.pictures} pictures")
+    summary = build_glyph(out, workers=workers, report=say, **given)
+    say(f"{out}: {summary.pictures} pictures")
 
 
 def tokenizer(
@@ -81,7 +82,7 @@ def tokenizer(
         )
     from recipes.glyph.train.tokenizer import glyph_tokenizer
 
-    glyph_tokenizer(data, packages=packages, dictionary=dictionary, report=typer.echo)
+    glyph_tokenizer(data, packages=packages, dictionary=dictionary, report=say)
 
 
 def samples(
@@ -109,7 +110,7 @@ def samples(
         held=held,
         seed=seed,
         workers=workers,
-        report=typer.echo,
+        report=say,
     )
 
 
@@ -141,7 +142,7 @@ def lm(
         print_plan(recipe, run, measure=measure)
         return
     save_run(run, out, resume=resume)
-    train(recipe, run.loop, out, resume=resume, report=typer.echo)
+    train(recipe, run.loop, out, resume=resume, report=say)
 
 
 def start(
@@ -174,4 +175,4 @@ def start(
         side=side,
         start=grown,
     )
-    typer.echo(f"{out}: train it with `sanakit train diffusion --from {out} --data SET`")
+    say(f"{out}: train it with `sanakit train diffusion --from {out} --data SET`")

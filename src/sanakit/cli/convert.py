@@ -6,10 +6,13 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+
+from sanakit.cli.terminal import say
 
 Dtype = Literal["fp32", "fp16", "bf16"]
 # Fields that most configs leave at the published value; a summary is to be read at a glance.
@@ -90,32 +93,32 @@ def convert(
         with _progress(quiet or json_) as report:
             carry_out(planned, report)
     if json_:
-        print(json.dumps({**planned.summary(), "written": not dry_run}))
+        say(json.dumps({**planned.summary(), "written": not dry_run}))
     elif not quiet:
-        print(f"{target}: {'would be' if dry_run else 'is'} written")
+        say(f"{target}: {'would be' if dry_run else 'is'} written")
 
 
 def tell(summary: dict[str, Any]) -> None:
     """Say what is converted: kind, components with shape and size, notes."""
-    print(f"{summary['source']}: {summary['kind']}")
+    say(f"{summary['source']}: {summary['kind']}")
     for part in summary["parts"]:
         known = f" ({' or '.join(part['presets'])})" if part["presets"] else ""
-        print(f"  {part['name']}: {part['class']}{known}")
-        print(
+        say(f"  {part['name']}: {part['class']}{known}")
+        say(
             f"    {part['numbers']:,} numbers, {', '.join(part['stored'])}, written "
             f"{part['written']}: {part['bytes'] / 1e6:,.1f} MB"
         )
         shown = [f"{key} {part['config'][key]}" for key in TELLING if key in part["config"]]
-        print(f"    {', '.join(shown)}")
+        say(f"    {', '.join(shown)}")
     for note in summary["notes"]:
-        print(f"  note: {note}")
+        say(f"  note: {note}")
 
 
 def _progress(silent: bool) -> AbstractContextManager[Callable[[str], object]]:
     if silent:
         return nullcontext(lambda line: None)
     if not sys.stderr.isatty():
-        return nullcontext(lambda line: print(line, file=sys.stderr))
+        return nullcontext(partial(say, err=True))
     return _spinner()
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
+from sanakit.cli.terminal import say
 from sanakit.errors import ConfigError, Interrupted
 
 if TYPE_CHECKING:
@@ -154,9 +155,7 @@ def _build_set(folder: Path, options: dict[str, Any], engine: Engine) -> None:
     training_set = TrainingSet.open(folder)
     # What is not asked for stays as it was: `build SET` after new captions changes no size.
     settings = replace(last_settings(training_set) or BuildSettings(), **options)
-    summary = build_shards(
-        training_set, settings, engine=engine, report=typer.echo, max_bad=max_bad
-    )
+    summary = build_shards(training_set, settings, engine=engine, report=say, max_bad=max_bad)
     from sanakit.data.report.page import write_report
 
     page = write_report(training_set)
@@ -195,7 +194,7 @@ def _tell_built(
     next_ = f"sanakit data show {folder} 0"
     if summary.without_captions:
         next_ = f"sanakit data caption {folder} --model MODEL; sanakit data build {folder}"
-    typer.echo("\n".join((*lines, f"next: {next_}")))
+    say(*lines, f"next: {next_}")
 
 
 @app.command()
@@ -247,7 +246,7 @@ def scan(
         limits=DecodeLimits(min_side=min_side, first_frame=first_frame),
         max_refused=max_refused,
     )
-    typer.echo("\n".join(_lines_of(out, summary)))
+    say(*_lines_of(out, summary))
 
 
 def _scan(
@@ -267,7 +266,7 @@ def _scan(
     _known("--captions", captions, ("source", "none"))
     policy = CaptionPolicy(use="none" if captions == "none" else "source", user=caption)
     opened = open_source(source, captions=policy, licence=licence)
-    return scan_source(opened, out, engine, given=source, report=typer.echo, **settings)
+    return scan_source(opened, out, engine, given=source, report=say, **settings)
 
 
 def _lines_of(out: Path, summary: ScanSummary) -> list[str]:
@@ -349,12 +348,12 @@ def caption(
                 **running,
             )
             total = _run(stage, training_set.units, runs)
-            typer.echo(
+            say(
                 f"{called}: {total['captions']} captions, {total['cut']} cut at {max_tokens} "
                 f"tokens; pictures without: {total['empty']} of which it said nothing, "
                 f"{total['unreadable']} that could not be read"
             )
-    typer.echo(f"next: sanakit data score {folder} --model CLIP")
+    say(f"next: sanakit data score {folder} --model CLIP")
 
 
 @app.command()
@@ -389,11 +388,11 @@ def score(
         **running,
     )
     total = _run(stage, training_set.units, engine_named(engine, workers))
-    typer.echo(
+    say(
         f"{stage.name}: {total['scores']} captions scored, {total['cut']} of them longer than "
         f"the model reads; {total['unreadable']} pictures could not be read"
     )
-    typer.echo(f"next: sanakit data build {folder}")
+    say(f"next: sanakit data build {folder}")
 
 
 @app.command()
@@ -446,7 +445,7 @@ def encode(
             total = _run(stage, units, runs)
             kind, left = ("samples", "unreadable") if "samples" in total else ("captions", "cut")
             count, size, plain = total[kind], total["bytes"], total["plain_bytes"]
-            typer.echo(
+            say(
                 f"{stage.folder}: {count} {kind}, {total[left]} {left}; {size / 1e6:.1f} MB, "
                 f"{size / max(count, 1) / 1e3:.2f} kB each, {plain / max(size, 1):.2f} times "
                 "smaller than without compression"
@@ -468,12 +467,12 @@ def stats(
     training_set = TrainingSet.open(folder)
     facts = gather(training_set, choose=0)
     page = write_report(training_set, choose=pictures)
-    typer.echo(f"{facts.samples} pictures, {facts.captions} captions, {facts.refused} left out")
+    say(f"{facts.samples} pictures, {facts.captions} captions, {facts.refused} left out")
     for one in facts.left_out:
-        typer.echo(f"  {one.count:>6}  {one.reason}")
+        say(f"  {one.count:>6}  {one.reason}")
     if facts.index is None:
-        typer.echo(f"no shards yet: sanakit data build {folder}")
-    typer.echo(f"report: {page}")
+        say(f"no shards yet: sanakit data build {folder}")
+    say(f"report: {page}")
 
 
 @app.command()
@@ -500,23 +499,23 @@ def show(
     index = read_index(folder / SHARDS)
     stored = stored_pictures(folder / SHARDS, index, [sample.id]) if index else {}
     data, bucket = stored.get(sample.id, (b"", None))
-    typer.echo(f"id       {_plain(sample.id)}")
-    typer.echo(f"picture  {sample.height} x {sample.width}, {_plain(sample.place.file)}")
-    typer.echo(f"licence  {_plain(sample.licence) or 'not stated'}")
+    say(f"id       {sample.id}")
+    say(f"picture  {sample.height} x {sample.width}, {sample.place.file}")
+    say(f"licence  {sample.licence or 'not stated'}")
     for one in sample.captions:
         scored = "" if one.score is None else f", score {one.score:.1f}"
         weight = "" if one.weight == 1 else f", weight {one.weight:g}"
-        typer.echo(f"caption  {_plain(one.text)}  ({_plain(one.captioner)}{scored}{weight})")
+        say(f"caption  {one.text}  ({one.captioner}{scored}{weight})")
     if not sample.captions:
-        typer.echo("caption  none")
+        say("caption  none")
     size = f"{bucket[0]} x {bucket[1]}" if bucket else "none: left out, or not built yet"
-    typer.echo(f"bucket   {size}")
+    say(f"bucket   {size}")
     if save is not None:
         data = data or read_place(Path(training_set.source), sample.place)
         pixels = decode(data).pixels
         pixels = pixels if bucket is None else fitted(pixels, bucket)
         write_atomically(save, encoded(Image.fromarray(pixels), "PNG", optimize=True))
-        typer.echo(f"saved    {save}, {pixels.shape[0]} x {pixels.shape[1]}")
+        say(f"saved    {save}, {pixels.shape[0]} x {pixels.shape[1]}")
 
 
 def _find(training_set: TrainingSet, which: str) -> Sample:
@@ -539,11 +538,6 @@ def _find(training_set: TrainingSet, which: str) -> Sample:
         f"{training_set.folder} holds no sample {which}",
         hint=f"the last one has number {int(which) - left - 1}",
     )
-
-
-def _plain(text: str) -> str:
-    """Without what would move the cursor or color the terminal."""
-    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def _known(option: str, value: str, known: Collection[str]) -> None:
@@ -573,6 +567,6 @@ def _run(stage: Stage, units: Sequence[str], engine: Engine) -> Mapping[str, int
     from sanakit.data.units import run_stage
 
     total: Counter[str] = Counter()
-    for mark in run_stage(stage, units, engine=engine, report=typer.echo).values():
+    for mark in run_stage(stage, units, engine=engine, report=say).values():
         total.update({name: v for name, v in mark.stats.items() if isinstance(v, int)})
     return total

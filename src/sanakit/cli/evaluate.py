@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from sanakit.cli.terminal import say
 from sanakit.errors import ConfigError, MissingModelError
 
 if TYPE_CHECKING:
@@ -201,7 +201,7 @@ def standard(
     evaluation.save(folder)
     tell(evaluation, folder)
     if kind in NEXT:
-        typer.echo(NEXT[kind].format(folder=folder / PICTURES, each=len(jobs[0].seeds)))
+        say(NEXT[kind].format(folder=folder / PICTURES, each=len(jobs[0].seeds)))
 
 
 SCORERS = {
@@ -258,7 +258,7 @@ def _scores(
 
 def progress(line: str) -> None:
     """A line about work in progress, on standard error: standard output is for figures."""
-    print(line, file=sys.stderr, flush=True)
+    say(line, err=True)
 
 
 def feature_network(folder: Path | None, device: str) -> FeatureNetwork:
@@ -281,7 +281,8 @@ def generation_settings(
 
 def tell(evaluation: Evaluation, out: Path) -> None:
     """Print the table, and where the rest is."""
-    typer.echo(evaluation.table(), nl=False)
-    typer.echo(
-        f"\n{out}: " + ", ".join(sorted(path.name for path in out.iterdir() if path.is_file()))
+    say(
+        *evaluation.table().splitlines(),
+        "",
+        f"{out}: " + ", ".join(sorted(path.name for path in out.iterdir() if path.is_file())),
     )

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sanakit.errors import ConfigError, Interrupted
+from sanakit.cli.terminal import say, say_bytes
+from sanakit.errors import ConfigError, Interrupted, check_unicode, plain
+from sanakit.files import expanded
 
 if TYPE_CHECKING:
     from sanakit.pipeline.decoder import Origin
@@ -73,6 +75,8 @@ def generate(
     quiet: Quiet = False,
 ) -> None:
     """Draw pictures from a prompt and store all settings inside them."""
+    check_unicode(prompt, "the prompt")
+    check_unicode(negative, "--negative")
     paths = output_paths(out, count, seed)
     from sanakit.pipeline.request import GenerateRequest
 
@@ -135,12 +139,15 @@ def info(image: Drawn, json_: Json = False) -> None:
 
     settings = read_settings(image)
     if json_:
-        print(json.dumps(settings))
+        say(json.dumps(settings))
         return
-    wide = max(len(key) for key in settings)
+    if not settings:
+        say("its settings are empty")
+        return
+    wide = max(len(plain(key)) for key in settings)
     for key, value in settings.items():
         shown = value if isinstance(value, str) else json.dumps(value)
-        print(f"{key:<{wide}}  {shown}")
+        say(f"{plain(key):<{wide}}  {shown}")
 
 
 def decode(
@@ -187,7 +194,7 @@ def output_paths(out: str, count: int, seed: int) -> list[Path | None]:
                 hint="name a file; the pictures get their seeds as numbers",
             )
         return [None]
-    path = Path(out).expanduser()
+    path = expanded(out)
     if path.is_dir() or out.endswith("/"):
         path = path / "out.png"
     if path.suffix.lower() != ".png":
@@ -293,7 +300,7 @@ def _note_other_weights(model: str, stored: str | None) -> None:
 
     if stored and fingerprint(resolve_model(model)) != stored:
         note = f"note: the weights of {model!r} are not those that drew it; the picture may differ"
-        print(note, file=sys.stderr)
+        say(note, err=True)
 
 
 def _write(path: Path | None, pixels: Any, settings: Mapping[str, Any]) -> None:
@@ -302,8 +309,7 @@ def _write(path: Path | None, pixels: Any, settings: Mapping[str, Any]) -> None:
 
     data = encode_png(pixels, settings)
     if path is None:
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
+        say_bytes(data)
     else:
         write_atomically(path, data)
 
@@ -323,17 +329,17 @@ def _report(
 def _tell(report: dict[str, Any], *, as_json: bool, quiet: bool) -> None:
     """Say what was written and how long it took."""
     # A picture on standard output leaves standard error for the report.
-    where = sys.stderr if report["files"] == [STANDARD_OUTPUT] else sys.stdout
+    to_error = report["files"] == [STANDARD_OUTPUT]
     if as_json:
-        print(json.dumps(report), file=where)
+        say(json.dumps(report), err=to_error)
     elif not quiet:
         names = report["files"]
         if "seeds" in report:
             names = [f"{f}  seed {s}" for f, s in zip(names, report["seeds"], strict=True)]
-        print(*names, sep="\n", file=where)
+        say(*names, err=to_error)
         seconds = report["seconds"]
         parts = ", ".join(f"{k} {v:.2f} s" for k, v in seconds.items() if k != "total")
-        print(f"{seconds['total']:.2f} s in all: {parts}", file=sys.stderr)
+        say(f"{seconds['total']:.2f} s in all: {parts}", err=True)
 
 
 def _peak_memory_mb() -> float | None:
@@ -398,7 +404,7 @@ def _strength_of(spec: str) -> tuple[Path, float]:
         found, strength = (path, float(text)) if path else (spec, 1.0)
     except ValueError:
         found, strength = spec, 1.0
-    return Path(found).expanduser(), strength
+    return expanded(found), strength
 
 
 def _model_behind(specs: Sequence[str]) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-
 import typer
 
 from sanakit.cli import convert, data, evaluate, generate, models, train
 from sanakit.cli.errors import FriendlyGroup
+from sanakit.cli.terminal import open_streams, tell_warnings
 
 app = typer.Typer(
     name="sanakit",
@@ -32,10 +31,8 @@ app.add_typer(models.app, name="models")
 
 def main() -> None:
     """Entry point of the console script."""
-    # What torchao says of itself when transformers finds it: builds that it lacks, and nothing here
-    # uses. The package, unlike the command, leaves logging alone.
-    for name in ("torchao", "torch.utils._pytree"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    open_streams()
+    tell_warnings()
     app()
 
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sanakit.errors import ConfigError, MissingModelError, WeightsError
+from sanakit.cli.terminal import say
+from sanakit.errors import ConfigError, MissingModelError, WeightsError, plain
 
 if TYPE_CHECKING:
     from sanakit.weights.catalog import Checkpoint
@@ -60,7 +61,7 @@ def list_(
             }
         )
     if json_:
-        print(json.dumps({"models": rows}))
+        say(json.dumps({"models": rows}))
         return
     _print_table([HEADINGS, *map(_row, rows)])
 
@@ -70,15 +71,15 @@ def show(name: Name, json_: Json = False) -> None:
     """Show a checkpoint: licences, the rule of its dtype, its files on this disk."""
     facts = _embedded_facts() if name == EMBEDDED else _facts(name)
     if json_:
-        print(json.dumps(facts))
+        say(json.dumps(facts))
         return
     for key, value in facts.items():
         if isinstance(value, list) and value:
-            print(f"{key}:")
+            say(f"{key}:")
             for item in value:
-                print(f"  {item}" if isinstance(item, str) else "  " + "  ".join(item.values()))
+                say(f"  {item}" if isinstance(item, str) else "  " + "  ".join(item.values()))
         elif value:
-            print(f"{key}: {value}")
+            say(f"{key}: {value}")
 
 
 @app.command()
@@ -109,7 +110,7 @@ def pull(
     own, wanted = _repository(name, revision)
     checkpoint = find_checkpoint(own)
     for licence in checkpoint.licences if checkpoint and not json_ else ():
-        typer.echo(f"licence of {licence.subject}: {licence.name} <{licence.url}>", err=True)
+        say(f"licence of {licence.subject}: {licence.name} <{licence.url}>", err=True)
     before = known_commit(own, wanted, read_lockfile(own))
     asked = f"{own}@{wanted}"
     folder = fetch(asked, variant=variant, update=update, offline=offline, report=notes.append)
@@ -122,11 +123,11 @@ def pull(
             )
     if json_:
         report = {"repository": own, "commit": folder.name, "folder": str(folder)}
-        print(json.dumps({**report, "notes": notes}))
+        say(json.dumps({**report, "notes": notes}))
         return
     for note in notes:
-        typer.echo(f"note: {note}", err=True)
-    print(f"{own}@{folder.name[:7]} is in {folder}")
+        say(f"note: {note}", err=True)
+    say(f"{own}@{folder.name[:7]} is in {folder}")
 
 
 @app.command()
@@ -149,19 +150,19 @@ def verify(
         problems = [asdict(finding) for finding in findings]
         report.append({"repository": repository, "files": count, "findings": problems})
         if not json_:
-            print(f"{repository}: {count} files, {len(findings) or 'none'} changed")
+            say(f"{repository}: {count} files, {len(findings) or 'none'} changed")
             for finding in findings:
-                print(f"  {finding.file}: {finding.problem}")
+                say(f"  {finding.file}: {finding.problem}")
     bad = [row["repository"] for row in report if row["findings"]]
     if json_:
-        print(json.dumps({"ok": not bad, "models": report}))
+        say(json.dumps({"ok": not bad, "models": report}))
     if bad:
         raise WeightsError(
             f"{', '.join(map(str, bad))}: not as fetched",
             hint=f"do not use it; run: sanakit models rm {bad[0]}, then pull it again",
         )
     if not report and not json_:
-        print("no published checkpoint is on this disk")
+        say("no published checkpoint is on this disk")
 
 
 @app.command()
@@ -180,14 +181,14 @@ def rm(
         if not sys.stdin.isatty():
             raise ConfigError("there is no terminal to ask on", hint="pass --yes")
         question = f"Remove {repository} ({_size(held.bytes)}) from {held.folder.parent}?"
-        if not typer.confirm(question, err=True):
-            print("kept", file=sys.stderr)
+        if not typer.confirm(plain(question), err=True):
+            say("kept", err=True)
             return
     freed = remove(repository)
     if json_:
-        print(json.dumps({"repository": repository, "bytes": freed}))
+        say(json.dumps({"repository": repository, "bytes": freed}))
     else:
-        print(f"{repository}: removed, {_size(freed)} freed")
+        say(f"{repository}: removed, {_size(freed)} freed")
 
 
 def _refuse_embedded(name: str | None, hint: str) -> None:
@@ -317,7 +318,7 @@ def _row(row: dict[str, Any]) -> tuple[str, ...]:
 def _print_table(rows: list[tuple[str, ...]]) -> None:
     wide = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, wide, strict=True)).rstrip())
+        say("  ".join(cell.ljust(width) for cell, width in zip(row, wide, strict=True)).rstrip())
 
 
 def _count(parameters: int) -> str:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from sanakit.cli.terminal import say
 from sanakit.errors import ConfigError
+from sanakit.files import expanded
 
 if TYPE_CHECKING:
     from sanakit.train.runs.run_config import RunConfig
@@ -94,8 +96,8 @@ def autoencoder(
         print_plan(recipe, run, frozen=recipe.frozen, shards=run.data["data"], measure=measure)
         return
     save_run(run, out, resume=resume)
-    if train(recipe, run.loop, out, resume=resume, report=typer.echo):
-        autoencoder_run.finish_autoencoder(recipe, out, report=typer.echo)
+    if train(recipe, run.loop, out, resume=resume, report=say):
+        autoencoder_run.finish_autoencoder(recipe, out, report=say)
 
 
 @app.command()
@@ -183,14 +185,14 @@ def diffusion(
         resumed=out if resume else None,
     )
     out = out or RUNS / Path(run.data["data"].rstrip("/")).name
-    report = typer.echo if speaks() else lambda line: None
+    report = say if speaks() else lambda line: None
     recipe, run = diffusion_run.build(run, report=report)
     if dry_run:
         shards = recipe.pictures.shards
         print_plan(recipe, run, frozen=recipe.frozen, shards=shards, measure=measure)
         return
     save_run(run, out, resume=resume)
-    finished = train(recipe, run.loop, out, resume=resume, report=typer.echo)
+    finished = train(recipe, run.loop, out, resume=resume, report=say)
     if not finished:
         report(f"stopped; go on: sanakit train {run.what} --resume --out {out}")
         return
@@ -218,7 +220,7 @@ def export(
     folder = out or Path("models") / run.resolve().name
     written = export_run(run, folder, storage=storage, merged=merged)
     option = "--model" if written == folder else "--lora"
-    typer.echo(f"{written}: draw with `sanakit generate PROMPT {option} {folder}`")
+    say(f"{written}: draw with `sanakit generate PROMPT {option} {folder}`")
 
 
 @app.command()
@@ -226,8 +228,8 @@ def show(run: Run) -> None:
     """Tell how far a run is, its losses, its checkpoints and whether they are whole."""
     from sanakit.train.runs.summary import view_run
 
-    for line in view_run(run.expanduser()).lines():
-        typer.echo(line)
+    for line in view_run(expanded(run)).lines():
+        say(line)
 
 
 @app.command()
@@ -244,7 +246,7 @@ def plot(
     from sanakit.train.runs.curves import curves
     from sanakit.train.runs.log import LOG, read_log
 
-    run = run.expanduser()
+    run = expanded(run)
     target = out or run / "curves.svg"
     if target.suffix.lower() != ".svg":
         raise ConfigError(f"--out {target}: curves are drawn as SVG", hint="name it *.svg")
@@ -252,7 +254,7 @@ def plot(
         raise DataError(f"{run} holds no {LOG}", hint="name the folder of a run")
     drawn = curves(read_log(run), title=run.resolve().name, log_x=log_x)
     write_atomically(target, drawn.encode())
-    typer.echo(f"{target}")
+    say(f"{target}")
 
 
 def new_or_resumed(
@@ -292,4 +294,4 @@ def print_plan(
     device = join_ranks(run.loop.device).device
     plan = plan_of(recipe, run.loop, device=device, frozen=frozen, shards=shards, measure=measure)
     for line in plan.lines():
-        typer.echo(line)
+        say(line)

@@ -25,7 +25,7 @@ from sanakit.data.images.decode import DecodeLimits
 from sanakit.data.samples import Caption, Refusal, Sample, reading, refusal_from, sample_from
 from sanakit.data.units import clear_leftovers, read_mark
 from sanakit.errors import DataError
-from sanakit.files import names_in, write_json
+from sanakit.files import expanded, names_in, write_json
 
 FORMAT = 1
 SET = "set.json"
@@ -71,7 +71,7 @@ class TrainingSet:
     @property
     def root(self) -> Path:
         """The folder that the places of samples are relative to; absolute, for other processes."""
-        source = Path(self.source).expanduser().absolute()
+        source = expanded(self.source).absolute()
         return source if source.is_dir() else source.parent
 
     @property

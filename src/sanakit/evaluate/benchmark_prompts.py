@@ -17,7 +17,7 @@ import numpy as np
 
 from sanakit.errors import ConfigError, DataError
 from sanakit.evaluate.pictures import GenerationSettings
-from sanakit.files import write_atomically
+from sanakit.files import expanded, write_atomically
 from sanakit.pipeline.images import Pixels
 from sanakit.pipeline.pipeline import Pipeline
 from sanakit.pipeline.png import encode_png
@@ -53,7 +53,7 @@ def read_prompts(path: Path, benchmark: Benchmark) -> list[Prompt]:
     """
     if benchmark not in BENCHMARKS:
         raise ConfigError(f"no benchmark {benchmark!r}", hint=f"kinds: {', '.join(BENCHMARKS)}")
-    path = path.expanduser()
+    path = expanded(path)
     hint = LISTS[benchmark]
     if not path.exists():
         raise DataError(f"{path}: no such file or folder", hint=hint)

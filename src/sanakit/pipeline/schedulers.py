@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, NoReturn, TypeVar
 
 from sanakit.errors import ConfigError, did_you_mean
-from sanakit.files import read_json, write_json
+from sanakit.files import expanded, read_json, write_json
 from sanakit.flow.grids import (
     TRAIN_STEPS,
     SigmaGrid,
@@ -258,7 +258,7 @@ class Scheduler:
             MissingModelError: no such folder or file. ConfigError: as for :meth:`from_config`.
         """
         inside = Path(subfolder or "") / CONFIG
-        places = [Path(folder).expanduser() / name for name in (inside, CONFIG)]
+        places = [expanded(folder) / name for name in (inside, CONFIG)]
         path = next((place for place in places if place.is_file()), None)
         if path is None:
             path = resolve_model(folder) / inside

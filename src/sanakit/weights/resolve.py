@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from sanakit.errors import ConfigError, MissingModelError, nearest_names
-from sanakit.files import listed, names_in
+from sanakit.files import expanded, listed, names_in
 from sanakit.weights import hub
 from sanakit.weights.catalog import Checkpoint, find_checkpoint, nearest_models
 from sanakit.weights.layout import INDEX
@@ -104,7 +104,7 @@ def _local(given: str | Path, name: str) -> Path | None:
     """An embedded model or a folder; None where neither is meant."""
     if name in EMBEDDED and isinstance(given, str):
         return embedded_folder(name)
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     if name and folder.is_dir():
         if not (folder / INDEX).is_file():
             held = names_in(folder)

@@ -167,20 +167,18 @@ def load_strict(
         for name, tensor in module.state_dict().items()
         if not any(name.startswith(f"{owner}.") for owner in filled)
     }
-    problems = [f"missing     {name}" for name in wanted.keys() - state.keys()]
-    problems += [f"unexpected  {name}" for name in state.keys() - wanted.keys()]
+    problems = [f"missing {name}" for name in wanted.keys() - state.keys()]
+    problems += [f"unexpected {name}" for name in state.keys() - wanted.keys()]
     for name in wanted.keys() & state.keys():
         given, own = state[name], wanted[name]
         if given.shape != own.shape:
-            problems.append(
-                f"shape       {name}: file {tuple(given.shape)}, model {tuple(own.shape)}"
-            )
+            problems.append(f"shape {name}: file {tuple(given.shape)}, model {tuple(own.shape)}")
         elif given.is_floating_point() != own.is_floating_point():
-            problems.append(f"kind        {name}: file {given.dtype}, model {own.dtype}")
+            problems.append(f"kind {name}: file {given.dtype}, model {own.dtype}")
     if problems:
         raise WeightsError(
-            f"{source}: {_counted(problems)} do not fit {type(module).__name__}\n  "
-            + "\n  ".join([*sorted(problems)[:SHOWN], *_rest(problems)]),
+            f"{source}: {_counted(problems)} do not fit {type(module).__name__}: "
+            + "; ".join([*sorted(problems)[:SHOWN], *_rest(problems)]),
             hint="config.json must be the one these weights were made with",
         )
     fitting = {name: state[name].detach() for name in wanted}

@@ -322,12 +322,10 @@ def test_a_misfit_changes_nothing_and_names_all_kinds_of_it() -> None:
         load_strict(
             module, {"weight": torch.ones(4, 2), "x": torch.ones(1)}, source="f.safetensors"
         )
-    assert str(caught.value).splitlines()[:4] == [
-        "f.safetensors: 3 tensors (1 missing, 1 shape, 1 unexpected) do not fit Linear",
-        "  missing     bias",
-        "  shape       weight: file (4, 2), model (4, 3)",
-        "  unexpected  x",
-    ]
+    assert caught.value.message == (
+        "f.safetensors: 3 tensors (1 missing, 1 shape, 1 unexpected) do not fit Linear: "
+        "missing bias; shape weight: file (4, 2), model (4, 3); unexpected x"
+    )
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
     assert caught.value.exit_code == 2
 
@@ -336,7 +334,7 @@ def test_integers_for_real_numbers_are_a_misfit_and_not_a_half_loaded_module() -
     module = nn.Linear(3, 4)
     before = module.bias.detach().clone()
     state = {"bias": torch.zeros(4), "weight": torch.zeros(4, 3, dtype=torch.int8)}
-    with pytest.raises(WeightsError, match=r"1 tensor \(1 kind\).*\n.*file torch.int8"):
+    with pytest.raises(WeightsError, match=r"1 tensor \(1 kind\).*file torch.int8"):
         load_strict(module, state, source="f")
     assert torch.equal(module.bias, before)
 
@@ -345,6 +343,5 @@ def test_of_many_misfits_five_are_shown_and_the_rest_counted() -> None:
     state = {f"x{i}": torch.zeros(1) for i in range(9)} | nn.Linear(2, 2).state_dict()
     with pytest.raises(WeightsError) as caught:
         load_strict(nn.Linear(2, 2), state, source="f")
-    lines = str(caught.value).splitlines()
-    assert sum("unexpected " in line for line in lines) == 5
-    assert "  ... and 4 more" in lines
+    assert caught.value.message.count("unexpected x") == 5
+    assert "; ... and 4 more" in caught.value.message

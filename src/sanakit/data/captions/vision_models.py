@@ -26,6 +26,7 @@ from sanakit.data.samples import Sample
 from sanakit.data.sources.places import read_place
 from sanakit.data.training_set import TrainingSet
 from sanakit.errors import ConfigError, DataError, MissingModelError, OutOfMemory, WeightsError
+from sanakit.files import expanded
 from sanakit.pipeline.decoder import is_out_of_memory
 from sanakit.pipeline.placement import device_named
 
@@ -65,7 +66,7 @@ def find_vision_model(name: str) -> Path:
     Raises:
         MissingModelError: there is nothing of that name, or the hub cannot be asked.
     """
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise MissingModelError(

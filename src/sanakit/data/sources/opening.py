@@ -15,6 +15,7 @@ from sanakit.data.sources.tars import Shard, TarSource
 from sanakit.data.sources.wids import META, WidsSource
 from sanakit.data.training_set import SET, SHARDS
 from sanakit.errors import ConfigError, DataError, nearest_names
+from sanakit.files import expanded
 
 READ = (
     "a folder of pictures, a table (.csv, .jsonl, .json, .parquet) that names or holds them, a"
@@ -37,7 +38,7 @@ def open_source(
     """
     if unit_size < 1:
         raise ConfigError(f"unit_size={unit_size} is not positive", hint="the default is 256")
-    path = path.expanduser()
+    path = expanded(path)
     if not path.exists():
         raise _absent(path)
     root = path if path.is_dir() else path.parent

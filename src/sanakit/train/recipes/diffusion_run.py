@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from sanakit.errors import ConfigError, DataError
+from sanakit.files import expanded
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.config import TRANSFORMERS, TransformerConfig, check_fit
 from sanakit.models.init import init_transformer
@@ -120,7 +121,7 @@ def _runs_before(data: DiffusionData) -> list[tuple[Path, RunConfig]]:
     found: list[tuple[Path, RunConfig]] = []
     start = data.start
     while start is not None and is_run(start):
-        found.append((Path(start).expanduser(), diffusion_run(start)))
+        found.append((expanded(start), diffusion_run(start)))
         start = found[-1][1].data.get("start")
     return found
 
@@ -281,7 +282,7 @@ def _autoencoder(data: DiffusionData, parts: Components | None) -> Autoencoder:
     source = given or data.start
     if source is None:
         raise _missing_part("autoencoder")
-    alone = (Path(source).expanduser() / CONFIG).is_file()
+    alone = (expanded(source) / CONFIG).is_file()
     return AutoencoderDC.from_pretrained(
         source, subfolder=None if alone else "vae", torch_dtype=torch.float32
     )

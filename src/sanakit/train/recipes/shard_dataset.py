@@ -18,6 +18,7 @@ from sanakit.data.loader.loader import Loader
 from sanakit.data.shards import INDEX, read_index
 from sanakit.data.training_set import LATENTS, SHARDS, TEXT, TrainingSet
 from sanakit.errors import ConfigError, DataError
+from sanakit.files import expanded
 from sanakit.shapes import Image
 from sanakit.train.sample_schedule import SampleSchedule
 
@@ -75,7 +76,7 @@ def shards_of(data: str) -> str:
     Raises:
         DataError: the folder is a set without shards, or nothing of that kind.
     """
-    folder = Path(data).expanduser()
+    folder = expanded(data)
     if (folder / SHARDS / INDEX).is_file():
         return str(folder / SHARDS)
     if (folder / INDEX).is_file() or "://" in data:

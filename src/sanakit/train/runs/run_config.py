@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sanakit.errors import ConfigError, DataError
-from sanakit.files import write_json
+from sanakit.files import expanded, write_json
 from sanakit.train.checkpoint import checkpoints
 from sanakit.train.config import LoopConfig, with_overrides
 from sanakit.weights.resolve import EMBEDDED
@@ -89,7 +89,7 @@ def lasting(typed: Mapping[str, Any]) -> dict[str, Any]:
     def whole(key: str, value: Any) -> Any:
         if key not in PATHS or "://" in value or value in EMBEDDED:
             return value
-        path = Path(value).expanduser()
+        path = expanded(value)
         return str(path.resolve()) if path.exists() else value
 
     given = {key: value for key, value in typed.items() if value not in (None, [], ())}
@@ -98,7 +98,7 @@ def lasting(typed: Mapping[str, Any]) -> dict[str, Any]:
 
 def is_run(folder: str | Path) -> bool:
     """Whether a folder is that of a run whose arguments are known."""
-    return (Path(folder).expanduser() / RUN).is_file()
+    return (expanded(folder) / RUN).is_file()
 
 
 def load_run(folder: str | Path, what: str, objective: type | None) -> RunConfig:
@@ -130,7 +130,7 @@ def read_run(folder: str | Path) -> dict[str, Any]:
     Raises:
         DataError: the file is missing, damaged or of another format.
     """
-    path = Path(folder).expanduser() / RUN
+    path = expanded(folder) / RUN
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         if value["format"] == 1:
