@@ -28,3 +28,10 @@ class DecoderOutput(ModelOutput):
     """``sample`` are pictures, about [-1, 1] and not clamped."""
 
     sample: Image
+
+
+@dataclass
+class SchedulerOutput(ModelOutput):
+    """``prev_sample`` is the state after a step."""
+
+    prev_sample: Latent

@@ -5,15 +5,19 @@ What ``scheduler_config.json`` of a published folder says is honoured or refused
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NoReturn, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar
 
-from sanakit.errors import ConfigError, did_you_mean
+import torch
+from torch import Tensor
+
+from sanakit.errors import ConfigError, did_you_mean, refuse_unknown
 from sanakit.files import expanded, read_json, write_json
 from sanakit.flow.grids import (
     TRAIN_STEPS,
@@ -21,9 +25,13 @@ from sanakit.flow.grids import (
     flow_dpm_sigmas,
     flow_euler_sigmas,
     flow_unipc_sigmas,
+    shift_sigmas,
     timesteps_given,
 )
 from sanakit.flow.solvers import Solver, dpmpp_step, euler_step, heun_step, unipc_step
+from sanakit.flow.walk import Walk
+from sanakit.models.outputs import SchedulerOutput
+from sanakit.shapes import Latent
 from sanakit.weights.resolve import resolve_model
 
 FLOW_SHIFTS = ("flow_shift", "shift")  # one thing, by the two names that published classes use
@@ -66,28 +74,28 @@ ELSEWHERE = frozenset(
 )
 
 
-class SchedulerConfig(Mapping[str, Any]):
-    """A scheduler's settings, read as ``config["flow_shift"]`` or as ``config.flow_shift``."""
+class SchedulerConfig(dict[str, Any]):
+    """A scheduler's settings, read as ``config["flow_shift"]`` or as ``config.flow_shift``.
 
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        self._values = MappingProxyType(dict(values))
-
-    def __getitem__(self, key: str) -> Any:
-        return self._values[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        return len(self._values)
+    A dict, as the schedulers of others demand in ``from_config``; it cannot be changed.
+    """
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or name not in self._values:
+        if name.startswith("__") or name not in self:
             raise AttributeError(f"the scheduler has no setting {name!r}")
-        return self._values[name]
+        return self[name]
 
-    def __repr__(self) -> str:
-        return f"SchedulerConfig({dict(self._values)})"
+    def __reduce__(self) -> tuple[type[SchedulerConfig], tuple[dict[str, Any]]]:
+        return SchedulerConfig, (dict(self),)
+
+    def _fixed(self, *_: Any, **__: Any) -> NoReturn:
+        raise ConfigError(
+            "a scheduler's settings are fixed",
+            hint="pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, ...)",
+        )
+
+    __setitem__ = __delitem__ = __ior__ = __setattr__ = _fixed
+    clear = pop = popitem = setdefault = update = _fixed
 
 
 def settings_for(
@@ -104,6 +112,8 @@ def settings_for(
     values: dict[str, Any] = {}
     for name, value in config.items():
         key = _known_as(name, own)
+        if key != name and key in config:
+            continue  # a shift of another class, carried along beside this one's own
         if key in own:
             values[key] = value
         elif not (name.startswith("_") or name in PUBLISHED):
@@ -170,6 +180,8 @@ class Scheduler:
             if field.name == "solver_order" and (value not in (1, 2, 3) or value is True):
                 self._refuse("solver_order", "orders are 1, 2 and 3", "2 is usual with guidance")
 
+    init_noise_sigma: ClassVar[float] = 1.0
+
     @property
     def solver(self) -> Solver:
         """The step, and the grid it is published with."""
@@ -179,28 +191,6 @@ class Scheduler:
     def flow_shift(self) -> float:
         """How far levels are moved towards noise, under whichever published name."""
         raise NotImplementedError
-
-    @property
-    def solver_name(self) -> str | None:
-        """Its name among the options of ``solver``; None where settings differ from all of them."""
-        names = (name for name in NAMED if scheduler_named(name, self.flow_shift) == self)
-        return next(names, None)
-
-    @property
-    def config(self) -> SchedulerConfig:
-        """All settings, and the class in ``_class_name``."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return SchedulerConfig({"_class_name": type(self).__name__} | values)
-
-    def shifted(self: S, flow_shift: float) -> S:
-        """Give the same scheduler with another flow shift.
-
-        Raises:
-            ConfigError: for a shift that is not positive.
-        """
-        if flow_shift == self.flow_shift:
-            return self
-        return self.from_config(self.config, flow_shift=flow_shift)
 
     def grid(self, num_steps: int) -> SigmaGrid:
         """Give the levels of a run.
@@ -228,6 +218,28 @@ class Scheduler:
             return self.solver.grid_through(sigmas, self.flow_shift)
         assert timesteps is not None
         return timesteps_given(timesteps)
+
+    @property
+    def solver_name(self) -> str | None:
+        """Its name among the options of ``solver``; None where settings differ from all of them."""
+        names = (name for name in NAMED if scheduler_named(name, self.flow_shift) == self)
+        return next(names, None)
+
+    @property
+    def config(self) -> SchedulerConfig:
+        """All settings, and the class in ``_class_name``."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return SchedulerConfig({"_class_name": type(self).__name__} | values)
+
+    def shifted(self: S, flow_shift: float) -> S:
+        """Give the same scheduler with another flow shift.
+
+        Raises:
+            ConfigError: for a shift that is not positive.
+        """
+        if flow_shift == self.flow_shift:
+            return self
+        return self.from_config(self.config, flow_shift=flow_shift)
 
     @classmethod
     def from_config(cls: type[S], config: Mapping[str, Any], **changes: Any) -> S:
@@ -269,6 +281,108 @@ class Scheduler:
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         write_json(target / CONFIG, dict(self.config))
+
+    @refuse_unknown
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        sigmas: Sequence[float] | None = None,
+        timesteps: Sequence[float] | None = None,
+        mu: None = None,
+    ) -> None:
+        """Begin a run by hand: so many steps, or through the caller's own levels.
+
+        Raises:
+            ConfigError: as `grid` and `custom_grid`; for ``mu``, a shift by the picture's size.
+        """
+        if mu is not None:
+            raise ConfigError(f"mu={mu}: the shift is a number of the model", hint="leave it out")
+        if sigmas is not None or timesteps is not None:
+            grid = self.custom_grid(timesteps, sigmas)
+        elif num_inference_steps is None:
+            raise ConfigError("set_timesteps needs num_inference_steps, sigmas or timesteps")
+        else:
+            grid = self.grid(num_inference_steps)
+        vars(self)["_walk"] = Walk(self.solver.step, grid, device)
+
+    @property
+    def timesteps(self) -> Tensor:
+        """What the network is told, one for each velocity; before `set_timesteps` all of 1000."""
+        walk: Walk | None = vars(self).get("_walk")
+        return TRAIN_STEPS * self._all_sigmas() if walk is None else walk.timesteps
+
+    @property
+    def sigmas(self) -> Tensor:
+        """Their noise levels, and the closing 0; before `set_timesteps` all of 1000 without it."""
+        walk: Walk | None = vars(self).get("_walk")
+        return self._all_sigmas() if walk is None else walk.sigmas
+
+    @property
+    def num_inference_steps(self) -> int | None:
+        """Steps of the run by hand."""
+        walk: Walk | None = vars(self).get("_walk")
+        return None if walk is None else len(walk.timesteps)
+
+    @property
+    def order(self) -> int:
+        """Velocities for each step."""
+        return 2 if self.solver.step is heun_step else 1
+
+    def _all_sigmas(self) -> Tensor:
+        return shift_sigmas(torch.arange(TRAIN_STEPS, 0, -1) / TRAIN_STEPS, self.flow_shift)
+
+    @refuse_unknown
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: float | Tensor,
+        sample: Latent,
+        generator: torch.Generator | None = None,
+        return_dict: bool = True,
+    ) -> Any:
+        """Take a velocity at a timestep; ``prev_sample`` is the state to go on with.
+
+        ``generator`` is read by none of these solvers: they add no noise.
+
+        Raises:
+            ConfigError: before `set_timesteps`, or for a timestep that is not of the run.
+        """
+        walk: Walk | None = vars(self).get("_walk")
+        if walk is None:
+            raise ConfigError("step before set_timesteps", hint="scheduler.set_timesteps(20)")
+        sample = walk.step(model_output, timestep, sample)
+        return SchedulerOutput(prev_sample=sample) if return_dict else (sample,)
+
+    def scale_model_input(self, sample: Latent, timestep: float | Tensor | None = None) -> Latent:
+        """Give the state as it is: these networks take it so."""
+        return sample
+
+    def scale_noise(
+        self, sample: Latent, timestep: float | Tensor, noise: Latent | None = None
+    ) -> Latent:
+        """Give ``(1 - sigma) sample + sigma noise`` at a timestep, or at one for each row.
+
+        Raises:
+            ConfigError: a timestep that is none of :attr:`timesteps`.
+        """
+        if noise is None:
+            noise = torch.randn_like(sample)
+        asked = torch.as_tensor(timestep).reshape(-1).cpu().float()
+        known = self.timesteps.cpu().float()
+        near = (known[None] - asked[:, None]).abs().min(dim=1)
+        if (near.values > 1e-3).any():
+            raise ConfigError(
+                f"timestep={asked[near.values.argmax()]:g} is none of this scheduler's",
+                hint="take them from scheduler.timesteps",
+            )
+        sigma = self.sigmas.cpu()[near.indices].to(sample)
+        sigma = sigma.reshape(-1, *[1] * (sample.ndim - 1))
+        return (1 - sigma) * sample + sigma * noise
+
+    def add_noise(self, original_samples: Latent, noise: Latent, timesteps: Tensor) -> Latent:
+        """The same as :meth:`scale_noise`, by the name that other published schedulers have."""
+        return self.scale_noise(original_samples, timesteps, noise)
 
     def _refuse(self, name: str, why: str, hint: str) -> NoReturn:
         raise ConfigError(
@@ -458,4 +572,9 @@ def as_scheduler(scheduler: object) -> Scheduler:
             f"{scheduler!r} is no scheduler",
             hint=f"build one with {next(iter(CLASSES))}.from_config(pipe.scheduler.config)",
         )
-    return scheduler_from_config({**config, "_class_name": type(scheduler).__name__})
+    # A config also carries what other classes were set to, which this one does not read.
+    own = inspect.signature(type(scheduler).__init__).parameters
+    values = {name: value for name, value in config.items() if name in own}
+    if "shift" in values:
+        values["shift"] = getattr(scheduler, "_shift", values["shift"])  # `set_shift` changes it
+    return scheduler_from_config({**values, "_class_name": type(scheduler).__name__})

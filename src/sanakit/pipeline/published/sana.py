@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -127,6 +128,8 @@ class SanaPipeline(LoraMethods):
         self.core = core
         self.compat: Compat = check_compat(compat)
         self._scheduler = None if scheduler is None else as_scheduler(scheduler)
+        # A copy: it may be stepped by hand, and models of one default share it.
+        self._own_scheduler = copy(core.components.defaults.scheduler)
         self._bar_options: dict[str, Any] = {"disable": None}
         self._offload: Callable[[Networks], Visit] | None = None
         self._runs = Runs()
@@ -293,7 +296,7 @@ class SanaPipeline(LoraMethods):
 
         One of the ecosystem's own classes is taken by its settings.
         """
-        return self._scheduler or self.core.components.defaults.scheduler
+        return self._scheduler or self._own_scheduler
 
     @scheduler.setter
     def scheduler(self, scheduler: object) -> None:
