@@ -19,6 +19,7 @@ from sanakit.models.autoencoder_blocks import EPS, activation, block_steps, make
 from sanakit.models.config import AutoencoderConfig
 from sanakit.models.outputs import DecoderOutput, EncoderOutput
 from sanakit.models.tiling import Layer, Step, Tile, Tiling, assemble, blended, tiles
+from sanakit.nn.cpu import each_with_wide_products, with_wide_products
 from sanakit.nn.norm import ChannelRMSNorm
 from sanakit.nn.resample import Downsample, Upsample, average_channels, repeat_channels
 from sanakit.shapes import Image, Latent, Map
@@ -58,6 +59,7 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], config.latent_channels, 3, padding=1)
         self.out_shortcut = config.encoder_out_shortcut
 
+    @with_wide_products
     def forward(self, x: Image) -> Latent:
         """``b 3 H W`` in [-1, 1] to ``b c h w``."""
         x = self.conv_in(x)
@@ -120,6 +122,7 @@ class Decoder(nn.Module):
             else Upsample(last, config.in_channels, interpolate=interpolate, shortcut=False)
         )
 
+    @with_wide_products
     def forward(self, z: Latent) -> Image:
         """``b c h w`` to ``b 3 H W``, about [-1, 1] and not clamped."""
         x = self._start(z)
@@ -245,7 +248,8 @@ class Autoencoder(nn.Module):
     def decode_tiles(self, raw_latent: Latent, tiling: Tiling) -> Iterator[Tile]:
         """Decode exactly, part by part: each pixel comes once, and the whole is never held."""
         self._require_local_norms()
-        return tiles(self.decoder.steps(), raw_latent, tiling)
+        parts = tiles(self.decoder.steps(), raw_latent, tiling)
+        return each_with_wide_products(parts, next(self.parameters()))
 
     def decode_blended(self, raw_latent: Latent, tiling: Tiling) -> Image:
         """Decode overlapping tiles on their own and blend them, fp32; see `Tiling`."""
@@ -263,6 +267,7 @@ class Autoencoder(nn.Module):
         """Reconstruct: decode what was encoded."""
         return self.decode(self.encode(sample).latent, return_dict)
 
+    @with_wide_products
     def _encode(self, image: Image) -> Latent:
         tiling, factor = self.tiling, self.config.spatial_factor
         if tiling is None or not tiling.cuts(*image.shape[-2:]):
@@ -279,6 +284,7 @@ class Autoencoder(nn.Module):
             channels=self.config.latent_channels,
         ).to(image.dtype)
 
+    @with_wide_products
     def _decode(self, raw_latent: Latent) -> Image:
         tiling, factor = self.tiling, self.config.spatial_factor
         if tiling is None or not tiling.cuts(*(side * factor for side in raw_latent.shape[-2:])):

@@ -10,6 +10,7 @@ from torch import nn
 from sanakit.errors import ConfigError
 from sanakit.models.config import TransformerConfig
 from sanakit.models.transformer import CAPTION_NORM_EPS, Block, check_latent, readable
+from sanakit.nn.cpu import with_wide_products
 from sanakit.nn.embed import PatchEmbed, TextProjection, TimeEmbed
 from sanakit.nn.norm import RMSNorm
 from sanakit.shapes import Latent, PerSample, Text, TextMask, Tokens
@@ -58,6 +59,7 @@ class ControlBranch(nn.Module):
             _zero_linear(width) for _ in range(config.num_layers)
         )
 
+    @with_wide_products
     def forward(
         self,
         x: Latent,

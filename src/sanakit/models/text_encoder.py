@@ -17,6 +17,7 @@ from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
 from sanakit.errors import ConfigError
+from sanakit.nn.cpu import with_wide_products
 from sanakit.shapes import Text, TextMask, TokenIds
 
 
@@ -162,6 +163,7 @@ class TextEncoder(nn.Module):
         return self.llm.device
 
     @torch.no_grad()
+    @with_wide_products
     def hidden_states(self, ids: TokenIds, mask: TextMask) -> Text:
         """Last hidden states after the final norm, for every position, padding included.
 
@@ -182,6 +184,7 @@ class TextEncoder(nn.Module):
         ids, mask = self._batch(sequences)
         return self.hidden_states(ids, mask), mask
 
+    @with_wide_products
     def read_prefix(self, ids: Sequence[int]) -> Prefix | None:
         """Run tokens that many sequences begin with; None: this LLM has to see them every time.
 
@@ -193,6 +196,7 @@ class TextEncoder(nn.Module):
         return run_prefix(self.llm, ids, self.device) if keeps_prefixes(self.llm) else None
 
     @torch.no_grad()
+    @with_wide_products
     def encode_behind(
         self, prefix: Prefix, sequences: Sequence[Sequence[int]]
     ) -> tuple[Text, TextMask]:

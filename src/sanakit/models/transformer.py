@@ -14,17 +14,17 @@ import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from sanakit.errors import ConfigError
 from sanakit.models.config import TransformerConfig
 from sanakit.models.outputs import Transformer2DModelOutput
 from sanakit.nn.attention import CrossAttention, TextHeads
+from sanakit.nn.cpu import with_wide_products
 from sanakit.nn.embed import GuidedTimeEmbed, PatchEmbed, TextProjection, TimeEmbed
 from sanakit.nn.linear_attention import LinearAttention
 from sanakit.nn.mix_ffn import MixFFN
 from sanakit.nn.norm import RMSNorm
-from sanakit.nn.recompute import product_dtype, recomputed
+from sanakit.nn.recompute import checkpointed, product_dtype, recomputed
 from sanakit.shapes import Grid, Latent, Mix, PerSample, Text, TextMask, Tokens
 
 CAPTION_NORM_EPS = 1e-5
@@ -159,6 +159,7 @@ class LinearDiT(nn.Module):
         self.scale_shift_table = nn.Parameter(torch.randn(2, width) / width**0.5)
         self.proj_out = nn.Linear(width, patch**2 * config.output_channels)
 
+    @with_wide_products
     def prepare_text(self, text: Text) -> PreparedText:
         """Do all work on the text once; `velocity` takes the result in the place of ``text``."""
         states = self._project(text)
@@ -216,6 +217,7 @@ class LinearDiT(nn.Module):
         )
         return Transformer2DModelOutput(sample=velocity) if return_dict else (velocity,)
 
+    @with_wide_products
     def velocity(
         self,
         x: Latent,
@@ -267,7 +269,7 @@ class LinearDiT(nn.Module):
             layer_mix = mix if index in mix_layers else None
             inputs = (y, states, keys_values, mask, time, grid, layer_mix)
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                y = checkpoint(block, *inputs, use_reentrant=False)
+                y = checkpointed(block, *inputs)
             else:
                 y = block(*inputs)
             if 0 < index <= len(residuals):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import _get_current_function_mode_stack
 from torch.utils.checkpoint import checkpoint
 
 
@@ -20,7 +22,27 @@ def recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     """
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return function(*inputs)
-    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+    return checkpointed(function, *inputs, preserve_rng_state=False)
+
+
+def checkpointed(function: Callable[..., Tensor], *inputs: Any, **options: Any) -> Tensor:
+    """Give ``function(*inputs)``, to be run again in the backward pass instead of being kept.
+
+    The second run computes as the first: what overrides torch's functions now does so then.
+    """
+    modes = [] if torch.compiler.is_compiling() else _get_current_function_mode_stack()
+    if modes:
+        options["context_fn"] = lambda: (nullcontext(), _within(modes))
+    result: Tensor = checkpoint(function, *inputs, use_reentrant=False, **options)
+    return result
+
+
+@contextmanager
+def _within(modes: Sequence[AbstractContextManager[object]]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for mode in modes:
+            stack.enter_context(mode)
+        yield
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:

@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from sanakit.train.distributed.loss_scale import ComputeDtype
-from sanakit.train.distributed.network import DTYPES
+from sanakit.train.distributed.network import dtype_of_products
 from sanakit.train.recipe import Recipe
 
 MOST_SHAPES = 8
@@ -82,7 +82,7 @@ def peak_of(device: torch.device, dtype: ComputeDtype) -> float:
     measured once, in a third of a second.
     """
     if device.type == "cpu":
-        return _measured(dtype)
+        return _measured(dtype_of_products(dtype, device))
     if device.type != "cuda" or dtype == "float32":
         return 0.0
     name = torch.cuda.get_device_name(device)
@@ -107,8 +107,8 @@ def model_share(
 
 
 @cache
-def _measured(dtype: ComputeDtype) -> float:
-    a, b = (torch.full((SIDE, SIDE), 0.5, dtype=DTYPES[dtype]) for _ in range(2))
+def _measured(dtype: torch.dtype) -> float:
+    a, b = (torch.full((SIDE, SIDE), 0.5, dtype=dtype) for _ in range(2))
     best, end = float("inf"), time.perf_counter() + SECONDS
     while (began := time.perf_counter()) < end:
         torch.mm(a, b)

@@ -7,6 +7,7 @@ All calls that touch the module go through one outer module, so that the wrapper
 from __future__ import annotations
 
 import ctypes
+import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -17,10 +18,12 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+from sanakit.nn.cpu import HALF, WideProducts, has_units
 from sanakit.train.config import LoopConfig
 from sanakit.train.distributed.loss_scale import ComputeDtype
 from sanakit.train.distributed.ranks import Ranks
 
+logger = logging.getLogger(__name__)
 # Names of glibc's <malloc.h>.
 _TRIM_THRESHOLD = -1
 _MMAP_MAX = -4
@@ -48,6 +51,12 @@ DTYPES: dict[ComputeDtype, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+
+
+def dtype_of_products(asked: ComputeDtype, device: torch.device) -> torch.dtype:
+    """The dtype of products in training: that asked for; fp32 where a CPU would emulate it."""
+    emulated = device.type == "cpu" and not has_units(DTYPES[asked])
+    return torch.float32 if emulated else DTYPES[asked]
 
 
 class _Outer(nn.Module):
@@ -78,6 +87,14 @@ class Network:
         self.module = module.to(ranks.device)
         self.config = config
         self.device = ranks.device
+        self.product_dtype = dtype_of_products(config.compute_dtype, ranks.device)
+        self.mixed = False
+        if self.product_dtype != DTYPES[config.compute_dtype]:
+            if ranks.first:
+                logger.warning(
+                    "this processor would emulate %s: products are fp32", config.compute_dtype
+                )
+            self.mixed = any(parameter.dtype in HALF for parameter in module.parameters())
         self.outer: nn.Module = _Outer(module)
         if config.compile_blocks:
             # Every width and grid of an autoencoder's blocks is a shape of its own; the default
@@ -99,7 +116,7 @@ class Network:
             parameter.data = parameter.data.contiguous()
         mesh = ranks.mesh(config.strategy)
         policy = MixedPrecisionPolicy(
-            param_dtype=None if config.compute_dtype == "float32" else DTYPES[config.compute_dtype],
+            param_dtype=self.product_dtype if self.product_dtype != torch.float32 else None,
             reduce_dtype=torch.float32,
             cast_forward_inputs=False,  # autocast decides, as on one rank
         )
@@ -126,7 +143,7 @@ class Network:
         elif isinstance(self.outer, DistributedDataParallel) and not last:
             quiet = self.outer.no_sync()
         with quiet:
-            with self.autocast():
+            with self.products():
                 found: dict[str, Tensor] = self.outer(loss, batch)
             yield found
 
@@ -134,14 +151,16 @@ class Network:
         """Call a function of the module, such as an evaluation, on every rank alike."""
         # DDP's own forward would get ready for a backward pass that does not come.
         outer = self.outer.module if isinstance(self.outer, DistributedDataParallel) else self.outer
-        with self.autocast():
+        with self.products():
             return outer(function, *arguments)
 
-    def autocast(self) -> AbstractContextManager[Any]:
+    def products(self) -> AbstractContextManager[Any]:
         """Products in the compute dtype, weights and sums in fp32; used in training alone."""
+        if self.mixed:  # frozen weights are stored in 16 bits
+            return WideProducts()
         return torch.autocast(
             self.device.type,
-            DTYPES[self.config.compute_dtype],
-            enabled=self.config.compute_dtype != "float32",
+            self.product_dtype,
+            enabled=self.product_dtype != torch.float32,
             cache_enabled=True,
         )

@@ -1,0 +1,177 @@
+"""Where a processor would emulate 16-bit products they are fp32; the weights stay as they are."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from sanakit import SanaPipeline
+from sanakit.models.tiling import Tiling
+from sanakit.nn import cpu
+from sanakit.nn.cpu import HALF, WideProducts, has_units, wide_products
+from sanakit.pipeline.components import Components
+from sanakit.train.loop import train
+from tiny import tiny_components, write_tiny
+from tiny_sana import tiny_sana
+
+BF16 = torch.bfloat16
+
+
+@pytest.fixture
+def small_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor without units for 16 bits."""
+
+    def none(dtype: torch.dtype) -> bool:
+        return dtype not in HALF
+
+    monkeypatch.setattr(cpu, "has_units", none)
+    monkeypatch.setattr("sanakit.train.distributed.network.has_units", none)
+
+
+class Recorder(TorchFunctionMode):
+    """Notes the dtypes of the products that reach torch."""
+
+    def __init__(self) -> None:
+        self.dtypes: set[torch.dtype] = set()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func.__name__ in WideProducts.products:
+            self.dtypes |= {a.dtype for a in args if isinstance(a, Tensor)} - {torch.bool}
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def products() -> Iterator[set[torch.dtype]]:
+    with Recorder() as recorder:
+        yield recorder.dtypes
+
+
+def in_bf16() -> Components:
+    made = tiny_components()
+    for network in made.networks.values():
+        network.to(BF16)
+    return made
+
+
+OPERANDS = {
+    "conv2d": (F.conv2d, (2, 3, 6, 6), (4, 3, 3, 3)),
+    "linear": (F.linear, (5, 8), (4, 8)),
+    "matmul": (torch.matmul, (2, 5, 8), (8, 3)),
+    "at": (torch.Tensor.__matmul__, (5, 8), (8, 3)),
+    "bmm": (torch.bmm, (2, 5, 8), (2, 8, 3)),
+}
+
+
+@pytest.mark.parametrize("name", OPERANDS)
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.usefixtures("small_processor")
+def test_a_product_is_the_fp32_one_rounded_once(name: str, dtype: torch.dtype) -> None:
+    function, *shapes = OPERANDS[name]
+    x, w = (torch.randn(shape).to(dtype) for shape in shapes)
+    with wide_products(w):
+        got = function(x, w)
+        mixed = function(x.float(), w)
+    exact = function(x.float(), w.float())
+    torch.testing.assert_close(got, exact.to(dtype), rtol=0, atol=0)
+    torch.testing.assert_close(mixed, exact, rtol=0, atol=0)
+
+
+@pytest.mark.usefixtures("small_processor")
+def test_masked_attention_is_widened_too() -> None:
+    q, k, v = torch.randn(3, 1, 2, 5, 8).to(BF16)
+    keep = torch.tensor([[True, True, True, False, False]])
+    with wide_products(q):
+        got = F.scaled_dot_product_attention(q, k, v, attn_mask=keep)
+    exact = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=keep)
+    torch.testing.assert_close(got, exact.to(BF16), rtol=0, atol=0)
+
+
+@pytest.mark.usefixtures("small_processor")
+def test_no_16_bit_product_is_left_in_drawing(tmp_path: Path) -> None:
+    pipe = SanaPipeline.from_pretrained(write_tiny(tmp_path), torch_dtype=BF16)
+    with products() as seen:
+        pipe("a red apple", height=64, width=64, num_inference_steps=2, output_type="pt")
+    assert seen == {torch.float32}
+    assert {p.dtype for p in pipe.transformer.parameters()} == {BF16}
+
+
+@pytest.mark.usefixtures("small_processor")
+def test_no_16_bit_product_is_left_in_a_part_alone() -> None:
+    parts = in_bf16()
+    vae, latent = parts.autoencoder, torch.randn(1, 4, 4, 4).to(BF16)
+    tiling = Tiling(64, 64, 48, 48, exact=True)
+    with products() as seen:
+        image = vae.decode(latent).sample
+        vae.encode(image)
+        tiles = []
+        for tile in vae.decode_tiles(latent, tiling):
+            tiles.append(tile.values)
+            mine = torch.ones(2, 2, dtype=torch.float64) @ torch.ones(2, 2, dtype=torch.float64)
+            assert mine.dtype == torch.float64, "what the caller computes between is the caller's"
+        vae.decode_blended(latent, tiling)
+        parts.prompts.encode(["a cat"], instruction=None)
+        parts.prompts.encode(["a cat"], instruction=["Say: "])
+    assert len(tiles) > 1
+    assert seen == {torch.float32, torch.float64}
+
+
+@pytest.mark.usefixtures("small_processor")
+def test_recomputed_gradients_are_those_of_the_first_run() -> None:
+    def gradients(*, again: bool) -> list[Tensor]:
+        model = in_bf16().transformer.requires_grad_(True)
+        model.gradient_checkpointing = again
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(1, 4, 2, 2, generator=generator).to(BF16)
+        text = torch.randn(1, 3, 8, generator=generator).to(BF16)
+        model(x, text, torch.tensor([500.0]).to(BF16)).sample.float().sum().backward()
+        return [p.grad for p in model.parameters() if p.grad is not None]
+
+    with products() as seen:
+        kept, recomputed = gradients(again=False), gradients(again=True)
+    torch.testing.assert_close(recomputed, kept, rtol=0, atol=0)
+    assert seen == {torch.float32}
+
+
+@pytest.mark.usefixtures("small_processor")
+@pytest.mark.parametrize("base", ["float32", "bfloat16"])
+def test_training_chooses_alike(
+    base: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+
+    recipe, loop, _ = tiny_sana(tmp_path).run(
+        "compute_dtype=bfloat16", "total_images=8", f"base_dtype={base}", lora=2
+    )
+    with products() as seen:
+        train(recipe, loop, tmp_path / "run", resume=False, report=lambda line: None)
+    assert seen <= {torch.float32, torch.float64}
+    assert "would emulate bfloat16: products are fp32" in caplog.text
+
+
+def test_units_are_asked_for_where_the_library_may_use_them() -> None:
+    code = "import torch; from sanakit.nn.cpu import has_units; print(has_units(torch.bfloat16))"
+    limits = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
+    told = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **limits}, capture_output=True, text=True
+    )
+    assert told.stdout.strip() == "False", told.stderr
+
+
+def test_what_has_units_is_computed_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert has_units(torch.float32)
+    monkeypatch.setattr(cpu, "has_units", lambda dtype: True)
+    with products() as seen:
+        in_bf16().autoencoder.decode(torch.randn(1, 4, 1, 1).to(BF16))
+    assert BF16 in seen
