@@ -5,10 +5,11 @@
 FOLDER is a checkout of diffusers at the version that is installed; its files are read, never
 copied. Before they are collected, the names that they import from diffusers are pointed at ours:
 the pipelines as they are, the networks through a shim that turns the reference's calling convention
-into ours. The hub's tiny tokenizer is made on the spot, and the one text encoder that has logits
-for text gives hidden states. ``--reference`` leaves diffusers' own classes in place, which says
-whether a checkout and this harness fit each other. Pictures are drawn at the 32 px that the tests
-ask for; ``--binned`` draws them at the 1024 px that the default argument means, which takes long.
+into ours. The hub's tiny tokenizer and text encoder are made on the spot, and the one text encoder
+that has logits for text gives hidden states. ``--reference`` leaves diffusers' own classes in
+place, which says whether a checkout and this harness fit each other. Pictures are drawn at the
+32 px that the tests ask for; ``--binned`` draws them at the 1024 px that the default argument
+means, which takes long.
 
 What sanakit refuses on purpose is listed in EXPECTED with the reason; any other failure, and any
 expected one that passes, makes the exit status 1. docs/parity.md holds the outcome.
@@ -114,6 +115,21 @@ def _tiny_tokenizer() -> transformers.PreTrainedTokenizerBase:
     )
 
 
+def _tiny_text_encoder() -> Any:
+    """Stand in for hf-internal-testing/dummy-gemma-for-diffusers: eight channels."""
+    torch.manual_seed(0)
+    config = transformers.Gemma2Config(
+        vocab_size=8,
+        hidden_size=8,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=4,
+    )
+    return transformers.Gemma2Model(config).eval()
+
+
 def _text_encoder_of_captions(config: Any) -> Any:
     """Stand in for a causal model whose logits the PAG file takes for text.
 
@@ -161,7 +177,14 @@ def substitute(*, reference: bool, binned: bool) -> None:
             return _tiny_tokenizer()
         return transformers.AutoTokenizer.from_pretrained(name, *given, **named)
 
+    def llm_from_pretrained(name: str, *given: Any, **named: Any) -> Any:
+        return (
+            _tiny_text_encoder() if "dummy-gemma" in str(name) else load_llm(name, *given, **named)
+        )
+
     transformers.GemmaTokenizer.from_pretrained = from_pretrained
+    load_llm = transformers.Gemma2Model.from_pretrained
+    transformers.Gemma2Model.from_pretrained = llm_from_pretrained
 
 
 @dataclass(frozen=True, kw_only=True)

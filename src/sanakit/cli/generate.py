@@ -451,6 +451,6 @@ def _add_loras(pipeline: Pipeline, specs: Sequence[str]) -> None:
 
             pipe.load_lora_weights(lora_tensors(lora_of_run(path)), name)
         else:
-            pipe.load_lora_weights(path, name)
+            pipe.load_lora_weights(str(path), name)
         strengths[name] = strength
     pipe.set_adapters(list(strengths), list(strengths.values()))

@@ -22,6 +22,7 @@ from sanakit.nn.attention import CrossAttention, TextHeads
 from sanakit.nn.cpu import with_wide_products
 from sanakit.nn.embed import GuidedTimeEmbed, PatchEmbed, TextProjection, TimeEmbed
 from sanakit.nn.linear_attention import LinearAttention
+from sanakit.nn.lora import lora_strength
 from sanakit.nn.mix_ffn import MixFFN
 from sanakit.nn.norm import RMSNorm
 from sanakit.nn.recompute import checkpointed, product_dtype, recomputed
@@ -188,33 +189,30 @@ class LinearDiT(nn.Module):
             guidance: as in `velocity`.
             encoder_attention_mask: ``b l``, not zero where a token is real; None reads all.
             attention_mask: only None: linear attention has no map to mask.
-            attention_kwargs: as a pipeline passes it on.
+            attention_kwargs: ``scale`` weighs all LoRA adapters in this call.
             controlnet_block_samples: the ``residuals`` of `velocity`.
             return_dict: False gives a tuple of one.
             **perturbation: ``mix`` and ``mix_layers`` of `velocity`.
 
         Raises:
-            ConfigError: as `velocity`, and for masks and ``attention_kwargs`` of another form.
+            ConfigError: as `velocity`, and for masks of another form and a scale that is no number.
         """
         if attention_mask is not None:
             raise ConfigError(
                 "attention_mask: self-attention is linear and reads all positions of a latent",
                 hint="leave it out; a mask of text tokens is encoder_attention_mask",
             )
-        if (scale := (attention_kwargs or {}).get("scale", 1.0)) != 1.0:
-            raise ConfigError(
-                f"attention_kwargs has scale={scale!r}: here adapters are weighed by their layers",
-                hint="pipe.set_adapters weighs them, and a call of the pipeline takes the scale",
+        scale = (attention_kwargs or {}).get("scale", 1.0)
+        with lora_strength(scale):
+            velocity = self.velocity(
+                hidden_states,
+                timestep if timestep.is_floating_point() else timestep.float(),
+                encoder_hidden_states,
+                text_mask_of(encoder_attention_mask),
+                guidance=guidance,
+                residuals=tuple(controlnet_block_samples or ()),
+                **perturbation,
             )
-        velocity = self.velocity(
-            hidden_states,
-            timestep if timestep.is_floating_point() else timestep.float(),
-            encoder_hidden_states,
-            text_mask_of(encoder_attention_mask),
-            guidance=guidance,
-            residuals=tuple(controlnet_block_samples or ()),
-            **perturbation,
-        )
         return Transformer2DModelOutput(sample=velocity) if return_dict else (velocity,)
 
     @with_wide_products

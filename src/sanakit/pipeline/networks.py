@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import logging
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import MethodType
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -15,6 +18,7 @@ from sanakit.files import expanded
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.config import AutoencoderConfig, TransformerConfig, config_from_dict
 from sanakit.models.transformer import LinearDiT
+from sanakit.nn.lora import lora_layers
 from sanakit.pipeline.placement import Placed, place_one
 from sanakit.quant.method import BitsAndBytes, Method, method_of
 from sanakit.quant.quantize import quantize, restore
@@ -35,6 +39,7 @@ from sanakit.weights.store import (
 
 N = TypeVar("N", bound="Network")
 LM_HEAD = "lm_head.weight"
+logger = logging.getLogger(__name__)
 
 
 class Network(nn.Module):
@@ -142,9 +147,13 @@ def write(
     """Write config and weights in the published layout, layers of bitsandbytes as they are."""
     method = stored_as(network)
     write_config(folder, network.config, published_name, quantization=method)
+    state = network.state_dict()
+    if lora_layers(network):
+        logger.warning("LoRA adapters are not written with a model: fuse_lora() puts them into it")
+        state = {name: tensor for name, tensor in state.items() if ".lora_" not in name}
     write_weights(
         folder,
-        network.state_dict(),
+        state,
         variant=variant,
         max_shard_bytes=max_shard_bytes,
         storage=storage,
@@ -310,6 +319,18 @@ class Published(Network):
         )
 
 
+class OfAdapters:
+    """A method that stands in `sanakit.pipeline.adapters`, which drawing does not read."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, network: nn.Module | None, owner: type | None = None) -> Any:
+        """The function, or the method of a network."""
+        function = getattr(importlib.import_module("sanakit.pipeline.adapters"), self.name)
+        return function if network is None else MethodType(function, network)
+
+
 class SanaTransformer2DModel(Published, LinearDiT):
     """`LinearDiT` under its published name.
 
@@ -322,6 +343,20 @@ class SanaTransformer2DModel(Published, LinearDiT):
     role = "transformer"
     keep = ("time_embed", "caption_projection")
     always_keep = ("proj_out",)
+
+    load_lora_adapter = OfAdapters("load_lora_adapter")
+    save_lora_adapter = OfAdapters("save_lora_adapter")
+    add_adapter = OfAdapters("add_adapter")
+    set_adapter = OfAdapters("set_adapter")
+    set_adapters = OfAdapters("set_adapters")
+    active_adapters = OfAdapters("active_adapters")
+    enable_adapters = enable_lora = OfAdapters("enable_lora")
+    disable_adapters = disable_lora = OfAdapters("disable_lora")
+    delete_adapters = OfAdapters("delete_adapters")
+    fuse_lora = OfAdapters("fuse_lora")
+    unfuse_lora = OfAdapters("unfuse_lora")
+    unload_lora = OfAdapters("unload_lora")
+    enable_lora_hotswap = OfAdapters("enable_lora_hotswap")
 
     @classmethod
     def explain_misfit(cls, names: Collection[str], config: TransformerConfig) -> str | None:

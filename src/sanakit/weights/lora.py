@@ -1,63 +1,192 @@
-"""LoRA files: low-rank changes of a transformer's linear layers, under the names of diffusers."""
+"""LoRA files: low-rank changes of a transformer's layers, by the names that trainers give them."""
 
 from __future__ import annotations
 
 import json
+import math
 import re
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from sanakit.errors import MissingModelError, WeightsError
-from sanakit.files import listed
+from sanakit.errors import ConfigError, MissingModelError, WeightsError
+from sanakit.files import listed, names_in
+from sanakit.nn.lora import is_plain
 from sanakit.weights.store import read_tensors, write_tensors
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
-_METADATA = "lora_adapter_metadata"
-_PREFIX = "transformer."
-# PEFT's names, those of older diffusers, and an optional adapter's name in between.
-_KEY = re.compile(
-    r"(?:transformer\.|base_model\.model\.)?(?P<layer>.+?)\."
-    r"(?:lora_A(?:\.\w+)?\.weight|(?P<down>lora\.down\.weight)|"
-    r"(?P<up>lora_B(?:\.\w+)?\.weight|lora\.up\.weight)|(?P<alpha>alpha))"
+PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+METADATA = "lora_adapter_metadata"
+PREFIX = "transformer."
+_PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", PREFIX)
+_FLAT = ("lora_unet_", "lora_transformer_")
+"""How kohya's names begin, in which every dot is an underscore."""
+_ADAPTER = r"(?:\.[^.]+)?"
+_PART = re.compile(
+    r"(?P<layer>.+)\.(?:"
+    rf"(?P<down>lora_A{_ADAPTER}\.weight|lora\.down\.weight|lora_down\.weight)|"
+    rf"(?P<up>lora_B{_ADAPTER}\.weight|lora\.up\.weight|lora_up\.weight)|"
+    rf"(?P<bias>lora_B{_ADAPTER}\.bias)|"
+    rf"(?P<magnitude>lora_magnitude_vector{_ADAPTER}(?:\.weight)?|dora_scale)|"
+    r"(?P<alpha>alpha))"
 )
+_LITERAL = re.compile(r"[\w.-]+")
+_PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
+"""Ways to begin a training that leave the model's own weights as they are."""
+_OTHERS = (
+    "alora_invocation_tokens",
+    "arrow_config",
+    "fan_in_fan_out",
+    "kasa_config",
+    "layer_replication",
+    "modules_to_save",
+    "monteclora_config",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_bdlora",
+    "use_qalora",
+    "velora_config",
+)
+"""Options of PEFT under which the same tensors mean something else."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoraPair:
-    """The change of one layer: ``alpha / rank * up @ down``."""
+    """The change of one layer: ``scale * up @ down``, for DoRA with the length of its rows."""
 
-    down: Tensor  # rank in
-    up: Tensor  # out rank
+    down: Tensor  # rank in, or rank in h w
+    up: Tensor  # out rank, or out rank 1 1
     alpha: float | None = None
     """None: as much as the rank, so that the factor is one."""
+    rslora: bool = False
+    """The factor is alpha / sqrt(rank), after arXiv 2312.03732, not alpha / rank."""
+    bias: Tensor | None = None
+    magnitude: Tensor | None = None
+
+    @property
+    def rank(self) -> int:
+        """Rows of ``down``."""
+        return self.down.shape[0]
 
     @property
     def scale(self) -> float:
         """The factor before the product."""
-        return 1.0 if self.alpha is None else self.alpha / self.down.shape[0]
+        if self.alpha is None:
+            return math.sqrt(self.rank) if self.rslora else 1.0
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """What PEFT's config of a LoRA says, under its names."""
+
+    r: int = 8
+    lora_alpha: float | None = None
+    """None: each layer's rank."""
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+    target_modules: list[str] = field(default_factory=list)
+    use_rslora: bool = False
+    use_dora: bool = False
+    lora_bias: bool = False
+
+    # Read by functions of PEFT.
+    peft_type: ClassVar[str] = "LORA"
+    bias: ClassVar[str] = "none"
+    is_prompt_learning: ClassVar[bool] = False
+    inference_mode: ClassVar[bool] = False
+    modules_to_save: ClassVar[None] = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields by name."""
+        return asdict(self)
+
+    @classmethod
+    def read(cls, values: object, *, source: str) -> AdapterConfig:
+        """Read what somebody wrote: a mapping of any content.
+
+        Raises:
+            WeightsError: no mapping, or a field of the wrong kind. ConfigError: an option that
+            makes other changes of the tensors than LoRA's.
+        """
+        if not isinstance(values, Mapping):
+            raise WeightsError(f"{source}: its LoRA config is a {type(values).__name__}")
+        if values.get("peft_type") not in (None, "LORA"):
+            raise WeightsError(f"{source}: is a {str(values['peft_type'])[:40]!r}, no LoRA")
+        start = values.get("init_lora_weights")
+        if not (start is None or isinstance(start, bool) or start in _PLAIN_STARTS):
+            raise WeightsError(
+                f"{source}: began as {str(start)[:40]!r}, which changes the model's own weights",
+                hint="save it as a plain LoRA where it was trained",
+            )
+        for name in _OTHERS:
+            if values.get(name):
+                raise WeightsError(
+                    f"{source}: {name} of PEFT is not supported",
+                    hint="merge it into the weights where it was trained",
+                )
+        alpha = values.get("lora_alpha")
+        patterns = values.get("alpha_pattern") or {}
+        if not isinstance(patterns, Mapping):
+            raise WeightsError(f"{source}: alpha_pattern is a {type(patterns).__name__}")
+        return cls(
+            lora_alpha=None if alpha is None else _number(alpha, "lora_alpha", source),
+            alpha_pattern={
+                _literal(name, source): _number(each, "alpha_pattern", source)
+                for name, each in patterns.items()
+            },
+            use_rslora=values.get("use_rslora") is True,
+        )
+
+    @classmethod
+    def of(cls, pairs: Mapping[str, LoraPair]) -> AdapterConfig:
+        """Describe pairs as PEFT does: what most of them have, and the exceptions."""
+        ranks = {layer: pair.rank for layer, pair in pairs.items()}
+        rslora = any(pair.rslora for pair in pairs.values())
+        alphas = {layer: _alpha_as(pair, rslora=rslora) for layer, pair in pairs.items()}
+        rank = Counter(ranks.values()).most_common(1)[0][0]
+        alpha = Counter(alphas.values()).most_common(1)[0][0]
+        return cls(
+            r=rank,
+            lora_alpha=alpha,
+            rank_pattern={layer: each for layer, each in ranks.items() if each != rank},
+            alpha_pattern={layer: each for layer, each in alphas.items() if each != alpha},
+            target_modules=sorted(pairs),
+            use_rslora=rslora,
+            use_dora=any(pair.magnitude is not None for pair in pairs.values()),
+            lora_bias=any(pair.bias is not None for pair in pairs.values()),
+        )
+
+    def alpha_of(self, layer: str) -> float | None:
+        """Alpha of a layer: its own pattern, else that of all."""
+        for pattern, alpha in self.alpha_pattern.items():
+            if layer == pattern or layer.endswith(f".{pattern}"):
+                return alpha
+        return self.lora_alpha
 
 
 def find_lora(source: str | Path, weight_name: str | None = None) -> Path:
     """Give the LoRA file: ``source`` itself, or the one in that folder.
 
     Raises:
-        MissingModelError: there is none, or more than one and none of the usual name.
+        MissingModelError: there is none, or more than one and none of the usual names.
     """
-    path = Path(source)
+    path = Path(source).expanduser()
     if path.is_file():
         return path
     if not path.is_dir():
         raise MissingModelError(
             f"{path}: no such file or folder", hint="download the LoRA first, then give its path"
         )
-    held = sorted(file.name for file in path.glob("*.safetensors"))
-    wanted = weight_name or (held[0] if len(held) == 1 else LORA_FILE)
+    held = [name for name in names_in(path) if name.endswith(".safetensors")]
+    usual = [name for name in (LORA_FILE, PEFT_FILE) if name in held]
+    wanted = weight_name or (held[0] if len(held) == 1 else [*usual, LORA_FILE][0])
     if not (path / wanted).is_file():
         raise MissingModelError(
             f"{path}: has no {wanted}; it holds {listed(held)}", hint="name it with weight_name="
@@ -68,13 +197,32 @@ def find_lora(source: str | Path, weight_name: str | None = None) -> Path:
 def read_lora(path: Path) -> dict[str, LoraPair]:
     """Read a LoRA file: pairs by the name of their layer, ``transformer_blocks.0.attn1.to_q``.
 
+    PEFT's config is read from the file's metadata, or from ``adapter_config.json`` beside it.
+
     Raises:
         WeightsError: for a damaged file, or as :func:`lora_pairs`.
     """
-    tensors = read_tensors(path)
+    return lora_pairs(read_tensors(path), source=str(path), metadata=read_metadata(path))
+
+
+def read_metadata(path: Path) -> dict[str, Any] | None:
+    """PEFT's config of a LoRA file, unchecked but for being a JSON object; None: it has none.
+
+    Raises:
+        WeightsError: no JSON object.
+    """
     with safe_open(path, framework="pt") as file:
-        written = (file.metadata() or {}).get(_METADATA)
-    return lora_pairs(tensors, source=str(path), metadata=_config(written, path))
+        written = (file.metadata() or {}).get(METADATA)
+    beside = path.with_name(PEFT_CONFIG)
+    try:
+        if written is None and path.name == PEFT_FILE and beside.is_file():
+            written = beside.read_text(encoding="utf-8")
+        values = None if written is None else json.loads(written)
+    except (ValueError, RecursionError, OSError) as error:
+        raise WeightsError(f"{path}: its {METADATA} is no JSON ({error})") from error
+    if values is not None and not isinstance(values, dict):
+        raise WeightsError(f"{path}: its {METADATA} is no JSON object")
+    return values
 
 
 def lora_pairs(
@@ -82,119 +230,233 @@ def lora_pairs(
 ) -> dict[str, LoraPair]:
     """Sort tensors by the layer that they change; ``metadata`` is PEFT's config, which has alpha.
 
+    Names are those of PEFT, of older diffusers, of kohya and of ComfyUI.
+
     Raises:
-        WeightsError: for a name that is no part of a LoRA of a transformer, half a pair, or shapes
-            that do not multiply.
+        WeightsError: for a name that is no part of a LoRA of a transformer, half a pair, shapes
+            that do not multiply, a number that is none, or a config that is not one.
     """
+    own = {key.removeprefix(PREFIX): value for key, value in (metadata or {}).items()}
+    config = AdapterConfig.read(own, source=source)
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        match = _KEY.fullmatch(name)
-        if match is None or name.startswith("text_encoder"):
-            dora = "dora" in name or "magnitude" in name
+        if not isinstance(tensor, Tensor):
+            raise WeightsError(f"{source}: {name} is a {type(tensor).__name__}, no tensor")
+        match = _PART.fullmatch(name) if isinstance(name, str) else None
+        if match is None or name.startswith(("text_encoder", "lora_te")):
             raise WeightsError(
-                f"{source}: {name} is no part of a LoRA of a transformer",
-                hint="DoRA is not supported: merge it into the weights where it was trained"
-                if dora
-                else f"names are like {_PREFIX}transformer_blocks.0.attn1.to_q.lora_A.weight",
+                f"{source}: {name} is no part of a LoRA of a transformer", hint=_instead(str(name))
             )
-        kind = "up" if match["up"] else "alpha" if match["alpha"] else "down"
-        parts.setdefault(match["layer"], {})[kind] = tensor
+        kind = next(kind for kind, found in match.groupdict().items() if found and kind != "layer")
+        part = parts.setdefault(_bare(match["layer"]), {})
+        if kind in part:
+            raise WeightsError(f"{source}: {_bare(match['layer'])} has two tensors for {kind}")
+        part[kind] = tensor
     if not parts:
         raise WeightsError(f"{source}: holds no tensor")
-    pairs = {}
-    for layer, part in parts.items():
-        if "down" not in part or "up" not in part:
-            raise WeightsError(f"{source}: {layer} has only {', '.join(sorted(part))}")
-        down, up = part["down"], part["up"]
-        if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1]:
-            raise WeightsError(
-                f"{source}: {layer} has lora_A {tuple(down.shape)} and lora_B {tuple(up.shape)}",
-                hint="lora_A is (rank, in), lora_B (out, rank); convolutions are not supported",
-            )
-        alpha = float(part["alpha"]) if "alpha" in part else _alpha(metadata or {}, layer)
-        pairs[layer] = LoraPair(down=down, up=up, alpha=alpha)
-    return pairs
+    return {layer: _pair(layer, part, config, source) for layer, part in parts.items()}
 
 
-def lora_tensors(pairs: Mapping[str, LoraPair]) -> dict[str, Tensor]:
+def lora_tensors(pairs: Mapping[str, LoraPair], *, prefix: str = PREFIX) -> dict[str, Tensor]:
     """Undo :func:`lora_pairs`: tensors by name, each layer's alpha beside it."""
     tensors = {}
     for layer, pair in pairs.items():
-        tensors[f"{_PREFIX}{layer}.lora_A.weight"] = pair.down
-        tensors[f"{_PREFIX}{layer}.lora_B.weight"] = pair.up
+        tensors[f"{prefix}{layer}.lora_A.weight"] = pair.down
+        tensors[f"{prefix}{layer}.lora_B.weight"] = pair.up
+        if pair.bias is not None:
+            tensors[f"{prefix}{layer}.lora_B.bias"] = pair.bias
+        if pair.magnitude is not None:
+            tensors[f"{prefix}{layer}.lora_magnitude_vector"] = pair.magnitude
         if pair.alpha is not None:
-            tensors[f"{_PREFIX}{layer}.alpha"] = torch.tensor(pair.alpha)
+            tensors[f"{prefix}{layer}.alpha"] = torch.tensor(pair.alpha)
     return tensors
 
 
 def write_lora(
-    path: Path, pairs: Mapping[str, LoraPair], *, metadata: Mapping[str, Any] | None = None
+    path: Path,
+    pairs: Mapping[str, LoraPair],
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    prefix: str = PREFIX,
 ) -> None:
-    """Write a LoRA file that diffusers loads.
+    """Write a LoRA file that diffusers loads; ``metadata`` is PEFT's config where there is one.
+
+    ``prefix`` begins all names.
 
     Raises:
-        DataError: the disk refuses. WeightsError: no pair.
+        DataError: the disk refuses. WeightsError: no pair. ConfigError: metadata of no JSON.
     """
     if not pairs:
         raise WeightsError(f"{path}: no LoRA layer to write")
-    alphas = {layer: pair.alpha for layer, pair in pairs.items() if pair.alpha is not None}
     bare = {layer: replace(pair, alpha=None) for layer, pair in pairs.items()}
-    config: dict[str, Any] = dict(metadata or {})
-    if alphas and "lora_alpha" not in config:
-        ranks = {layer: pair.down.shape[0] for layer, pair in pairs.items()}
-        rank = next(iter(ranks.values()))
-        config |= {
-            "r": rank,
-            "rank_pattern": {layer: each for layer, each in ranks.items() if each != rank},
-            "lora_alpha": next(iter(alphas.values())),
-            "alpha_pattern": {layer: alphas.get(layer, ranks[layer]) for layer in pairs},
-            "target_modules": sorted(pairs),
-        }
+    config = dict(metadata or {})
+    if not config and any(pair.alpha is not None or pair.rslora for pair in pairs.values()):
+        config = AdapterConfig.of(pairs).to_dict()
     notes = {}
     if config:
-        prefixed = {f"{_PREFIX}{key}": value for key, value in config.items()}
-        notes[_METADATA] = json.dumps(prefixed, indent=2, sort_keys=True)
-    write_tensors(path, lora_tensors(bare), notes)
+        prefixed = {f"{prefix}{key}": value for key, value in config.items()}
+        try:
+            notes[METADATA] = json.dumps(prefixed, indent=2, sort_keys=True, default=_as_list)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"the LoRA's metadata are no JSON ({error})") from error
+    write_tensors(path, lora_tensors(bare, prefix=prefix), notes)
 
 
-def check_lora(module: nn.Module, pairs: Mapping[str, LoraPair], *, source: str) -> None:
-    """Refuse pairs that ``module`` has no linear layer of those sizes for.
+def fit_lora(
+    module: nn.Module, pairs: Mapping[str, LoraPair], *, source: str
+) -> dict[str, LoraPair]:
+    """Give pairs by the layers of ``module``, in their shapes.
 
     Raises:
-        WeightsError: naming the first such layer.
+        WeightsError: a layer that is missing, can carry no change, or has other sizes.
     """
     modules = dict(module.named_modules())
-    for layer, pair in pairs.items():
+    flat = {name.replace(".", "_"): name for name in modules}
+    fitted: dict[str, LoraPair] = {}
+    for given, pair in pairs.items():
+        layer = given if given in modules else flat.get(given, given)
         found = modules.get(layer)
-        if not isinstance(found, nn.Linear):
+        if not isinstance(found, nn.Linear | nn.Conv2d):
             what = "is missing" if found is None else f"is a {type(found).__name__}"
             raise WeightsError(
-                f"{source}: {layer} {what}, where the LoRA changes a linear layer",
+                f"{source}: {layer} {what}, where the LoRA changes a linear layer or a convolution",
                 hint="it was made for another model",
             )
-        made_for = (pair.up.shape[0], pair.down.shape[1])
-        if made_for != (found.out_features, found.in_features):
+        if layer in fitted:
+            raise WeightsError(f"{source}: {layer} is there under two names")
+        if pair.magnitude is not None and (
+            not is_plain(found) or found.weight.is_meta or getattr(found, "groups", 1) > 1
+        ):
             raise WeightsError(
-                f"{source}: {layer} is made for {made_for}, the model has "
-                f"{(found.out_features, found.in_features)}",
-                hint="it was made for another model",
+                f"{source}: DoRA of {layer} needs its real weights, which are quantized, offloaded "
+                "layer by layer, or of a grouped convolution",
+                hint="load the LoRA into the model as it was published, and before offloading",
             )
+        fitted[layer] = _in_shape(pair, found, f"{source}: {layer}")
+    return fitted
 
 
-def _config(written: str | None, path: Path) -> dict[str, Any]:
-    if written is None:
-        return {}
+def _in_shape(pair: LoraPair, layer: nn.Linear | nn.Conv2d, what: str) -> LoraPair:
+    """Give a pair the dimensions of a layer; trainers write those of size one, or leave them out.
+
+    A convolution's ``down`` reads all channels, its ``up`` is in as many groups as the layer.
+    """
+    rank = pair.rank
+    if isinstance(layer, nn.Conv2d):
+        if rank % layer.groups:
+            raise WeightsError(
+                f"{what} is in {layer.groups} groups, which rank {rank} is no multiple of"
+            )
+        down = (rank, layer.in_channels, *layer.kernel_size)
+        up: tuple[int, ...] = (layer.out_channels, rank // layer.groups, 1, 1)
+    else:
+        down, up = (rank, layer.in_features), (layer.out_features, rank)
+    shapes = [down, up]
+    given = [tuple(pair.down.shape), tuple(pair.up.shape)]
+    bare = [[_trimmed(shape) for shape in group] for group in (given, shapes)]
+    rows = up[0]
+    for name, tensor in (("bias", pair.bias), ("magnitude", pair.magnitude)):
+        if tensor is not None and (tensor.numel() != rows or rows not in tensor.shape):
+            raise WeightsError(f"{what} has a {name} {tuple(tensor.shape)}, the model {rows} rows")
+    if bare[0] != bare[1]:
+        raise WeightsError(
+            f"{what} is made for {given[1]} times {given[0]}, the model has {up} times {down}",
+            hint="it was made for another model",
+        )
+    return replace(pair, down=pair.down.reshape(down), up=pair.up.reshape(up))
+
+
+def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    while len(shape) > 2 and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
+
+
+def _pair(layer: str, part: Mapping[str, Tensor], config: AdapterConfig, source: str) -> LoraPair:
+    if "down" not in part or "up" not in part:
+        raise WeightsError(f"{source}: {layer} has only {', '.join(sorted(part))}")
+    down, up = part["down"], part["up"]
+    if down.ndim not in (2, 4) or up.ndim not in (2, 4) or 0 in (*down.shape, *up.shape):
+        raise WeightsError(
+            f"{source}: {layer} has lora_A {tuple(down.shape)} and lora_B {tuple(up.shape)}",
+            hint="lora_A is (rank, in), lora_B (out, rank), and 4 dimensions for a convolution",
+        )
+    if down.shape[0] % up.shape[1]:
+        raise WeightsError(
+            f"{source}: {layer} has lora_A {tuple(down.shape)} and lora_B {tuple(up.shape)}",
+            hint="lora_A is (rank, in), lora_B (out, rank): the ranks differ",
+        )
+    for kind, tensor in part.items():
+        if not tensor.is_floating_point() and kind != "alpha":
+            raise WeightsError(f"{source}: {layer} holds {tensor.dtype} for its {kind}")
+        if not torch.isfinite(tensor).all():
+            raise WeightsError(f"{source}: {layer} holds numbers that are not finite ({kind})")
+    alpha = config.alpha_of(layer)
+    if "alpha" in part:
+        if part["alpha"].numel() != 1:
+            raise WeightsError(f"{source}: alpha of {layer} is {tuple(part['alpha'].shape)}")
+        alpha = float(part["alpha"])
+    return LoraPair(
+        down=down,
+        up=up,
+        alpha=alpha,
+        rslora=config.use_rslora,
+        bias=part.get("bias"),
+        magnitude=part.get("magnitude"),
+    )
+
+
+def _alpha_as(pair: LoraPair, *, rslora: bool) -> float:
+    """The alpha that gives a pair's scale in a file of one way."""
+    if pair.alpha is not None and pair.rslora == rslora:
+        return pair.alpha
+    return pair.scale * (math.sqrt(pair.rank) if rslora else pair.rank)
+
+
+def _bare(layer: str) -> str:
+    """A layer's name without what trainers put before it."""
+    for prefix in _FLAT:
+        if layer.startswith(prefix):
+            return layer.removeprefix(prefix)
+    for prefix in _PREFIXES:
+        layer = layer.removeprefix(prefix)
+    return layer
+
+
+def _instead(name: str) -> str:
+    if name.startswith(("text_encoder", "lora_te")):
+        return "a LoRA changes the transformer alone: train it without the text encoder"
+    for kind in ("hada_", "lokr_", "oft_", "lora_mid", "diff"):
+        if f".{kind}" in name:
+            return f"{kind.strip('_')} is another method than LoRA: merge it where it was trained"
+    return f"names are like {PREFIX}transformer_blocks.0.attn1.to_q.lora_A.weight"
+
+
+def _number(value: object, name: str, source: str) -> float:
+    """A finite number of what JSON may hold."""
     try:
-        values = json.loads(written)
-        return {key.removeprefix(_PREFIX): value for key, value in values.items()}
-    except (ValueError, AttributeError) as error:
-        raise WeightsError(f"{path}: its {_METADATA} is no JSON object ({error})") from error
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError
+        number = float(value)
+        if not math.isfinite(number):
+            raise ValueError
+    except (ValueError, OverflowError) as error:
+        raise WeightsError(f"{source}: {name} is {str(value)[:40]!r}, no finite number") from error
+    return number
 
 
-def _alpha(metadata: Mapping[str, Any], layer: str) -> float | None:
-    """Alpha of a layer in PEFT's config: its own pattern, else that of all."""
-    for pattern, alpha in (metadata.get("alpha_pattern") or {}).items():
-        if layer == pattern or layer.endswith(f".{pattern}"):
-            return float(alpha)
-    alpha = metadata.get("lora_alpha")
-    return None if alpha is None else float(alpha)
+def _literal(pattern: object, source: str) -> str:
+    """The name that a pattern of PEFT stands for; real expressions are not run on foreign text."""
+    text = str(pattern).removeprefix("^").removesuffix("$").replace("\\.", ".")
+    if not _LITERAL.fullmatch(text):
+        raise WeightsError(
+            f"{source}: alpha_pattern {str(pattern)[:60]!r} is a regular expression",
+            hint="name the layers one by one",
+        )
+    return text
+
+
+def _as_list(value: object) -> list[Any]:
+    if isinstance(value, set | frozenset | tuple):
+        return sorted(value)
+    raise TypeError(f"a {type(value).__name__}")

@@ -44,7 +44,7 @@ def test_the_usual_targets_are_all_linear_layers_of_both_attentions() -> None:
     assert len(names) == 2 * 2 * 4
     assert "transformer_blocks.1.attn2.to_k" in names
     learning = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert learning == {f"{name}.lora:{kind}" for name in names for kind in ("down", "up")}
+    assert learning == {f"{name}.lora_{side}.lora.weight" for name in names for side in "AB"}
     assert model.state_dict().keys() == learning
 
 

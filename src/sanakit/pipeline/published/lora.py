@@ -1,170 +1,252 @@
-"""LoRA under the methods that users of diffusers know, for linear layers of the transformer."""
+"""LoRA under the methods that users of diffusers know on a pipeline, for its transformer."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
-from sanakit.errors import ConfigError, did_you_mean
-from sanakit.nn.lora import STRENGTH, LoraLinear
-from sanakit.weights.lora import (
-    LORA_FILE,
-    LoraPair,
-    check_lora,
-    find_lora,
-    lora_pairs,
-    read_lora,
-    write_lora,
-)
+from sanakit.errors import ConfigError, did_you_mean, refuse_unknown
+from sanakit.nn.lora import lora_layers, lora_strength
+from sanakit.pipeline import adapters
+from sanakit.pipeline.adapters import Weight
+from sanakit.weights.lora import find_lora, lora_pairs, read_metadata, write_lora
+from sanakit.weights.store import read_tensors
 
-
-def lora_layers(module: nn.Module) -> list[LoraLinear]:
-    """All layers of a module that carry an adapter."""
-    return [layer for layer in module.modules() if isinstance(layer, LoraLinear)]
+PART = "transformer"
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def lora_strength(module: nn.Module, strength: float | None) -> Iterator[None]:
-    """Weigh all adapters within the block, in this thread; None leaves them as they are."""
+def strength_of_call(module: nn.Module, strength: float | None) -> Iterator[None]:
+    """Weigh all adapters within the block; None leaves them as they are."""
     layers = lora_layers(module)
     if strength is None or (strength == 1.0 and not layers):
         yield
         return
-    if not layers or layers[0].unmerged is not None:
+    if not layers or adapters.fused_adapters(module):
         raise ConfigError(
             f"attention_kwargs asks for LoRA of strength {strength}, and "
             + ("the LoRA is merged into the weights" if layers else "no LoRA is loaded"),
             hint="call unfuse_lora first" if layers else "call load_lora_weights first",
         )
-    before = STRENGTH.set(strength)
-    try:
+    with lora_strength(strength):
         yield
-    finally:
-        STRENGTH.reset(before)
 
 
 class LoraMethods:
-    """Load, weigh, merge and save LoRA weights; pipelines that share a transformer share them."""
+    """Load, choose, weigh, merge and save LoRA; pipelines that share a transformer share it."""
 
     transformer: Any
+    transformer_name: ClassVar[str] = PART
+    _lora_loadable_modules: ClassVar[list[str]] = [PART]
 
+    @refuse_unknown
     def load_lora_weights(
         self,
         pretrained_model_name_or_path_or_dict: str | Path | Mapping[str, Tensor],
         adapter_name: str | None = None,
+        hotswap: bool = False,
         *,
         weight_name: str | None = None,
+        low_cpu_mem_usage: bool = True,
+        use_safetensors: bool = True,
     ) -> None:
         """Put an adapter on: a file, a folder that holds one, or its tensors.
 
-        Loading further ones adds them up. On an error nothing is loaded.
+        It alone is active then; `set_adapters` chooses several. On an error nothing is loaded.
+        Errors and ``hotswap`` are those of `adapters.load_lora_adapter`.
+        """
+        adapters.load_lora_adapter(
+            self.transformer,
+            pretrained_model_name_or_path_or_dict,
+            hotswap=hotswap,
+            adapter_name=adapter_name,
+            weight_name=weight_name,
+        )
+
+    @classmethod
+    def load_lora_into_transformer(
+        cls,
+        state_dict: Mapping[str, Tensor],
+        transformer: nn.Module,
+        adapter_name: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        hotswap: bool = False,
+    ) -> None:
+        """Put an adapter on a transformer of its own; errors are those of `load_lora_adapter`."""
+        adapters.load_lora_adapter(
+            transformer, state_dict, hotswap=hotswap, adapter_name=adapter_name, metadata=metadata
+        )
+
+    @classmethod
+    @refuse_unknown
+    def lora_state_dict(
+        cls,
+        pretrained_model_name_or_path_or_dict: str | Path | Mapping[str, Tensor],
+        *,
+        weight_name: str | None = None,
+        use_safetensors: bool = True,
+        return_lora_metadata: bool = False,
+    ) -> Any:
+        """Give the tensors of a LoRA by name and, if asked, PEFT's config of it, which may be None.
 
         Raises:
-            MissingModelError: no such file. WeightsError: it does not fit. ConfigError: the name is
-            taken, or adapters are merged at the moment.
+            MissingModelError: no such file. WeightsError: it is no LoRA of a transformer.
         """
-        if isinstance(pretrained_model_name_or_path_or_dict, Mapping):
-            source = "LoRA"
-            pairs = lora_pairs(pretrained_model_name_or_path_or_dict, source=source)
+        given = pretrained_model_name_or_path_or_dict
+        metadata: dict[str, Any] | None = None
+        if isinstance(given, Mapping):
+            tensors = dict(given)
         else:
-            path = find_lora(pretrained_model_name_or_path_or_dict, weight_name)
-            source, pairs = str(path), read_lora(path)
-        names = self.get_list_adapters()
-        name = f"default_{len(names)}" if adapter_name is None else adapter_name
-        if name in names or not name or "." in name:
-            raise ConfigError(
-                f"adapter_name={name!r} is taken or no name", hint=f"loaded: {', '.join(names)}"
-            )
-        self._require_unmerged()
-        check_lora(self.transformer, pairs, source=source)
-        modules = dict(self.transformer.named_modules())
-        for layer, pair in pairs.items():
-            found = modules[layer]
-            if not isinstance(found, LoraLinear):
-                found = LoraLinear(found)
-                self._exchange(layer, found)
-            found.add(name, pair.down, pair.up, pair.scale)
+            path = find_lora(given, weight_name)
+            tensors, metadata = read_tensors(path), read_metadata(path)
+        lora_pairs(tensors, source=str("LoRA" if isinstance(given, Mapping) else given))
+        return (tensors, metadata) if return_lora_metadata else tensors
 
     def unload_lora_weights(self) -> None:
-        """Take all adapters off; merged ones are taken out of the weights first, to the bit."""
-        self.unfuse_lora()
-        for layer, module in list(self.transformer.named_modules()):
-            if isinstance(module, LoraLinear):
-                self._exchange(layer, module.plain())
+        """Take all adapters off; what `fuse_lora` merged stays in the weights."""
+        adapters.unload_lora(self.transformer)
 
-    def get_list_adapters(self) -> list[str]:
-        """Names of the adapters, in the order they were loaded."""
-        return list(dict.fromkeys(n for x in lora_layers(self.transformer) for n in x.scales))
+    def get_list_adapters(self) -> dict[str, list[str]]:
+        """Names of the adapters by component, in the order they were loaded; empty without any."""
+        held = list(getattr(self.transformer, "peft_config", {}))
+        return {PART: held} if held else {}
 
-    def fuse_lora(self, *, lora_scale: float = 1.0) -> None:
-        """Add all adapters to the weights: faster, at the price of a copy of these weights.
-
-        Raises:
-            ConfigError: there is none.
-        """
-        if not lora_layers(self.transformer):
-            raise ConfigError("no LoRA is loaded", hint="call load_lora_weights first")
-        for layer in lora_layers(self.transformer):
-            layer.merge(lora_scale)
-
-    def unfuse_lora(self) -> None:
-        """Undo :meth:`fuse_lora`, to the bit."""
-        for layer in lora_layers(self.transformer):
-            layer.unmerge()
+    def get_active_adapters(self) -> list[str]:
+        """Names of the adapters that act."""
+        return adapters.active_adapters(self.transformer)
 
     def set_adapters(
         self,
         adapter_names: str | Sequence[str],
-        adapter_weights: float | Sequence[float] = 1.0,
+        adapter_weights: Weight | Mapping[str, Weight] | Sequence[Any] = None,
     ) -> None:
-        """Weigh the named adapters anew, on top of alpha / rank; all others are put to zero.
+        """Make the named adapters, and no others, active, on top of alpha / rank.
 
-        Raises:
-            ConfigError: for a name that is not loaded, or another number of weights than names.
+        A weight is a number, None for one, or a mapping from "transformer" to a number or to one
+        by layers, as `adapters.set_adapters` takes it, whose errors are those here too.
         """
-        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
-        weights = (
-            [float(adapter_weights)] * len(names)
-            if isinstance(adapter_weights, int | float)
-            else list(adapter_weights)
-        )
-        if len(weights) != len(names):
-            raise ConfigError(f"{len(weights)} adapter_weights for {len(names)} adapters")
-        known = self.get_list_adapters()
-        for name in names:
-            if name not in known:
-                raise ConfigError(f"adapter {name!r} is not loaded", hint=did_you_mean(name, known))
-        self._require_unmerged()
-        wanted = dict(zip(names, weights, strict=True))
-        for layer in lora_layers(self.transformer):
-            layer.weigh({name: wanted.get(name, 0.0) for name in layer.scales})
+        weights: Any = adapter_weights
+        if weights is None or isinstance(weights, int | float | Mapping):
+            weights = _of_transformer(weights)
+        else:
+            weights = [_of_transformer(each) for each in weights]
+        adapters.set_adapters(self.transformer, adapter_names, weights)
 
-    @staticmethod
+    def enable_lora(self) -> None:
+        """Undo :meth:`disable_lora`."""
+        adapters.enable_lora(self.transformer)
+
+    def disable_lora(self) -> None:
+        """Let no adapter act until :meth:`enable_lora`; merged ones leave the weights."""
+        adapters.disable_lora(self.transformer)
+
+    def delete_adapters(self, adapter_names: str | Sequence[str]) -> None:
+        """Let go of adapters; errors are those of `adapters.delete_adapters`."""
+        adapters.delete_adapters(self.transformer, adapter_names)
+
+    @refuse_unknown
+    def fuse_lora(
+        self,
+        components: Sequence[str] = (PART,),
+        lora_scale: float = 1.0,
+        safe_fusing: bool = False,
+        adapter_names: Sequence[str] | None = None,
+    ) -> None:
+        """Add the active or the named adapters to the weights: faster, and as large a copy is kept.
+
+        Errors are those of `adapters.fuse_lora`.
+        """
+        _check_components(components)
+        adapters.fuse_lora(self.transformer, lora_scale, safe_fusing, adapter_names)
+
+    @refuse_unknown
+    def unfuse_lora(self, components: Sequence[str] = (PART,)) -> None:
+        """Undo :meth:`fuse_lora`, to the bit."""
+        _check_components(components)
+        adapters.unfuse_lora(self.transformer)
+
+    @property
+    def fused_loras(self) -> set[str]:
+        """Names of the adapters that `unfuse_lora` would take out of the weights."""
+        return adapters.fused_adapters(self.transformer)
+
+    @property
+    def num_fused_loras(self) -> int:
+        """How many these are."""
+        return len(self.fused_loras)
+
+    def set_lora_device(
+        self, adapter_names: Sequence[str], device: torch.device | str | int
+    ) -> None:
+        """Move adapters; one that is active must be where the transformer is."""
+        adapters.set_lora_device(self.transformer, adapter_names, device)
+
+    def enable_lora_hotswap(self, target_rank: int = 128, check_compiled: str = "error") -> None:
+        """Nothing has to be prepared; see `adapters.enable_lora_hotswap`."""
+        adapters.enable_lora_hotswap(self.transformer, target_rank, check_compiled)
+
+    @classmethod
+    @refuse_unknown
     def save_lora_weights(
+        cls,
         save_directory: str | Path,
-        transformer_lora_layers: Mapping[str, Tensor],
-        *,
-        weight_name: str = LORA_FILE,
+        transformer_lora_layers: Mapping[str, Tensor] | nn.Module | None = None,
+        is_main_process: bool = True,
+        weight_name: str | None = None,
+        save_function: None = None,
+        safe_serialization: bool = True,
         transformer_lora_adapter_metadata: Mapping[str, Any] | None = None,
     ) -> None:
         """Write tensors named ``transformer_blocks.0.attn1.to_q.lora_A.weight`` for diffusers.
 
+        Metadata are PEFT's config; without, alpha is taken from the tensors. Only the main process
+        writes.
+
         Raises:
-            WeightsError: for tensors that are no LoRA. DataError: the disk refuses.
+            WeightsError: for tensors that are no LoRA. DataError: the disk refuses. ConfigError:
+            no tensors, or a ``save_function``.
         """
-        folder = Path(save_directory)
-        pairs: dict[str, LoraPair] = lora_pairs(transformer_lora_layers, source="LoRA")
-        folder.mkdir(parents=True, exist_ok=True)
-        write_lora(folder / weight_name, pairs, metadata=transformer_lora_adapter_metadata)
+        layers = transformer_lora_layers
+        if not layers or save_function is not None:
+            raise ConfigError(
+                "save_function is not called: the file is safetensors"
+                if layers
+                else "transformer_lora_layers names no tensors",
+                hint="pass get_peft_model_state_dict(pipe.transformer)",
+            )
+        if not is_main_process:
+            return
+        tensors = layers.state_dict() if isinstance(layers, nn.Module) else layers
+        pairs = lora_pairs(tensors, source="LoRA")
+        path = adapters.lora_path(
+            save_directory, weight_name, safe_serialization=safe_serialization
+        )
+        write_lora(path, pairs, metadata=transformer_lora_adapter_metadata)
 
-    def _exchange(self, layer: str, module: nn.Module) -> None:
-        parent, _, child = layer.rpartition(".")
-        self.transformer.get_submodule(parent).register_module(child, module)
 
-    def _require_unmerged(self) -> None:
-        if any(layer.unmerged is not None for layer in lora_layers(self.transformer)):
-            raise ConfigError("LoRA weights are merged", hint="call unfuse_lora first")
+def _of_transformer(weight: Any) -> Any:
+    """What a weight by component says of the transformer; others have no LoRA, which is told."""
+    if not isinstance(weight, Mapping):
+        return weight
+    if others := sorted(str(name) for name in weight if name != PART):
+        logger.warning(
+            "adapter_weights for %s do nothing: LoRA changes the %s alone", ", ".join(others), PART
+        )
+    return weight.get(PART)
+
+
+def _check_components(components: Sequence[str]) -> None:
+    names = [components] if isinstance(components, str) else list(components)
+    for name in names or [""]:
+        if name != PART:
+            raise ConfigError(
+                f"components names {name!r}: LoRA changes the {PART} alone",
+                hint=did_you_mean(name, [PART]),
+            )

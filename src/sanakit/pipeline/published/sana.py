@@ -45,7 +45,7 @@ from sanakit.pipeline.placement import (
 )
 from sanakit.pipeline.prompts import MODEL_DEFAULT, Compat, EncodedText, check_compat
 from sanakit.pipeline.published.callbacks import StepHook, effective_scale
-from sanakit.pipeline.published.lora import LoraMethods, lora_strength
+from sanakit.pipeline.published.lora import LoraMethods, strength_of_call
 from sanakit.pipeline.published.running import Run, Runs
 from sanakit.pipeline.request import (
     TENSOR_INPUTS,
@@ -612,7 +612,7 @@ class SanaPipeline(LoraMethods):
                 bar.reset(total)
             return StepHook(self, run, call, sampling, positive, negative)
 
-        weighed = lora_strength(transformer, call.lora_scale)
+        weighed = strength_of_call(transformer, call.lora_scale)
         with self._runs.begin(run), weighed, tqdm(**self._bar_options) as bar:
             drawn = core.generate(call, on_step=lambda done, total: bar.update(), begin=begin)
         images: Images

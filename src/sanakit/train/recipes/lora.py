@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sanakit.errors import ConfigError
-from sanakit.nn.lora import LoraLinear
+from sanakit.nn.lora import adapt
 from sanakit.weights.lora import LoraPair
 
 NAME = "lora"
@@ -63,12 +63,19 @@ def add_adapters(
                 f"lora_rank={rank}: {name} is {plain.out_features} x {plain.in_features}",
                 hint=f"a rank of at most {most}; far less is usual",
             )
-        adapted = LoraLinear(plain)
+        adapted = adapt(plain)
         down = torch.randn(rank, plain.in_features, generator=generator) / rank
         up = torch.zeros(plain.out_features, rank)
-        adapted.add(NAME, down, up, (rank if alpha is None else alpha) / rank, trained=True)
-        parent, _, child = name.rpartition(".")
-        transformer.get_submodule(parent).register_module(child, adapted)
+        adapted.add(
+            NAME,
+            down,
+            up,
+            (rank if alpha is None else alpha) / rank,
+            dtype=torch.float32,
+            device=plain.weight.device,
+            trained=True,
+        )
+        adapted.set_adapter(NAME)
     transformer.register_state_dict_post_hook(_only_adapters)
     return sorted(chosen)
 
@@ -77,9 +84,9 @@ def adapter_pairs(tensors: Mapping[str, Tensor], *, alpha: float | None) -> dict
     """The pairs by layer of what ``state_dict`` gave after :func:`add_adapters`."""
     pairs = {}
     for key, down in tensors.items():
-        layer, _, kind = key.rpartition(f".{NAME}:")
-        if kind == "down":
-            up = tensors[f"{layer}.{NAME}:up"]
+        layer, found, _ = key.partition(f".lora_A.{NAME}.")
+        if found:
+            up = tensors[f"{layer}.lora_B.{NAME}.weight"]
             given = float(down.shape[0]) if alpha is None else alpha
             pairs[layer] = LoraPair(down=down, up=up, alpha=given)
     return pairs
@@ -97,5 +104,5 @@ def merge_pairs(transformer: nn.Module, pairs: Mapping[str, LoraPair]) -> None:
 def _only_adapters(
     module: nn.Module, state: dict[str, Any], prefix: str, metadata: Mapping[str, Any]
 ) -> None:
-    for key in [key for key in state if f".{NAME}:" not in key]:
+    for key in [key for key in state if ".lora_" not in key]:
         del state[key]
