@@ -29,6 +29,7 @@ from sanakit.models.config import (
     TransformerConfig,
     check_fit,
 )
+from sanakit.models.parts import network_in, require_network
 from sanakit.models.text_encoder import TextEncoder
 from sanakit.models.transformer import LinearDiT
 from sanakit.pipeline.networks import (
@@ -292,7 +293,6 @@ def adopt_llm(given: Any, *, allow_unsafe: bool) -> TextEncoder:
     return given if isinstance(given, TextEncoder) else TextEncoder(llm)
 
 
-M = TypeVar("M", bound=nn.Module)
 Variants = dict[str, str | None]
 NONE: Mapping[str, Any] = {}
 
@@ -398,9 +398,9 @@ def load_components(
 def check_parts(transformer: Any, vae: Any, text_encoder: TextEncoder | None, source: str) -> None:
     """Refuse networks of another kind, and such as do not fit each other; None fits all."""
     if transformer is not None:
-        _require("transformer", transformer, LinearDiT)
+        require_network("transformer", transformer)
     if vae is not None:
-        _require("vae", vae, Autoencoder)
+        require_network("vae", vae)
     if transformer is not None:
         config: TransformerConfig = transformer.config
         check_fit(
@@ -502,19 +502,12 @@ def assemble(
     if encoder is not None and not isinstance(encoder, TextEncoder):
         encoder = TextEncoder(encoder)
     check_parts(transformer, vae, encoder, source="the pipeline")
-    defaults = None if transformer is None else transformer.generation_defaults
+    defaults = None
+    if transformer is not None:
+        defaults = network_in(transformer, LinearDiT).generation_defaults
     if not isinstance(defaults, GenerationDefaults):
         defaults = GenerationDefaults()
     return join(transformer, vae, encoder, tokenizer, defaults)
-
-
-def _require(name: str, part: object, kind: type[M]) -> M:
-    if not isinstance(part, kind):
-        raise ConfigError(
-            f"{name} is a {type(part).__name__} of {type(part).__module__.partition('.')[0]}",
-            hint="save it with save_pretrained, and load that folder with the class of sanakit",
-        )
-    return part
 
 
 def save_components(
@@ -536,7 +529,9 @@ def save_components(
     """
     networks = components.networks
     llm = networks.get(TEXT_ENCODER)
-    transformer, autoencoder = networks.get("transformer"), networks.get("autoencoder")
+    kinds: dict[str, type[nn.Module]] = {"transformer": LinearDiT, "autoencoder": Autoencoder}
+    ours = {name: network_in(networks[name], kinds[name]) for name in kinds if name in networks}
+    transformer, autoencoder = ours.get("transformer"), ours.get("autoencoder")
     tokenizer = present(components.prompts.tokenizer)
     if llm is not None and has_torchao(llm):
         raise ConfigError(

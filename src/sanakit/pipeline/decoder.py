@@ -20,6 +20,7 @@ from torch import Tensor
 from sanakit.errors import DataError, OutOfMemory, WeightsError
 from sanakit.files import sha256_of
 from sanakit.models.autoencoder import Autoencoder
+from sanakit.models.parts import decodes_as_built
 from sanakit.models.tiling import Tiling, tiled_bytes, whole_bytes
 from sanakit.pipeline.images import Pixels, cut_to, to_pixels
 from sanakit.shapes import Image, Latent
@@ -340,7 +341,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in said for words in OUT_OF_MEMORY)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _decode(
     autoencoder: Autoencoder,
     latent: Latent,
@@ -354,6 +355,8 @@ def _decode(
     try:
         raw = latent.to(device=weight.device, dtype=weight.dtype)
         raw = raw / autoencoder.config.scaling_factor
+        if not decodes_as_built(autoencoder):
+            return convert(autoencoder.decode(raw, return_dict=False)[0])
         out = empty(len(raw), raw.shape[-2] * factor, raw.shape[-1] * factor)
         ways = ways_to_decode(autoencoder, raw)
         first = first_to_try([peak for _, peak in ways], free_bytes(weight.device))

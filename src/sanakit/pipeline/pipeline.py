@@ -17,6 +17,7 @@ from sanakit.flow.grids import Leg, SigmaGrid
 from sanakit.flow.guidance import Guidance
 from sanakit.flow.solvers import Past, SolverStep, Stepped, Velocity, integrate
 from sanakit.models.autoencoder import Autoencoder
+from sanakit.models.parts import draws_as_built, first_weight
 from sanakit.pipeline.aspect_ratios import TABLES, check_size, nearest_bin
 from sanakit.pipeline.components import (
     Components,
@@ -231,6 +232,10 @@ class Pipeline:
             latent = noise[rows]
             if not steps.stopped:
                 given, null = positive.rows(rows), None if negative is None else negative.rows(rows)
+                if not draws_as_built(self.components.transformer):
+                    # As wide as published: what was compiled for one prompt serves the next.
+                    wide = call.max_sequence_length
+                    given, null = given.at_least(wide), null and null.at_least(wide)
                 steps.listener = begin and begin(sampling, given, null, steps.total)
                 with watch.stage("denoise"):
                     latent = self.sample(latent, given, null, sampling, on_step=steps)
@@ -395,7 +400,7 @@ class Pipeline:
             pag_layers=layers,
         )
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def sample(
         self,
         noise: Latent,
@@ -450,7 +455,7 @@ class Pipeline:
                 ),
                 steps,
             )
-            device = next(transformer.parameters()).device
+            device = first_weight(transformer).device
             x = noise.to(device=device, dtype=torch.float32)
             return integrate(step, velocity, x, sampling.grid, on_step=checked)
 
@@ -475,7 +480,7 @@ class Pipeline:
                 require_finite(text.text, "text encoder")
         return texts
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def decode(self, latent: Latent) -> Image:
         """Scaled latents to pictures, fp32, about [-1, 1], within the memory that is free.
 
@@ -495,7 +500,7 @@ class Pipeline:
         report_constant(to_pixels(image), dtype=self._decoding_dtype)
         return image
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def decode_pixels(
         self, latent: Latent, *settings: Mapping[str, Any], size: tuple[int, int] | None = None
     ) -> Pixels:

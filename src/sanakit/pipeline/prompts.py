@@ -137,6 +137,10 @@ class EncodedText:
         text = functional.pad(self.text, (0, 0, 0, missing))
         return replace(self, text=text, mask=functional.pad(self.mask, (0, missing)))
 
+    def at_least(self, length: int) -> EncodedText:
+        """The same, widened where it is less than ``length`` tokens wide."""
+        return self.widened(max(length, self.text.shape[1]))
+
     @classmethod
     def joined(cls, parts: Sequence[EncodedText]) -> EncodedText:
         """All prompts of several batches, as wide as the widest of them."""

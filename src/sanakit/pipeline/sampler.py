@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,10 +11,11 @@ from torch import Tensor
 from sanakit.errors import ConfigError
 from sanakit.flow.grids import NoiseLevel
 from sanakit.flow.guidance import Guidance
+from sanakit.models.parts import draws_as_built, first_weight
 from sanakit.models.transformer import LinearDiT, PreparedText
 from sanakit.pipeline.numerics import all_finite, require_finite, safer_copy
 from sanakit.pipeline.prompts import EncodedText
-from sanakit.shapes import Latent, TextMask
+from sanakit.shapes import Latent, Text, TextMask
 
 
 class Change(NamedTuple):
@@ -33,13 +34,14 @@ class Denoiser:
     """Callable as the solvers' ``velocity``; runs all passes of a step as one batch.
 
     Rows are unconditional, conditional, perturbed, as in the published pipelines. Everything that
-    the text alone decides was computed once, in :meth:`prepare`.
+    the text alone decides was computed once, in :meth:`prepare`; a transformer that a user wrapped
+    or patched is called as published instead, with the text itself.
     """
 
     model: LinearDiT
     positive: EncodedText
     negative: EncodedText | None
-    prepared: PreparedText  # rows: [unconditional,] conditional
+    prepared: PreparedText | Text  # rows: [unconditional,] conditional
     mask: TextMask
     batch: int
     guidance: Guidance
@@ -62,14 +64,14 @@ class Denoiser:
                 f"guidance_scale={guidance.guidance_scale} needs a negative prompt's embeddings",
                 hint="pass them, or guidance_scale=1 to do without",
             )
-        weight = model.proj_out.weight
+        weight = first_weight(model)
         both = positive if negative is None else EncodedText.joined([negative, positive])
         text = both.text.to(device=weight.device, dtype=weight.dtype)
         return cls(
             model=model,
             positive=positive,
             negative=negative,
-            prepared=model.prepare_text(text),
+            prepared=model.prepare_text(text) if draws_as_built(model) else text,
             mask=both.mask.to(weight.device),
             batch=positive.text.shape[0],
             guidance=guidance,
@@ -95,7 +97,7 @@ class Denoiser:
     @property
     def dtype(self) -> torch.dtype:
         """Of the network; states stay in fp32 between calls."""
-        return self.model.proj_out.weight.dtype
+        return first_weight(self.model).dtype
 
     def __call__(self, x: Latent, level: NoiseLevel) -> Latent:
         """Velocity at a state ``b c h w``, guided, fp32."""
@@ -125,22 +127,30 @@ class Denoiser:
         config = self.model.config
         count = rows.shape[0]
         every = count == self.mask.shape[0] and mix is None
-        prepared = self.prepared if every else self.prepared.rows(rows)
+        prepared, mask = self.prepared, self.mask
+        if not every:
+            prepared = prepared.rows(rows) if isinstance(prepared, PreparedText) else prepared[rows]
+            mask = mask[rows]
         x = x.to(self.dtype).repeat(count // self.batch, 1, 1, 1)
         timestep = (level.timestep * config.timestep_scale).to(x.device).expand(count)
         embedded = None
         if config.guidance_embeds:
             scale = self.guidance.guidance_scale * config.guidance_embeds_scale
             embedded = torch.full((count,), scale, device=x.device, dtype=self.dtype)
-        velocity = self.model.velocity(
-            x,
-            timestep,
-            prepared,
-            self.mask if every else self.mask[rows],
-            guidance=embedded,
-            mix=mix,
-            mix_layers=self.pag_layers if mix is not None else frozenset(),
-        )
+        more: dict[str, Any] = {} if embedded is None else {"guidance": embedded}
+        if mix is not None:
+            more |= {"mix": mix, "mix_layers": self.pag_layers}
+        if isinstance(prepared, PreparedText):
+            velocity = self.model.velocity(x, timestep, prepared, mask, **more)
+        else:
+            velocity = self.model(
+                x,
+                encoder_hidden_states=prepared,
+                encoder_attention_mask=mask.long(),
+                timestep=timestep,
+                return_dict=False,
+                **more,
+            )[0]
         # Old published heads also predict a variance, which no flow solver reads.
         return velocity[:, : x.shape[1]]
 
@@ -166,6 +176,8 @@ class GuardedDenoiser:
         velocity = self.denoiser(x, level)
         if all_finite(velocity):
             return velocity
+        if not isinstance(self.denoiser.prepared, PreparedText):  # a copy may not be a copy
+            require_finite(velocity, "transformer", self.where, dtype=self.denoiser.dtype)
         safer = safer_copy(self.denoiser.model, "transformer", self.where)
         self.denoiser = self.denoiser.with_model(safer)
         velocity = self.denoiser(x, level)

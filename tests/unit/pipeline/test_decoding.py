@@ -192,7 +192,7 @@ def test_nothing_of_a_failed_attempt_is_held_by_the_next(
         held.append(sum(reference() is not None for reference in alive))
         return iter(())
 
-    monkeypatch.setattr(tiny.decoder, "forward", failing)
+    monkeypatch.setattr(tiny.decoder.conv_in, "forward", failing)
     monkeypatch.setattr(tiny, "decode_tiles", tiles)
     decode_image(tiny, latent)
     assert held == [0]

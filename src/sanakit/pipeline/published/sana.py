@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sanakit.errors import ConfigError, did_you_mean, refuse_unknown
 from sanakit.models.autoencoder import Autoencoder
+from sanakit.models.parts import network_in
 from sanakit.models.text_encoder import TextEncoder
 from sanakit.models.transformer import LinearDiT
 from sanakit.pipeline.aspect_ratios import TABLES
@@ -124,7 +125,7 @@ class SanaPipeline(LoraMethods):
             )
         if (known := present(core.components.transformer)) is not None:
             # For pipelines that are made of its parts.
-            known.generation_defaults = core.components.defaults
+            network_in(known, LinearDiT).generation_defaults = core.components.defaults
         self.core = core
         self.compat: Compat = check_compat(compat)
         self._scheduler = None if scheduler is None else as_scheduler(scheduler)
@@ -477,11 +478,14 @@ class SanaPipeline(LoraMethods):
         clean_caption: bool = False,
         max_sequence_length: int = 300,
         complex_human_instruction: Sequence[str] | None = None,
+        lora_scale: float | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """Give embeddings and mask of the prompts, then of the negative ones, as published.
 
         Embeddings are ``b max_sequence_length channels``, masks 1 on real tokens; padding holds
-        zeros. No instruction unless given; None twice at the end without guidance.
+        zeros. No instruction unless given; None twice at the end without guidance. Where another
+        method stands in the place of this one, calls draw with what that one gives. ``lora_scale``
+        is of the text encoder's adapters, which these models have none of.
 
         Raises:
             ConfigError: as a call.
@@ -614,6 +618,8 @@ class SanaPipeline(LoraMethods):
 
         weighed = strength_of_call(transformer, call.lora_scale)
         with self._runs.begin(run), weighed, tqdm(**self._bar_options) as bar:
+            if self._encodes_its_own_way:
+                call = self._encoded(call)
             drawn = core.generate(call, on_step=lambda done, total: bar.update(), begin=begin)
         images: Images
         if drawn.tensors is None:
@@ -623,3 +629,42 @@ class SanaPipeline(LoraMethods):
         else:
             images = as_output(drawn.tensors, call.output_type)
         return SanaPipelineOutput(images=images) if call.return_dict else (images,)
+
+    @property
+    def _encodes_its_own_way(self) -> bool:
+        return type(self).encode_prompt is not _ENCODE_PROMPT or "encode_prompt" in vars(self)
+
+    def _encoded(self, call: Call) -> Call:
+        """The same call with embeddings that a user's own ``encode_prompt`` made of its prompts."""
+        components = self.core.components
+        embeds = components.transformer.config.guidance_embeds
+        instruction = call.complex_human_instruction
+        if instruction is MODEL_DEFAULT:
+            instruction = components.defaults.instruction
+        text, mask, null, null_mask = self.encode_prompt(
+            call.prompt,
+            call.guidance_scale != 1.0 and not embeds,
+            negative_prompt=call.negative_prompt,
+            num_images_per_prompt=call.num_images_per_prompt,
+            device=self.device,
+            prompt_embeds=call.prompt_embeds,
+            negative_prompt_embeds=call.negative_prompt_embeds,
+            prompt_attention_mask=call.prompt_attention_mask,
+            negative_prompt_attention_mask=call.negative_prompt_attention_mask,
+            clean_caption=call.clean_caption,
+            max_sequence_length=call.max_sequence_length,
+            complex_human_instruction=None if instruction is None else list(instruction),
+        )
+        return replace(
+            call,
+            prompt=None,
+            negative_prompt=None,
+            num_images_per_prompt=1,
+            prompt_embeds=text,
+            prompt_attention_mask=mask,
+            negative_prompt_embeds=null,
+            negative_prompt_attention_mask=null_mask,
+        )
+
+
+_ENCODE_PROMPT = SanaPipeline.encode_prompt
