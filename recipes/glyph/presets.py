@@ -36,6 +36,10 @@ class Data:
     """Polygons and stars instead of art: nothing is fetched, and nothing is worth drawing."""
     samples: int = 60_000
     """Pictures with captions that are written for training, composites among them."""
+    composites: float = 0.2
+    """Share of the samples."""
+    everyday: float = 3.0
+    """How much more often than by their weight come things that people ask for first."""
     held: int = 512
     """Of pairs of concept and style that training never shows, to measure on."""
 

@@ -173,8 +173,9 @@ def _tokenizer(work: Work) -> Iterable[Command]:
 def _shards(work: Work) -> Iterable[Command]:
     """Samples as pictures with captions, and what the library makes of any such pictures."""
     data, workers = work.preset.data, ("--workers", work.preset.whole.workers)
+    mixed: tuple[object, ...] = ("--composites", data.composites, "--everyday", data.everyday)
     for place, count, more in (
-        (work.shards, data.samples, ()),
+        (work.shards, data.samples, mixed),
         (work.held, data.held, ("--held",)),
     ):
         tars = work.out / f"{place.name}-samples"

@@ -91,6 +91,10 @@ def samples(
     count: Annotated[int, typer.Option("--count", "-n", help="So many pictures.")] = 60_000,
     size: Size = None,
     captions: Annotated[int, typer.Option(help="Wordings of each, at most.")] = 6,
+    composites: Annotated[float, typer.Option(help="Share of composites.")] = 0.2,
+    everyday: Annotated[
+        float, typer.Option(help="How much more often come things that people ask for first.")
+    ] = 3.0,
     held: Annotated[
         bool,
         typer.Option("--held", help="Of pairs of concept and style never trained on."),
@@ -107,6 +111,8 @@ def samples(
         count=count,
         size=size,
         captions=captions,
+        composites=composites,
+        everyday=everyday,
         held=held,
         seed=seed,
         workers=workers,

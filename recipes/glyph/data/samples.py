@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from recipes.glyph.data.captions import freely
-from recipes.glyph.data.mixture import Mixture, Sample
+from recipes.glyph.data.mixture import COMPOSITE_SHARE, EVERYDAY, Mixture, Sample
 from recipes.glyph.data.pictures import GlyphPictures
 from sanakit.files import replacing
 from sanakit.pipeline.images import to_pixels
@@ -33,6 +33,8 @@ def write_samples(
     count: int,
     size: int | None = None,
     captions: int = CAPTIONS,
+    composites: float = COMPOSITE_SHARE,
+    everyday: float = EVERYDAY,
     held: bool = False,
     seed: int = 0,
     workers: int = 1,
@@ -41,17 +43,19 @@ def write_samples(
     """Write ``count`` samples of a set into ``out``; tars that are there already stay.
 
     What lies in a tar is a function of the set, the seed and its number: the first samples of a
-    longer run are those of a shorter one. ``held`` are pairs of concept and style that training
-    never shows, on white and without composites.
+    longer run are those of a shorter one. ``composites`` and ``everyday`` are as `Mixture` takes
+    them. ``held`` are pairs of concept and style that training never shows, on white and without
+    composites.
 
     Raises:
         ConfigError, DataError: as `GlyphPictures.open` and `Mixture`.
     """
-    _mixture(data, size, held)  # what is wrong with the set is said before processes start
+    mixed = partial(_mixture, data, size, held, composites=composites, everyday=everyday)
+    mixed()  # what is wrong with the set is said before processes start
     out.mkdir(parents=True, exist_ok=True)
     jobs = [(first, min(PER_TAR, count - first)) for first in range(0, count, PER_TAR)]
     jobs = [job for job in jobs if not _tar(out, job[0]).is_file()]
-    write = partial(_write, data, out, size=size, captions=captions, held=held, seed=seed)
+    write = partial(_write, mixed, out, captions=captions, seed=seed)
     if workers <= 1:
         done: Iterator[Path] = map(write, jobs)
     else:
@@ -62,17 +66,10 @@ def write_samples(
 
 
 def _write(
-    data: Path,
-    out: Path,
-    job: tuple[int, int],
-    *,
-    size: int | None,
-    captions: int,
-    held: bool,
-    seed: int,
+    mixed: Callable[[], Mixture], out: Path, job: tuple[int, int], *, captions: int, seed: int
 ) -> Path:
     first, count = job
-    mixture = _mixture(data, size, held)
+    mixture = mixed()
     # As many are drawn for a last, shorter tar: the next run may have more of them.
     rng = np.random.default_rng((seed, first))
     samples = mixture.draw(PER_TAR, rng)[:count]
@@ -97,11 +94,13 @@ def _captions(
     return list(dict.fromkeys(freely(mixture.words(sample, rng), rng) for _ in range(count)))
 
 
-def _mixture(data: Path, size: int | None, held: bool) -> Mixture:
+def _mixture(
+    data: Path, size: int | None, held: bool, *, composites: float, everyday: float
+) -> Mixture:
     pictures = GlyphPictures.open(data, size)
     if held:
         return Mixture(pictures, split="held_style", composites=0, white=1)
-    return Mixture(pictures)
+    return Mixture(pictures, composites=composites, everyday=everyday)
 
 
 def _tar(out: Path, first: int) -> Path:

@@ -79,6 +79,10 @@ def test_samples_are_pictures_with_captions_and_more_of_them_begin_with_the_same
     everything = " ".join(text for texts in said for text in texts)
     assert any(f"{name} background" in everything for name in BACKGROUNDS)
     assert re.search(r"\b(two|three|four|left|above|below)\b", everything)
+    glyph("samples", "-o", "alone", "-n", 20, "--composites", 0, "--workers", 1)
+    alone = read("alone")
+    texts = " ".join(alone[name].decode() for name in alone if name.endswith(".json"))
+    assert not re.search(r"\b(two|three|four|left|above|below)\b", texts)
     before = next(Path("few").iterdir()).stat().st_mtime_ns
     glyph("samples", "-o", "few", "-n", 20, "--captions", 4, "--workers", 1)
     assert next(Path("few").iterdir()).stat().st_mtime_ns == before
