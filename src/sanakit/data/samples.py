@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from sanakit.errors import DataError
+from sanakit.errors import DataError, SanakitError
 
 PlaceKind: TypeAlias = Literal["file", "span", "row"]
 
@@ -78,6 +78,8 @@ def reading(path: Path, hint: str) -> Iterator[None]:
     """Say of what goes wrong with a file of a set that it is damaged, and how it is made again."""
     try:
         yield
+    except SanakitError:  # said in our own words already
+        raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is missing or damaged ({error})", hint=hint) from error
 

@@ -40,7 +40,7 @@ from sanakit.pipeline.networks import (
     stored_as,
     write,
 )
-from sanakit.pipeline.placement import TEXT_ENCODER, Placed, device_named, place
+from sanakit.pipeline.placement import TEXT_ENCODER, MaxMemory, Placed, device_named, place
 from sanakit.pipeline.prompts import (
     COMPLEX_HUMAN_INSTRUCTION,
     MODEL_DEFAULT,
@@ -302,6 +302,7 @@ def load_components(
     *,
     dtype: Requested = None,
     device: Placed | None = None,
+    max_memory: MaxMemory | None = None,
     variant: str | None = None,
     revision: str | None = None,
     offline: bool = False,
@@ -315,6 +316,7 @@ def load_components(
         name_or_folder: an embedded name, a folder in the published layout, or ``owner/name``.
         dtype: of the transformer, or by component; `resolve_dtypes` says what follows from it.
         device: where parts go, see `placement.place`; parts that are passed stay where they are.
+        max_memory: what weights may take of each device, see there.
         variant: the ``fp16`` of ``diffusion_pytorch_model.fp16.safetensors``; parts that are not
             published in it are read without.
         revision: of a hub repository.
@@ -366,7 +368,7 @@ def load_components(
     missing: dict[str, nn.Module] = {p: networks[p] for p in NETWORKS if p not in given}
     variants = _variants(folder, variant, checkpoint.variant if checkpoint else None, missing)
     sizes = {part: 2 * sum(p.numel() for p in each.parameters()) for part, each in missing.items()}
-    places = place(sizes, device)
+    places = place(sizes, device, max_memory)
     dtypes = resolve_dtypes(
         checkpoint,
         dtype,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import inspect
 import logging
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -13,18 +15,26 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from sanakit.errors import ConfigError, MissingModelError, WeightsError, refuse_unknown
+from sanakit.errors import (
+    ConfigError,
+    MissingModelError,
+    UnknownArgumentError,
+    WeightsError,
+    did_you_mean,
+    refuse_unknown,
+)
 from sanakit.files import expanded
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.config import AutoencoderConfig, TransformerConfig, config_from_dict
 from sanakit.models.transformer import LinearDiT
 from sanakit.nn.lora import lora_layers
-from sanakit.pipeline.placement import Placed, place_one
+from sanakit.pipeline.placement import MaxMemory, Placed, place_one
 from sanakit.quant.method import BitsAndBytes, Method, method_of
 from sanakit.quant.quantize import quantize, restore
 from sanakit.weights.catalog import checkpoint_behind, find_checkpoint
-from sanakit.weights.dtypes import as_trained, resolve_dtypes
+from sanakit.weights.dtypes import Requested, as_trained, resolve_dtypes
 from sanakit.weights.layout import CONFIG, LM_STEM, PLAIN, STEM, stored_variant
+from sanakit.weights.lockfile import asking
 from sanakit.weights.resolve import resolve_model
 from sanakit.weights.store import (
     MAX_SHARD_BYTES,
@@ -176,21 +186,84 @@ def stored_as(network: nn.Module) -> Mapping[str, Any] | None:
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
-def refuse_other_readers(*, use_safetensors: bool, low_cpu_mem_usage: bool) -> None:
-    """Refuse what published code may ask for and there is no second way of."""
-    if not use_safetensors:
+# Published arguments of loading that decide nothing here, and why: they are taken, and it is said.
+NEEDLESS = {
+    "low_cpu_mem_usage": "weights are always read straight into place",
+    "offload_folder": "weights are mapped from their own files",
+    "offload_state_dict": "weights are mapped from their own files",
+    "disable_mmap": "weights are always mapped from their files",
+    "silence_dtype_warnings": "a dtype is right or refused",
+    "proxies": "the environment's HTTPS_PROXY is used",
+    "resume_download": "downloads always go on where they stopped",
+    "mirror": "the environment's HF_ENDPOINT is used",
+    "output_loading_info": "all weights fit, or loading fails",
+    "safety_checker": "these models have none",
+    "feature_extractor": "these models have none",
+    "requires_safety_checker": "these models have none",
+}
+# Those that would run or read what is never run or read here; None and False are taken.
+REFUSED = {
+    "custom_pipeline": "code of a model is never run",
+    "custom_revision": "code of a model is never run",
+    "trust_remote_code": "code of a model is never run",
+    "use_onnx": "weights are safetensors",
+    "from_flax": "weights are safetensors",
+    "use_flashpack": "weights are safetensors",
+    "provider": "weights are safetensors, run by torch",
+    "sess_options": "weights are safetensors, run by torch",
+}
+# Values that mean what is done anyway.
+SILENT = {"low_cpu_mem_usage": True}
+
+
+def heed_other_arguments(
+    function: str, given: Mapping[str, object], known: Collection[str]
+) -> None:
+    """Say of published loading arguments that they are needless, and refuse the others.
+
+    Raises:
+        UnknownArgumentError: a name that is neither. ConfigError: one that cannot be honoured.
+    """
+    for name, value in given.items():
+        if name not in NEEDLESS and name not in REFUSED:
+            names = {*known, *NEEDLESS} - {"cls", "needless"}
+            raise UnknownArgumentError(
+                f"{function} has no argument {name!r}", hint=did_you_mean(name, names)
+            )
+        if value is None or value is SILENT.get(name, False):
+            continue
+        if name in REFUSED:
+            raise ConfigError(f"{name}={value!r}: {REFUSED[name]}", hint="leave it out")
+        say_once(f"{name}={value!r} decides nothing here: {NEEDLESS[name]}")
+
+
+@functools.cache
+def say_once(note: str) -> None:
+    """Log a warning, the first time in this process."""
+    logger.warning(note)
+
+
+def refuse_pickle_readers(use_safetensors: bool | None) -> None:
+    """Refuse ``use_safetensors=False`` as a `ConfigError`: there is no other reader."""
+    if use_safetensors is False:
         raise ConfigError("use_safetensors=False would read pickles", hint="leave it out")
-    if not low_cpu_mem_usage:
-        raise ConfigError(
-            "low_cpu_mem_usage=False: weights are always read straight into place",
-            hint="leave it out",
-        )
 
 
-def refuse_pickles(safe_serialization: bool) -> None:
-    """Refuse ``safe_serialization=False`` as a `ConfigError`: pickles are not written either."""
+def one_dtype(torch_dtype: Requested, dtype: Requested) -> Requested:
+    """Give the dtype that was asked for, by its older name or its newer.
+
+    Raises:
+        ConfigError: both, and they differ.
+    """
+    if torch_dtype is not None and dtype is not None and torch_dtype != dtype:
+        raise ConfigError(f"torch_dtype={torch_dtype} and dtype={dtype}", hint="pass one of them")
+    return torch_dtype if dtype is None else dtype
+
+
+def write_no_pickles(safe_serialization: bool) -> None:
+    """Say that ``safe_serialization=False`` writes safetensors, too: every reader has them."""
     if not safe_serialization:
-        raise ConfigError("safe_serialization=False would write pickles", hint="leave it out")
+        say_once("safe_serialization=False: pickles are not written, these are safetensors")
 
 
 def bytes_of(size: int | str) -> int:
@@ -223,21 +296,25 @@ class Published(Network):
         return next(self.parameters()).device
 
     @classmethod
-    @refuse_unknown
     def from_pretrained(
         cls: type[P],
         pretrained_model_name_or_path: str | Path,
         *,
         subfolder: str | None = None,
         torch_dtype: torch.dtype | None = None,
+        dtype: torch.dtype | None = None,
         variant: str | None = None,
         revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        token: str | bool | None = None,
+        force_download: bool = False,
         local_files_only: bool = False,
-        use_safetensors: bool = True,
-        low_cpu_mem_usage: bool = True,
+        use_safetensors: bool | None = None,
         quantization_config: Any = None,
         device_map: Placed | None = None,
+        max_memory: MaxMemory | None = None,
         allow_unsafe_dtype: bool = False,
+        **needless: Any,
     ) -> P:
         """Load one network, frozen and ready to run.
 
@@ -246,28 +323,38 @@ class Published(Network):
                 ``subfolder`` also the network's own folder.
             subfolder: ``transformer`` or ``vae``; needed where the folder holds a whole model.
             torch_dtype: of what is not quantized; None is the checkpoint's own, fp32 for folders.
+            dtype: the same by its newer name.
             variant: the ``fp16`` of ``diffusion_pytorch_model.fp16.safetensors``.
             revision: of a hub repository.
+            cache_dir: in the place of the Hugging Face cache.
+            token: of the hub; None is that of the environment.
+            force_download: hash what is there, and fetch again what is damaged.
             local_files_only: fail rather than download.
-            use_safetensors: only True: pickles are never read.
-            low_cpu_mem_usage: only True: weights are read straight into place.
+            use_safetensors: never False: pickles are not read.
             quantization_config: a `BitsAndBytesConfig` or ``TorchAoConfig``, or a short name:
                 bnb-int8, bnb-nf4, bnb-fp4, or torchao's int8, int4, fp8.
             device_map: a device, or "auto" or "balanced" for the one with the most free memory.
+            max_memory: what weights may take of each device, with "balanced".
+            needless: other published arguments, which decide nothing here, or are refused.
             allow_unsafe_dtype: run a dtype that is known to overflow.
 
         Raises:
             ConfigError: an unknown keyword, an unsafe dtype, a config that cannot be built.
             MissingModelError: no such model. WeightsError: weights that do not fit.
         """
-        refuse_other_readers(use_safetensors=use_safetensors, low_cpu_mem_usage=low_cpu_mem_usage)
+        known = inspect.signature(cls.from_pretrained).parameters
+        heed_other_arguments(f"{cls.__name__}.from_pretrained", needless, known)
+        refuse_pickle_readers(use_safetensors)
         name = pretrained_model_name_or_path
-        asked = {} if torch_dtype is None else {cls.role: torch_dtype}
+        chosen = one_dtype(torch_dtype, dtype)
+        if isinstance(chosen, torch.dtype):
+            chosen = {cls.role: chosen}
         checkpoint = find_checkpoint(str(name))
-        dtypes = resolve_dtypes(checkpoint, asked or None, allow_unsafe=allow_unsafe_dtype)
-        folder = component_folder(
-            name, subfolder, variant=variant, revision=revision, offline=local_files_only
-        )
+        dtypes = resolve_dtypes(checkpoint, chosen, allow_unsafe=allow_unsafe_dtype)
+        with asking(cache_dir=cache_dir, token=token, force_download=force_download):
+            folder = component_folder(
+                name, subfolder, variant=variant, revision=revision, offline=local_files_only
+            )
         files = variant
         if variant in (None, PLAIN):
             files = stored_variant(folder, variant or (checkpoint.variant if checkpoint else None))
@@ -278,7 +365,7 @@ class Published(Network):
             dtype=getattr(dtypes, cls.role),
             variant=files,
             quantization=quantization_config,
-            device=place_one(device_map),
+            device=place_one(device_map, max_memory),
         )
         return network
 
@@ -309,7 +396,7 @@ class Published(Network):
         Raises:
             ConfigError: an unknown keyword, a size that is none, weights of torchao.
         """
-        refuse_pickles(safe_serialization)
+        write_no_pickles(safe_serialization)
         write(
             self,
             Path(save_directory),

@@ -22,6 +22,7 @@ from sanakit.errors import ConfigError
 from sanakit.quant.quantize import is_movable, is_quantized
 
 Placed = str | torch.device | Mapping[str, "str | int | torch.device"]
+MaxMemory = Mapping["int | str", "int | str"]
 Networks = Mapping[str, nn.Module]
 """The parts that hold weights, by their names in messages, in the order in which they run."""
 TEXT_ENCODER = "text encoder"
@@ -32,12 +33,14 @@ RESERVE = 0.8
 """Share of a device's free memory that weights may take; activations need the rest."""
 
 
-def place_one(device_map: Placed | None) -> torch.device:
+def place_one(device_map: Placed | None, max_memory: MaxMemory | None = None) -> torch.device:
     """Choose the device of a single network."""
-    return place({"": 0}, device_map)[""]
+    return place({"": 0}, device_map, max_memory)[""]
 
 
-def place(sizes: Mapping[str, int], device_map: Placed | None) -> dict[str, torch.device]:
+def place(
+    sizes: Mapping[str, int], device_map: Placed | None, max_memory: MaxMemory | None = None
+) -> dict[str, torch.device]:
     """Choose a device for each part.
 
     Args:
@@ -45,7 +48,17 @@ def place(sizes: Mapping[str, int], device_map: Placed | None) -> dict[str, torc
         device_map: a device for all; a mapping from parts to devices, "" for those not named; or
             "balanced": the largest part first, each to the accelerator with the most room left,
             and to the CPU where none has room. Without accelerators all stay on the CPU.
+        max_memory: for "balanced": what weights may take of each, ``{0: "10GB", "cpu": "30GB"}``;
+            of those that are named only.
+
+    Raises:
+        ConfigError: a device that cannot be used, a part that there is not, a size that is none.
     """
+    if max_memory is not None and device_map not in BY_MEMORY:
+        raise ConfigError(
+            f"max_memory={max_memory!r} is read with device_map='balanced'",
+            hint="add it, or leave max_memory out",
+        )
     if device_map is None:
         return dict.fromkeys(sizes, torch.device("cpu"))
     if isinstance(device_map, Mapping):
@@ -57,9 +70,16 @@ def place(sizes: Mapping[str, int], device_map: Placed | None) -> dict[str, torc
         return {part: device_named(device_map.get(part, default)) for part in sizes}
     if device_map not in BY_MEMORY:
         return dict.fromkeys(sizes, device_named(device_map))
+    try:
+        memory = get_max_memory(None if max_memory is None else dict(max_memory))
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            f"max_memory={max_memory!r} is none ({error})", hint='e.g. {0: "10GB", "cpu": "30GB"}'
+        ) from error
+    share = RESERVE if max_memory is None else 1.0
     free = {
-        torch.device(accelerator().type, index): RESERVE * memory
-        for index, memory in get_max_memory().items()
+        torch.device(accelerator().type, index): share * room
+        for index, room in memory.items()
         if isinstance(index, int)
     }
     return balanced(sizes, free)

@@ -30,15 +30,17 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
     build_hf_headers,
 )
 
-from sanakit.errors import DataError, MissingModelError, WeightsError
+from sanakit.errors import DataError, MissingModelError, SanakitError, WeightsError
 from sanakit.files import check_room
 from sanakit.weights.catalog import find_checkpoint, nearest_models
 from sanakit.weights.layout import PLAIN, Selection, missing_by_structure, select_files
 from sanakit.weights.lockfile import (
+    ACCESS,
     COMMIT,
     FileFact,
     Listing,
     Lockfile,
+    cache_folder,
     digest_of,
     is_digest,
     known_commit,
@@ -210,7 +212,8 @@ def fetch(
     lockfile = read_lockfile(repository)
     commit = None if update else known_commit(repository, revision, lockfile)
     missing = ["everything"]
-    if commit is not None:
+    again = ACCESS.get().force_download
+    if commit is not None and not again:
         folder = snapshot_folder(repository, commit)
         if commit in lockfile.listings:
             plan = _plan(lockfile.listings[commit], repository, wanted, variant, subfolder)
@@ -227,12 +230,28 @@ def fetch(
         plan = _plan(listing, repository, wanted, variant, subfolder)
         _tell(plan, repository, wanted, report)
         folder = snapshot_folder(repository, commit)
+        if again:
+            _drop_damaged(folder, {name: listing[name] for name in plan.files})
         missing = [name for name in plan.files if not (folder / name).is_file()]
         _check_space(repository, [listing[name] for name in missing])
         for name in missing:
             _download(repository, commit, name, listing[name])
     write_ref(repository, revision, commit, replace=update)
     return folder
+
+
+def _drop_damaged(folder: Path, facts: Listing) -> None:
+    for name, fact in facts.items():
+        path = folder / name
+        if path.is_file() and digest_of(path, fact.digest) != fact.digest:
+            _unlink(path)
+
+
+def _unlink(path: Path) -> None:
+    """Remove a file of a snapshot, and what it points to."""
+    blob = path.resolve()
+    path.unlink()
+    blob.unlink(missing_ok=True)
 
 
 def latest_commit(repository: str, revision: str) -> str:
@@ -242,7 +261,11 @@ def latest_commit(repository: str, revision: str) -> str:
         MissingModelError: as :func:`fetch`.
     """
     with _hub_errors(repository, revision):
-        return str(HfApi(endpoint=constants.ENDPOINT).model_info(repository, revision=revision).sha)
+        return str(
+            HfApi(endpoint=constants.ENDPOINT, token=ACCESS.get().token)
+            .model_info(repository, revision=revision)
+            .sha
+        )
 
 
 def _pinned(
@@ -251,7 +274,7 @@ def _pinned(
     """Make sure that the commit and its listing are known, and write them down."""
     if commit is not None and commit in lockfile.listings:
         return commit, lockfile
-    info = HfApi(endpoint=constants.ENDPOINT).model_info(
+    info = HfApi(endpoint=constants.ENDPOINT, token=ACCESS.get().token).model_info(
         repository, revision=commit or revision, files_metadata=True
     )
     if info.sha is None or not COMMIT.fullmatch(info.sha):
@@ -307,14 +330,13 @@ def _download(repository: str, commit: str, name: str, fact: FileFact) -> None:
             repository,
             name,
             revision=commit,
-            cache_dir=constants.HF_HUB_CACHE,
+            cache_dir=cache_folder(),
             endpoint=constants.ENDPOINT,
+            token=ACCESS.get().token,
         )
     )
     if not fact.large and digest_of(path, fact.digest) != fact.digest:
-        blob = path.resolve()
-        path.unlink()
-        blob.unlink(missing_ok=True)
+        _unlink(path)
         raise _tampered(repository, name)
 
 
@@ -330,10 +352,11 @@ def _load_blob(repository: str, commit: str, name: str, fact: FileFact) -> None:
         if blob.exists():
             return
         url = hf_hub_url(repository, name, revision=commit, endpoint=constants.ENDPOINT)
-        there = get_hf_file_metadata(url, endpoint=constants.ENDPOINT)
+        token = ACCESS.get().token
+        there = get_hf_file_metadata(url, endpoint=constants.ENDPOINT, token=token)
         if there.etag != fact.digest:
             raise _tampered(repository, name)
-        headers = build_hf_headers()
+        headers = build_hf_headers(token=token)
         if urlsplit(there.location).netloc != urlsplit(url).netloc:
             headers.pop("authorization", None)  # the token is the hub's, not its storage's
         held = part.stat().st_size if part.exists() else 0
@@ -398,6 +421,8 @@ def _hub_errors(repository: str, revision: str) -> Iterator[None]:
     """Turn what goes wrong between here and the hub into one line and a hint."""
     try:
         yield
+    except SanakitError:  # said in our own words already
+        raise
     except GatedRepoError as error:
         raise MissingModelError(
             f"{repository}: is gated",

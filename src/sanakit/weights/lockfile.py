@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +65,44 @@ class Lockfile:
         )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Access:
+    """How the hub is asked; None is the environment's way."""
+
+    cache_dir: Path | None = None
+    token: str | bool | None = None
+    force_download: bool = False
+    """Hash what is here, and fetch again what is not as the hub says."""
+
+
+AS_USUAL = Access()
+ACCESS: ContextVar[Access] = ContextVar("hub_access", default=AS_USUAL)
+
+
+@contextmanager
+def asking(
+    *,
+    cache_dir: str | PathLike[str] | None = None,
+    token: str | bool | None = None,
+    force_download: bool = False,
+) -> Iterator[None]:
+    """Ask the hub so within the block, in this thread."""
+    folder = None if cache_dir is None else Path(cache_dir).expanduser()
+    before = ACCESS.set(Access(cache_dir=folder, token=token, force_download=force_download))
+    try:
+        yield
+    finally:
+        ACCESS.reset(before)
+
+
+def cache_folder() -> Path:
+    """Where the Hugging Face cache is."""
+    return ACCESS.get().cache_dir or Path(constants.HF_HUB_CACHE)
+
+
 def repository_folder(repository: str) -> Path:
     """Where the Hugging Face cache keeps a repository, whether it is there or not."""
-    return Path(constants.HF_HUB_CACHE) / f"{HUB_FOLDER}{repository.replace('/', '--')}"
+    return cache_folder() / f"{HUB_FOLDER}{repository.replace('/', '--')}"
 
 
 def snapshot_folder(repository: str, commit: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from copy import copy
@@ -32,10 +33,17 @@ from sanakit.pipeline.components import (
     save_components,
 )
 from sanakit.pipeline.images import to_pil
-from sanakit.pipeline.networks import bytes_of, refuse_other_readers, refuse_pickles
+from sanakit.pipeline.networks import (
+    bytes_of,
+    heed_other_arguments,
+    one_dtype,
+    refuse_pickle_readers,
+    write_no_pickles,
+)
 from sanakit.pipeline.pipeline import OnSampled, Pipeline, Sampling
 from sanakit.pipeline.placement import (
     TEXT_ENCODER,
+    MaxMemory,
     Networks,
     Placed,
     Visit,
@@ -60,6 +68,7 @@ from sanakit.pipeline.schedulers import Scheduler, as_scheduler
 from sanakit.shapes import Image, Latent
 from sanakit.weights.catalog import find_checkpoint
 from sanakit.weights.dtypes import Requested, resolve_dtypes
+from sanakit.weights.lockfile import asking
 from sanakit.weights.store import MAX_SHARD_BYTES
 
 BAR_OPTIONS = ("desc", "disable", "leave", "file", "ncols", "position", "mininterval")
@@ -136,17 +145,19 @@ class SanaPipeline(LoraMethods):
         self._runs = Runs()
 
     @classmethod
-    @refuse_unknown
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | Path,
         *,
         torch_dtype: Requested = None,
+        dtype: Requested = None,
         variant: str | None = None,
         revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        token: str | bool | None = None,
+        force_download: bool = False,
         local_files_only: bool = False,
-        use_safetensors: bool = True,
-        low_cpu_mem_usage: bool = True,
+        use_safetensors: bool | None = None,
         transformer: LinearDiT | None = LOADED,
         vae: Autoencoder | None = LOADED,
         text_encoder: Any = LOADED,
@@ -154,8 +165,10 @@ class SanaPipeline(LoraMethods):
         scheduler: object | None = None,
         quantization_config: Any = None,
         device_map: Placed | None = None,
+        max_memory: MaxMemory | None = None,
         allow_unsafe_dtype: bool = False,
         compat: Compat = "diffusers",
+        **needless: Any,
     ) -> SanaPipeline:
         """Load a model: an embedded name, a folder in the published layout, or ``owner/name``.
 
@@ -164,13 +177,20 @@ class SanaPipeline(LoraMethods):
         and None means none: ``text_encoder=None, tokenizer=None`` for prompts encoded before. An
         fp16 text encoder quantized by bitsandbytes goes on in bf16. ``device_map="balanced"``
         spreads whole parts over the accelerators there are. ``quantization_config`` is for
-        transformer and text encoder, or a dict by component. Arguments and errors otherwise are
-        those of `load_components`; an unknown keyword is an error.
+        transformer and text encoder, or a dict by component. ``dtype`` is the newer name of
+        ``torch_dtype``; ``cache_dir``, ``token`` and ``force_download`` are for the hub. Other
+        published arguments decide nothing here, and it is said, or are refused. Arguments and
+        errors otherwise are those of `load_components`; an unknown keyword is an error.
         """
-        refuse_other_readers(use_safetensors=use_safetensors, low_cpu_mem_usage=low_cpu_mem_usage)
-        components = load_components(
+        known = inspect.signature(cls.from_pretrained).parameters
+        heed_other_arguments(f"{cls.__name__}.from_pretrained", needless, known)
+        refuse_pickle_readers(use_safetensors)
+        hub = asking(cache_dir=cache_dir, token=token, force_download=force_download)
+        load = hub(load_components)
+        components = load(
             pretrained_model_name_or_path,
-            dtype=torch_dtype,
+            dtype=one_dtype(torch_dtype, dtype),
+            max_memory=max_memory,
             device=device_map,
             variant=variant,
             revision=revision,
@@ -197,7 +217,7 @@ class SanaPipeline(LoraMethods):
         safe_serialization: bool = True,
     ) -> None:
         """Write all parts in the published layout, as safetensors, which diffusers reads too."""
-        refuse_pickles(safe_serialization)
+        write_no_pickles(safe_serialization)
         size = bytes_of(max_shard_size)
         folder = Path(save_directory)
         parts = self.core.components
