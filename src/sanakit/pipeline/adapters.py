@@ -415,21 +415,17 @@ def _targets(network: nn.Module, config: Any) -> list[str]:
         return any(name == each or name.endswith(f".{each}") for each in wanted or ())
 
     wanted, omitted = config.target_modules, config.exclude_modules
-    blocks = config.layers_to_transform
-    if config.layers_pattern or not wanted:
-        raise ConfigError(
-            "layers_pattern is not supported" if wanted else "target_modules names no layer",
-            hint='target_modules=["to_q", "to_k", "to_v"]',
-        )
-    blocks = [blocks] if isinstance(blocks, int) else blocks
+    for option in ("layers_to_transform", "layers_pattern"):
+        if getattr(config, option):
+            raise ConfigError(
+                f"{option}={getattr(config, option)!r} is not supported",
+                hint=r"name the layers: target_modules=r'transformer_blocks\.1\..*\.to_[qkv]'",
+            )
     found = []
     for name, module in network.named_modules():
         layer = isinstance(module, nn.Linear | nn.Conv2d) and ".lora_" not in name
         every = wanted == "all-linear" and isinstance(module, nn.Linear)
-        if not layer or not (every or meant(name, wanted)) or meant(name, omitted):
-            continue
-        block = re.match(r"transformer_blocks\.(\d+)\.", name)
-        if blocks is None or (block is not None and int(block[1]) in blocks):
+        if layer and (every or meant(name, wanted)) and not meant(name, omitted):
             found.append(name)
     if not found:
         raise ConfigError(

@@ -36,7 +36,7 @@ _PART = re.compile(
     rf"(?P<magnitude>lora_magnitude_vector{_ADAPTER}(?:\.weight)?|dora_scale)|"
     r"(?P<alpha>alpha))"
 )
-_LITERAL = re.compile(r"[\w.-]+")
+_PATTERN = re.compile(r"\^?(?:[\w.-]|\\\.)+\$?")
 _PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
 """Ways to begin a training that leave the model's own weights as they are."""
 _OTHERS = (
@@ -138,7 +138,7 @@ class AdapterConfig:
         return cls(
             lora_alpha=None if alpha is None else _number(alpha, "lora_alpha", source),
             alpha_pattern={
-                _literal(name, source): _number(each, "alpha_pattern", source)
+                _checked(name, source): _number(each, "alpha_pattern", source)
                 for name, each in patterns.items()
             },
             use_rslora=values.get("use_rslora") is True,
@@ -166,7 +166,7 @@ class AdapterConfig:
     def alpha_of(self, layer: str) -> float | None:
         """Alpha of a layer: its own pattern, else that of all."""
         for pattern, alpha in self.alpha_pattern.items():
-            if layer == pattern or layer.endswith(f".{pattern}"):
+            if _fits(layer, pattern):
                 return alpha
         return self.lora_alpha
 
@@ -445,15 +445,29 @@ def _number(value: object, name: str, source: str) -> float:
     return number
 
 
-def _literal(pattern: object, source: str) -> str:
-    """The name that a pattern of PEFT stands for; real expressions are not run on foreign text."""
-    text = str(pattern).removeprefix("^").removesuffix("$").replace("\\.", ".")
-    if not _LITERAL.fullmatch(text):
+def _checked(pattern: object, source: str) -> str:
+    """A pattern of PEFT without repetition: others are not run on foreign text."""
+    if not isinstance(pattern, str) or not _PATTERN.fullmatch(pattern):
         raise WeightsError(
-            f"{source}: alpha_pattern {str(pattern)[:60]!r} is a regular expression",
+            f"{source}: alpha_pattern {str(pattern)[:60]!r} is no name of a layer",
             hint="name the layers one by one",
         )
-    return text
+    return pattern
+
+
+def _fits(layer: str, pattern: str) -> bool:
+    """Whether a name is, or after a dot ends in, what a pattern says; a bare dot is any letter."""
+    said = re.findall(r"\\?.", pattern.removeprefix("^").removesuffix("$"))
+    end = layer[-len(said) :]
+    whole = len(end) == len(layer)
+    placed = whole or (not pattern.startswith("^") and layer[: -len(said)].endswith("."))
+    return (
+        placed
+        and len(end) == len(said)
+        and all(
+            each in (".", letter, f"\\{letter}") for each, letter in zip(said, end, strict=True)
+        )
+    )
 
 
 def _as_list(value: object) -> list[Any]:
