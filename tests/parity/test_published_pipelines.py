@@ -127,6 +127,7 @@ def arguments(name: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", COMBINATIONS)
+@pytest.mark.filterwarnings("ignore::sanakit.pipeline.prompts.PromptCutWarning")
 def test_latents_of_sana_are_the_published_ones(
     name: str, pipe: SanaPipeline, published: diffusers.SanaPipeline
 ) -> None:
@@ -142,6 +143,7 @@ def test_latents_of_sana_are_the_published_ones(
     ],
 )
 @pytest.mark.parametrize("name", COMBINATIONS)
+@pytest.mark.filterwarnings("ignore::sanakit.pipeline.prompts.PromptCutWarning")
 def test_latents_of_perturbed_attention_are_the_published_ones(
     name: str,
     layers: str | list[str],

@@ -353,6 +353,12 @@ class Pipeline:
             return positive, null if len(null.text) == count else null.repeat(count)
 
         positive, negative = self._encoded(ask)
+        most = call.max_sequence_length
+        positive.warn_of_lost("prompt", most)
+        if negative is not None:
+            # NVlabs' stack reads as much of it as of the prompt that it stands beside.
+            width = positive.mask.shape[1] if call.compat == "nvlabs" else most
+            negative.warn_of_lost("negative prompt", width)
         each = call.num_images_per_prompt
         return positive.repeat(each), None if negative is None else negative.repeat(each)
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import html
 import re
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from threading import RLock
-from typing import Literal
+from typing import Literal, TypedDict
 
 import torch
 from torch.nn import functional
@@ -104,6 +105,14 @@ def instruction_as(instruction: Sequence[str] | None, compat: Compat) -> Sequenc
     return instruction
 
 
+class PromptCutWarning(UserWarning):
+    """A prompt is longer than what the model reads of it."""
+
+
+SHOWN = 1000
+"""Characters that are told of what was cut off."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncodedText:
     """Embeddings of a batch of prompts, as wide as the longest of them."""
@@ -112,6 +121,8 @@ class EncodedText:
     mask: TextMask
     dropped: tuple[int, ...]
     """Tokens cut off the end of each prompt; 0 where it fitted."""
+    lost: tuple[str, ...] = ()
+    """Their text, "" where it fitted; none at all where embeddings came from elsewhere."""
 
     def repeat(self, count: int) -> EncodedText:
         """Give every prompt ``count`` times in a row, its own mask beside it."""
@@ -119,6 +130,7 @@ class EncodedText:
             text=self.text.repeat_interleave(count, dim=0),
             mask=self.mask.repeat_interleave(count, dim=0),
             dropped=tuple(dropped for dropped in self.dropped for _ in range(count)),
+            lost=tuple(lost for lost in self.lost for _ in range(count)),
         )
 
     def rows(self, rows: slice) -> EncodedText:
@@ -126,7 +138,10 @@ class EncodedText:
         mask = self.mask[rows]
         longest = int(mask.any(dim=0).nonzero().max()) + 1 if mask.any() else mask.shape[1]
         return EncodedText(
-            text=self.text[rows, :longest], mask=mask[:, :longest], dropped=self.dropped[rows]
+            text=self.text[rows, :longest],
+            mask=mask[:, :longest],
+            dropped=self.dropped[rows],
+            lost=self.lost[rows],
         )
 
     def widened(self, length: int = 300) -> EncodedText:
@@ -150,7 +165,20 @@ class EncodedText:
             text=torch.cat([part.text for part in wide]),
             mask=torch.cat([part.mask for part in wide]),
             dropped=tuple(dropped for part in parts for dropped in part.dropped),
+            lost=tuple(lost for part in parts for lost in part.lost),
         )
+
+    def warn_of_lost(self, what: str, most: int) -> None:
+        """Tell each text that was cut off, once; ``most`` tokens of ``what`` are read."""
+        for dropped, lost in dict.fromkeys(zip(self.dropped, self.lost, strict=False)):
+            if dropped:
+                shown = lost if len(lost) <= SHOWN else f"{lost[:SHOWN]} ..."
+                warnings.warn(
+                    f"the model reads {most} tokens of a {what}, the last {dropped} are cut off: "
+                    f"{shown!r}",
+                    PromptCutWarning,
+                    stacklevel=3,
+                )
 
 
 MAX_PREFIXES = 4
@@ -259,6 +287,11 @@ class PromptCache:
         return stamp
 
 
+class _Cut(TypedDict):
+    dropped: tuple[int, ...]
+    lost: tuple[str, ...]
+
+
 class PromptEncoder:
     """A tokenizer and a text encoder; ``instruction`` is what the model was trained behind."""
 
@@ -322,8 +355,7 @@ class PromptEncoder:
                 partial(self._kept_states, batch, prefix_ids, cut_away),
             )
             parts.append(EncodedText(text=text, mask=mask, dropped=()))
-        dropped = tuple(max(0, len(ids) - limit) for ids in sequences)
-        return replace(EncodedText.joined(parts), dropped=dropped)
+        return replace(EncodedText.joined(parts), **self._cut(sequences, limit))
 
     def tokens(
         self,
@@ -380,8 +412,13 @@ class PromptEncoder:
             ("null", lengths, ids.tolist()),
             lambda: (self.text_encoder.hidden_states(ids.to(device), mask), mask),
         )
-        dropped = tuple(max(0, len(ids) - width) for ids in sequences)
-        return EncodedText(text=states, mask=beside.mask, dropped=dropped)
+        return EncodedText(text=states, mask=beside.mask, **self._cut(sequences, width))
+
+    def _cut(self, sequences: list[list[int]], limit: int) -> _Cut:
+        """What lies behind the limit."""
+        ends = [ids[limit:] for ids in sequences]
+        lost = tuple(str(self.tokenizer.decode(end)).strip() if end else "" for end in ends)
+        return {"dropped": tuple(len(end) for end in ends), "lost": lost}
 
     def _batches(self, sequences: list[list[int]]) -> list[list[list[int]]]:
         """What runs at once: on the CPU one row, so that it has the bits that it has alone."""

@@ -15,6 +15,7 @@ from torch.testing import assert_close
 from sanakit.data.loader.loader import Loader
 from sanakit.errors import ConfigError
 from sanakit.pipeline.images import from_pixels
+from sanakit.pipeline.prompts import PromptCutWarning
 from sanakit.train.recipe import Timers
 from sanakit.train.recipes.diffusion import DiffusionBatch, DiffusionRecipe
 from sanakit.train.recipes.encoders import Encoders
@@ -131,7 +132,8 @@ def test_captions_stand_behind_the_instruction_and_are_cut_at_the_most_tokens(
 ) -> None:
     recipe = sana.recipe("max_tokens=3")
     prompts = recipe.encoders.prompts
-    text, mask = recipe.encoders.texts(["a red apple on a table"], CPU)
+    with pytest.warns(PromptCutWarning, match="3 tokens of a caption are read"):
+        text, mask = recipe.encoders.texts(["a red apple on a table"], CPU)
     wanted = prompts.encode(
         ["a red apple on a table"], instruction=prompts.instruction, max_sequence_length=3
     )
@@ -146,11 +148,13 @@ def test_a_text_encoder_that_learns_along_reads_captions_as_one_that_does_not(
     recipe = sana.recipe("max_tokens=4", tune_text=True, instruction="draw this: ")
     assert recipe.llm is not None
     captions = ["a red apple on a table", "", "a tree"]
-    wanted, mask = recipe.encoders.texts(captions, CPU)
+    with pytest.warns(PromptCutWarning):
+        wanted, mask = recipe.encoders.texts(captions, CPU)
     found, found_mask = recipe.encoders.texts_with_gradient(recipe.llm, captions, CPU)
     assert torch.equal(found_mask, mask)
     assert_close(found * mask[..., None], wanted, atol=1e-5, rtol=1e-4)
-    plain = sana.recipe("max_tokens=4").encoders.texts(captions, CPU)[0]
+    with pytest.warns(PromptCutWarning):
+        plain = sana.recipe("max_tokens=4").encoders.texts(captions, CPU)[0]
     assert not torch.equal(wanted[0], plain[0])  # by the instruction
     assert_close(wanted[1], plain[1], atol=1e-5, rtol=1e-4)  # which the null prompt has not
     recipe.loss(recipe.prepare(drawn(recipe, 1)[0], CPU, Timers(CPU)))["loss"].backward()

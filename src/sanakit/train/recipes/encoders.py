@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -12,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from sanakit.data.loader.reading import padded
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.text_encoder import length_mask
-from sanakit.pipeline.prompts import PromptEncoder
+from sanakit.pipeline.prompts import SHOWN, PromptCutWarning, PromptEncoder
 from sanakit.shapes import Latent, Text, TextMask
 
 LATENT_BYTES = 256 * 2**20
@@ -38,6 +39,7 @@ class Encoders:
         self.prompts = prompts
         self.max_tokens = max_tokens
         self.latent_bytes = latent_bytes
+        self._told_of_cut = False
         self._latents: OrderedDict[str, Tensor] = OrderedDict()
 
     @torch.no_grad()
@@ -77,6 +79,7 @@ class Encoders:
                 encoded = self.prompts.encode(
                     spoken, instruction=instruction, max_sequence_length=self.max_tokens
                 )
+                self._tell_cut(next(filter(None, encoded.lost), ""))
                 for caption, states, mask in zip(spoken, encoded.text, encoded.mask, strict=True):
                     rows[caption] = states[mask]
             text, mask = padded([rows[caption] for caption in captions])
@@ -91,7 +94,11 @@ class Encoders:
         sequences, kept = [], []
         for caption, ids in zip(captions, behind, strict=True):
             first = cut_away if caption.strip() else 1
-            sequences.append((ids if caption.strip() else null[0])[: first + self.max_tokens - 1])
+            most = first + self.max_tokens - 1
+            read = ids if caption.strip() else null[0]
+            sequences.append(read[:most])
+            if not self._told_of_cut and len(read) > most:
+                self._tell_cut(str(self.prompts.tokenizer.decode(read[most:])))
             kept.append([0, *range(first, len(sequences[-1]))])
         mask = length_mask([len(ids) for ids in sequences])
         rows = torch.zeros(mask.shape, dtype=torch.long)
@@ -103,6 +110,18 @@ class Encoders:
             [row[places] for row, places in zip(states, kept, strict=True)], batch_first=True
         )
         return text, length_mask([len(places) for places in kept]).to(device)
+
+    def _tell_cut(self, lost: str) -> None:
+        """Tell what the first caption that is too long loses; there may be millions."""
+        if self._told_of_cut or not lost:
+            return
+        self._told_of_cut = True
+        warnings.warn(
+            f"{self.max_tokens} tokens of a caption are read, of longer ones the end is cut off; "
+            f"the first loses {lost[:SHOWN]!r}. More are read by --set max_tokens=...",
+            PromptCutWarning,
+            stacklevel=3,
+        )
 
     def _null_states(self) -> Tensor:
         null = self.prompts.encode([""], instruction=None, max_sequence_length=self.max_tokens)
