@@ -14,8 +14,11 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from sanakit import Pipeline, SanaPAGPipeline, SanaPipeline
-from sanakit.errors import ConfigError, MissingModelError, WeightsError
+from sanakit.errors import ConfigError, MissingModelError, UnknownArgumentError, WeightsError
 from sanakit.nn.lora import lora_layers
+from sanakit.quant.method import method_of
+from sanakit.quant.quantize import quantize
+from stand_in_hub import serving
 from tiny import tiny_components
 
 LAYERS = ("transformer_blocks.0.attn1.to_q", "transformer_blocks.1.attn2.to_out.0")
@@ -95,6 +98,63 @@ def test_the_newest_adapter_acts_alone_until_several_are_chosen_and_weighed() ->
     pipe.unfuse_lora()
     pipe.set_adapters("gold")
     close(draw(pipe), draw(pipeline((adapter(1, rank=4), 1.0))))
+
+
+def test_a_merge_is_cast_moved_kept_and_taken_back() -> None:
+    pipe = pipeline()
+    layer = pipe.transformer.get_submodule(LAYERS[0])
+    before = layer.weight.detach().clone()
+    pipe.load_lora_weights(adapter(), "ink")
+    pipe.fuse_lora(adapter_names=["ink"])
+    merged = layer.weight.detach().clone()
+    assert pipe.fused_loras == {"ink"}
+    pipe.to(torch.bfloat16)
+    assert torch.equal(layer.weight, merged.to(torch.bfloat16))
+    pipe.unfuse_lora()
+    assert pipe.num_fused_loras == 0
+    assert torch.equal(layer.weight, before.to(torch.bfloat16))
+    pipe.fuse_lora()
+    merged = layer.weight.detach().clone()
+    pipe.unload_lora_weights()
+    assert torch.equal(pipe.transformer.get_submodule(LAYERS[0]).weight, merged)
+    assert not lora_layers(pipe.transformer)
+    assert pipe.get_list_adapters() == {}
+
+
+def test_a_merge_that_is_not_finite_changes_no_layer() -> None:
+    pipe = pipeline()
+    pipe.load_lora_weights(adapter() | {f"{LAYERS[1]}.alpha": torch.tensor(1e38)})
+    before = draw(pipe, attention_kwargs={"scale": 0.0})
+    with pytest.raises(ConfigError, match="not finite"):
+        pipe.fuse_lora(lora_scale=100)
+    assert pipe.num_fused_loras == 0
+    pipe.disable_lora()
+    assert torch.equal(draw(pipe), before)
+
+
+def test_weights_are_by_component_and_by_layer(caplog: pytest.LogCaptureFixture) -> None:
+    def changed(first: float, second: float) -> Tensor:
+        scaled = adapter()
+        for layer, factor in zip(LAYERS, (first, second), strict=True):
+            scaled[f"{layer}.lora_A.weight"] *= factor
+        return draw(pipeline((scaled, 1.0)))
+
+    pipe = pipeline()
+    pipe.load_lora_weights(adapter(), "ink")
+    pipe.set_adapters("ink", {"transformer": 0.5, "text_encoder": 2.0})
+    close(draw(pipe), changed(0.5, 0.5))
+    assert "text_encoder do nothing" in caplog.text
+    pipe.set_adapters(["ink"], [{"transformer": {"attn1": 0.25, "transformer_blocks.1": -1}}])
+    close(draw(pipe), changed(0.25, -1.0))
+    pipe.set_adapters(["ink"], [None])
+    close(draw(pipe), changed(1.0, 1.0))
+    nan = float("nan")
+    for wrong in (nan, [nan], ["much"], [{"transformer": nan}], {"transformer": {"attn": 1.0}}):
+        with pytest.raises(ConfigError):
+            pipe.set_adapters("ink", wrong)
+    with pytest.raises(ConfigError, match="twice"):
+        pipe.set_adapters(["ink", "ink"])
+    close(draw(pipe), changed(1.0, 1.0))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -204,3 +264,91 @@ def test_what_makes_no_sense_without_or_with_an_adapter_is_refused(tmp_path: Pat
         draw(pipe, attention_kwargs={"scale": 0.5})
     with pytest.raises(ConfigError, match="ink is merged"):
         pipe.set_adapters("ink", 0.5)
+
+
+def written(adapter: dict[str, Tensor], folder: Path) -> bytes:
+    file = folder / "adapter.safetensors"
+    save_file(adapter, file)
+    return file.read_bytes()
+
+
+def test_a_repository_of_the_hub_is_asked_for_one_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ink, gold = (written(adapter(seed), tmp_path) for seed in range(2))
+    peft = written(adapter(2, form="base_model.model.{}.lora_{}.weight"), tmp_path)
+    files = {"ink.safetensors": ink, "gold.safetensors": gold, "README.md": b"a card"}
+    files |= {
+        "deep/adapter_model.safetensors": peft,
+        "deep/adapter_config.json": b'{"lora_alpha": 1, "use_rslora": true}',
+    }
+    with serving(tmp_path / "cache", monkeypatch) as hub:
+        hub.publish("someone/inks", files)
+        pipe = pipeline()
+        with pytest.raises(MissingModelError, match="it holds gold"):
+            pipe.load_lora_weights("someone/inks")
+        pipe.load_lora_weights("someone/inks", weight_name="ink.safetensors")
+        close(draw(pipe), draw(pipeline((adapter(), 1.0))))
+        assert len(hub.downloaded()) == 1
+        pipe.load_lora_weights("someone/inks", "deep", subfolder="deep", token=None)
+        close(draw(pipe), draw(pipeline((adapter(2), 2**-0.5))))
+        with pytest.raises(MissingModelError, match="no repository"):
+            pipe.load_lora_weights("someone/else")
+    pipe = pipeline()
+    pipe.load_lora_weights("someone/inks", weight_name="ink.safetensors", local_files_only=True)
+    with pytest.raises(MissingModelError, match="holds ink"):
+        pipe.load_lora_weights(
+            "someone/inks", "gold", weight_name="gold.safetensors", local_files_only=True
+        )
+    with pytest.raises(UnknownArgumentError, match="did you mean 'weight_name'"):
+        pipe.load_lora_weights(adapter(), "gold", weights_name="gold.safetensors")
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("offload", ["model", "sequential"])
+def test_adapters_act_on_a_pipeline_that_is_offloaded(when: str, offload: str) -> None:
+    magnitude = {f"{LAYERS[0]}.lora_magnitude_vector": torch.linspace(0.5, 2, 16)}
+    pipe = pipeline()
+    pipe.load_lora_weights(adapter() | magnitude)
+    expected = draw(pipe)
+    pipe = pipeline()
+    if when == "before":
+        pipe.load_lora_weights(adapter() | magnitude)
+    getattr(pipe, f"enable_{offload}_cpu_offload")("cpu")
+    if when == "after" and offload == "sequential":
+        with pytest.raises(WeightsError, match="needs its real weights"):
+            pipe.load_lora_weights(adapter() | magnitude)
+        pipe.load_lora_weights(adapter())
+        close(draw(pipe), draw(pipeline((adapter(), 1.0))))
+        with pytest.raises(ConfigError, match="offloaded"):
+            pipe.fuse_lora()
+        pipe.unload_lora_weights()
+        close(draw(pipe), draw(pipeline()))
+        return
+    if when == "after":
+        pipe.load_lora_weights(adapter() | magnitude)
+    close(draw(pipe), expected)
+    pipe.to("cpu")
+    close(draw(pipe), expected)
+
+
+@pytest.mark.parametrize("kind", ["bnb-int8", "bnb-nf4", "int8"])
+def test_adapters_act_beside_quantized_weights(kind: str) -> None:
+    made = tiny_components()
+    quantize(made.transformer, method_of(kind), always_keep=("proj_out",), dtype=torch.float32)
+    layer = made.transformer.get_submodule(LAYERS[0])
+    pipe = SanaPipeline(Pipeline(made))
+    x = torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
+    before = layer(x)
+    pipe.load_lora_weights(adapter(), "ink")
+    down, up = (adapter()[f"{LAYERS[0]}.lora_{side}.weight"] for side in "AB")
+    assert_close(layer(x), before + x @ down.T @ up.T, atol=1e-4, rtol=1e-5)
+    draw(pipe)
+    with pytest.raises(ConfigError, match="quantized"):
+        pipe.fuse_lora()
+    with pytest.raises(WeightsError, match="real weights"):
+        pipe.load_lora_weights(
+            adapter() | {f"{LAYERS[0]}.lora_magnitude_vector": torch.ones(16)}, "gold"
+        )
+    pipe.unload_lora_weights()
+    assert torch.equal(layer(x), before)

@@ -6,6 +6,7 @@ The functions are the methods that users of diffusers know on a network (`SanaTr
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 import re
@@ -20,6 +21,8 @@ from torch import Tensor, nn
 from sanakit.errors import ConfigError, did_you_mean
 from sanakit.files import disk_errors
 from sanakit.nn.lora import ByAdapter, LoraLayer, adapt, is_plain, lora_layers, restore
+from sanakit.pipeline.networks import heed_other_arguments, refuse_pickle_readers
+from sanakit.weights.lockfile import asking
 from sanakit.weights.lora import (
     LORA_FILE,
     AdapterConfig,
@@ -44,19 +47,20 @@ def load_lora_adapter(
     hotswap: bool = False,
     *,
     adapter_name: str | None = None,
-    weight_name: str | None = None,
     metadata: Mapping[str, Any] | None = None,
+    **where: Any,
 ) -> None:
     """Put an adapter on, which alone is active from then on.
 
     Args:
         network: whose layers it changes.
-        pretrained_model_name_or_path_or_dict: a file, a folder that holds one, or its tensors.
+        pretrained_model_name_or_path_or_dict: a file, a folder or a repository of the hub that
+            holds one, or its tensors.
         prefix: only names that begin with it are read, "transformer" and None are no restriction.
         hotswap: take the place of the adapter that is called ``adapter_name``.
         adapter_name: "default_0" and so on if not given.
-        weight_name: of the file in a folder of several.
         metadata: PEFT's config of tensors.
+        **where: arguments of `locate_lora`.
 
     Raises:
         MissingModelError: no such file. WeightsError: it does not fit. ConfigError: the name is
@@ -64,13 +68,14 @@ def load_lora_adapter(
     """
     given = pretrained_model_name_or_path_or_dict
     if isinstance(given, Mapping):
+        _heed(where)
         source, tensors = "LoRA", given
         if prefix not in (None, "transformer"):
             tensors = {name: t for name, t in given.items() if str(name).startswith(f"{prefix}.")}
             tensors = {name.removeprefix(f"{prefix}."): t for name, t in tensors.items()}
         pairs = lora_pairs(tensors, source=source, metadata=metadata)
     else:
-        path = find_lora(given, weight_name)
+        path = locate_lora(given, **where)
         source, pairs = str(path), read_lora(path)
     held = _held(network)
     name = _free_name(held) if adapter_name is None else adapter_name
@@ -87,6 +92,32 @@ def load_lora_adapter(
         layer = adapt(network.get_submodule(layer_name))
         _put(network, layer, name, pair)
     _register(network, name, AdapterConfig.of(fitted), active)
+
+
+def locate_lora(
+    source: str | Path,
+    *,
+    weight_name: str | None = None,
+    subfolder: str | None = None,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
+    force_download: bool = False,
+    local_files_only: bool = False,
+    use_safetensors: bool | None = None,
+    **needless: Any,
+) -> Path:
+    """Give the file of a LoRA by the arguments that published code names it with.
+
+    ``weight_name`` is that of the file where a folder or repository has several. What decides
+    nothing here is said, and an unknown keyword is an error. Other errors are those of `find_lora`.
+    """
+    _heed(needless)
+    refuse_pickle_readers(use_safetensors)
+    with asking(cache_dir=cache_dir, token=token, force_download=force_download):
+        return find_lora(
+            source, weight_name, subfolder=subfolder, revision=revision, offline=local_files_only
+        )
 
 
 def add_adapter(network: nn.Module, adapter_config: Any, adapter_name: str = "default") -> None:
@@ -317,6 +348,13 @@ def lora_path(
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     return folder / (weight_name or LORA_FILE)
+
+
+def _heed(where: Mapping[str, object]) -> None:
+    """Refuse keywords that `locate_lora` does not have, and say which decide nothing."""
+    known = inspect.signature(locate_lora).parameters
+    others = {name: value for name, value in where.items() if name not in known}
+    heed_other_arguments("load_lora_weights", others, known)
 
 
 def _held(network: nn.Module) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -229,14 +229,55 @@ def fetch(
         listing = lockfile.listings[commit]
         plan = _plan(listing, repository, wanted, variant, subfolder)
         _tell(plan, repository, wanted, report)
-        folder = snapshot_folder(repository, commit)
-        if again:
-            _drop_damaged(folder, {name: listing[name] for name in plan.files})
-        missing = [name for name in plan.files if not (folder / name).is_file()]
-        _check_space(repository, [listing[name] for name in missing])
-        for name in missing:
-            _download(repository, commit, name, listing[name])
+        folder = _complete(repository, commit, {name: listing[name] for name in plan.files})
     write_ref(repository, revision, commit, replace=update)
+    return folder
+
+
+def fetch_files(
+    repository: str,
+    choose: Callable[[Collection[str]], list[str]],
+    *,
+    revision: str | None = None,
+    offline: bool = False,
+) -> tuple[Path, list[str]]:
+    """Give the folder of a repository that is no model, and the files that ``choose`` takes.
+
+    ``choose`` is shown the names of all, and raises where what it looks for is not among them.
+    Errors otherwise, and revisions, are those of :func:`fetch`.
+    """
+    repository, revision = split_revision(repository, revision)
+    lockfile = read_lockfile(repository)
+    commit = known_commit(repository, revision, lockfile)
+    offline = offline or constants.is_offline_mode()
+    if commit is not None and (offline or not ACCESS.get().force_download):
+        folder = snapshot_folder(repository, commit)
+        there = [each for each in folder.rglob("*") if each.is_file()]
+        held = {each.relative_to(folder).as_posix() for each in there}
+        if offline or commit in lockfile.listings:
+            chosen = choose(held if offline else lockfile.listings[commit].keys())
+            if held.issuperset(chosen):
+                return folder, chosen
+    if offline:
+        raise _offline(repository, revision, commit, ["everything"])
+    with _hub_errors(repository, revision):
+        commit, lockfile = _pinned(repository, revision, commit, lockfile)
+        listing = lockfile.listings[commit]
+        chosen = choose(listing.keys())
+        folder = _complete(repository, commit, {name: listing[name] for name in chosen})
+    write_ref(repository, revision, commit, replace=False)
+    return folder, chosen
+
+
+def _complete(repository: str, commit: str, wanted: Listing) -> Path:
+    """Download what is missing of some files."""
+    folder = snapshot_folder(repository, commit)
+    if ACCESS.get().force_download:
+        _drop_damaged(folder, wanted)
+    missing = [name for name in wanted if not (folder / name).is_file()]
+    _check_space(repository, [wanted[name] for name in missing])
+    for name in missing:
+        _download(repository, commit, name, wanted[name])
     return folder
 
 

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from sanakit.errors import ConfigError, MissingModelError, WeightsError
 from sanakit.files import listed, names_in
 from sanakit.nn.lora import is_plain
+from sanakit.weights.hub import fetch_files
+from sanakit.weights.resolve import REPOSITORY
 from sanakit.weights.store import read_tensors, write_tensors
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -171,27 +173,50 @@ class AdapterConfig:
         return self.lora_alpha
 
 
-def find_lora(source: str | Path, weight_name: str | None = None) -> Path:
-    """Give the LoRA file: ``source`` itself, or the one in that folder.
+def find_lora(
+    source: str | Path,
+    weight_name: str | None = None,
+    *,
+    subfolder: str | None = None,
+    revision: str | None = None,
+    offline: bool = False,
+) -> Path:
+    """Give the LoRA file: ``source`` itself, the one in that folder or in that hub repository.
 
     Raises:
-        MissingModelError: there is none, or more than one and none of the usual names.
+        MissingModelError: there is none, or more than one and none of the usual names; and as
+        `hub.fetch_files`.
     """
     path = Path(source).expanduser()
     if path.is_file():
         return path
-    if not path.is_dir():
+    if path.is_dir():
+        folder = path / (subfolder or "")
+        return folder / _weights_in(names_in(folder), weight_name, folder)[0]
+    if not isinstance(source, str) or not REPOSITORY.fullmatch(source):
         raise MissingModelError(
-            f"{path}: no such file or folder", hint="download the LoRA first, then give its path"
+            f"{path}: no such file or folder", hint="a path, or a repository of the hub: owner/name"
         )
-    held = [name for name in names_in(path) if name.endswith(".safetensors")]
+    below = f"{subfolder}/" if subfolder else ""
+
+    def choose(names: Collection[str]) -> list[str]:
+        own = [name.removeprefix(below) for name in names if name.startswith(below)]
+        return [below + name for name in _weights_in(own, weight_name, source)]
+
+    place, chosen = fetch_files(source, choose, revision=revision, offline=offline)
+    return place / chosen[0]
+
+
+def _weights_in(names: Collection[str], weight_name: str | None, where: object) -> list[str]:
+    """The file of a LoRA among others, and PEFT's config of it where there is one."""
+    held = sorted(name for name in names if name.endswith(".safetensors") and "/" not in name)
     usual = [name for name in (LORA_FILE, PEFT_FILE) if name in held]
     wanted = weight_name or (held[0] if len(held) == 1 else [*usual, LORA_FILE][0])
-    if not (path / wanted).is_file():
+    if wanted not in names:
         raise MissingModelError(
-            f"{path}: has no {wanted}; it holds {listed(held)}", hint="name it with weight_name="
+            f"{where}: has no {wanted}; it holds {listed(held)}", hint="name it with weight_name="
         )
-    return path / wanted
+    return [wanted, *(name for name in (PEFT_CONFIG,) if name in names and wanted == PEFT_FILE)]
 
 
 def read_lora(path: Path) -> dict[str, LoraPair]:

@@ -15,7 +15,7 @@ from sanakit.errors import ConfigError, did_you_mean, refuse_unknown
 from sanakit.nn.lora import lora_layers, lora_strength
 from sanakit.pipeline import adapters
 from sanakit.pipeline.adapters import Weight
-from sanakit.weights.lora import find_lora, lora_pairs, read_metadata, write_lora
+from sanakit.weights.lora import lora_pairs, read_metadata, write_lora
 from sanakit.weights.store import read_tensors
 
 PART = "transformer"
@@ -46,28 +46,25 @@ class LoraMethods:
     transformer_name: ClassVar[str] = PART
     _lora_loadable_modules: ClassVar[list[str]] = [PART]
 
-    @refuse_unknown
     def load_lora_weights(
         self,
         pretrained_model_name_or_path_or_dict: str | Path | Mapping[str, Tensor],
         adapter_name: str | None = None,
         hotswap: bool = False,
-        *,
-        weight_name: str | None = None,
-        low_cpu_mem_usage: bool = True,
-        use_safetensors: bool = True,
+        **where: Any,
     ) -> None:
-        """Put an adapter on: a file, a folder that holds one, or its tensors.
+        """Put an adapter on: a file, a folder or hub repository that holds one, or its tensors.
 
         It alone is active then; `set_adapters` chooses several. On an error nothing is loaded.
-        Errors and ``hotswap`` are those of `adapters.load_lora_adapter`.
+        ``where`` are keywords of `adapters.locate_lora` such as ``weight_name``; errors and
+        ``hotswap`` are those of `adapters.load_lora_adapter`.
         """
         adapters.load_lora_adapter(
             self.transformer,
             pretrained_model_name_or_path_or_dict,
             hotswap=hotswap,
             adapter_name=adapter_name,
-            weight_name=weight_name,
+            **where,
         )
 
     @classmethod
@@ -85,16 +82,16 @@ class LoraMethods:
         )
 
     @classmethod
-    @refuse_unknown
     def lora_state_dict(
         cls,
         pretrained_model_name_or_path_or_dict: str | Path | Mapping[str, Tensor],
         *,
-        weight_name: str | None = None,
-        use_safetensors: bool = True,
         return_lora_metadata: bool = False,
+        **where: Any,
     ) -> Any:
         """Give the tensors of a LoRA by name and, if asked, PEFT's config of it, which may be None.
+
+        ``where`` are keywords of `adapters.locate_lora`.
 
         Raises:
             MissingModelError: no such file. WeightsError: it is no LoRA of a transformer.
@@ -104,7 +101,7 @@ class LoraMethods:
         if isinstance(given, Mapping):
             tensors = dict(given)
         else:
-            path = find_lora(given, weight_name)
+            path = adapters.locate_lora(given, **where)
             tensors, metadata = read_tensors(path), read_metadata(path)
         lora_pairs(tensors, source=str("LoRA" if isinstance(given, Mapping) else given))
         return (tensors, metadata) if return_lora_metadata else tensors
