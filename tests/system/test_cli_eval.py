@@ -16,7 +16,7 @@ from PIL import Image
 from command_line import sanakit
 from sanakit.data.captions.scoring import Scorer
 from sanakit.evaluate import clip, features
-from sanakit.evaluate.distances import frechet_distance
+from sanakit.evaluate.frechet import frechet_distance
 from sanakit.models.perceptual import PerceptualNetwork
 from sanakit.pipeline.pipeline import Pipeline
 from sanakit.weights import perceptual

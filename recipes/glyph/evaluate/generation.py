@@ -16,17 +16,10 @@ from recipes.glyph.data.pictures import GlyphPictures
 from recipes.glyph.evaluate.pictures import GlyphSamples, held_samples, known_samples
 from sanakit.charts import Point, lines, save, sheet
 from sanakit.errors import ConfigError
-from sanakit.evaluate.distances import (
-    BLOCKS,
-    NEIGHBOURS,
-    Estimate,
-    Reference,
-    ResampledDistance,
-    inside,
-    kernel_distance,
-)
+from sanakit.evaluate.distances import BLOCKS, NEIGHBOURS, Estimate, inside, kernel_distance
 from sanakit.evaluate.features import NAME, SIDE, FeatureNetwork, Features, features_of
 from sanakit.evaluate.figures import Evaluation, Figure, mean_figure
+from sanakit.evaluate.frechet import Reference, ResampledDistance
 from sanakit.evaluate.pictures import GenerationSettings, generate_pictures
 from sanakit.evaluate.restoration import Restored
 from sanakit.pipeline.images import Pixels

@@ -17,8 +17,8 @@ from recipes.glyph.research.diffusion import Material, Variant
 from recipes.glyph.research.latent_bank import LatentBank
 from recipes.glyph.research.sampling import Way, decoded, described, frechet, latents_by
 from recipes.glyph.research.short_run import is_done, keep, short_run
-from sanakit.evaluate.distances import Reference
 from sanakit.evaluate.features import load_features
+from sanakit.evaluate.frechet import Reference
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.config import AutoencoderConfig
 from sanakit.models.flops import transformer_flops

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from recipes.glyph.research.short_run import economy
-from sanakit.evaluate.distances import Reference
 from sanakit.evaluate.features import FeatureNetwork, Features, features_of
+from sanakit.evaluate.frechet import Reference
 from sanakit.flow.guidance import Guidance
 from sanakit.flow.solvers import integrate
 from sanakit.models.autoencoder import Autoencoder

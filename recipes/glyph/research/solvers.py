@@ -19,8 +19,8 @@ from recipes.glyph.research.sampling import (
     latents_by,
 )
 from recipes.glyph.research.short_run import is_done, keep
-from sanakit.evaluate.distances import Reference
 from sanakit.evaluate.features import load_features
+from sanakit.evaluate.frechet import Reference
 from sanakit.pipeline.images import Pixels, to_pixels
 from sanakit.pipeline.pipeline import Pipeline
 from sanakit.train.distributed.network import keep_freed_memory

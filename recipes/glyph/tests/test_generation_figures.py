@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from recipes.glyph.evaluate.generation import DRAWN, HELD, RESTORED, _figures
 
-from sanakit.evaluate.distances import frechet_distance, kernel_distance, paired_distance
+from sanakit.evaluate.distances import kernel_distance
 from sanakit.evaluate.features import CODE, WEIGHTS, FeatureNetwork, features_of, load_features
+from sanakit.evaluate.frechet import frechet_distance, paired_distance
 from sanakit.pipeline.images import Pixels, from_pixels, to_pixels
 from tiny_features import tiny_features
 

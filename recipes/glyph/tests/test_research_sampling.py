@@ -10,7 +10,7 @@ from recipes.glyph.research.compression import SYSTEMS, samples_for
 from recipes.glyph.research.sampling import Way, apart, distances, frechet, latents_by
 from recipes.glyph.research.short_run import economy
 
-from sanakit.evaluate.distances import Reference
+from sanakit.evaluate.frechet import Reference
 from sanakit.models.config import AUTOENCODERS
 from sanakit.pipeline.components import GenerationDefaults
 from sanakit.pipeline.images import to_pixels

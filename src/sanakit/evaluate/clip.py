@@ -16,9 +16,9 @@ from sanakit.data.captions.vision_models import find_vision_model
 from sanakit.data.images.decode import decode
 from sanakit.errors import ConfigError, MissingModelError
 from sanakit.evaluate.benchmark_prompts import Job, Prompt
-from sanakit.evaluate.distances import frechet_distance
 from sanakit.evaluate.features import PictureSet, features_of
 from sanakit.evaluate.figures import Figure, mean_figure
+from sanakit.evaluate.frechet import frechet_distance
 from sanakit.pipeline.images import Pixels
 
 BATCH = 16

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from sanakit.charts import Mark, histograms, save, sheet
 from sanakit.errors import ConfigError
-from sanakit.evaluate.distances import paired_distance
 from sanakit.evaluate.features import BATCH, NAME, FeatureNetwork, features_of
 from sanakit.evaluate.figures import Evaluation, Figure, mean_figure
+from sanakit.evaluate.frechet import paired_distance
 from sanakit.evaluate.pictures import Pictures
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.perceptual import PerceptualNetwork

@@ -8,14 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from sanakit.errors import ConfigError
-from sanakit.evaluate.distances import (
-    Reference,
-    frechet_distance,
-    inside,
-    kernel_distance,
-    nearest,
-)
+from sanakit.errors import ConfigError, NumericsError
+from sanakit.evaluate.distances import inside, kernel_distance, nearest
+from sanakit.evaluate.frechet import Reference, frechet_distance, paired_distance
 
 Rows = npt.NDArray[np.float64]
 
@@ -202,3 +197,22 @@ def test_too_few_samples_and_two_widths_are_refused() -> None:
         kernel_distance(rows[:39], rows)
     with pytest.raises(ConfigError, match="3 neighbours"):
         inside(rows, rows[:3])
+
+
+def broken_rows(rows: Rows) -> list[Any]:
+    one = rows.copy()
+    one[3, 2] = np.nan
+    endless = rows.copy()
+    endless[0] = np.inf
+    return [one, endless, np.full_like(rows, np.nan)]
+
+
+@pytest.mark.parametrize("wide", [3, 400])
+def test_features_that_are_not_finite_score_nothing(wide: int) -> None:
+    rng = np.random.default_rng(5)
+    good = rng.normal(size=(60, wide))
+    for bad in broken_rows(rng.normal(size=(60, wide))):
+        for measure in (frechet_distance, paired_distance, kernel_distance, inside, nearest):
+            for pair in ((bad, good), (good, bad)):
+                with pytest.raises(NumericsError, match="not finite"):
+                    measure(*pair)
