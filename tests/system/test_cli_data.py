@@ -44,10 +44,39 @@ def test_own_pictures_become_shards_and_a_report_by_one_command(here: Path) -> N
     assert "1  duplicate picture" in out
     assert "without captions: 6" in out
     assert "report: my-set/report/index.html" in out
-    assert "next: sanakit data caption my-set --model MODEL; sanakit data build my-set" in out
+    assert "captions, by a model: sanakit data caption my-set --model MODEL" in out
+    assert out.endswith("next: sanakit train diffusion --data my-set --from glyph\n")
     assert (here / "my-set" / "report" / "index.html").exists()
     assert read_index(here / "my-set" / "shards").samples == 6
     assert "empty" in (here / "my-set" / "shards" / "left-out.jsonl").read_text()
+
+
+def test_sizes_are_those_of_the_model_and_the_last_line_trains_it(here: Path) -> None:
+    said = {
+        (): "next: sanakit train diffusion --data 'a set' --from glyph\n",
+        ("--resolution", 256): "next: sanakit train diffusion --data 'a set' --from glyph\n",
+        ("--model", "sana-0.6b-512"): "--from sana-0.6b-512\n",
+        ("--resolution", 1024): "--from sana-0.6b\n",
+        ("--model", "glyph"): "--from glyph\n",
+    }
+    sides = [(256, 64), (256, 64), (512, 32), (1024, 32), (256, 64)]
+    for (options, last), (side, multiple) in zip(said.items(), sides, strict=True):
+        target = ["my-pictures", "--out", "a set"] if not (here / "a set").exists() else ["a set"]
+        out, _ = build(*target, *options)
+        index = read_index(here / "a set" / "shards")
+        assert index.resolution == side
+        assert all(h % multiple == w % multiple == 0 for h, w in index.buckets)
+        assert len(index.buckets) == 3
+        assert out.endswith(last)
+    again, _ = build("a set")  # as before
+    assert again.endswith(last)
+
+
+def test_pictures_that_no_model_of_patches_takes_are_refused_with_what_to_build(here: Path) -> None:
+    build("my-pictures", "--out", "my-set", "--resolution", 64)
+    _, err = sanakit("train", "diffusion", "--data", "my-set", "--from", "glyph", code=2)
+    assert "px, are no multiples of 64, as this model needs them" in err
+    assert "sanakit data build my-set --model glyph" in err.replace(str(here) + "/", "")
 
 
 def test_without_a_folder_named_the_set_is_in_data(here: Path) -> None:

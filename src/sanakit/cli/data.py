@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,13 +17,14 @@ from sanakit.cli.terminal import say
 from sanakit.errors import ConfigError, Interrupted
 
 if TYPE_CHECKING:
-    from sanakit.data.build import BuildSummary
+    from sanakit.data.build import BuildSettings, BuildSummary
     from sanakit.data.samples import Sample
     from sanakit.data.scan import ScanSummary
     from sanakit.data.training_set import TrainingSet
     from sanakit.data.units import Engine, Stage
 
 DEFAULT_FOLDER = Path("data")
+EMBEDDED = "glyph"
 _OF_PICTURES = ("caption", "captions", "licence")
 
 SetFolder: TypeAlias = Annotated[Path, typer.Argument(metavar="SET", help="Folder of a set.")]
@@ -68,8 +70,17 @@ def build(
         Path | None,
         typer.Option("--out", "-o", help="Folder of the set; data/NAME unless given."),
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="The model to train: its resolution, and sizes that it takes. Default: glyph.",
+            rich_help_panel="Shards",
+        ),
+    ] = None,
     resolution: Annotated[
-        int | None, _of_shards("About the side of a square picture, px; 512.")
+        int | None, _of_shards("About the side of a square picture, px; else that of --model.")
     ] = None,
     buckets: Annotated[
         str | None, _of_shards("Sizes: training (40 ratios), inference (33), square.")
@@ -108,6 +119,15 @@ def build(
     }  # fmt: skip
     options = {name: value for name, value in given.items() if value is not None}
     folder = Path(target)
+    if model is None and resolution is None and not (folder / SET).is_file():
+        model = EMBEDDED
+    if model is not None:
+        from sanakit.data.encode import sizes_of
+
+        side, options["multiple"] = sizes_of(model)
+        options.setdefault("resolution", side)
+    elif resolution is not None:
+        options["multiple"] = None
     runs = engine_named(engine, workers)
     with _going_on_later():
         if (folder / SET).is_file():
@@ -134,7 +154,7 @@ def build(
             set_folder = out or DEFAULT_FOLDER / folder.resolve().stem
             _scan(folder, set_folder, runs, **about)
             folder = set_folder
-        _build_set(folder, options, runs)
+        _build_set(folder, options, runs, model=model)
 
 
 @contextmanager
@@ -147,7 +167,7 @@ def _going_on_later() -> Iterator[None]:
         ) from None
 
 
-def _build_set(folder: Path, options: dict[str, Any], engine: Engine) -> None:
+def _build_set(folder: Path, options: dict[str, Any], engine: Engine, *, model: str | None) -> None:
     from sanakit.data.build import BuildSettings, build_shards, last_settings
     from sanakit.data.training_set import TrainingSet
 
@@ -159,11 +179,15 @@ def _build_set(folder: Path, options: dict[str, Any], engine: Engine) -> None:
     from sanakit.data.report.page import write_report
 
     page = write_report(training_set)
-    _tell_built(training_set, summary, page, settings.resolution)
+    _tell_built(training_set, summary, page, settings, model)
 
 
 def _tell_built(
-    training_set: TrainingSet, summary: BuildSummary, page: Path, resolution: int
+    training_set: TrainingSet,
+    summary: BuildSummary,
+    page: Path,
+    settings: BuildSettings,
+    model: str | None,
 ) -> None:
     """What there is, what there is not, and what to do next."""
     from sanakit.data.build import LEFT_OUT
@@ -178,7 +202,7 @@ def _tell_built(
     manifest = folder / SHARDS / LEFT_OUT
     lines = [
         "",
-        f"{summary.samples} pictures in {summary.buckets} buckets at {resolution} px, "
+        f"{summary.samples} pictures in {summary.buckets} buckets at {settings.resolution} px, "
         f"{summary.shards} shards, {summary.bytes / 1e6:.1f} MB",
         f"left out: {sum(left_out.values())}" + (f"; {manifest} names each" if left_out else ""),
         *(f"  {number:>6}  {reason}" for reason, number in left_out.items()),
@@ -186,15 +210,25 @@ def _tell_built(
     ]
     if summary.enlarged:
         lines.append(
-            f"enlarged to their bucket: {summary.enlarged}; --min-side {resolution} leaves out "
-            "what is smaller"
+            f"enlarged to their bucket: {summary.enlarged}; --min-side {settings.resolution} "
+            "leaves out what is smaller"
         )
     lines.append(f"without captions: {summary.without_captions}")
     lines.append(f"report: {page}")
-    next_ = f"sanakit data show {folder} 0"
-    if summary.without_captions:
-        next_ = f"sanakit data caption {folder} --model MODEL; sanakit data build {folder}"
-    say(*lines, f"next: {next_}")
+    named = shlex.quote(str(folder))
+    if summary.without_captions == summary.samples:
+        lines.append(f"captions, by a model: sanakit data caption {named} --model MODEL")
+    start = model or _usual_model(settings)
+    lines.append(f"next: sanakit train diffusion --data {named} --from {shlex.quote(start)}")
+    say(*lines)
+
+
+def _usual_model(settings: BuildSettings) -> str:
+    """The model to train on a set that was built for none: of its resolution, if there is one."""
+    from sanakit.weights.catalog import smallest_at
+
+    published = smallest_at(settings.resolution)
+    return EMBEDDED if published is None else published.alias
 
 
 @app.command()

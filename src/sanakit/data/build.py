@@ -20,6 +20,7 @@ from PIL import Image
 
 from sanakit.data.images.decode import BadPicture, DecodeLimits, decode
 from sanakit.data.images.resize_and_crop import (
+    MULTIPLE,
     Bucket,
     BucketKind,
     bucket_table,
@@ -53,6 +54,7 @@ from sanakit.data.units import (
 )
 from sanakit.errors import ConfigError, DataError
 from sanakit.files import sha256_of, write_atomically
+from sanakit.pipeline.aspect_ratios import Table
 
 Store: TypeAlias = Literal["fitted", "original"]
 VERSION = 1  # raise it when the same plan would give other shards
@@ -66,10 +68,12 @@ class BuildSettings:
     """What shards are made of samples.
 
     ``store`` keeps pictures ``fitted`` to their bucket, or the ``original`` bytes. Pictures with a
-    side below ``min_side`` px are left out. ``seed`` shuffles the samples over the shards.
+    side below ``min_side`` px are left out. ``seed`` shuffles the samples over the shards. Sides
+    are multiples of ``multiple``; None: as is usual at the resolution.
     """
 
     resolution: int = 512
+    multiple: int | None = None
     buckets: BucketKind = "training"
     store: Store = "fitted"
     shard_samples: int = 1000
@@ -77,7 +81,7 @@ class BuildSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        bucket_table(self.resolution, self.buckets)
+        self.table()
         if self.store not in get_args(Store):
             raise ConfigError(
                 f"store {self.store!r} is unknown", hint=f"one of {', '.join(get_args(Store))}"
@@ -90,6 +94,10 @@ class BuildSettings:
             raise ConfigError(
                 f"a side of {self.min_side} px cannot be", hint="0 leaves nothing out"
             )
+
+    def table(self) -> Table:
+        """The sizes of the buckets by their ratio."""
+        return bucket_table(self.resolution, self.buckets, multiple=self.multiple)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +117,7 @@ def plan_shards(
     The order of ``samples`` makes no difference. Shards of a bucket differ by one sample at most.
     Holds a line of each sample in memory: about a kilobyte.
     """
-    table = bucket_table(settings.resolution, settings.buckets)
+    table = settings.table()
     groups: dict[Bucket, list[tuple[str, bytes]]] = {}
     left_out = []
     for sample in samples:
@@ -347,7 +355,8 @@ def last_settings(training_set: TrainingSet) -> BuildSettings | None:
     if not path.exists():
         return None
     with reading(path, f"remove {path}"):
-        return BuildSettings(**json.loads(path.read_text(encoding="utf-8")))
+        # Before it was a setting, all sides were multiples of 32.
+        return BuildSettings(**{"multiple": MULTIPLE, **json.loads(path.read_text("utf-8"))})
 
 
 def _write_plan(folder: Path, plan: ShardPlan, settings: BuildSettings) -> None:

@@ -24,18 +24,21 @@ from sanakit.data.captions.vision_models import (
     require_same,
 )
 from sanakit.data.images.decode import decode
-from sanakit.data.images.resize_and_crop import fitted
+from sanakit.data.images.resize_and_crop import MULTIPLE, fitted
 from sanakit.data.shards import TAR, Index, bucket_of, key_of, read_index, read_keys, read_span
 from sanakit.data.training_set import LATENTS, SHARDS, TEXT, TrainingSet
 from sanakit.data.units import fingerprint, read_mark
 from sanakit.errors import ConfigError, DataError, NumericsError
 from sanakit.files import sha256_of
 from sanakit.models.autoencoder import Autoencoder
+from sanakit.models.config import AutoencoderConfig, TransformerConfig
 from sanakit.pipeline.components import load_prompts, read_defaults
 from sanakit.pipeline.images import Pixels, from_pixels
 from sanakit.pipeline.networks import AutoencoderDC, component_folder
 from sanakit.pipeline.prompts import PromptCache, PromptEncoder
+from sanakit.weights.catalog import find_checkpoint
 from sanakit.weights.resolve import resolve_model
+from sanakit.weights.store import read_config
 
 Storage: TypeAlias = Literal["float16", "bfloat16"]
 Stored: TypeAlias = NDArray[np.float16] | NDArray[np.uint16]
@@ -362,6 +365,23 @@ def built(set_folder: Path) -> Index:
             f"{set_folder} holds no built shards", hint=f"run: sanakit data build {set_folder}"
         )
     return index
+
+
+def sizes_of(model: str) -> tuple[int, int]:
+    """About the side of the pictures that a model draws, and what their sides are multiples of, px.
+
+    Of a published model it is known, so that none is fetched to ask it.
+
+    Raises:
+        MissingModelError: there is no such model. ConfigError: its configs are damaged.
+    """
+    published = find_checkpoint(model)
+    if published is not None and published.resolution is not None:
+        return published.resolution, MULTIPLE
+    folder = resolve_model(model)
+    network = read_config(folder / "transformer", TransformerConfig)
+    factor = read_config(folder / "vae", AutoencoderConfig).spatial_factor
+    return network.sample_size * factor, network.patch_size * factor
 
 
 def autoencoder_hash(model: str) -> str:

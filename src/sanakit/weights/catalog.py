@@ -299,6 +299,19 @@ def checkpoint_of_file(file: PurePath) -> Checkpoint | None:
     return checkpoint_behind(file) or find_checkpoint(f"{OWNER}/{file.stem}")
 
 
+def smallest_at(resolution: int) -> Checkpoint | None:
+    """Give the smallest pipeline that was trained at a resolution and can be trained further.
+
+    Those of few steps embed their guidance: they were distilled, with another loss.
+    """
+    found = [
+        one
+        for one in CATALOG
+        if one.kind == "pipeline" and one.resolution == resolution and one.flow_shift is not None
+    ]
+    return min(found, key=lambda one: one.parameters, default=None)
+
+
 def nearest_models(name: str, *, most: int = 3) -> list[str]:
     """Give the aliases and repository ids that look most like ``name``, nearest first."""
     owner, _, own = name.partition("@")[0].lower().rpartition("/")

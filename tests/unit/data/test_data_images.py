@@ -20,7 +20,13 @@ from PIL import Image, ImageFile
 import zoo
 from sanakit.data.images import color, file_format
 from sanakit.data.images.decode import FORMATS, REASONS, BadPicture, DecodeLimits, decode
-from sanakit.data.images.resize_and_crop import bucket_table, fit, fitted, nearest_bucket
+from sanakit.data.images.resize_and_crop import (
+    bucket_table,
+    fit,
+    fitted,
+    nearest_bucket,
+    usual_multiple,
+)
 from sanakit.errors import ConfigError, DataError
 from sanakit.pipeline.aspect_ratios import TABLES
 
@@ -303,22 +309,34 @@ def test_training_has_the_seven_ratios_that_only_large_inference_tables_have(
 
 @pytest.mark.parametrize("kind", ["training", "inference", "square"])
 @pytest.mark.parametrize("resolution", [32, 64, 96, 128, 224, 256, 384, 512, 768, 2880])
-def test_any_resolution_has_buckets_of_multiples_of_32_by_their_own_ratios(
-    resolution: int, kind: str
+@pytest.mark.parametrize("multiple", [32, 64, None])
+def test_any_resolution_has_buckets_of_a_multiple_by_their_own_ratios(
+    resolution: int, kind: str, multiple: int | None
 ) -> None:
-    table = bucket_table(resolution, kind)
+    if multiple is not None and resolution % multiple:
+        with pytest.raises(ConfigError, match=f"multiple of {multiple}"):
+            bucket_table(resolution, kind, multiple=multiple)
+        return
+    table = bucket_table(resolution, kind, multiple=multiple)
+    step = multiple or usual_multiple(resolution)
     assert len(set(table.values())) == len(table)
     assert (resolution, resolution) in table.values()
     for key, (height, width) in table.items():
-        assert height % 32 == width % 32 == 0
-        assert min(height, width) >= 32
+        assert height % step == width % step == 0
+        assert min(height, width) >= step
         assert height / width == pytest.approx(key, abs=0.02)
     if kind != "square":
         scaled = [(h * resolution / 1024, w * resolution / 1024) for h, w in TABLES_AT_1024]
         for size in table.values():
             off = [max(abs(a - b) for a, b in zip(size, one, strict=True)) for one in scaled]
-            # Rounded to the nearest; below 32 there is nothing to round to.
-            assert min(off) <= 16 or min(size) == 32
+            # Rounded to the nearest; below the multiple there is nothing to round to.
+            assert min(off) <= step / 2 or min(size) == step
+
+
+def test_sizes_that_nobody_published_suit_patches_of_two_latents() -> None:
+    assert [usual_multiple(side) for side in (256, 384, 768)] == [64, 64, 64]
+    # Published ones stay, and a small resolution would have a size or two.
+    assert [usual_multiple(side) for side in (64, 128, 512, 1024, 4096, 288)] == [32] * 6
 
 
 def test_square_has_one_bucket() -> None:

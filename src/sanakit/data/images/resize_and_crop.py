@@ -15,6 +15,9 @@ from sanakit.pipeline.aspect_ratios import Table, nearest_bin, published_table
 BucketKind: TypeAlias = Literal["training", "inference", "square"]
 Bucket: TypeAlias = tuple[int, int]
 MULTIPLE = 32
+"""Of the sides of every size: what the published autoencoder shrinks by."""
+_PATCHES = 2
+_COARSE_FROM = 256
 _PUBLISHED_AT = 1024
 _INFERENCE_HAS_ALL = (2048, 4096)
 
@@ -32,23 +35,37 @@ class Fit:
     scale: float
 
 
-def bucket_table(resolution: int, kind: BucketKind = "training") -> Table:
+def usual_multiple(resolution: int) -> int:
+    """What sides are multiples of where no model is named: every model reads them.
+
+    Published sizes at 512 px are multiples of 32. At a resolution that has none sides are multiples
+    of 64, which also suit patches of 2 x 2 latents; below 256 px too few sizes would be left.
+    """
+    coarse = MULTIPLE * _PATCHES
+    published = resolution % _PUBLISHED_AT == 0 or resolution == _PUBLISHED_AT // 2
+    return MULTIPLE if published or resolution < _COARSE_FROM or resolution % coarse else coarse
+
+
+def bucket_table(
+    resolution: int, kind: BucketKind = "training", *, multiple: int | None = None
+) -> Table:
     """The (height, width) of all buckets by the key of their ratio, height over width.
 
     ``training`` has the 40 published ratios; ``inference`` the 33 of them that pictures are drawn
     at, all 40 at 2048 and 4096 px; ``square`` one. Sizes are those at 1024 px, scaled and rounded
-    to multiples of 32, which changes none at 512 px and its multiples. A table with a rounded size
-    has the true quotients as keys, and each quotient once.
+    to ``multiple`` (:func:`usual_multiple`); multiples of 32 change none at 512 px and its
+    multiples. A table with a rounded size has the true quotients as keys, and each quotient once.
 
     Raises:
-        ConfigError: the resolution is not a positive multiple of 32.
+        ConfigError: the resolution is not a positive multiple of ``multiple``.
     """
     if kind not in get_args(BucketKind):
         raise ConfigError(f"no buckets {kind!r}", hint=f"one of {', '.join(get_args(BucketKind))}")
-    if resolution < MULTIPLE or resolution % MULTIPLE:
-        near = max(1, round(resolution / MULTIPLE)) * MULTIPLE
+    multiple = multiple or usual_multiple(resolution)
+    if resolution < multiple or resolution % multiple:
+        near = max(1, round(resolution / multiple)) * multiple
         raise ConfigError(
-            f"resolution {resolution} is not a multiple of {MULTIPLE}", hint=f"try {near}"
+            f"resolution {resolution} is not a multiple of {multiple}", hint=f"try {near}"
         )
     if kind == "square":
         return {1.0: (resolution, resolution)}
@@ -57,7 +74,7 @@ def bucket_table(resolution: int, kind: BucketKind = "training") -> Table:
     rounded: Table = {}
     exact = True
     for key, (height, width) in published_table(1, extra=extra).items():
-        size = (_scaled(height, resolution), _scaled(width, resolution))
+        size = (_scaled(height, resolution, multiple), _scaled(width, resolution, multiple))
         exact = exact and size[0] * _PUBLISHED_AT == height * resolution
         exact = exact and size[1] * _PUBLISHED_AT == width * resolution
         table[key] = size
@@ -99,5 +116,5 @@ def fitted(pixels: np.ndarray, bucket: Bucket) -> np.ndarray:
     return np.asarray(scaled)
 
 
-def _scaled(side: int, resolution: int) -> int:
-    return max(1, math.floor(side * resolution / (_PUBLISHED_AT * MULTIPLE) + 0.5)) * MULTIPLE
+def _scaled(side: int, resolution: int, multiple: int) -> int:
+    return max(1, math.floor(side * resolution / (_PUBLISHED_AT * multiple) + 0.5)) * multiple

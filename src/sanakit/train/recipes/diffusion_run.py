@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sanakit.data.loader.folders import contents_of, open_folder
 from sanakit.errors import ConfigError, DataError
 from sanakit.files import expanded
 from sanakit.models.autoencoder import Autoencoder
@@ -368,6 +369,10 @@ def build(run: RunConfig, *, report: Report = print) -> tuple[DiffusionRecipe, R
     device = "cpu" if data.tune_text else loop.device
     parts = start_components(data, objective, device=device, report=report)
     transformer = parts.transformer
+    multiple = parts.autoencoder.config.spatial_factor * transformer.config.patch_size
+    for each, typed in ((shards, data.data), (held, data.held)):
+        if each is not None:
+            _check_sizes(each, multiple, f"sanakit data build {typed} --model {data.start}")
     if data.tune_text and objective.lora_rank:
         raise ConfigError(
             "--tune-text with a LoRA: its file holds changes of the transformer alone",
@@ -472,6 +477,22 @@ def _choose_trained(
     learning = sum(p.numel() for p in transformer.parameters() if p.requires_grad)
     whole = sum(p.numel() for p in transformer.parameters())
     report(f"{learning:,} of {whole:,} weights learn")
+
+
+def _check_sizes(shards: str, multiple: int, remedy: str) -> None:
+    """Refuse pictures that the networks cannot take, before anything is learned.
+
+    Raises:
+        ConfigError: a side is no multiple of ``multiple``.
+    """
+    buckets = contents_of(open_folder(shards).index(), source=shards).buckets
+    odd = [one for one in buckets if one.height % multiple or one.width % multiple]
+    if odd:
+        raise ConfigError(
+            f"{shards}: {len(odd)} of its {len(buckets)} sizes, such as {odd[0].height} x "
+            f"{odd[0].width} px, are no multiples of {multiple}, as this model needs them",
+            hint=f"build it for the model: {remedy}",
+        )
 
 
 def _same_shards(
