@@ -149,6 +149,14 @@ class Decoder(nn.Module):
         return self.conv_out(self.conv_act(self.norm_out(x)))
 
 
+def _sides(least: int | None, stride: int | None, *, exact: bool) -> tuple[int, int]:
+    """Least side that is cut, and the stride, of what was given of the two."""
+    least = 512 if least is None else least
+    if stride is None:
+        return least, max(1, least * 7 // 8)
+    return (max(least, stride) if exact else least), stride
+
+
 class Autoencoder(nn.Module):
     """A DC-AE: ``encode`` and ``decode`` between pictures and raw latents.
 
@@ -174,6 +182,11 @@ class Autoencoder(nn.Module):
         return self.tiling is not None
 
     @property
+    def spatial_compression_ratio(self) -> int:
+        """``config.spatial_factor`` by its published name."""
+        return self.config.spatial_factor
+
+    @property
     def use_slicing(self) -> bool:
         """Whether slicing is on, likewise."""
         return self.slicing
@@ -188,8 +201,8 @@ class Autoencoder(nn.Module):
 
     def enable_tiling(
         self,
-        tile_sample_min_height: int = 512,
-        tile_sample_min_width: int = 512,
+        tile_sample_min_height: int | None = None,
+        tile_sample_min_width: int | None = None,
         tile_sample_stride_height: int | None = None,
         tile_sample_stride_width: int | None = None,
         *,
@@ -197,21 +210,17 @@ class Autoencoder(nn.Module):
     ) -> None:
         """Cut pictures larger than the minimum into tiles that advance by the stride, in pixels.
 
-        Where ``exact``, the result is that of no tiling up to rounding, at any tile size; see
-        `Tiling`. A stride that is not given is seven eighths of the minimum.
+        A minimum that is not given is 512, a stride seven eighths of it. Where ``exact``, the
+        result is that of no tiling up to rounding, at any tile size; see `Tiling`. An exact tile
+        is as large as its stride, which may then pass the minimum.
 
         Raises:
-            ConfigError: for sizes that leave gaps, or, where not exact, no multiples of
-                ``config.spatial_factor``.
+            ConfigError: for sizes that are none, and, where not exact, for such as leave gaps or
+                are no multiples of ``config.spatial_factor``.
         """
-        tall, wide = tile_sample_stride_height, tile_sample_stride_width
-        tiling = Tiling(
-            tile_sample_min_height,
-            tile_sample_min_width,
-            max(1, tile_sample_min_height * 7 // 8) if tall is None else tall,
-            max(1, tile_sample_min_width * 7 // 8) if wide is None else wide,
-            exact,
-        )
+        height = _sides(tile_sample_min_height, tile_sample_stride_height, exact=exact)
+        width = _sides(tile_sample_min_width, tile_sample_stride_width, exact=exact)
+        tiling = Tiling(height[0], width[0], height[1], width[1], exact)
         if not exact:
             tiling.require_multiples(self.config.spatial_factor)
         self.tiling = tiling

@@ -171,12 +171,24 @@ def test_the_arguments_of_enable_tiling_are_honoured() -> None:
     assert calls[-1] == (48, 32)
 
 
+def test_a_stride_above_the_minimum_is_the_size_of_exact_tiles() -> None:
+    """As a published training script calls it: the other side's minimum goes with the stride."""
+    autoencoder = built(DEEP)
+    latent = torch.randn(1, 4, 12, 8)
+    whole = autoencoder.decode(latent).sample
+    autoencoder.enable_tiling(tile_sample_min_height=32, tile_sample_stride_width=1024)
+    assert autoencoder.tiling == Tiling(32, 1024, 28, 1024)
+    torch.testing.assert_close(autoencoder.decode(latent).sample, whole, atol=1e-5, rtol=0)
+    autoencoder.enable_tiling(None, 16)
+    assert autoencoder.tiling == Tiling(512, 16, 448, 14)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         ({"tile_sample_min_height": 0}, "tile_sample_min_height=0"),
         ({"tile_sample_min_width": 64.0}, "whole number of pixels"),
-        ({"tile_sample_stride_width": 513}, "448 overlaps by an eighth"),
+        ({"tile_sample_stride_width": 513, "exact": False}, "448 overlaps by an eighth"),
         ({"tile_sample_min_height": 510, "exact": False}, "use 512, or exact tiles"),
     ],
 )
