@@ -7,7 +7,7 @@ contract, so a config is read and written without a translation table (docs/deci
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar
@@ -58,8 +58,23 @@ def _own_keys(kind: type[Any]) -> dict[str, str]:
     return {f"_{each.name}": each.name for each in fields(kind) if each.metadata.get("ours")}
 
 
+class Fields(Mapping[str, Any]):
+    """A config is a mapping, too: ``config["num_layers"]``, ``dict(config)``, as files have it."""
+
+    __slots__ = ()
+
+    def __getitem__(self, name: str) -> Any:
+        return config_to_dict(self)[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(config_to_dict(self))
+
+    def __len__(self) -> int:
+        return len(config_to_dict(self))
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TransformerConfig:
+class TransformerConfig(Fields):
     """Everything that decides the shapes and the arithmetic of a linear diffusion transformer.
 
     Defaults are those of ``SanaTransformer2DModel``. Source: diffusers
@@ -141,7 +156,7 @@ class TransformerConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class AutoencoderConfig:
+class AutoencoderConfig(Fields):
     """Everything that decides the shapes and the arithmetic of a deep-compression autoencoder.
 
     Defaults are those of ``AutoencoderDC``. Source: diffusers

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import inspect
 import logging
@@ -23,9 +22,10 @@ from sanakit.errors import (
     did_you_mean,
     refuse_unknown,
 )
-from sanakit.files import expanded
+from sanakit.files import expanded, read_json
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.config import AutoencoderConfig, TransformerConfig, config_from_dict
+from sanakit.models.published import PublishedNetwork, say_once
 from sanakit.models.transformer import LinearDiT
 from sanakit.nn.lora import lora_layers
 from sanakit.pipeline.placement import MaxMemory, Placed, place_one
@@ -237,12 +237,6 @@ def heed_other_arguments(
         say_once(f"{name}={value!r} decides nothing here: {NEEDLESS[name]}")
 
 
-@functools.cache
-def say_once(note: str) -> None:
-    """Log a warning, the first time in this process."""
-    logger.warning(note)
-
-
 def refuse_pickle_readers(use_safetensors: bool | None) -> None:
     """Refuse ``use_safetensors=False`` as a `ConfigError`: there is no other reader."""
     if use_safetensors is False:
@@ -280,20 +274,10 @@ def bytes_of(size: int | str) -> int:
 P = TypeVar("P", bound="Published")
 
 
-class Published(Network):
+class Published(PublishedNetwork, Network):
     """`from_pretrained`, `from_config` and `save_pretrained` of one network."""
 
     role: str
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the weights that are not quantized."""
-        return next(p.dtype for p in self.parameters() if p.is_floating_point())
-
-    @property
-    def device(self) -> torch.device:
-        """Where the first weights are."""
-        return next(self.parameters()).device
 
     @classmethod
     def from_pretrained(
@@ -370,15 +354,48 @@ class Published(Network):
         return network
 
     @classmethod
-    def from_config(cls: type[P], config: Any) -> P:
+    def from_config(cls: type[P], config: Any, **fields: Any) -> P:
         """Build with new random weights, from a config or the content of a ``config.json``.
+
+        ``fields`` take the place of its own.
 
         Raises:
             ConfigError: for a field that does not exist or a value that cannot be built.
         """
-        if isinstance(config, Mapping):
-            config = config_from_dict(cls.config_class, config, source=cls.__name__)
-        return cls(config)
+        if not isinstance(config, Mapping):
+            raise ConfigError(
+                f"config is a {type(config).__name__}",
+                hint=f"{cls.__name__}.from_config({cls.__name__}.load_config(FOLDER))",
+            )
+        return cls(config_from_dict(cls.config_class, {**config, **fields}, source=cls.__name__))
+
+    @classmethod
+    @refuse_unknown
+    def load_config(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        subfolder: str | None = None,
+        revision: str | None = None,
+        local_files_only: bool = False,
+    ) -> dict[str, Any]:
+        """Read a ``config.json`` as `from_config` takes it; arguments as of `from_pretrained`."""
+        name = pretrained_model_name_or_path
+        folder = component_folder(name, subfolder, revision=revision, offline=local_files_only)
+        return read_json(folder / CONFIG)
+
+    def save_config(self, save_directory: str | Path) -> None:
+        """Write ``config.json`` alone."""
+        write_config(Path(save_directory), self.config, self.published_name)
+
+    @classmethod
+    def from_single_file(
+        cls: type[P], pretrained_model_link_or_path_or_dict: Any, **options: Any
+    ) -> P:
+        """Load a file under the original names; arguments are `single_file.from_single_file`'s."""
+        read = importlib.import_module("sanakit.pipeline.single_file").from_single_file
+        network: P = read(cls, pretrained_model_link_or_path_or_dict, **options)
+        return network
 
     @refuse_unknown
     def save_pretrained(
@@ -428,6 +445,8 @@ class SanaTransformer2DModel(Published, LinearDiT):
     config_class = TransformerConfig
     published_name = "SanaTransformer2DModel"
     role = "transformer"
+    _supports_gradient_checkpointing = True
+    _no_split_modules: ClassVar[list[str] | None] = ["Block", "PatchEmbed"]
     keep = ("time_embed", "caption_projection")
     always_keep = ("proj_out",)
 
