@@ -174,7 +174,7 @@ def test_a_file_of_ones_own_is_a_preset_and_a_slip_in_it_is_named(tmp_path: Path
     own.write_text("images = 5\n")
     with pytest.raises(ConfigError, match="cannot be read"):
         read_preset(str(own))
-    with pytest.raises(ConfigError, match="presets: cpu, gpu, tiny"):
+    with pytest.raises(ConfigError, match="presets: cpu, glyph2, gpu, tiny"):
         read_preset("big")
 
 
