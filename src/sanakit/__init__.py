@@ -11,7 +11,9 @@ if TYPE_CHECKING:
 
     from sanakit.pipeline.networks import AutoencoderDC, SanaTransformer2DModel
     from sanakit.pipeline.pipeline import GenerateResult, Pipeline
+    from sanakit.pipeline.published.auto import AutoPipelineForText2Image, DiffusionPipeline
     from sanakit.pipeline.published.pag import SanaPAGPipeline
+    from sanakit.pipeline.published.pictures import load_image, make_image_grid
     from sanakit.pipeline.published.sana import SanaPipeline, SanaPipelineOutput
     from sanakit.pipeline.request import GenerateRequest
     from sanakit.pipeline.schedulers import (
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
         FlowMatchHeunDiscreteScheduler,
         UniPCMultistepScheduler,
     )
+    from sanakit.quant.method import PipelineQuantizationConfig
 
 try:
     __version__ = version("sanakit")
@@ -28,30 +31,38 @@ except PackageNotFoundError:  # run from a source tree that was never installed
 
 # Where each public name lives: they load on first use, so that `import sanakit` stays instant.
 _HOMES = {
+    "AutoPipelineForText2Image": "sanakit.pipeline.published.auto",
     "AutoencoderDC": "sanakit.pipeline.networks",
     "BitsAndBytesConfig": "transformers",
     "DPMSolverMultistepScheduler": "sanakit.pipeline.schedulers",
+    "DiffusionPipeline": "sanakit.pipeline.published.auto",
     "FlowMatchEulerDiscreteScheduler": "sanakit.pipeline.schedulers",
     "FlowMatchHeunDiscreteScheduler": "sanakit.pipeline.schedulers",
     "GenerateRequest": "sanakit.pipeline.request",
     "GenerateResult": "sanakit.pipeline.pipeline",
     "Pipeline": "sanakit.pipeline.pipeline",
+    "PipelineQuantizationConfig": "sanakit.quant.method",
     "SanaPAGPipeline": "sanakit.pipeline.published.pag",
     "SanaPipeline": "sanakit.pipeline.published.sana",
     "SanaPipelineOutput": "sanakit.pipeline.published.sana",
     "SanaTransformer2DModel": "sanakit.pipeline.networks",
     "TorchAoConfig": "transformers",
     "UniPCMultistepScheduler": "sanakit.pipeline.schedulers",
+    "load_image": "sanakit.pipeline.published.pictures",
+    "make_image_grid": "sanakit.pipeline.published.pictures",
 }
 __all__ = [
+    "AutoPipelineForText2Image",
     "AutoencoderDC",
     "BitsAndBytesConfig",
     "DPMSolverMultistepScheduler",
+    "DiffusionPipeline",
     "FlowMatchEulerDiscreteScheduler",
     "FlowMatchHeunDiscreteScheduler",
     "GenerateRequest",
     "GenerateResult",
     "Pipeline",
+    "PipelineQuantizationConfig",
     "SanaPAGPipeline",
     "SanaPipeline",
     "SanaPipelineOutput",
@@ -59,12 +70,16 @@ __all__ = [
     "TorchAoConfig",
     "UniPCMultistepScheduler",
     "__version__",
+    "load_image",
+    "make_image_grid",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
-        raise AttributeError(f"module 'sanakit' has no attribute {name!r}")
+        from sanakit.elsewhere import explain  # noqa: PLC0415 - nothing that succeeds reads it
+
+        raise AttributeError(explain(name))
     return getattr(import_module(_HOMES[name]), name)
 
 

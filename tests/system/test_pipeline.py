@@ -26,7 +26,7 @@ from sanakit.pipeline.components import (
     save_components,
 )
 from sanakit.pipeline.png import encode_png, read_settings
-from sanakit.pipeline.published.sana import as_output
+from sanakit.pipeline.published.image_processor import as_output
 from sanakit.pipeline.schedulers import FlowMatchEulerDiscreteScheduler
 from tiny import ROUNDING, assert_same_weights, tiny_components, write_tiny
 

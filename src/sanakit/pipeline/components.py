@@ -56,7 +56,7 @@ from sanakit.pipeline.schedulers import (
     scheduler_from_config,
     scheduler_named,
 )
-from sanakit.quant.method import Method, method_of
+from sanakit.quant.method import Method, mapping_of, method_of
 from sanakit.quant.quantize import (
     cast_real,
     has_torchao,
@@ -449,7 +449,8 @@ def _by_component(quantization: Any, given: Mapping[str, Any]) -> dict[str, Meth
     """One method means the two large networks; parts that were passed are the caller's to make."""
     if quantization is None:
         return {}
-    by_part = getattr(quantization, "quant_mapping", quantization)
+    whole = hasattr(quantization, "quant_mapping")
+    by_part = mapping_of(quantization) if whole else quantization
     if not isinstance(by_part, Mapping) or "quant_method" in by_part:
         method = method_of(by_part)
         return {part: method for part in ("transformer", "text_encoder") if part not in given}

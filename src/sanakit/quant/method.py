@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -131,3 +131,55 @@ def _bits_and_bytes(values: Mapping[str, Any]) -> BitsAndBytes:
 def _skipped(values: Mapping[str, Any], name: str) -> tuple[str, ...] | None:
     given = values.get(name)
     return None if given is None else tuple(given)
+
+
+USUAL = ("transformer", "text_encoder")
+# Published backends, and the library's own name in its configs.
+BACKENDS = {
+    "bitsandbytes_4bit": "bitsandbytes",
+    "bitsandbytes_8bit": "bitsandbytes",
+    "bitsandbytes": "bitsandbytes",
+    "torchao": "torchao",
+}
+OTHER_BACKENDS = ("quanto", "gguf", "modelopt", "nunchaku_lite", "auto-round")
+
+
+@dataclass(frozen=True)
+class PipelineQuantizationConfig:
+    """A backend with its keywords for some components, or a mapping from components to configs.
+
+    Raises:
+        ConfigError: both or neither, a backend that is not here.
+    """
+
+    quant_backend: str | None = None
+    quant_kwargs: Mapping[str, Any] | None = None
+    components_to_quantize: str | Sequence[str] | None = None
+    quant_mapping: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        mapping_of(self)
+
+
+def mapping_of(config: Any) -> Mapping[str, Any]:
+    """Give the components' configs of a ``PipelineQuantizationConfig``, ours or the reference's."""
+    backend, mapping = getattr(config, "quant_backend", None), config.quant_mapping
+    if (backend is None) == (mapping is None):
+        raise ConfigError(
+            "PipelineQuantizationConfig takes quant_backend or quant_mapping",
+            hint='quant_backend="bitsandbytes_4bit", or quant_mapping={"transformer": config}',
+        )
+    if mapping is not None:
+        return dict(mapping)
+    if backend not in BACKENDS:
+        hint = did_you_mean(backend, BACKENDS)
+        if backend in OTHER_BACKENDS:
+            hint = "bitsandbytes_4bit, bitsandbytes_8bit and torchao are here"
+        raise ConfigError(f"quant_backend={backend!r} is not supported", hint=hint)
+    values = dict(config.quant_kwargs or {})
+    bits = {"bitsandbytes_4bit": "load_in_4bit", "bitsandbytes_8bit": "load_in_8bit"}.get(backend)
+    if bits is not None:
+        values.setdefault(bits, True)
+    named = config.components_to_quantize or USUAL
+    parts = [named] if isinstance(named, str) else list(named)
+    return {part: {"quant_method": BACKENDS[backend], **values} for part in parts}

@@ -295,6 +295,38 @@ def _unlink(path: Path) -> None:
     blob.unlink(missing_ok=True)
 
 
+def upload(
+    folder: Path,
+    repository: str,
+    *,
+    message: str,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    as_pull_request: bool = False,
+) -> str:
+    """Put a folder into a repository of the hub, made if need be; give the commit's address.
+
+    Raises:
+        MissingModelError: the hub cannot be reached or refuses.
+    """
+    hub = HfApi(endpoint=constants.ENDPOINT, token=token)
+    try:
+        made = hub.create_repo(repository, private=private, exist_ok=True)
+        done = hub.upload_folder(
+            repo_id=made.repo_id,
+            folder_path=folder,
+            commit_message=message,
+            create_pr=as_pull_request,
+        )
+    except (HTTP_ERROR, OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise MissingModelError(
+            f"{repository}: cannot be written to ({reason})",
+            hint="log in with `hf auth login`, or pass token=",
+        ) from error
+    return str(done.commit_url)
+
+
 def latest_commit(repository: str, revision: str) -> str:
     """Ask the hub what a revision means today.
 

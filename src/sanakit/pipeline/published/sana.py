@@ -7,17 +7,15 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from copy import copy
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from huggingface_hub.utils.tqdm import tqdm
-from PIL.Image import Image as PILImage
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.generic import ModelOutput
 
 from sanakit.errors import ConfigError, did_you_mean, refuse_unknown
 from sanakit.models.autoencoder import Autoencoder
@@ -42,19 +40,16 @@ from sanakit.pipeline.networks import (
 )
 from sanakit.pipeline.pipeline import OnSampled, Pipeline, Sampling
 from sanakit.pipeline.placement import (
-    TEXT_ENCODER,
     MaxMemory,
     Networks,
     Placed,
     Visit,
-    cast,
-    move,
-    offload_by_stage,
-    offload_sequentially,
 )
 from sanakit.pipeline.prompts import MODEL_DEFAULT, Compat, EncodedText, check_compat
 from sanakit.pipeline.published.callbacks import StepHook, effective_scale
+from sanakit.pipeline.published.image_processor import Images, PixArtImageProcessor, as_output
 from sanakit.pipeline.published.lora import LoraMethods, strength_of_call
+from sanakit.pipeline.published.placing import Placing
 from sanakit.pipeline.published.running import Run, Runs
 from sanakit.pipeline.request import (
     TENSOR_INPUTS,
@@ -65,35 +60,24 @@ from sanakit.pipeline.request import (
     Prompts,
 )
 from sanakit.pipeline.schedulers import Scheduler, as_scheduler
-from sanakit.shapes import Image, Latent
-from sanakit.weights.catalog import find_checkpoint
-from sanakit.weights.dtypes import Requested, resolve_dtypes
+from sanakit.shapes import Latent
+from sanakit.weights.dtypes import Requested
+from sanakit.weights.hub import upload
 from sanakit.weights.lockfile import asking
 from sanakit.weights.store import MAX_SHARD_BYTES
 
 BAR_OPTIONS = ("desc", "disable", "leave", "file", "ncols", "position", "mininterval")
 PUBLISHED_SIZE = 1024
-Images = list[PILImage] | npt.NDArray[np.float32] | Tensor
-
-
-def as_output(image: Image, output_type: str) -> Images:
-    """Pictures in [-1, 1] as ``b 3 H W`` or, for "np", ``b H W 3`` in [0, 1]."""
-    unit = (image.float() / 2 + 0.5).clamp(0, 1).cpu()
-    return unit if output_type == "pt" else unit.permute(0, 2, 3, 1).numpy()
 
 
 @dataclass
-class SanaPipelineOutput:
+class SanaPipelineOutput(ModelOutput):
     """``images``: PIL pictures, ``b H W 3`` or ``b 3 H W`` in [0, 1], or scaled latents."""
 
     images: Images
 
-    def __getitem__(self, index: int | str) -> Any:
-        """``pipe(prompt)[0]`` and ``["images"]``, as published code writes them."""
-        return self.images if index == "images" else (self.images,)[int(index)]
 
-
-class SanaPipeline(LoraMethods):
+class SanaPipeline(Placing, LoraMethods):
     """Text to image with any SANA model: ``SanaPipeline.from_pretrained("glyph")("a red apple")``.
 
     On the CPU pictures are drawn one by one, so that each is the picture its generator draws alone.
@@ -213,69 +197,65 @@ class SanaPipeline(LoraMethods):
         save_directory: str | Path,
         *,
         variant: str | None = None,
-        max_shard_size: int | str = MAX_SHARD_BYTES,
+        max_shard_size: int | str | None = None,
         safe_serialization: bool = True,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        create_pr: bool = False,
     ) -> None:
-        """Write all parts in the published layout, as safetensors, which diffusers reads too."""
+        """Write all parts in the published layout, as safetensors, which diffusers reads too.
+
+        With ``push_to_hub`` what was written is uploaded, as :meth:`push_to_hub` does; the
+        repository has the folder's name unless ``repo_id`` says.
+        """
         write_no_pickles(safe_serialization)
-        size = bytes_of(max_shard_size)
+        size = bytes_of(MAX_SHARD_BYTES if max_shard_size is None else max_shard_size)
         folder = Path(save_directory)
         parts = self.core.components
         defaults = replace(parts.defaults, scheduler=self.scheduler)
         parts = replace(parts, defaults=defaults)
         save_components(parts, folder, variant=variant, max_shard_bytes=size)
+        if push_to_hub:
+            upload(
+                folder,
+                folder.name if repo_id is None else repo_id,
+                message=commit_message or f"Upload {type(self).__name__}",
+                private=private,
+                token=token,
+                as_pull_request=create_pr,
+            )
 
     @refuse_unknown
-    def to(
+    def push_to_hub(
         self,
-        *where: str | torch.device | torch.dtype,
-        device: str | torch.device | None = None,
-        dtype: torch.dtype | None = None,
-        allow_unsafe_dtype: bool = False,
-    ) -> SanaPipeline:
-        """Move all parts to a device, cast them, or both: ``pipe.to("cuda", torch.bfloat16)``.
-
-        A dtype is the transformer's, as in `from_pretrained`.
+        repo_id: str,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        create_pr: bool = False,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+    ) -> None:
+        """Write all parts into a repository of the hub, which is made if it is not there.
 
         Raises:
-            ConfigError: as `placement.move` and `placement.cast`.
+            MissingModelError: the hub cannot be reached or refuses.
         """
-        for given in where:
-            if isinstance(given, torch.dtype):
-                dtype = given
-            else:
-                device = given
-        components = self.core.components
-        if dtype is not None:
-            checkpoint = find_checkpoint(components.name)
-            dtypes = resolve_dtypes(checkpoint, dtype, allow_unsafe=allow_unsafe_dtype)
-            chosen = {TEXT_ENCODER: dtypes.text_encoder, "autoencoder": dtypes.vae}
-            cast(components.networks, {"transformer": dtypes.transformer, **chosen})
-        if device is not None:
-            move(components.networks, device)
-            self.core, self._offload = Pipeline(components), None
-        return self
-
-    def enable_model_cpu_offload(self, device: str | torch.device | None = None) -> None:
-        """Keep all parts on the CPU and bring each to ``device`` only for its stage.
-
-        ``device`` is the machine's accelerator unless named; `to` ends it. Errors are those of
-        `placement.offload_by_stage`.
-        """
-        self._keep_offloaded(partial(offload_by_stage, device=device))
-
-    def enable_sequential_cpu_offload(self, device: str | torch.device | None = None) -> None:
-        """Bring each layer to ``device`` only while it runs: least memory, slowest; `to` ends it.
-
-        Errors are those of `placement.offload_sequentially`.
-        """
-        self._keep_offloaded(partial(offload_sequentially, device=device))
-
-    def _keep_offloaded(self, offload: Callable[[Networks], Visit]) -> None:
-        """Offload all parts, and those that will be set later."""
-        components = self.core.components
-        self.core = Pipeline(components, visit=offload(components.networks))
-        self._offload = offload
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(
+                folder,
+                variant=variant,
+                safe_serialization=safe_serialization,
+                push_to_hub=True,
+                repo_id=repo_id,
+                commit_message=commit_message,
+                private=private,
+                token=token,
+                create_pr=create_pr,
+            )
 
     @classmethod
     def from_pipe(cls, pipeline: SanaPipeline, **parts: Any) -> SanaPipeline:
@@ -310,6 +290,31 @@ class SanaPipeline(LoraMethods):
             "transformer": self.transformer,
             "scheduler": self.scheduler,
         }
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The class of each part, as ``model_index.json`` has it."""
+        found = {part: type(value) for part, value in self.components.items() if value is not None}
+        library = {"text_encoder": "transformers", "tokenizer": "transformers"}
+        return {"_class_name": type(self).__name__, "_name_or_path": self.name_or_path} | {
+            part: (library.get(part, "diffusers"), found[part].__name__) if part in found else None
+            for part in self.components
+        }
+
+    @property
+    def name_or_path(self) -> str:
+        """What the model was loaded from."""
+        return self.core.components.name
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels a latent."""
+        return self.core.components.autoencoder.config.spatial_factor
+
+    @property
+    def image_processor(self) -> PixArtImageProcessor:
+        """Turns what ``pipe.vae.decode`` gave into pictures."""
+        return PixArtImageProcessor(vae_scale_factor=self.vae_scale_factor)
 
     @property
     def scheduler(self) -> Scheduler:
@@ -397,22 +402,6 @@ class SanaPipeline(LoraMethods):
         self.core = Pipeline(made, visit=visit)
 
     @property
-    def device(self) -> torch.device:
-        """Where the transformer is, or else the first part."""
-        return next(self._main_network.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the transformer, or else of the first part."""
-        found = (p.dtype for p in self._main_network.parameters() if p.is_floating_point())
-        return next(found, torch.float32)
-
-    @property
-    def _main_network(self) -> nn.Module:
-        networks = self.core.components.networks
-        return networks.get("transformer") or next(iter(networks.values()), nn.Linear(1, 1))
-
-    @property
     def guidance_scale(self) -> float:
         """Of this thread's call that runs or ran last; a callback may set ``_guidance_scale``."""
         return self._runs.here.guidance_scale
@@ -482,6 +471,16 @@ class SanaPipeline(LoraMethods):
                     f"a progress bar has no option {name!r}", hint=did_you_mean(name, BAR_OPTIONS)
                 )
         self._bar_options = {"disable": None, **options}
+
+    def progress_bar(self, iterable: Any = None, total: int | None = None) -> Any:
+        """Give a bar as a call shows it, for loops of one's own.
+
+        Raises:
+            ConfigError: neither something to go through, nor a number.
+        """
+        if iterable is None and total is None:
+            raise ConfigError("progress_bar needs iterable or total", hint="total=20")
+        return tqdm(iterable, total=total, **self._bar_options)
 
     @refuse_unknown
     def encode_prompt(

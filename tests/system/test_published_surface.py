@@ -1,0 +1,338 @@
+"""What surrounds a call in published code: names, switches, properties, refusals."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers.image_processor import PixArtImageProcessor as ReferenceProcessor
+from PIL import Image
+
+import sanakit
+from sanakit import (
+    AutoPipelineForText2Image,
+    DiffusionPipeline,
+    Pipeline,
+    PipelineQuantizationConfig,
+    SanaPAGPipeline,
+    SanaPipeline,
+    load_image,
+    make_image_grid,
+)
+from sanakit.elsewhere import INSTEAD as NAMES_INSTEAD
+from sanakit.errors import ConfigError, DataError, MissingModelError
+from sanakit.pipeline.networks import say_once
+from sanakit.pipeline.published.placing import INSTEAD, NO_OPS, SILENT
+from sanakit.quant.method import mapping_of
+from tiny import tiny_components
+
+CALL: dict[str, Any] = {
+    "height": 64,
+    "width": 64,
+    "num_inference_steps": 1,
+    "use_resolution_binning": False,
+}
+
+
+@pytest.fixture
+def pipe() -> SanaPipeline:
+    return SanaPipeline(Pipeline(tiny_components()))
+
+
+@pytest.fixture
+def said(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    say_once.cache_clear()
+    caplog.set_level(logging.WARNING, logger="sanakit")
+    yield caplog
+    say_once.cache_clear()
+
+
+def draw(pipe: SanaPipeline, **more: Any) -> Any:
+    generator = torch.Generator().manual_seed(0)
+    return pipe("a tree", generator=generator, **(CALL | {"output_type": "pt"} | more)).images
+
+
+@pytest.mark.parametrize("name", NO_OPS)
+def test_a_switch_that_changes_nothing_is_taken_and_says_so_once(
+    name: str, pipe: SanaPipeline, said: pytest.LogCaptureFixture
+) -> None:
+    before = draw(pipe)
+    assert name in dir(pipe)
+    getattr(pipe, name)()
+    getattr(pipe, name)("max", attention_op=None)
+    assert torch.equal(draw(pipe), before)
+    expected = [] if name in SILENT else [f"pipe.{name}() does nothing here: {NO_OPS[name]}"]
+    assert said.messages == expected
+
+
+@pytest.mark.parametrize("name", INSTEAD)
+def test_a_published_name_that_is_not_here_says_what_to_write(
+    name: str, pipe: SanaPipeline
+) -> None:
+    assert not hasattr(pipe, name)
+    with pytest.raises(AttributeError) as found:
+        getattr(pipe, name)
+    assert INSTEAD[name] in str(found.value)
+
+
+def test_a_name_with_a_slip_names_its_neighbour(pipe: SanaPipeline) -> None:
+    with pytest.raises(AttributeError, match="did you mean 'enable_model_cpu_offload'"):
+        _ = pipe.enable_model_offload
+
+
+@pytest.mark.parametrize("name", NAMES_INSTEAD)
+def test_a_name_of_the_other_package_says_what_to_write(name: str) -> None:
+    with pytest.raises(AttributeError, match=f"no attribute '{name}'; write ") as found:
+        getattr(sanakit, name)
+    assert NAMES_INSTEAD[name] in str(found.value)
+    with pytest.raises(ImportError):
+        exec(f"from sanakit import {name}")
+
+
+def test_other_names_are_no_more_than_unknown() -> None:
+    with pytest.raises(AttributeError, match=r"has no attribute 'Sanity'$"):
+        _ = sanakit.Sanity
+    with pytest.raises(AttributeError, match="write DPMSolverMultistepScheduler"):
+        _ = sanakit.KarrasVeScheduler
+
+
+def test_a_pipeline_is_moved_in_all_published_ways(pipe: SanaPipeline) -> None:
+    cpu = torch.device("cpu")
+    for arguments, named, dtype in [
+        (("cpu",), {}, torch.float32),
+        ((cpu, torch.bfloat16), {}, torch.bfloat16),
+        ((torch.float32,), {"silence_dtype_warnings": True}, torch.float32),
+        ((), {"device": "cpu", "dtype": torch.bfloat16, "non_blocking": True}, torch.bfloat16),
+        (("cpu",), {"dtype": torch.float32}, torch.float32),
+        ((None,), {}, torch.float32),
+    ]:
+        assert pipe.to(*arguments, **named) is pipe
+        assert (pipe.dtype, pipe.device, pipe._execution_device) == (dtype, cpu, cpu)
+    with pytest.raises(ConfigError, match="is given the devices cpu and cpu"):
+        pipe.to("cpu", device="cpu")
+    with pytest.raises(ConfigError, match="is given the dtypes"):
+        pipe.to(torch.float32, torch.bfloat16)
+    with pytest.raises(ConfigError, match="device 'cdua' cannot be used"):
+        pipe.to("cdua")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ((), {"device": "cpu"}),
+        (("cpu",), {}),
+        ((0,), {"device": "cpu"}),
+        ((), {"gpu_id": 0, "device": "cpu"}),
+    ],
+)
+@pytest.mark.parametrize("way", ["enable_model_cpu_offload", "enable_sequential_cpu_offload"])
+def test_offloading_is_asked_for_in_all_published_ways(
+    way: str, arguments: tuple[Any, ...], named: dict[str, Any], pipe: SanaPipeline
+) -> None:
+    before = draw(pipe)
+    getattr(pipe, way)(*arguments, **named)
+    assert pipe._execution_device.type == "cpu"
+    assert torch.equal(draw(pipe), before)
+    pipe.maybe_free_model_hooks()
+    pipe.remove_all_hooks()
+    pipe.reset_device_map()
+    assert torch.equal(draw(pipe), before)
+    assert pipe.hf_device_map == dict.fromkeys(("text_encoder", "transformer", "vae"), "cpu")
+
+
+@pytest.mark.parametrize("kind", ["block_level", "leaf_level"])
+def test_groups_are_offloaded_by_stage_or_by_layer_and_it_is_said(
+    kind: str, pipe: SanaPipeline, said: pytest.LogCaptureFixture
+) -> None:
+    before = draw(pipe)
+    pipe.enable_group_offload(
+        onload_device=torch.device("cpu"),
+        offload_device=torch.device("cpu"),
+        offload_type=kind,
+        num_blocks_per_group=2,
+        use_stream=True,
+    )
+    assert torch.equal(draw(pipe), before)
+    assert "enable_group_offload" in said.messages[0]
+    for wrong in ({"offload_type": "none"}, {"offload_to_disk_path": "x"}):
+        with pytest.raises(ConfigError):
+            pipe.enable_group_offload("cpu", **wrong)
+
+
+def test_a_loop_of_ones_own_decodes_what_a_call_draws(pipe: SanaPipeline) -> None:
+    latents = draw(pipe, output_type="latent")
+    scaled = latents / pipe.vae.config.scaling_factor
+    with torch.no_grad():
+        decoded = pipe.vae.decode(scaled, return_dict=False)[0]
+    for kind in ("pt", "np"):
+        np.testing.assert_allclose(
+            pipe.image_processor.postprocess(decoded, output_type=kind),
+            draw(pipe, output_type=kind),
+            atol=1e-5,
+        )
+    picture = pipe.image_processor.postprocess(decoded)[0]
+    expected = np.asarray(draw(pipe, output_type="pil")[0], dtype=int)
+    assert abs(np.asarray(picture, dtype=int) - expected).max() <= 1
+    assert pipe.vae_scale_factor == pipe.image_processor.config["vae_scale_factor"] == 32
+
+
+def test_pictures_are_processed_as_by_the_reference(pipe: SanaPipeline) -> None:
+    ours, theirs = pipe.image_processor, ReferenceProcessor(vae_scale_factor=32)
+    image = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0)) * 2.4 - 1.2
+    for kind in ("pt", "np"):
+        for flags in (None, [True, False]):
+            np.testing.assert_allclose(
+                ours.postprocess(image, kind, flags),
+                theirs.postprocess(image, kind, flags).clip(0, 1),
+                atol=1e-6,
+            )
+    pictures = ours.postprocess(image)
+    again = theirs.postprocess(image, "pil")
+    for one, other in zip(pictures, again, strict=True):
+        np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
+    torch.testing.assert_close(ours.preprocess(pictures), theirs.preprocess(pictures))
+    ratios = {"0.5": [512.0, 1024.0], "1.0": [1024.0, 1024.0]}
+    for size in ((64, 64), (30, 90)):
+        bins = [p.classify_height_width_bin(*size, ratios=ratios) for p in (ours, theirs)]
+        assert bins[0] == bins[1]
+    torch.testing.assert_close(
+        ours.resize_and_crop_tensor(image, 48, 64), theirs.resize_and_crop_tensor(image, 48, 64)
+    )
+    arrays = ours.pt_to_numpy(image.clamp(0, 1))
+    np.testing.assert_array_equal(arrays, theirs.pt_to_numpy(image.clamp(0, 1)))
+    for one, other in zip(ours.numpy_to_pil(arrays), theirs.numpy_to_pil(arrays), strict=True):
+        np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
+    with pytest.raises(ConfigError, match="output_type='jpeg'"):
+        ours.postprocess(image, "jpeg")
+
+
+def test_any_pipeline_is_loaded_under_the_general_names(folder: Path) -> None:
+    for general in (AutoPipelineForText2Image, DiffusionPipeline):
+        plain = general.from_pretrained(folder, torch_dtype=torch.float32)
+        assert type(plain) is SanaPipeline
+        strong = general.from_pretrained(folder, enable_pag=True, pag_applied_layers=[1])
+        assert type(strong) is SanaPAGPipeline
+        assert strong.pag_applied_layers == [1]
+        assert type(general.from_pipe(plain)) is SanaPipeline
+        assert type(general.from_pipe(plain, enable_pag=True)) is SanaPAGPipeline
+        assert type(general.from_pipe(strong)) is SanaPAGPipeline
+        assert type(general.from_pipe(strong, enable_pag=False)) is SanaPipeline
+        with pytest.raises(ConfigError, match="is made by from_pretrained"):
+            general()
+
+
+def test_a_pipeline_tells_what_it_is_made_of(folder: Path, pipe: SanaPipeline) -> None:
+    loaded = SanaPipeline.from_pretrained(folder)
+    assert loaded.name_or_path == loaded.config["_name_or_path"] == str(folder)
+    assert loaded.config["vae"] == ("diffusers", "AutoencoderDC")
+    assert loaded.config["_class_name"] == "SanaPipeline"
+    assert SanaPipeline.model_cpu_offload_seq == "text_encoder->transformer->vae"
+    pipe.vae = None
+    assert pipe.config["vae"] is None
+
+
+def test_an_output_is_read_in_all_published_ways(pipe: SanaPipeline) -> None:
+    output = pipe("a tree", **CALL)
+    assert output.images is output[0] is output["images"] is output.to_tuple()[0]
+    assert list(output.keys()) == ["images"]
+    (images,) = pipe("a tree", return_dict=False, **CALL)
+    assert images[0].size == (64, 64)
+
+
+def test_a_bar_is_shown_for_a_loop_of_ones_own(pipe: SanaPipeline) -> None:
+    shown = io.StringIO()
+    pipe.set_progress_bar_config(disable=False, file=shown, desc="mine")
+    assert list(pipe.progress_bar(range(3))) == [0, 1, 2]
+    with pipe.progress_bar(total=2) as bar:
+        bar.update()
+    assert "mine: 100%" in shown.getvalue()
+    with pytest.raises(ConfigError, match="iterable or total"):
+        pipe.progress_bar()
+
+
+@pytest.mark.parametrize(
+    "library", [PipelineQuantizationConfig, diffusers.PipelineQuantizationConfig]
+)
+def test_several_parts_are_quantized_by_one_object(library: Any, folder: Path) -> None:
+    whole = library(
+        quant_backend="bitsandbytes_4bit",
+        quant_kwargs={"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+        components_to_quantize=["transformer"],
+    )
+    assert list(mapping_of(whole)) == ["transformer"]
+    pipe = SanaPipeline.from_pretrained(folder, quantization_config=whole)
+    assert pipe.transformer.quantized_with.kind == "nf4"
+    named = library(quant_mapping={"text_encoder": sanakit.BitsAndBytesConfig(load_in_8bit=True)})
+    pipe = SanaPipeline.from_pretrained(folder, quantization_config=named)
+    assert pipe.transformer.quantized_with is None
+    assert pipe.text_encoder.config.quantization_config["load_in_8bit"]
+
+
+def test_a_backend_that_is_not_here_is_refused_by_name() -> None:
+    with pytest.raises(
+        ConfigError, match=r"quant_backend='quanto' is not supported\n.*torchao are"
+    ):
+        PipelineQuantizationConfig(quant_backend="quanto", quant_kwargs={"weights_dtype": "int8"})
+    for both in ({}, {"quant_backend": "torchao", "quant_mapping": {}}):
+        with pytest.raises(ConfigError, match="takes quant_backend or quant_mapping"):
+            PipelineQuantizationConfig(**both)
+
+
+def test_pictures_are_read_and_laid_out(tmp_path: Path) -> None:
+    picture = Image.new("RGBA", (8, 4), (255, 0, 0, 255))
+    picture.save(tmp_path / "a.png")
+    for given in (tmp_path / "a.png", str(tmp_path / "a.png"), picture):
+        assert (load_image(given).mode, load_image(given).size) == ("RGB", (8, 4))
+    assert load_image(picture, convert_method=lambda image: image.convert("L")).mode == "L"
+    with pytest.raises(DataError, match="cannot be read as a picture"):
+        load_image(tmp_path / "b.png")
+    with pytest.raises(ConfigError, match="is given a int"):
+        load_image(3)
+    assert make_image_grid([picture] * 6, rows=2, cols=3).size == (24, 8)
+    assert make_image_grid([picture] * 2, rows=1, cols=2, resize=5).size == (10, 5)
+    with pytest.raises(ConfigError, match="1 pictures do not fill 1 rows of 2"):
+        make_image_grid([picture], rows=1, cols=2)
+
+
+class StandInApi:
+    """A hub that takes everything and notes it."""
+
+    made: list[tuple[Any, ...]]
+
+    def __init__(self, endpoint: str, token: str | None) -> None:
+        self.token = token
+
+    def create_repo(self, name: str, *, private: bool | None, exist_ok: bool) -> Any:
+        if name == "nobody/model":
+            raise ValueError("you may not")
+        StandInApi.made = [(name, private, self.token)]
+        return type("Made", (), {"repo_id": f"me/{name}"})
+
+    def upload_folder(self, *, folder_path: Path, **told: Any) -> Any:
+        names = {path.name for path in Path(folder_path).iterdir()}
+        StandInApi.made.append((told, names))
+        return type("Done", (), {"commit_url": "https://hub/commit"})
+
+
+def test_a_pipeline_is_uploaded_as_it_is_saved(
+    pipe: SanaPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sanakit.weights.hub.HfApi", StandInApi)
+    pipe.push_to_hub("mine", private=True, token="hf_x", commit_message="First")
+    told, names = StandInApi.made[1]
+    assert StandInApi.made[0] == ("mine", True, "hf_x")
+    assert told == {"repo_id": "me/mine", "commit_message": "First", "create_pr": False}
+    assert {"model_index.json", "transformer", "vae"} <= names
+    pipe.save_pretrained(tmp_path / "painter", push_to_hub=True)
+    assert StandInApi.made[0] == ("painter", None, None)
+    with pytest.raises(
+        MissingModelError, match=r"nobody/model: cannot be written to \(you may not"
+    ):
+        pipe.push_to_hub("nobody/model")
