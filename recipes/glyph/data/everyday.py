@@ -84,11 +84,16 @@ def concept_of(emoji: Emoji) -> str:
 
 
 def other_names(emoji: Emoji) -> tuple[str, ...]:
-    """What else people call a character, the best name first."""
+    """What else people call a character, the best name first and its label last.
+
+    Whoever picks a character from a list reads the label, so that it must be known, too.
+    """
     concept = concept_of(emoji)
     names = [*ALIASES.get(emoji.name, ()), *ALIASES.get(concept, ())]
     if emoji.group == "animals & nature" and emoji.name.endswith(" face"):
         names.append(emoji.name.removesuffix(" face"))
+    if emoji.group != "flags" and not concept.startswith("clock"):
+        names.append(emoji.name)
     return tuple(dict.fromkeys(name for name in names if name != concept))
 
 

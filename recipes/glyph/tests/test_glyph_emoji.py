@@ -202,6 +202,7 @@ def test_concepts_are_noun_phrases_without_their_article() -> None:
     assert concept_of(emoji("four o'clock")) == "clock showing four o'clock"
     assert concept_of(emoji("men holding hands")) == "men holding hands"
     assert "car" not in other_names(emoji("automobile"))
+    assert other_names(emoji("automobile"))[-1] == "automobile"  # as lists of characters have it
 
 
 def test_the_same_thing_has_the_same_concept_in_emoji_and_in_icons(tmp_path: Path) -> None:
