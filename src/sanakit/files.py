@@ -15,6 +15,7 @@ from typing import Any
 from platformdirs import user_cache_path
 
 from sanakit.errors import ConfigError, DataError, MissingModelError
+from sanakit.untrusted import parse_json, read_file
 
 HINT = "check the folder's permissions and free space"
 
@@ -113,7 +114,7 @@ def read_json(path: Path) -> dict[str, Any]:
         MissingModelError: no such file. ConfigError: not JSON, or not an object.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(read_file(path))
     except (FileNotFoundError, NotADirectoryError) as error:
         folder = path.parent
         held = listed(names_in(folder)) if folder.is_dir() else "not there"

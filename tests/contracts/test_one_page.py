@@ -9,12 +9,13 @@ from pathlib import Path
 # Up to the first step of the solver, beside the networks, the layers, the flow, and the command
 # line, whose verbs are all declared at once.
 READ = {
-    "sanakit": {"errors", "files", "shapes"},
+    "sanakit": {"errors", "files", "shapes", "untrusted"},
     "sanakit.pipeline": {
         "aspect_ratios",
         "components",
         "decoder",
         "images",
+        "language_models",
         "networks",
         "numerics",
         "pipeline",

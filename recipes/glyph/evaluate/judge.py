@@ -13,11 +13,12 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from recipes.glyph.evaluate.judge_samples import GRID, Looks, Sight
 from sanakit.errors import ConfigError, DataError, MissingModelError, WeightsError
 from sanakit.files import read_json, write_atomically
+from sanakit.pipeline.language_models import open_tokenizer
 from sanakit.shapes import TextMask, TokenIds
 from sanakit.weights.store import (
     load_strict,
@@ -257,7 +258,7 @@ def load_judge(folder: Path) -> SavedJudge:
     for path in (seen, folder / TOKENIZER / "tokenizer.json"):
         if not path.is_file():
             raise MissingModelError(f"{path} is missing: this is no whole judge", hint=HINT)
-    tokenizer: Any = AutoTokenizer.from_pretrained(str(folder / TOKENIZER))
+    tokenizer: Any = open_tokenizer(folder / TOKENIZER)
     return SavedJudge(
         judge=judge.eval().requires_grad_(False),
         tokenizer=tokenizer,

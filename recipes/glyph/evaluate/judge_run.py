@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from recipes.glyph.data.mixture import Mixture
 from recipes.glyph.data.pictures import GlyphPictures
@@ -47,6 +47,7 @@ from recipes.glyph.evaluate.retrieval import (
 )
 from sanakit.errors import ConfigError
 from sanakit.evaluate.figures import Evaluation, Figure, mean_figure
+from sanakit.pipeline.language_models import open_tokenizer
 from sanakit.shapes import Image, TextMask, TokenIds
 from sanakit.train.config import LoopConfig
 from sanakit.train.loop import train
@@ -176,7 +177,7 @@ def embedded_words(model: str = "glyph") -> Words:
     folder = embedded_folder(model)
     weights = read_weights(folder / "text_encoder", stem="model", dtype=torch.float32)
     return Words(
-        tokenizer=AutoTokenizer.from_pretrained(str(folder / "tokenizer")),
+        tokenizer=open_tokenizer(folder / "tokenizer"),
         embeddings=next(value for name, value in weights.items() if name.endswith(_EMBEDDING)),
     )
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import torch
 from torch import nn
-from transformers import AutoTokenizer, Gemma2Model
+from transformers import Gemma2Model
 
 from recipes.glyph.train.language_model import LM_SHAPES, glyph_lm_config
 from sanakit.errors import ConfigError, DataError, did_you_mean
@@ -22,6 +22,7 @@ from sanakit.pipeline.components import (
     load_components,
     save_components,
 )
+from sanakit.pipeline.language_models import open_tokenizer
 from sanakit.pipeline.prompts import PromptEncoder
 from sanakit.pipeline.schedulers import DPMSolverMultistepScheduler
 from sanakit.train.checkpoint import newest_weights
@@ -69,7 +70,7 @@ def write_start(
         raise DataError(
             f"{tokenizer_folder} is missing", hint="run `python -m recipes.glyph tokenizer` first"
         )
-    tokenizer = AutoTokenizer.from_pretrained(str(tokenizer_folder))
+    tokenizer = open_tokenizer(tokenizer_folder)
     llm = Gemma2Model._from_config(glyph_lm_config(shape), attn_implementation="eager")
     _trained(llm, lm)
     config = TRANSFORMERS[shape]

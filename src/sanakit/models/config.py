@@ -13,6 +13,46 @@ from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
 from sanakit.errors import ConfigError
+from sanakit.untrusted import check_fields, dataclass_from
+
+WIDE, DEEP = (1, 1 << 16), (0, 1024)
+POSITIVE = (1e-12, 1e12)
+MOST_STAGES = 10
+# Wide enough for any network that could be built, and no wider: a config is not trusted.
+TRANSFORMER_RANGES: Mapping[str, tuple[float, float]] = MappingProxyType(
+    {
+        "in_channels": WIDE,
+        "out_channels": WIDE,
+        "num_attention_heads": WIDE,
+        "attention_head_dim": WIDE,
+        "num_layers": DEEP,
+        "num_cross_attention_heads": WIDE,
+        "cross_attention_head_dim": WIDE,
+        "cross_attention_dim": WIDE,
+        "caption_channels": WIDE,
+        "mlp_ratio": (1e-3, 1e3),
+        "dropout": (0.0, 1.0),
+        "sample_size": WIDE,
+        "patch_size": (1, 64),
+        "norm_eps": (0.0, 1.0),
+        "interpolation_scale": POSITIVE,
+        "timestep_scale": POSITIVE,
+    }
+)
+AUTOENCODER_RANGES: Mapping[str, tuple[float, float]] = MappingProxyType(
+    {
+        "in_channels": WIDE,
+        "latent_channels": WIDE,
+        "attention_head_dim": WIDE,
+        "encoder_block_out_channels": WIDE,
+        "decoder_block_out_channels": WIDE,
+        "encoder_layers_per_block": DEEP,
+        "decoder_layers_per_block": DEEP,
+        "encoder_qkv_multiscales": (1, 63),
+        "decoder_qkv_multiscales": (1, 63),
+        "scaling_factor": POSITIVE,
+    }
+)
 
 BlockType = Literal["ResBlock", "EfficientViTBlock"]
 Stages = tuple[int, ...]
@@ -22,24 +62,12 @@ FP16_END = 65504.0
 """The largest finite value of fp16."""
 
 
-def _frozen(value: Any) -> Any:
-    """Turn JSON lists into tuples, all the way down, so that configs are hashable."""
-    return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value
-
-
 def config_from_dict(kind: type[T], values: Mapping[str, Any], *, source: str) -> T:
     """Build a config from published JSON; keys that start with ``_`` are the writer's notes."""
-    known = {each.name for each in fields(kind)}  # type: ignore[arg-type]
     ours = _own_keys(kind)
     named = {ours.get(key, key): value for key, value in values.items()}
-    given = {key: _frozen(value) for key, value in named.items() if not key.startswith("_")}
-    unknown = sorted(given.keys() - known)
-    if unknown:
-        raise ConfigError(
-            f"{source}: unknown key {', '.join(unknown)} for {kind.__name__}",
-            hint=f"known keys: {', '.join(sorted(known))}",
-        )
-    return kind(**given)
+    given = {key: value for key, value in named.items() if not key.startswith("_")}
+    return dataclass_from(kind, given, source=source)
 
 
 def config_to_dict(config: Any) -> dict[str, Any]:
@@ -117,9 +145,7 @@ class TransformerConfig(Fields):
                 f"attention_clip={clip!r} must be a positive number or null",
                 hint=f"{FP16_END:.0f} is what networks trained in fp16 were bounded by",
             )
-        for name in ("in_channels", "num_attention_heads", "attention_head_dim", "patch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
+        check_fields(self, TRANSFORMER_RANGES)
         cross = self.num_cross_attention_heads * self.cross_attention_head_dim
         if cross != self.cross_attention_dim or cross != self.width:
             raise ConfigError(
@@ -128,10 +154,6 @@ class TransformerConfig(Fields):
             )
         if self.interpolation_scale is not None and self.width % 4:
             raise ConfigError(f"width={self.width} is not a multiple of 4, which sincos needs")
-        if self.qk_norm not in (None, "rms_norm_across_heads"):
-            raise ConfigError(
-                f"qk_norm={self.qk_norm!r} is unknown", hint="use null or rms_norm_across_heads"
-            )
 
     @property
     def width(self) -> int:
@@ -185,8 +207,14 @@ class AutoencoderConfig(Fields):
     """1 / RMS of the raw latents: multiplies what the encoder gives, divides before decoding."""
 
     def __post_init__(self) -> None:
+        check_fields(self, AUTOENCODER_RANGES)
         for side in ("encoder", "decoder"):
             widths = getattr(self, f"{side}_block_out_channels")
+            if not 0 < len(widths) <= MOST_STAGES:
+                raise ConfigError(
+                    f"{side}_block_out_channels has {len(widths)} entries",
+                    hint=f"one a stage, 1 to {MOST_STAGES}",
+                )
             for name in ("layers_per_block", "qkv_multiscales"):
                 if len(getattr(self, f"{side}_{name}")) != len(widths):
                     raise ConfigError(
@@ -204,8 +232,6 @@ class AutoencoderConfig(Fields):
                     f"{side}: last width {widths[-1]} is not a multiple of "
                     f"latent_channels={self.latent_channels}"
                 )
-        if self.scaling_factor <= 0:
-            raise ConfigError(f"scaling_factor={self.scaling_factor} must be positive")
 
     @property
     def spatial_factor(self) -> int:

@@ -9,16 +9,8 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import torch
-from accelerate import init_empty_weights
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.initialization import no_init_weights
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sanakit.errors import ConfigError, MissingModelError, did_you_mean
 from sanakit.files import expanded, read_json, write_json
@@ -32,6 +24,7 @@ from sanakit.models.config import (
 from sanakit.models.parts import network_in, require_network
 from sanakit.models.text_encoder import TextEncoder
 from sanakit.models.transformer import LinearDiT
+from sanakit.pipeline.language_models import build_llm, open_tokenizer
 from sanakit.pipeline.networks import (
     AutoencoderDC,
     SanaTransformer2DModel,
@@ -63,6 +56,7 @@ from sanakit.quant.quantize import (
     is_quantized,
     settle,
 )
+from sanakit.untrusted import number, shown
 from sanakit.weights.catalog import find_checkpoint
 from sanakit.weights.dtypes import Requested, resolve_dtypes
 from sanakit.weights.layout import CONFIG, LM_STEM, PLAIN, stored_variant
@@ -193,8 +187,14 @@ def read_defaults(folder: Path, scheduler: object | None = None) -> GenerationDe
     ``scheduler`` takes the place of its own: a scheduler, the name of a solver, or the content of
     a published config.
     """
-    ours = read_json(folder / INDEX).get("_sanakit", {})
-    instruction = ours.get("instruction", COMPLEX_HUMAN_INSTRUCTION)
+    source = folder / INDEX
+    ours = read_json(source).get("_sanakit", {})
+    if not isinstance(ours, dict):
+        raise ConfigError(f"{source}: _sanakit={shown(ours)} is no object")
+    instruction = ours.get("instruction", list(COMPLEX_HUMAN_INSTRUCTION))
+    lines = instruction if isinstance(instruction, list) else [instruction]
+    if instruction is not None and not all(isinstance(line, str) for line in lines):
+        raise ConfigError(f"{source}: instruction={shown(instruction)} is no list of lines")
     if scheduler is None:
         scheduler = read_scheduler(folder / "scheduler")
     elif isinstance(scheduler, str):
@@ -203,8 +203,8 @@ def read_defaults(folder: Path, scheduler: object | None = None) -> GenerationDe
     elif isinstance(scheduler, Mapping):
         scheduler = scheduler_from_config(scheduler)
     return GenerationDefaults(
-        instruction=None if instruction is None else tuple(instruction),
-        guidance_scale=float(ours.get("guidance_scale", 4.5)),
+        instruction=None if instruction is None else tuple(lines),
+        guidance_scale=number(ours.get("guidance_scale", 4.5), name=f"{source}: guidance_scale"),
         scheduler=as_scheduler(scheduler),
     )
 
@@ -220,18 +220,6 @@ def fingerprint(folder: Path) -> str:
             file.seek(max(0, size - (1 << 20)))
             digest.update(file.read())
     return digest.hexdigest()[:16]
-
-
-def build_llm(folder: Path) -> PreTrainedModel:
-    """Build the LLM on the meta device, eagerly attending: fused attention skips a softcap."""
-    read_json(folder / CONFIG)
-    config = AutoConfig.from_pretrained(str(folder))
-    if hasattr(config, "quantization_config"):  # ours to apply, from the same file
-        del config.quantization_config
-    # Buffers stay real: they are computed, not stored.
-    with init_empty_weights(include_buffers=False), no_init_weights():
-        llm: PreTrainedModel = AutoModel.from_config(config, attn_implementation="eager")
-    return llm
 
 
 def load_prompts(
@@ -260,7 +248,7 @@ def load_prompts(
     usual = None if checkpoint is None else checkpoint.variant
     variant = stored_variant(weights, usual)
     fill(llm, weights, dtype=chosen.text_encoder, variant=variant, device=device_named(device))
-    tokenizer = AutoTokenizer.from_pretrained(str(folder if alone else folder / "tokenizer"))
+    tokenizer = open_tokenizer(folder if alone else folder / "tokenizer")
     return PromptEncoder(tokenizer, TextEncoder(llm).eval(), instruction=instruction, cache=cache)
 
 
@@ -377,7 +365,7 @@ def load_components(
     )
     tokenizer = given.get("tokenizer", LOADED)
     if tokenizer is LOADED:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder / "tokenizer"))
+        tokenizer = open_tokenizer(folder / "tokenizer")
     for part, network in missing.items():
         fill(
             network,

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sanakit.errors import ConfigError, did_you_mean
+from sanakit.untrusted import number, shown
 
 TORCHAO_KINDS = ("int8", "int4", "fp8")
 Bits = Literal["int8", "nf4", "fp4"]
 BNB_KINDS: dict[str, Bits] = {"bnb-int8": "int8", "bnb-nf4": "nf4", "bnb-fp4": "fp4"}
 NAMES = (*BNB_KINDS, *TORCHAO_KINDS)
 INT8_THRESHOLD = 6.0
+COMPUTE = (None, "float32", "float16", "bfloat16")
 REFUSED = ("llm_int8_has_fp16_weight", "llm_int8_enable_fp32_cpu_offload")
 
 
@@ -88,9 +90,11 @@ def method_of(config: Any) -> Method:
     if library == "bitsandbytes":
         return _bits_and_bytes(values)
     if library == "torchao":
-        return TorchAo(kind=values["quant_type"], skip=_skipped(values, "modules_to_not_convert"))
+        return TorchAo(
+            kind=values.get("quant_type"), skip=_skipped(values, "modules_to_not_convert")
+        )
     raise ConfigError(
-        f"quantization method {library!r} is not supported",
+        f"quantization method {shown(library)} is not supported",
         hint="bitsandbytes and torchao are",
     )
 
@@ -110,7 +114,9 @@ def _bits_and_bytes(values: Mapping[str, Any]) -> BitsAndBytes:
         raise ConfigError(f"bnb_4bit_quant_storage={storage} is not supported", hint="use uint8")
     skip = _skipped(values, "llm_int8_skip_modules")
     if values.get("load_in_8bit"):
-        threshold = float(values.get("llm_int8_threshold", INT8_THRESHOLD))
+        threshold = number(
+            values.get("llm_int8_threshold", INT8_THRESHOLD), name="llm_int8_threshold", low=0
+        )
         return BitsAndBytes(kind="int8", skip=skip, threshold=threshold)
     if not values.get("load_in_4bit"):
         raise ConfigError(
@@ -119,18 +125,25 @@ def _bits_and_bytes(values: Mapping[str, Any]) -> BitsAndBytes:
     kind = values.get("bnb_4bit_quant_type", "fp4")
     if kind not in ("nf4", "fp4"):
         raise ConfigError(f"bnb_4bit_quant_type={kind!r} is unknown", hint="use nf4 or fp4")
-    compute = values.get("bnb_4bit_compute_dtype")
+    given = values.get("bnb_4bit_compute_dtype")
+    compute = None if given is None else str(given).removeprefix("torch.")
+    if compute not in COMPUTE:
+        raise ConfigError(f"bnb_4bit_compute_dtype={shown(given)}", hint=f"one of {COMPUTE[1:]}")
     return BitsAndBytes(
         kind=kind,
         skip=skip,
         nested=bool(values.get("bnb_4bit_use_double_quant")),
-        compute_dtype=None if compute is None else str(compute).removeprefix("torch."),
+        compute_dtype=compute,
     )
 
 
 def _skipped(values: Mapping[str, Any], name: str) -> tuple[str, ...] | None:
     given = values.get(name)
-    return None if given is None else tuple(given)
+    if given is None:
+        return None
+    if not isinstance(given, list | tuple) or not all(isinstance(one, str) for one in given):
+        raise ConfigError(f"{name}={shown(given)} is no list of names of modules")
+    return tuple(given)
 
 
 USUAL = ("transformer", "text_encoder")

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from inspect import formatannotation
 from types import MappingProxyType
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_type_hints
 
 from sanakit.errors import ConfigError
 from sanakit.train.distributed.loss_scale import ComputeDtype
 from sanakit.train.optim.build import OptimizerName
+from sanakit.untrusted import fits, frozen, parse_json
 
 BatchRule = Literal["sqrt", "linear", "none"]
 ScheduleName = Literal["constant", "linear-end", "cosine", "cosine-then-constant"]
@@ -149,32 +149,14 @@ def with_overrides(config: C, pairs: list[str]) -> C:
                 f"--set {pair}: no setting {key!r}", hint=f"known: {', '.join(kinds)}"
             )
         try:
-            value = json.loads(text)
-        except json.JSONDecodeError:
+            value = parse_json(text)
+        except ValueError:
             value = text
-        value = tuple(value) if isinstance(value, list) else value
-        if not _fits(value, kinds[key]):
+        value = frozen(value)
+        if not fits(value, kinds[key]):
             raise ConfigError(
                 f"--set {pair}: {key} takes a value like {getattr(config, key)!r}",
                 hint=f"its type is {formatannotation(kinds[key])}",
             )
         changes[key] = value
     return replace(config, **changes)  # type: ignore[type-var]
-
-
-def _fits(value: object, kind: Any) -> bool:
-    """Whether a value is of a setting's type; a whole number serves as a real one."""
-    options = get_args(kind)
-    if get_origin(kind) is Literal:
-        return value in options
-    if get_origin(kind) is tuple:
-        if not isinstance(value, tuple):
-            return False
-        if options[-1] is Ellipsis:
-            return all(_fits(one, options[0]) for one in value)
-        return len(value) == len(options) and all(map(_fits, value, options))
-    if options:
-        return any(_fits(value, option) for option in options)
-    if isinstance(value, bool):
-        return kind is bool
-    return isinstance(value, int | float if kind is float else kind)
