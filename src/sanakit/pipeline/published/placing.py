@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from sanakit.errors import ConfigError, refuse_unknown
-from sanakit.pipeline.networks import say_once
+from sanakit.models.published import say_once
 from sanakit.pipeline.pipeline import Pipeline
 from sanakit.pipeline.placement import (
     TEXT_ENCODER,
