@@ -28,7 +28,7 @@ from sanakit import (
 )
 from sanakit.elsewhere import INSTEAD as NAMES_INSTEAD
 from sanakit.errors import ConfigError, DataError, MissingModelError
-from sanakit.pipeline.networks import say_once
+from sanakit.models.published import say_once
 from sanakit.pipeline.published.placing import INSTEAD, NO_OPS, SILENT
 from sanakit.quant.method import mapping_of
 from tiny import tiny_components

@@ -123,9 +123,15 @@ class SanaPAGPipeline(SanaPipeline):
 
     def set_pag_applied_layers(self, pag_applied_layers: Layers) -> None:
         """Choose the blocks for calls to come; errors are those of `layer_indices`."""
-        depth = self.core.components.transformer.config.num_layers
-        self._pag_layers = layer_indices(pag_applied_layers, depth)
+        if self.transformer is not None:
+            layer_indices(pag_applied_layers, self.transformer.config.num_layers)
         self.pag_applied_layers = pag_applied_layers
+
+    def _pag_layers(self) -> list[int]:
+        """The blocks of the transformer that is there now."""
+        if self.transformer is None:
+            return []
+        return sorted(layer_indices(self.pag_applied_layers, self.transformer.config.num_layers))
 
     @property
     def pag_scale(self) -> float:
@@ -209,7 +215,7 @@ class SanaPAGPipeline(SanaPipeline):
                 complex_human_instruction=complex_human_instruction,
                 pag_scale=pag_scale,
                 pag_adaptive_scale=pag_adaptive_scale,
-                pag_layers=sorted(self._pag_layers),
+                pag_layers=self._pag_layers(),
                 compat=compat or self.compat,
             )
         )

@@ -79,6 +79,7 @@ class Placing:
 
     core: Pipeline
     _offload: Callable[[Networks], Visit] | None
+    _optional_components: ClassVar[list[str]] = []
     model_cpu_offload_seq: ClassVar[str] = "text_encoder->transformer->vae"
 
     def __getattr__(self, name: str) -> Any:

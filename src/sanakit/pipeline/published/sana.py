@@ -530,8 +530,16 @@ class SanaPipeline(Placing, LoraMethods):
             text = wide.text.masked_fill(~wide.mask[:, :, None], 0)
             return text.to(where), wide.mask.long().to(where)
 
-        null = (None, None) if negative is None else published(negative)
-        return (*published(positive), *null)
+        prompt_embeds, prompt_attention_mask = published(positive)
+        negative_prompt_embeds = negative_prompt_attention_mask = None
+        if negative is not None:
+            negative_prompt_embeds, negative_prompt_attention_mask = published(negative)
+        return (
+            prompt_embeds,
+            prompt_attention_mask,
+            negative_prompt_embeds,
+            negative_prompt_attention_mask,
+        )
 
     @refuse_unknown
     def __call__(
