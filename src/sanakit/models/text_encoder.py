@@ -6,7 +6,7 @@ are padded to the longest of their batch and no further.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -125,32 +125,7 @@ class TextEncoder(nn.Module):
         _require_decoder(llm)
         self.llm = cast(PreTrainedModel, llm.base_model)
         _keep_frequencies(self.llm)
-        self._moves = 0
         self.eval()
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TextEncoder:
-        self._moves += 1
-        return super()._apply(fn, recurse)
-
-    def stamp(self) -> Hashable:
-        """Give a value that changes when weights are moved, replaced, cast or written to in place.
-
-        Reads no weight. It also changes with what else decides the last digits of a result. An
-        adapter that is only switched on or off changes no parameter.
-        """
-        parts = (part for parameter in self.llm.parameters() for part in _plain(parameter))
-        # An inference tensor counts no versions: nothing may write to it.
-        held = tuple(
-            (p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype, p.device) for p in parts
-        )
-        kind = self.device.type
-        known = kind != "meta" and torch.is_autocast_enabled(kind)
-        arithmetic = (
-            str(self.llm.config._attn_implementation),
-            torch.get_float32_matmul_precision(),
-            torch.get_autocast_dtype(kind) if known else None,
-        )
-        return self._moves, held, arithmetic
 
     @property
     def width(self) -> int:
@@ -272,16 +247,6 @@ def _apply_uncast(
 def _same(held: Tensor, fresh: Tensor) -> bool:
     """Whether frequencies are those of fp32, computed on whatever device."""
     return held.dtype == fresh.dtype and torch.allclose(held.cpu(), fresh, rtol=1e-5, atol=0)
-
-
-def _plain(tensor: Tensor) -> Iterator[Tensor]:
-    """Take a quantized tensor apart into those that it wraps."""
-    flatten = getattr(tensor, "__tensor_flatten__", None)
-    if flatten is None:
-        yield tensor
-        return
-    for name in flatten()[0]:
-        yield from _plain(getattr(tensor, name))
 
 
 def length_mask(lengths: Sequence[int], length: int | None = None) -> TextMask:

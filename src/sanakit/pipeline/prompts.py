@@ -21,6 +21,7 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
 from sanakit.errors import ConfigError, check_unicode, did_you_mean
+from sanakit.models.stamp import checksum_of, settings_of
 from sanakit.models.text_encoder import Prefix, TextEncoder, length_mask
 from sanakit.shapes import Text, TextMask
 
@@ -204,7 +205,7 @@ class PromptCache:
             raise ConfigError(f"prompt_bytes={prompt_bytes} must be 0 or more")
         self.keeps_prefixes, self.prompt_bytes = prefixes, prompt_bytes
         self._lock = RLock()
-        self._stamp: Hashable = None
+        self._stamp: tuple[Hashable, Hashable] = (None, None)
         self._prefixes: OrderedDict[tuple[int, ...], Prefix | None] = OrderedDict()
         self._prompts: OrderedDict[str, tuple[Text, TextMask, torch.device]] = OrderedDict()
 
@@ -226,7 +227,7 @@ class PromptCache:
     def clear(self) -> None:
         """Forget everything."""
         with self._lock:
-            self._stamp = None
+            self._stamp = (None, None)
             self._prefixes.clear()
             self._prompts.clear()
 
@@ -235,7 +236,8 @@ class PromptCache:
         if not self.keeps_prefixes or not ids:
             return None
         with self._lock:  # held while computing: who comes second waits instead of repeating it
-            self._renew(text_encoder)
+            # Where finished prompts are kept, their numbers were read a moment ago.
+            self._renew(text_encoder, read=not self.prompt_bytes)
             key = tuple(ids)
             if key not in self._prefixes:
                 self._prefixes[key] = text_encoder.read_prefix(ids)
@@ -259,7 +261,7 @@ class PromptCache:
             return compute()
         key = repr(content)
         with self._lock:
-            stamp = self._renew(text_encoder)
+            stamp = self._renew(text_encoder, read=True)
             if key in self._prompts:
                 self._prompts.move_to_end(key)
                 text, mask, device = self._prompts[key]
@@ -268,7 +270,7 @@ class PromptCache:
         with self._lock:
             # Not if the weights were changed in the meantime.
             if (
-                self._renew(text_encoder) == stamp
+                self._renew(text_encoder, read=False) == stamp
                 and text.nbytes + mask.nbytes <= self.prompt_bytes
             ):
                 # In the memory of the host: that of a device is for weights.
@@ -278,13 +280,18 @@ class PromptCache:
                     self._prompts.popitem(last=False)
         return text, mask
 
-    def _renew(self, text_encoder: TextEncoder) -> Hashable:
-        """Forget everything if the weights are others than before; give their stamp."""
-        stamp = text_encoder.stamp()
-        if stamp != self._stamp:
+    def _renew(self, text_encoder: TextEncoder, *, read: bool) -> Hashable:
+        """Forget everything if the encoder may compute otherwise than before; give its stamp.
+
+        Unless its numbers are ``read`` they are taken to be those of the last time.
+        """
+        settings, numbers = settings_of(text_encoder.llm), self._stamp[1]
+        if read or self._stamp[0] != settings:
+            numbers = checksum_of(text_encoder.llm)
+        if (settings, numbers) != self._stamp:
             self.clear()
-            self._stamp = stamp
-        return stamp
+            self._stamp = settings, numbers
+        return self._stamp
 
 
 class _Cut(TypedDict):
