@@ -38,6 +38,8 @@ ELSEWHERE = {
 }
 """Options of other programs, and what to write here."""
 INTERRUPTED = 130
+RANGE = re.compile("than or equal to|in the range")
+"""How parsers of several versions say that a number is out of range."""
 NO_MEMORY = 4
 
 
@@ -153,6 +155,12 @@ def _wrong_value(error: Any, typed: Sequence[str]) -> SanakitError:
         return ConfigError(f"{shown} must be a whole number", hint=_write(name, near))
     if "number" in said or "float" in said:
         return ConfigError(f"{shown} must be a number", hint=_write(name, found))
+    bounds = re.findall(r"-?\d+(?:\.\d+)?", [*RANGE.split(said, maxsplit=1), ""][1])
+    if bounds and found is not None:
+        value = float(found)
+        near = min(bounds, key=lambda bound: abs(float(bound) - value))
+        rule = "at least" if float(near) > value else "at most"
+        return ConfigError(f"{shown} must be {rule} {near}", hint=_write(name, near))
     if "not one of" in said:
         choices = re.findall(r"'([^']*)'", said.partition("not one of")[2])
         return ConfigError(f"{shown} is unknown", hint=did_you_mean(given, choices))

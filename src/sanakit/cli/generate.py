@@ -4,35 +4,73 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sanakit.cli.machine import (
+    AUTO,
+    Device,
+    Dtype,
+    Machine,
+    Quantize,
+    check_memory,
+    local_folder,
+)
+from sanakit.cli.progress import StopFlag, progress
 from sanakit.cli.terminal import say, say_bytes
-from sanakit.errors import ConfigError, Interrupted, check_unicode, plain
-from sanakit.files import expanded
+from sanakit.errors import ConfigError, check_unicode, did_you_mean, plain
+from sanakit.files import expanded, read_json, sha256_of
 
 if TYPE_CHECKING:
+    import torch
+
     from sanakit.pipeline.decoder import Origin
-    from sanakit.pipeline.pipeline import OnStep, Pipeline
+    from sanakit.pipeline.pipeline import Pipeline
     from sanakit.pipeline.request import GenerateRequest
 
 EMBEDDED = "glyph"
 STANDARD_OUTPUT = "-"
-ABOUT_THE_FILE = ("model", "model_hash", "version", "format", "lora")
-DTYPES = ("float32", "bfloat16")
+MACHINE = ("device", "dtype", "quantize")
+ABOUT_THE_FILE = ("model", "model_hash", "version", "format", "lora", "lora_hash", *MACHINE)
+SOLVERS = (
+    "flow-dpm-solver",
+    "flow-dpm-solver-1",
+    "flow-dpm-solver-3",
+    "flow-euler",
+    "flow-heun",
+    "flow-unipc",
+    "flow-unipc-3",
+)
+"""The names of `schedulers.NAMED`, known before torch is."""
+USUAL_AREA = (0.75, 4 / 3)
+"""Pixels over those that a model was trained at, beyond which a picture tends to fail."""
+own_process = False
+"""Whether this process is the command's; then its times include Python's own start."""
 
-Out = Annotated[str, typer.Option("--out", "-o", help="PNG file to write; - is standard output.")]
+Out = Annotated[
+    str,
+    typer.Option("--out", "-o", "--output", help="PNG file to write; - is standard output."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")]
-Side = Annotated[int | None, typer.Option(help="Pixels, a multiple of 32. Default: the model's.")]
+Side = Annotated[
+    int | None,
+    typer.Option(min=1, help="Pixels, a multiple of 32; of 64 for glyph. Default: the model's."),
+]
+Shown = Annotated[
+    bool | None,
+    typer.Option(
+        "--progress/--no-progress", help="Show how far it is. Default: on a terminal only."
+    ),
+]
+NoMetadata = Annotated[
+    bool, typer.Option("--no-metadata", help="Write no settings into the picture.")
+]
 Drawn = Annotated[Path, typer.Argument(help="A PNG that sanakit wrote.")]
 
 
@@ -50,34 +88,56 @@ def generate(
             "repeated."
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Same seed, same picture.")] = 0,
-    steps: Annotated[int, typer.Option(help="Solver steps.")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same picture.")] = 0,
+    steps: Annotated[int, typer.Option(min=1, max=1000, help="Solver steps.")] = 20,
     guidance: Annotated[
-        float | None, typer.Option(help="Guidance scale; 1 is off. Default: the model's.")
+        float | None, typer.Option(min=0, help="Guidance scale; 1 is off. Default: the model's.")
     ] = None,
-    negative: Annotated[str, typer.Option(help="What to keep out of the picture.")] = "",
+    negative: Annotated[
+        str,
+        typer.Option("--negative", "--negative-prompt", help="What to keep out of the picture."),
+    ] = "",
     width: Side = None,
     height: Side = None,
     count: Annotated[
-        int, typer.Option("--count", "-n", help="Pictures, at seeds SEED, SEED+1, ...")
+        int,
+        typer.Option(
+            "--count", "-n", "--num-images", min=1, help="Pictures, at seeds SEED, SEED+1, ..."
+        ),
     ] = 1,
     solver: Annotated[
         str | None,
         typer.Option(
+            "--solver",
+            "--scheduler",
             help="flow-dpm-solver (-1, -3: other orders), flow-unipc (-3), flow-euler or "
-            "flow-heun. Default: the model's."
+            "flow-heun. Default: the model's.",
         ),
     ] = None,
     offline: Annotated[
         bool, typer.Option("--offline", help="Fail rather than download a model.")
     ] = False,
+    device: Device = AUTO,
+    dtype: Dtype = None,
+    quantize: Quantize = None,
+    no_metadata: NoMetadata = False,
+    shown: Shown = None,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Draw pictures from a prompt and store all settings inside them."""
+    # What can be refused is, before torch is loaded.
     check_unicode(prompt, "the prompt")
     check_unicode(negative, "--negative")
+    if solver is not None and solver not in SOLVERS:
+        raise ConfigError(f"--solver {solver!r} is unknown", hint=did_you_mean(solver, SOLVERS))
+    machine = Machine(device=device, dtype=dtype, quantize=quantize)
     paths = output_paths(out, count, seed)
+    loras = lora or []
+    if model is None and not loras:
+        model = EMBEDDED
+    if model is not None:
+        _check_size(model, height, width, offline=offline)
     from sanakit.pipeline.request import GenerateRequest
 
     request = GenerateRequest(
@@ -91,14 +151,16 @@ def generate(
         guidance_scale=guidance,
         solver=solver,
     )
-    loras = lora or []
     report = _generate(
         request,
         model=_model_behind(loras) if model is None else model,
+        machine=machine,
         paths=paths,
-        bar=not (json_ or quiet),
+        shown=False if json_ or quiet else shown,
+        quiet=quiet or json_,
         offline=offline,
         loras=loras,
+        metadata=not no_metadata,
     )
     _tell(report, as_json=json_, quiet=quiet)
 
@@ -106,31 +168,80 @@ def generate(
 def again(
     image: Drawn,
     out: Annotated[
-        str | None, typer.Option("--out", "-o", help="PNG to write. Default: NAME-again.png.")
+        str | None,
+        typer.Option("--out", "-o", "--output", help="PNG to write. Default: NAME-again.png."),
     ] = None,
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="Another model than the one stored.")
     ] = None,
+    device: Device = AUTO,
+    dtype: Dtype = None,
+    quantize: Quantize = None,
+    no_metadata: NoMetadata = False,
+    shown: Shown = None,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Draw a picture again from the settings inside it; the same bits on the same machine."""
+    typed = Machine(device=device, dtype=dtype, quantize=quantize)
+    paths = output_paths(out or str(image.with_name(f"{image.stem}-again.png")), 1, 0)
     from sanakit.pipeline.png import read_settings
-    from sanakit.pipeline.request import GenerateRequest
 
     settings = read_settings(image)
     wanted = {k: v for k, v in settings.items() if k not in ABOUT_THE_FILE}
-    # Pictures of before it was a setting were drawn at the very size that they have.
-    request = GenerateRequest.from_json({"use_resolution_binning": False, **wanted})
+    if "count" not in wanted:  # which all pictures of ours have
+        _drop_foreign(wanted)
     name = _named(model, settings.get("model"), image)
     loras = settings.get("lora", [])
     if not isinstance(loras, list) or not all(isinstance(one, str) for one in loras):
         raise ConfigError(f"{image}: its setting 'lora' is no list of names")
-    target = out or str(image.with_name(f"{image.stem}-again.png"))
-    paths = output_paths(target, 1, request.seed)
-    report = _generate(request, model=name, paths=paths, bar=not quiet, loras=loras)
+    machine = _machine_of(settings, typed, image)
+    _check_size(name, wanted.get("height"), wanted.get("width"), offline=False)
+    from sanakit.pipeline.request import GenerateRequest
+
+    # Pictures of before it was a setting were drawn at the very size that they have.
+    request = GenerateRequest.from_json({"use_resolution_binning": False, **wanted})
+    _note_other_loras(loras, settings.get("lora_hash"))
+    report = _generate(
+        request,
+        model=name,
+        machine=machine,
+        paths=paths,
+        shown=False if json_ or quiet else shown,
+        quiet=quiet or json_,
+        loras=loras,
+        metadata=not no_metadata,
+    )
     _note_other_weights(name, settings.get("model_hash"))
     _tell(report, as_json=json_, quiet=quiet)
+
+
+def _drop_foreign(wanted: dict[str, Any]) -> None:
+    """Take out of another program's settings what has no meaning for these models."""
+    solver = wanted.get("solver")
+    if solver is not None and solver not in SOLVERS:
+        say(f"note: its sampler {solver!r} is not here; the model's own is used", err=True)
+        del wanted["solver"]
+
+
+def _machine_of(settings: Mapping[str, Any], typed: Machine, image: Path) -> Machine:
+    """Where and how a picture was drawn, unless something else was typed."""
+    stored = {"device": "cpu"} | {key: settings[key] for key in MACHINE if key in settings}
+    for key, value in stored.items():
+        if not isinstance(value, str):
+            raise ConfigError(f"{image}: its setting {key!r} is no name")
+    named = typed.to_json() | ({} if typed.device == AUTO else {"device": typed.device})
+    if "device" not in named and stored["device"] != "cpu":
+        from sanakit.pipeline.placement import accelerator
+
+        if accelerator().type != stored["device"]:
+            say(
+                f"note: it was drawn on {stored['device']}, which is not here; the picture may "
+                "differ in its last bits",
+                err=True,
+            )
+            stored["device"] = AUTO
+    return Machine(**{**stored, **named})
 
 
 def info(image: Drawn, json_: Json = False) -> None:
@@ -160,25 +271,74 @@ def decode(
         int | None,
         typer.Option(help="Side in pixels of exact tiles. Default: chosen by free memory."),
     ] = None,
-    dtype: Annotated[
-        str, typer.Option(help="float32, or bfloat16 for half the memory.")
-    ] = "float32",
-    device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
+    device: Device = AUTO,
+    dtype: Dtype = None,
+    quantize: Quantize = None,
+    no_metadata: NoMetadata = False,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Turn latents that ran out of memory into the picture they would have been."""
-    if dtype not in DTYPES:
-        raise ConfigError(f"--dtype {dtype!r} is unknown", hint=f"one of {', '.join(DTYPES)}")
+    machine = Machine(device=device, dtype=dtype, quantize=quantize)
     if tile is not None and tile < 1:
         raise ConfigError(f"--tile {tile} must be at least 1 pixel", hint="512 is usual")
+    if machine.to_json().get("dtype") == "float16":
+        raise ConfigError(
+            f"--dtype {dtype}: autoencoders overflow in it", hint="write --dtype bfloat16"
+        )
+    output_paths(out, 1, 0)
     from sanakit.pipeline.decoder import read_latents
 
     latent, origin = read_latents(latents)
     name = _named(model, origin.model, latents)
     paths = output_paths(out, len(latent), 0)
-    report = _decode(latent, origin, name, paths, tile=tile, dtype=dtype, device=device)
+    report = _decode(
+        latent,
+        origin,
+        name,
+        paths,
+        tile=tile,
+        machine=machine,
+        quiet=quiet or json_,
+        metadata=not no_metadata,
+    )
     _tell(report, as_json=json_, quiet=quiet)
+
+
+def _check_size(model: str, height: object, width: object, *, offline: bool) -> None:
+    """Refuse a size that a model cannot draw; say of one that it was not trained at.
+
+    Of a model that is still to be fetched nothing is known yet.
+    """
+    folder = local_folder(model, offline=offline)
+    sides = {"height": height, "width": width}
+    if folder is None or not any(isinstance(side, int) for side in sides.values()):
+        return
+    from sanakit.models.config import AutoencoderConfig, TransformerConfig, config_from_dict
+    from sanakit.pipeline.aspect_ratios import TABLES, check_size
+    from sanakit.weights.layout import CONFIG
+
+    configs = {part: folder / part / CONFIG for part in ("transformer", "vae")}
+    transformer = config_from_dict(
+        TransformerConfig, read_json(configs["transformer"]), source=str(configs["transformer"])
+    )
+    autoencoder = config_from_dict(
+        AutoencoderConfig, read_json(configs["vae"]), source=str(configs["vae"])
+    )
+    factor = autoencoder.spatial_factor
+    for name, side in sides.items():
+        if isinstance(side, int):
+            check_size(name, side, factor * transformer.patch_size)
+    own = transformer.sample_size * factor
+    drawn = [side if isinstance(side, int) else own for side in sides.values()]
+    low, high = USUAL_AREA
+    share = drawn[0] * drawn[1] / own**2
+    if transformer.sample_size not in TABLES and not low <= share <= high:
+        say(
+            f"note: {model} was trained at {own} x {own}; at {drawn[1]} x {drawn[0]} things may "
+            "be missing or there twice",
+            err=True,
+        )
 
 
 def output_paths(out: str, count: int, seed: int) -> list[Path | None]:
@@ -188,6 +348,8 @@ def output_paths(out: str, count: int, seed: int) -> list[Path | None]:
         ConfigError: for an ending that is not .png, or several pictures to standard output.
     """
     if out == STANDARD_OUTPUT:
+        if sys.__stdout__ is None:
+            raise ConfigError("-o -: standard output is closed", hint="name a file")
         if count != 1:
             raise ConfigError(
                 f"--count {count} with -o -: one picture goes to standard output",
@@ -212,27 +374,75 @@ def _generate(
     request: GenerateRequest,
     *,
     model: str,
+    machine: Machine,
     paths: list[Path | None],
-    bar: bool,
+    shown: bool | None,
+    quiet: bool,
     offline: bool = False,
     loras: Sequence[str] = (),
+    metadata: bool,
 ) -> dict[str, Any]:
     """Load the model, draw, write; give what there is to report."""
-    started = time.perf_counter()
-    with StopFlag() as stop:
+    started = _begun()
+    with StopFlag() as stop, progress(shown=shown) as bar:
+        bar.stage("starting")
         from sanakit.pipeline.pipeline import Pipeline
 
-        pipeline = Pipeline.load(model, offline=offline)
+        device = _placed(machine, model, quiet=quiet)
+        check_memory(model, machine, device, quiet=quiet)
+        imported = time.perf_counter()
+        bar.stage(f"loading {plain(model)}")
+        pipeline = Pipeline.load(
+            model,
+            dtype=machine.torch_dtype,
+            device=device,
+            offline=offline,
+            quantization=machine.quantize,
+        )
         _add_loras(pipeline, loras)
         loaded = time.perf_counter()
-        with _progress(stop, bar=bar) as on_step:
-            result = pipeline.generate(request, on_step=on_step)
-        more = {"lora": list(loras)} if loras else {}
+        bar.stage("drawing")
+
+        def on_step(done: int, total: int) -> None:
+            bar.step(done, total)
+            stop.check(done, total)
+
+        result = pipeline.generate(request, on_step=on_step)
+        more: dict[str, Any] = machine.to_json()
+        if device.type != "cpu":
+            more["device"] = device.type
+        if loras:
+            more |= {"lora": list(loras), "lora_hash": [_lora_hash(one) for one in loras]}
         for picture, path in zip(result.pictures, paths, strict=True):
-            _write(path, picture.pixels, {**picture.settings, **more})
-    seconds = {"load": loaded - started, **result.seconds, "total": time.perf_counter() - started}
+            _write(path, picture.pixels, {**picture.settings, **more} if metadata else None)
+    seconds = {
+        "start": imported - started,
+        "load": loaded - imported,
+        **result.seconds,
+        "total": time.perf_counter() - started,
+    }
     seeds = [picture.settings["seed"] for picture in result.pictures]
-    return _report(paths, model, seconds, {"seed": request.seed, "seeds": seeds})
+    return _report(paths, model, device, seconds, {"seed": request.seed, "seeds": seeds})
+
+
+def _begun() -> float:
+    """When the command began, on the clock of ``perf_counter``."""
+    if not own_process:
+        return time.perf_counter()
+    import psutil
+
+    return time.perf_counter() - (time.time() - psutil.Process().create_time())
+
+
+def _placed(machine: Machine, model: str, *, quiet: bool) -> torch.device:
+    """The device, with a word where a faster one stays idle."""
+    from sanakit.pipeline.placement import accelerator
+
+    device = machine.place(model)
+    idle = accelerator().type
+    if machine.device == AUTO and device.type != idle and not quiet:
+        say(f"{model} is small, and drawn on the CPU; --device {idle} moves it", err=True)
+    return device
 
 
 def _decode(
@@ -242,30 +452,23 @@ def _decode(
     paths: list[Path | None],
     *,
     tile: int | None,
-    dtype: str,
-    device: str,
+    machine: Machine,
+    quiet: bool,
+    metadata: bool,
 ) -> dict[str, Any]:
-    import torch
-
+    started = _begun()
     from sanakit.pipeline.decoder import decode_pixels
     from sanakit.pipeline.networks import AutoencoderDC
 
-    started = time.perf_counter()
-    there = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if not there.get(device.split(":")[0], False):
-        raise ConfigError(
-            f"--device {device!r} is not there",
-            hint=f"this machine has {', '.join(k for k, v in there.items() if v)}",
-        )
+    device = _placed(machine, model, quiet=quiet)
+    check_memory(model, machine, device, parts=("vae",), quiet=quiet)
+    imported = time.perf_counter()
     autoencoder = AutoencoderDC.from_pretrained(
         model,
         subfolder="vae",
-        torch_dtype=getattr(torch, dtype),
-        device_map=torch.device(device),
+        torch_dtype=machine.torch_dtype,
+        quantization_config=machine.quantize,
+        device_map=device,
     )
     wanted = autoencoder.config.latent_channels
     if latent.shape[1] != wanted:
@@ -281,9 +484,15 @@ def _decode(
     decoded = time.perf_counter()
     for number, (picture, path) in enumerate(zip(pixels, paths, strict=True)):
         known = number < len(origin.settings)
-        _write(path, picture, origin.settings[number] if known else {"model": model})
-    seconds = {"load": loaded - started, "decode": decoded - loaded}
-    return _report(paths, model, {**seconds, "total": time.perf_counter() - started}, {})
+        settings = origin.settings[number] if known else {"model": model}
+        _write(path, picture, settings if metadata else None)
+    seconds = {
+        "start": imported - started,
+        "load": loaded - imported,
+        "decode": decoded - loaded,
+        "total": time.perf_counter() - started,
+    }
+    return _report(paths, model, device, seconds, {})
 
 
 def _named(model: str | None, stored: str | None, file: Path) -> str:
@@ -303,7 +512,18 @@ def _note_other_weights(model: str, stored: str | None) -> None:
         say(note, err=True)
 
 
-def _write(path: Path | None, pixels: Any, settings: Mapping[str, Any]) -> None:
+def _note_other_loras(specs: Sequence[str], stored: object) -> None:
+    """Say of adapters that they are not those that drew a picture."""
+    hashes = stored if isinstance(stored, list) else []
+    for spec, then in zip(specs, hashes, strict=False):
+        if then is not None and _lora_hash(spec) != then:
+            say(
+                f"note: the LoRA at {spec} is not the one that drew it; the picture may differ",
+                err=True,
+            )
+
+
+def _write(path: Path | None, pixels: Any, settings: Mapping[str, Any] | None) -> None:
     from sanakit.files import write_atomically
     from sanakit.pipeline.png import encode_png
 
@@ -315,12 +535,17 @@ def _write(path: Path | None, pixels: Any, settings: Mapping[str, Any]) -> None:
 
 
 def _report(
-    paths: list[Path | None], model: str, seconds: dict[str, float], more: dict[str, Any]
+    paths: list[Path | None],
+    model: str,
+    device: torch.device,
+    seconds: dict[str, float],
+    more: dict[str, Any],
 ) -> dict[str, Any]:
     return {
         "files": [STANDARD_OUTPUT if path is None else str(path) for path in paths],
         **more,
         "model": model,
+        "device": str(device),
         "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
         "peak_memory_mb": _peak_memory_mb(),
     }
@@ -352,51 +577,6 @@ def _peak_memory_mb() -> float | None:
     return round(peak / (1 << 20 if sys.platform == "darwin" else 1 << 10), 1)
 
 
-@contextmanager
-def _progress(stop: StopFlag, *, bar: bool) -> Iterator[OnStep]:
-    """What to call after each step: it heeds Ctrl-C, and on a terminal moves a bar."""
-    if not (bar and sys.stderr.isatty()):
-        yield stop.check
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as Remaining
-
-    columns = (TextColumn("drawing"), BarColumn(), MofNCompleteColumn(), Remaining())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("steps", total=None)
-
-        def on_step(done: int, total: int) -> None:
-            progress.update(task, completed=done, total=total)
-            stop.check(done, total)
-
-        yield on_step
-
-
-class StopFlag:
-    """Makes Ctrl-C wait for the end of the step: raises `Interrupted` from :meth:`check`."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def __enter__(self) -> StopFlag:
-        self._previous = signal.signal(signal.SIGINT, self._ask)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, self._previous)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:  # the second Ctrl-C does not wait
-            raise KeyboardInterrupt
-        self.asked = True
-
-    def check(self, done: int, total: int) -> None:
-        """End the run if the user asked for it."""
-        if self.asked:
-            raise Interrupted(f"stopped after step {done} of {total}; nothing was written")
-
-
 def _strength_of(spec: str) -> tuple[Path, float]:
     """Take ``PATH:STRENGTH`` apart; without a number at the end the strength is one."""
     path, _, text = spec.rpartition(":")
@@ -405,6 +585,19 @@ def _strength_of(spec: str) -> tuple[Path, float]:
     except ValueError:
         found, strength = spec, 1.0
     return expanded(found), strength
+
+
+def _lora_hash(spec: str) -> str | None:
+    """Digest of the weights that a LoRA's name means now; None where they are not on this disk."""
+    path, _ = _strength_of(spec)
+    if (path / "run.json").is_file():
+        from sanakit.train.checkpoint import checkpoints
+
+        path = next(iter(checkpoints(path)[::-1]), path)
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    if not files or not all(file.is_file() for file in files):
+        return None
+    return sha256_of("".join(map(sha256_of, files)))[:16]
 
 
 def _model_behind(specs: Sequence[str]) -> str:

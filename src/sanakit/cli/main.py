@@ -2,22 +2,45 @@
 
 from __future__ import annotations
 
+import os
+from typing import Annotated
+
 import typer
 
+from sanakit import __version__
 from sanakit.cli import convert, data, evaluate, generate, models, train
 from sanakit.cli.errors import FriendlyGroup
-from sanakit.cli.terminal import open_streams, tell_warnings
+from sanakit.cli.terminal import open_streams, say, tell_warnings
 
 app = typer.Typer(
     name="sanakit",
     cls=FriendlyGroup,
-    help="Draw pictures from words with SANA models, and train them.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        say(f"sanakit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def about(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_tell_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Draw pictures from words with SANA models, and train them."""
+
+
 app.command("generate")(generate.generate)
 app.command("decode")(generate.decode)
 app.command("info")(generate.info)
@@ -33,6 +56,10 @@ def main() -> None:
     """Entry point of the console script."""
     open_streams()
     tell_warnings()
+    # Read when torch is loaded. Threads that wait then leave the core to others: spinning beside a
+    # busy process, each step waits for threads that have no core.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    generate.own_process = True
     app()
 
 

@@ -145,9 +145,16 @@ class Pipeline:
         dtype: torch.dtype | None = None,
         device: str | torch.device = "cpu",
         offline: bool = False,
+        quantization: Any = None,
     ) -> Pipeline:
         """Load a model; arguments and errors are those of `load_components`."""
-        parts = load_components(name_or_folder, dtype=dtype, device=device, offline=offline)
+        parts = load_components(
+            name_or_folder,
+            dtype=dtype,
+            device=device,
+            offline=offline,
+            quantization=quantization,
+        )
         return cls(parts)
 
     @property

@@ -111,16 +111,23 @@ FORMAT = 1
 DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
 
 
-def encode_png(pixels: NDArray[np.uint8], settings: Mapping[str, Any]) -> bytes:
+def encode_png(pixels: NDArray[np.uint8], settings: Mapping[str, Any] | None) -> bytes:
     """Give one picture ``H W 3`` as PNG bytes with ``settings`` inside; same input, same bytes.
 
     Settings are JSON values under string keys; tuples are read back as lists. Those named in
-    :data:`sanakit.pipeline.png.LABELS` also go into the ``parameters`` line.
+    :data:`sanakit.pipeline.png.LABELS` also go into the ``parameters`` line. None writes none.
     """
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         raise ConfigError(
             f"pixels of shape {pixels.shape}, type {pixels.dtype} are not uint8 H W 3"
         )
+    chunks = PngInfo() if settings is None else _chunks_of(settings)
+    buffer = io.BytesIO()
+    PILImage.fromarray(np.ascontiguousarray(pixels)).save(buffer, "png", pnginfo=chunks)
+    return buffer.getvalue()
+
+
+def _chunks_of(settings: Mapping[str, Any]) -> PngInfo:
     made_by = _version()
     odd = [key for key in settings if not isinstance(key, str)]
     try:
@@ -140,9 +147,7 @@ def encode_png(pixels: NDArray[np.uint8], settings: Mapping[str, Any]) -> bytes:
         chunks.add_text(PARAMETERS, parameters)
     else:
         chunks.add_itxt(PARAMETERS, parameters)
-    buffer = io.BytesIO()
-    PILImage.fromarray(np.ascontiguousarray(pixels)).save(buffer, "png", pnginfo=chunks)
-    return buffer.getvalue()
+    return chunks
 
 
 def read_settings(source: str | Path | bytes) -> dict[str, Any]:
@@ -163,7 +168,13 @@ def read_settings(source: str | Path | bytes) -> dict[str, Any]:
     texts = _texts(data, name)
     if KEY in texts:
         return _own_settings(texts[KEY], name)
-    settings = parse_parameters(texts.get(PARAMETERS, ""))
+    foreign = texts.get(PARAMETERS, "")
+    if _is_json(foreign):
+        raise DataError(
+            f"{name}: its {PARAMETERS} are JSON of another program",
+            hint="of other programs' settings, only text as Stable Diffusion web UIs write is read",
+        )
+    settings = parse_parameters(foreign)
     if settings:
         return settings
     others = f" (it has text named {', '.join(sorted(texts)[:5])})" if texts else ""
@@ -171,6 +182,19 @@ def read_settings(source: str | Path | bytes) -> dict[str, Any]:
         f"{name}: carries no settings{others}",
         hint="sharing sites and editors strip them: use the file that was generated",
     )
+
+
+def _is_json(text: str) -> bool:
+    """Whether a text is an object or a list; a prompt may begin with a brace, too."""
+    if text.lstrip()[:1] not in ("{", "["):
+        return False
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    except RecursionError:
+        return True
+    return True
 
 
 def _texts(data: bytes, name: str) -> dict[str, str]:
