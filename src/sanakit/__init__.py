@@ -11,7 +11,11 @@ if TYPE_CHECKING:
 
     from sanakit.pipeline.networks import AutoencoderDC, SanaTransformer2DModel
     from sanakit.pipeline.pipeline import GenerateResult, Pipeline
-    from sanakit.pipeline.published.auto import AutoPipelineForText2Image, DiffusionPipeline
+    from sanakit.pipeline.published.auto import (
+        AutoModel,
+        AutoPipelineForText2Image,
+        DiffusionPipeline,
+    )
     from sanakit.pipeline.published.pag import SanaPAGPipeline
     from sanakit.pipeline.published.pictures import load_image, make_image_grid
     from sanakit.pipeline.published.sana import SanaPipeline, SanaPipelineOutput
@@ -31,6 +35,7 @@ except PackageNotFoundError:  # run from a source tree that was never installed
 
 # Where each public name lives: they load on first use, so that `import sanakit` stays instant.
 _HOMES = {
+    "AutoModel": "sanakit.pipeline.published.auto",
     "AutoPipelineForText2Image": "sanakit.pipeline.published.auto",
     "AutoencoderDC": "sanakit.pipeline.networks",
     "BitsAndBytesConfig": "transformers",
@@ -52,6 +57,7 @@ _HOMES = {
     "make_image_grid": "sanakit.pipeline.published.pictures",
 }
 __all__ = [
+    "AutoModel",
     "AutoPipelineForText2Image",
     "AutoencoderDC",
     "BitsAndBytesConfig",

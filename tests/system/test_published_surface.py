@@ -17,6 +17,7 @@ from PIL import Image
 
 import sanakit
 from sanakit import (
+    AutoModel,
     AutoPipelineForText2Image,
     DiffusionPipeline,
     Pipeline,
@@ -336,3 +337,50 @@ def test_a_pipeline_is_uploaded_as_it_is_saved(
         MissingModelError, match=r"nobody/model: cannot be written to \(you may not"
     ):
         pipe.push_to_hub("nobody/model")
+
+
+def test_a_network_is_uploaded_as_it_is_saved(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sanakit.weights.hub.HfApi", StandInApi)
+    pipe = SanaPipeline.from_pretrained(folder)
+    pipe.vae.push_to_hub("part")
+    told, names = StandInApi.made[1]
+    assert told["commit_message"] == "Upload AutoencoderDC"
+    assert names == {"config.json", "diffusion_pytorch_model.safetensors"}
+    pipe.transformer.save_pretrained(tmp_path / "rank 1", is_main_process=False)
+    assert not (tmp_path / "rank 1").exists()
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder"])
+def test_auto_model_loads_any_part(part: str, folder: Path) -> None:
+    pipe = SanaPipeline.from_pretrained(folder)
+    found = AutoModel.from_pretrained(folder, subfolder=part, torch_dtype=torch.bfloat16)
+    expected = getattr(pipe, part)
+    assert type(found) is type(expected)
+    assert found.dtype == torch.bfloat16
+    assert not found.training
+    state = expected.state_dict()
+    for name, tensor in found.state_dict().items():
+        torch.testing.assert_close(tensor.float(), state[name].bfloat16().float(), rtol=0, atol=0)
+    alone = AutoModel.from_pretrained(folder / part)
+    loaded = SanaPipeline.from_pretrained(folder, **{part: alone})
+    call = {"height": 64, "width": 64, "num_inference_steps": 1, "output_type": "latent"}
+    call |= {"use_resolution_binning": False}
+    one, other = (
+        p("a tree", **call, generator=torch.Generator().manual_seed(0)).images
+        for p in (pipe, loaded)
+    )
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+
+
+def test_auto_model_refuses_what_is_no_part(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"_class_name": "UNet2DConditionModel"}')
+    with pytest.raises(ConfigError, match="UNet2DConditionModel"):
+        AutoModel.from_pretrained(tmp_path)
+    with pytest.raises(MissingModelError, match="subfolder"):
+        AutoModel.from_pretrained(folder)
+    with pytest.raises(TypeError, match="torch_dtyp"):
+        AutoModel.from_pretrained(folder, subfolder="text_encoder", torch_dtyp=torch.float32)
+    with pytest.raises(ConfigError, match="made by from_pretrained"):
+        AutoModel()

@@ -53,7 +53,6 @@ INSTEAD = {
     "tiled_decode": "enable_tiling(), then decode",
     "blend_h": "tiles are blended, where they are at all, by enable_tiling(exact=False)",
     "blend_v": "tiles are blended, where they are at all, by enable_tiling(exact=False)",
-    "push_to_hub": "save_pretrained, then huggingface_hub.upload_folder",
 }
 
 

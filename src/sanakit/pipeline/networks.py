@@ -7,6 +7,7 @@ import inspect
 import logging
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import MethodType
 from typing import Any, ClassVar, TypeVar
 
@@ -33,6 +34,7 @@ from sanakit.quant.method import BitsAndBytes, Method, method_of
 from sanakit.quant.quantize import quantize, restore
 from sanakit.weights.catalog import checkpoint_behind, find_checkpoint
 from sanakit.weights.dtypes import Requested, as_trained, resolve_dtypes
+from sanakit.weights.hub import upload
 from sanakit.weights.layout import CONFIG, LM_STEM, PLAIN, STEM, stored_variant
 from sanakit.weights.lockfile import asking
 from sanakit.weights.resolve import resolve_model
@@ -271,10 +273,88 @@ def bytes_of(size: int | str) -> int:
     return found
 
 
+class Saved:
+    """`save_pretrained` and `push_to_hub`, of a network or of a whole pipeline."""
+
+    def _write(self, folder: Path, *, variant: str | None, max_shard_bytes: int) -> None:
+        raise NotImplementedError
+
+    @refuse_unknown
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        safe_serialization: bool = True,
+        is_main_process: bool = True,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        create_pr: bool = False,
+    ) -> None:
+        """Write the published layout, as safetensors, which diffusers reads too.
+
+        ``max_shard_size``: bytes, or text like "5GB"; larger weights come in shards with an index.
+        A rank that is not ``is_main_process`` writes nothing. With ``push_to_hub`` what was written
+        is uploaded, as :meth:`push_to_hub` does; the repository has the folder's name unless
+        ``repo_id`` says.
+
+        Raises:
+            ConfigError: an unknown keyword, a size that is none, weights of torchao.
+        """
+        write_no_pickles(safe_serialization)
+        size = bytes_of(MAX_SHARD_BYTES if max_shard_size is None else max_shard_size)
+        if not is_main_process:
+            return
+        folder = Path(save_directory)
+        self._write(folder, variant=variant, max_shard_bytes=size)
+        if push_to_hub:
+            upload(
+                folder,
+                folder.name if repo_id is None else repo_id,
+                message=commit_message or f"Upload {type(self).__name__}",
+                private=private,
+                token=token,
+                as_pull_request=create_pr,
+            )
+
+    @refuse_unknown
+    def push_to_hub(
+        self,
+        repo_id: str,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        create_pr: bool = False,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+    ) -> None:
+        """Write into a repository of the hub, which is made if it is not there.
+
+        Raises:
+            MissingModelError: the hub cannot be reached or refuses.
+        """
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(
+                folder,
+                variant=variant,
+                safe_serialization=safe_serialization,
+                push_to_hub=True,
+                repo_id=repo_id,
+                commit_message=commit_message,
+                private=private,
+                token=token,
+                create_pr=create_pr,
+            )
+
+
 P = TypeVar("P", bound="Published")
 
 
-class Published(PublishedNetwork, Network):
+class Published(Saved, PublishedNetwork, Network):
     """`from_pretrained`, `from_config` and `save_pretrained` of one network."""
 
     role: str
@@ -397,29 +477,13 @@ class Published(PublishedNetwork, Network):
         network: P = read(cls, pretrained_model_link_or_path_or_dict, **options)
         return network
 
-    @refuse_unknown
-    def save_pretrained(
-        self,
-        save_directory: str | Path,
-        *,
-        variant: str | None = None,
-        max_shard_size: int | str = MAX_SHARD_BYTES,
-        safe_serialization: bool = True,
-    ) -> None:
-        """Write ``config.json`` and safetensors, which diffusers reads too.
-
-        ``max_shard_size``: bytes, or text like "5GB"; larger weights come in shards with an index.
-
-        Raises:
-            ConfigError: an unknown keyword, a size that is none, weights of torchao.
-        """
-        write_no_pickles(safe_serialization)
+    def _write(self, folder: Path, *, variant: str | None, max_shard_bytes: int) -> None:
         write(
             self,
-            Path(save_directory),
+            folder,
             published_name=self.published_name,
             variant=variant,
-            max_shard_bytes=bytes_of(max_shard_size),
+            max_shard_bytes=max_shard_bytes,
         )
 
 

@@ -8,7 +8,6 @@ from contextlib import nullcontext
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import torch
@@ -32,11 +31,10 @@ from sanakit.pipeline.components import (
 )
 from sanakit.pipeline.images import to_pil
 from sanakit.pipeline.networks import (
-    bytes_of,
+    Saved,
     heed_other_arguments,
     one_dtype,
     refuse_pickle_readers,
-    write_no_pickles,
 )
 from sanakit.pipeline.pipeline import OnSampled, Pipeline, Sampling
 from sanakit.pipeline.placement import (
@@ -62,9 +60,7 @@ from sanakit.pipeline.request import (
 from sanakit.pipeline.schedulers import Scheduler, as_scheduler
 from sanakit.shapes import Latent
 from sanakit.weights.dtypes import Requested
-from sanakit.weights.hub import upload
 from sanakit.weights.lockfile import asking
-from sanakit.weights.store import MAX_SHARD_BYTES
 
 BAR_OPTIONS = ("desc", "disable", "leave", "file", "ncols", "position", "mininterval")
 PUBLISHED_SIZE = 1024
@@ -77,7 +73,7 @@ class SanaPipelineOutput(ModelOutput):
     images: Images
 
 
-class SanaPipeline(Placing, LoraMethods):
+class SanaPipeline(Saved, Placing, LoraMethods):
     """Text to image with any SANA model: ``SanaPipeline.from_pretrained("glyph")("a red apple")``.
 
     On the CPU pictures are drawn one by one, so that each is the picture its generator draws alone.
@@ -191,71 +187,10 @@ class SanaPipeline(Placing, LoraMethods):
         )
         return cls(Pipeline(components), compat=compat)
 
-    @refuse_unknown
-    def save_pretrained(
-        self,
-        save_directory: str | Path,
-        *,
-        variant: str | None = None,
-        max_shard_size: int | str | None = None,
-        safe_serialization: bool = True,
-        push_to_hub: bool = False,
-        repo_id: str | None = None,
-        commit_message: str | None = None,
-        private: bool | None = None,
-        token: str | bool | None = None,
-        create_pr: bool = False,
-    ) -> None:
-        """Write all parts in the published layout, as safetensors, which diffusers reads too.
-
-        With ``push_to_hub`` what was written is uploaded, as :meth:`push_to_hub` does; the
-        repository has the folder's name unless ``repo_id`` says.
-        """
-        write_no_pickles(safe_serialization)
-        size = bytes_of(MAX_SHARD_BYTES if max_shard_size is None else max_shard_size)
-        folder = Path(save_directory)
+    def _write(self, folder: Path, *, variant: str | None, max_shard_bytes: int) -> None:
         parts = self.core.components
-        defaults = replace(parts.defaults, scheduler=self.scheduler)
-        parts = replace(parts, defaults=defaults)
-        save_components(parts, folder, variant=variant, max_shard_bytes=size)
-        if push_to_hub:
-            upload(
-                folder,
-                folder.name if repo_id is None else repo_id,
-                message=commit_message or f"Upload {type(self).__name__}",
-                private=private,
-                token=token,
-                as_pull_request=create_pr,
-            )
-
-    @refuse_unknown
-    def push_to_hub(
-        self,
-        repo_id: str,
-        commit_message: str | None = None,
-        private: bool | None = None,
-        token: str | bool | None = None,
-        create_pr: bool = False,
-        safe_serialization: bool = True,
-        variant: str | None = None,
-    ) -> None:
-        """Write all parts into a repository of the hub, which is made if it is not there.
-
-        Raises:
-            MissingModelError: the hub cannot be reached or refuses.
-        """
-        with TemporaryDirectory() as folder:
-            self.save_pretrained(
-                folder,
-                variant=variant,
-                safe_serialization=safe_serialization,
-                push_to_hub=True,
-                repo_id=repo_id,
-                commit_message=commit_message,
-                private=private,
-                token=token,
-                create_pr=create_pr,
-            )
+        parts = replace(parts, defaults=replace(parts.defaults, scheduler=self.scheduler))
+        save_components(parts, folder, variant=variant, max_shard_bytes=max_shard_bytes)
 
     @classmethod
     def from_pipe(cls, pipeline: SanaPipeline, **parts: Any) -> SanaPipeline:
