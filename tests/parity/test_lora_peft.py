@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import random
 from collections.abc import Mapping
 from pathlib import Path
@@ -228,3 +230,15 @@ def test_any_order_of_calls_leaves_the_same_network(seed: int) -> None:
         else:
             disabled = False
             do("unload_lora")
+
+
+def test_a_copy_and_a_pickle_have_adapters_of_their_own() -> None:
+    network, _ = pair()
+    plain = answer(network)
+    network.load_lora_adapter(adapters(0))
+    expected = answer(network)
+    for other in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
+        close(answer(other), expected)
+        other.unload_lora()
+        close(answer(other), plain)
+    close(answer(network), expected)

@@ -7,6 +7,7 @@ sample, load or tokenise.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -203,7 +204,7 @@ class LinearDiT(nn.Module):
                 hint="leave it out; a mask of text tokens is encoder_attention_mask",
             )
         scale = (attention_kwargs or {}).get("scale", 1.0)
-        with lora_strength(scale):
+        with nullcontext() if scale == 1.0 else lora_strength(scale):
             velocity = self.velocity(
                 hidden_states,
                 timestep if timestep.is_floating_point() else timestep.float(),

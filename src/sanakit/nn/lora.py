@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
+from threading import Lock
 from typing import Any, cast
 
 import torch
@@ -23,6 +24,8 @@ from sanakit.errors import ConfigError
 
 MergeState = tuple[Tensor, Tensor | None, "tuple[Tensor, Tensor | None] | None", list[str]]
 _strength: ContextVar[float] = ContextVar("lora_strength", default=1.0)
+_counting, _calls, _weighed = Lock(), 0, False
+"""Whether any thread weighs: compilers cannot look into a context variable, so it is left alone."""
 
 
 @contextmanager
@@ -34,11 +37,22 @@ def lora_strength(strength: float) -> Iterator[None]:
     """
     if not isinstance(strength, int | float) or not math.isfinite(strength):
         raise ConfigError(f"scale={strength!r} of LoRA is no finite number")
+    global _weighed, _calls
     token = _strength.set(strength)
+    with _counting:
+        _calls += 1
+        _weighed = True
     try:
         yield
     finally:
         _strength.reset(token)
+        with _counting:
+            _calls -= 1
+            _weighed = _calls > 0
+
+
+def _strength_now() -> float:
+    return _strength.get() if _weighed else 1.0
 
 
 class ByAdapter(nn.ModuleDict):
@@ -112,6 +126,10 @@ class LoraLayer(nn.Module):
         for each in (self.lora_A, self.lora_B, self.lora_magnitude_vector):
             if name in each:
                 each[name].requires_grad_(trained).train(self.training)
+
+    def __reduce__(self) -> Any:
+        """Copies and files tell the class that a layer had: that of now is made on the spot."""
+        return _empty, (type(self).__bases__[1],), self.__dict__
 
     def set_adapter(self, adapter_names: str | Iterable[str]) -> None:
         """Make the named changes, and no others, act; those of other layers may be among them."""
@@ -189,7 +207,7 @@ class LoraLayer(nn.Module):
     def changed(self, name: str, x: Tensor, plain: Tensor, y: Tensor) -> Tensor:
         """Add one change of ``plain``, what the layer makes of ``x``, to ``y``."""
         down, up = self.lora_A[name], self._up(name)
-        factor = _strength.get() * self.weights[name] * self.scales[name]
+        factor = _strength_now() * self.weights[name] * self.scales[name]
         x = F.dropout(x.to(up.weight.dtype), self.lora_dropout[name], self.training)
         change = factor * up(down(x))
         if name in self.lora_magnitude_vector:
@@ -280,10 +298,15 @@ def _adapted(kind: type[nn.Module]) -> type[nn.Module]:
     return type(kind.__name__, (LoraLayer, kind), {"__module__": __name__})
 
 
+def _empty(kind: type[nn.Module]) -> nn.Module:
+    adapted = _adapted(kind)  # type: ignore[arg-type]  # types are hashable
+    return adapted.__new__(adapted)
+
+
 def _beside(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
     assert isinstance(layer, LoraLayer)
     y = output
-    if layer.disable_adapters or _strength.get() == 0:
+    if layer.disable_adapters or _strength_now() == 0:
         return y
     for name in layer.active_adapters:
         if name in layer.lora_A and name not in layer.merged_adapters:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from sanakit.errors import ConfigError, MissingModelError, WeightsError
 from sanakit.files import listed, names_in
 from sanakit.nn.lora import is_plain
+from sanakit.untrusted import number, parse_json, read_file, shown
 from sanakit.weights.hub import fetch_files
 from sanakit.weights.resolve import REPOSITORY
 from sanakit.weights.store import read_tensors, write_tensors
@@ -29,6 +30,15 @@ PREFIX = "transformer."
 _PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", PREFIX)
 _FLAT = ("lora_unet_", "lora_transformer_")
 """How kohya's names begin, in which every dot is an underscore."""
+_WHOLE = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
+_REAL = (
+    torch.float16,
+    torch.bfloat16,
+    torch.float32,
+    torch.float64,
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+)
 _ADAPTER = r"(?:\.[^.]+)?"
 _PART = re.compile(
     r"(?P<layer>.+)\.(?:"
@@ -114,17 +124,17 @@ class AdapterConfig:
         """Read what somebody wrote: a mapping of any content.
 
         Raises:
-            WeightsError: no mapping, or a field of the wrong kind. ConfigError: an option that
-            makes other changes of the tensors than LoRA's.
+            WeightsError: no mapping, or an option under which the tensors mean other changes.
+            ConfigError: a number that is none.
         """
         if not isinstance(values, Mapping):
             raise WeightsError(f"{source}: its LoRA config is a {type(values).__name__}")
         if values.get("peft_type") not in (None, "LORA"):
-            raise WeightsError(f"{source}: is a {str(values['peft_type'])[:40]!r}, no LoRA")
+            raise WeightsError(f"{source}: is a {shown(values['peft_type'])}, no LoRA")
         start = values.get("init_lora_weights")
         if not (start is None or isinstance(start, bool) or start in _PLAIN_STARTS):
             raise WeightsError(
-                f"{source}: began as {str(start)[:40]!r}, which changes the model's own weights",
+                f"{source}: began as {shown(start)}, which changes the model's own weights",
                 hint="save it as a plain LoRA where it was trained",
             )
         for name in _OTHERS:
@@ -138,9 +148,9 @@ class AdapterConfig:
         if not isinstance(patterns, Mapping):
             raise WeightsError(f"{source}: alpha_pattern is a {type(patterns).__name__}")
         return cls(
-            lora_alpha=None if alpha is None else _number(alpha, "lora_alpha", source),
+            lora_alpha=None if alpha is None else number(alpha, name=f"{source}: lora_alpha"),
             alpha_pattern={
-                _checked(name, source): _number(each, "alpha_pattern", source)
+                _checked(name, source): number(each, name=f"{source}: alpha_pattern")
                 for name, each in patterns.items()
             },
             use_rslora=values.get("use_rslora") is True,
@@ -236,14 +246,15 @@ def read_metadata(path: Path) -> dict[str, Any] | None:
     Raises:
         WeightsError: no JSON object.
     """
+    written: str | bytes | None
     with safe_open(path, framework="pt") as file:
         written = (file.metadata() or {}).get(METADATA)
     beside = path.with_name(PEFT_CONFIG)
     try:
         if written is None and path.name == PEFT_FILE and beside.is_file():
-            written = beside.read_text(encoding="utf-8")
-        values = None if written is None else json.loads(written)
-    except (ValueError, RecursionError, OSError) as error:
+            written = read_file(beside)
+        values = None if written is None else parse_json(written)
+    except (ValueError, OSError) as error:
         raise WeightsError(f"{path}: its {METADATA} is no JSON ({error})") from error
     if values is not None and not isinstance(values, dict):
         raise WeightsError(f"{path}: its {METADATA} is no JSON object")
@@ -412,9 +423,10 @@ def _pair(layer: str, part: Mapping[str, Tensor], config: AdapterConfig, source:
             hint="lora_A is (rank, in), lora_B (out, rank): the ranks differ",
         )
     for kind, tensor in part.items():
-        if not tensor.is_floating_point() and kind != "alpha":
+        whole = kind == "alpha" and tensor.dtype in _WHOLE
+        if tensor.dtype not in _REAL and not whole:
             raise WeightsError(f"{source}: {layer} holds {tensor.dtype} for its {kind}")
-        if not torch.isfinite(tensor).all():
+        if not torch.isfinite(tensor.float()).all():
             raise WeightsError(f"{source}: {layer} holds numbers that are not finite ({kind})")
     alpha = config.alpha_of(layer)
     if "alpha" in part:
@@ -457,24 +469,11 @@ def _instead(name: str) -> str:
     return f"names are like {PREFIX}transformer_blocks.0.attn1.to_q.lora_A.weight"
 
 
-def _number(value: object, name: str, source: str) -> float:
-    """A finite number of what JSON may hold."""
-    try:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError
-        number = float(value)
-        if not math.isfinite(number):
-            raise ValueError
-    except (ValueError, OverflowError) as error:
-        raise WeightsError(f"{source}: {name} is {str(value)[:40]!r}, no finite number") from error
-    return number
-
-
 def _checked(pattern: object, source: str) -> str:
     """A pattern of PEFT without repetition: others are not run on foreign text."""
     if not isinstance(pattern, str) or not _PATTERN.fullmatch(pattern):
         raise WeightsError(
-            f"{source}: alpha_pattern {str(pattern)[:60]!r} is no name of a layer",
+            f"{source}: alpha_pattern {shown(pattern)} is no name of a layer",
             hint="name the layers one by one",
         )
     return pattern
