@@ -16,7 +16,7 @@ from recipes.glyph.running import execute
 from recipes.glyph.stages import STAGES, Execute, Work, required
 from sanakit.errors import ConfigError, DataError, Interrupted, SanakitError
 from sanakit.files import write_json
-from sanakit.train.runs.summary import spoken
+from sanakit.train.runs.log import spoken
 
 COST = "cost.json"
 FREE = ("ranks", "workers", "about", "device")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -324,3 +326,41 @@ def test_what_cannot_be_trained_is_said_in_one_line_and_leaves_no_file(
     assert said in error
     assert error.startswith("error: ")
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+def test_a_run_that_is_told_to_stop_says_how_to_go_on_and_a_second_one_is_refused(
+    sana: TinySana, tmp_path: Path
+) -> None:
+    run = tmp_path / "a run"
+    command = [sys.executable, "-m", "sanakit", "train", "diffusion", "--data", str(sana.data)]
+    command += ["--from", str(sana.model), "--out", str(run), "--batch-size", "4", "--lr", "1e-4"]
+    command += ["--set", "compute_dtype=float32", "--set", "pictures_every=0"]
+    first = subprocess.Popen(
+        [*command, "--steps", "100000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+    )
+    assert first.stdout is not None
+    for line in first.stdout:
+        if line.startswith("step "):
+            break
+    second = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
+    assert second.returncode == 2
+    assert f"in use by process {first.pid} (sanakit train diffusion)" in second.stderr
+    first.send_signal(signal.SIGINT)
+    _, err = first.communicate(timeout=60)
+    assert first.returncode == 130
+    assert "holds what was learned of" in err
+    assert f"go on: sanakit train diffusion --resume --out '{run}'" in err
+    kept = checkpoints(run)[-1]
+    images = int(kept.name.rpartition("-")[2])
+    done = subprocess.run(
+        [*command[:5], "--resume", "--out", str(run), "--steps", str(images // 4 + 1)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"resumed at {images} images" in done.stdout

@@ -129,38 +129,41 @@ def build(
     elif resolution is not None:
         options["multiple"] = None
     runs = engine_named(engine, workers)
-    with _going_on_later():
-        if (folder / SET).is_file():
-            if out is not None:
+    if (folder / SET).is_file():
+        if out is not None:
+            raise ConfigError(
+                f"--out has no meaning for {target}, a set that is built where it is",
+                hint="leave out --out",
+            )
+        for name in _OF_PICTURES:
+            if name in options:
                 raise ConfigError(
-                    f"--out has no meaning for {target}, a set that is built where it is",
-                    hint="leave out --out",
+                    f"--{name} has no meaning for a set that was scanned",
+                    hint=f"leave out --{name}",
                 )
-            for name in _OF_PICTURES:
-                if name in options:
-                    raise ConfigError(
-                        f"--{name} has no meaning for a set that was scanned",
-                        hint=f"leave out --{name}",
-                    )
-        else:
-            if not folder.exists():
-                raise ConfigError(
-                    f"there is no {target}",
-                    hint="name a folder of pictures, or a file that lists them",
-                )
-            about = {name: options.pop(name) for name in _OF_PICTURES if name in options}
-            # A setting that cannot be is refused now, not after an hour of scanning.
-            BuildSettings(**{name: v for name, v in options.items() if name != "max_bad"})
-            set_folder = out or DEFAULT_FOLDER / folder.resolve().stem
-            _scan(folder, set_folder, runs, **about)
-            folder = set_folder
-        _build_set(folder, options, runs, model=model)
+    else:
+        if not folder.exists():
+            raise ConfigError(
+                f"there is no {target}",
+                hint="name a folder of pictures, or a file that lists them",
+            )
+        about = {name: options.pop(name) for name in _OF_PICTURES if name in options}
+        # A setting that cannot be is refused now, not after an hour of scanning.
+        BuildSettings(**{name: v for name, v in options.items() if name != "max_bad"})
+        set_folder = out or DEFAULT_FOLDER / folder.resolve().stem
+        _scan(folder, set_folder, runs, **about)
+        folder = set_folder
+    _build_set(folder, options, runs, model=model)
 
 
 @contextmanager
-def _going_on_later() -> Iterator[None]:
+def _alone_in(folder: Path, verb: str) -> Iterator[None]:
+    """Keep a set to this process; what Ctrl-C ends goes on later."""
+    from sanakit.locks import in_use
+
     try:
-        yield
+        with in_use(folder, by=f"sanakit data {verb}"):
+            yield
     except KeyboardInterrupt:
         raise Interrupted(
             "stopped; what is finished stays", hint="the same command goes on from there"
@@ -175,10 +178,11 @@ def _build_set(folder: Path, options: dict[str, Any], engine: Engine, *, model: 
     training_set = TrainingSet.open(folder)
     # What is not asked for stays as it was: `build SET` after new captions changes no size.
     settings = replace(last_settings(training_set) or BuildSettings(), **options)
-    summary = build_shards(training_set, settings, engine=engine, report=say, max_bad=max_bad)
-    from sanakit.data.report.page import write_report
+    with _alone_in(folder, "build"):
+        summary = build_shards(training_set, settings, engine=engine, report=say, max_bad=max_bad)
+        from sanakit.data.report.page import write_report
 
-    page = write_report(training_set)
+        page = write_report(training_set)
     _tell_built(training_set, summary, page, settings, model)
 
 
@@ -300,7 +304,8 @@ def _scan(
     _known("--captions", captions, ("source", "none"))
     policy = CaptionPolicy(use="none" if captions == "none" else "source", user=caption)
     opened = open_source(source, captions=policy, licence=licence)
-    return scan_source(opened, out, engine, given=source, report=say, **settings)
+    with _alone_in(out, "scan"):
+        return scan_source(opened, out, engine, given=source, report=say, **settings)
 
 
 def _lines_of(out: Path, summary: ScanSummary) -> list[str]:
@@ -371,7 +376,7 @@ def caption(
     running = _running(dtype, device, batch_size=batch_size, threads=threads)
     planned = captioner_names(model, prompt or [None], name or [])
     hashes = {one: fingerprint_of_folder(find_vision_model(one)) for one in model}
-    with running_engine(engine, workers) as runs:
+    with _alone_in(folder, "caption"), running_engine(engine, workers) as runs:
         for one, asked, called in planned:
             stage = Captioning(
                 training_set=training_set,
@@ -421,7 +426,8 @@ def score(
         name=vision_models.safe_name(name or model),
         **running,
     )
-    total = _run(stage, training_set.units, engine_named(engine, workers))
+    with _alone_in(folder, "score"):
+        total = _run(stage, training_set.units, engine_named(engine, workers))
     say(
         f"{stage.name}: {total['scores']} captions scored, {total['cut']} of them longer than "
         f"the model reads; {total['unreadable']} pictures could not be read"
@@ -474,7 +480,7 @@ def encode(
         identity = encoding.text_encoder_hash(model)
         text = encoding.TextEncoding(encoder_hash=identity, max_tokens=max_tokens, **settings)
         stages.append((text, [encoding.NULL, *shards]))
-    with running_engine(engine, workers) as runs:
+    with _alone_in(folder, "encode"), running_engine(engine, workers) as runs:
         for stage, units in stages:
             total = _run(stage, units, runs)
             kind, left = ("samples", "unreadable") if "samples" in total else ("captions", "cut")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from sanakit.cli.terminal import say
-from sanakit.errors import ConfigError
+from sanakit.errors import ConfigError, Interrupted, SanakitError
 from sanakit.files import expanded
 
 if TYPE_CHECKING:
@@ -35,6 +37,14 @@ Measure = Annotated[
 ]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="Override a setting: --set batch_size=16.")
+]
+Rate = Annotated[
+    float | None,
+    typer.Option("--learning-rate", "--lr", help="Learning rate: --set peak_lr."),
+]
+Steps = Annotated[int | None, typer.Option(help="Steps in all: --set total_images, in batches.")]
+BatchSize = Annotated[
+    int | None, typer.Option("--batch-size", help="Pictures a step: --set batch_size.")
 ]
 Run = Annotated[Path, typer.Argument(help="Folder of a run: --out of the training command.")]
 
@@ -66,10 +76,16 @@ def autoencoder(
     resume: Resume = False,
     dry_run: DryRun = False,
     measure: Measure = True,
+    learning_rate: Rate = None,
+    steps: Steps = None,
+    batch_size: BatchSize = None,
     settings: Settings = None,
 ) -> None:
     """Train the deep-compression autoencoder; at the end OUT/vae holds it, with its scale."""
     check_dry(dry_run, measure)
+    settings = with_options(
+        settings, {"peak_lr": learning_rate, "steps": steps, "batch_size": batch_size}
+    )
     from sanakit.train.loop import train
     from sanakit.train.recipes import autoencoder_run
     from sanakit.train.recipes.autoencoder import AutoencoderObjective
@@ -91,13 +107,19 @@ def autoencoder(
         settings,
         resumed=out if resume else None,
     )
+    if not dry_run:
+        check_free(out, resume=resume)
     recipe = autoencoder_run.build(run)
     if dry_run:
         print_plan(recipe, run, frozen=recipe.frozen, shards=run.data["data"], measure=measure)
         return
-    save_run(run, out, resume=resume)
-    if train(recipe, run.loop, out, resume=resume, report=say):
-        autoencoder_run.finish_autoencoder(recipe, out, report=say)
+    with running(out, run.what):
+        save_run(run, out, resume=resume)
+        ended = train(recipe, run.loop, out, resume=resume, report=say)
+        if ended:
+            autoencoder_run.finish_autoencoder(recipe, out, report=say)
+    if not ended:
+        raise stopped(out, run.what)
 
 
 @app.command()
@@ -150,10 +172,16 @@ def diffusion(
     ] = None,
     dry_run: DryRun = False,
     measure: Measure = True,
+    learning_rate: Rate = None,
+    steps: Steps = None,
+    batch_size: BatchSize = None,
     settings: Settings = None,
 ) -> None:
     """Train or fine-tune a diffusion transformer, whole or as a LoRA."""
     check_dry(dry_run, measure)
+    settings = with_options(
+        settings, {"peak_lr": learning_rate, "steps": steps, "batch_size": batch_size}
+    )
     from sanakit.train.loop import train
     from sanakit.train.recipes import diffusion_run
     from sanakit.train.recipes.diffusion import DiffusionObjective
@@ -185,17 +213,19 @@ def diffusion(
         resumed=out if resume else None,
     )
     out = out or RUNS / Path(run.data["data"].rstrip("/")).name
+    if not dry_run:
+        check_free(out, resume=resume)
     report = say if speaks() else lambda line: None
     recipe, run = diffusion_run.build(run, report=report)
     if dry_run:
         shards = recipe.pictures.shards
         print_plan(recipe, run, frozen=recipe.frozen, shards=shards, measure=measure)
         return
-    save_run(run, out, resume=resume)
-    finished = train(recipe, run.loop, out, resume=resume, report=say)
-    if not finished:
-        report(f"stopped; go on: sanakit train {run.what} --resume --out {out}")
-        return
+    with running(out, run.what):
+        save_run(run, out, resume=resume)
+        ended = train(recipe, run.loop, out, resume=resume, report=say)
+    if not ended:
+        raise stopped(out, run.what)
     if run.objective.lora_rank:
         report(f"draw: sanakit generate PROMPT --lora {out}")
     report(f"next: sanakit train export {out} --out models/{out.resolve().name}")
@@ -255,6 +285,67 @@ def plot(
     drawn = curves(read_log(run), title=run.resolve().name, log_x=log_x)
     write_atomically(target, drawn.encode())
     say(f"{target}")
+
+
+def with_options(settings: list[str] | None, options: Mapping[str, float | None]) -> list[str]:
+    """The pairs of ``--set`` and those of options that are settings by other names."""
+    pairs = list(settings or [])
+    for key, value in options.items():
+        if value is None:
+            continue
+        for pair in pairs:
+            name, _, text = pair.partition("=")
+            if name == key and text != str(value) and not _equal(text, value):
+                option = "learning-rate" if key == "peak_lr" else key.replace("_", "-")
+                raise ConfigError(
+                    f"--{option} {value} and --set {pair} differ", hint="leave one of them out"
+                )
+        pairs.append(f"{key}={value}")
+    return pairs
+
+
+def _equal(text: str, value: float) -> bool:
+    try:
+        return float(text) == value
+    except ValueError:
+        return False
+
+
+def check_free(out: Path, *, resume: bool) -> None:
+    """Refuse a folder that another run has or works in, before anything is loaded."""
+    from sanakit.locks import in_use
+    from sanakit.train.runs.run_config import check_folder, speaks
+
+    if speaks() and out.is_dir():
+        with in_use(out, by="sanakit train"):
+            check_folder(out, resume=resume)
+
+
+@contextmanager
+def running(out: Path, what: str) -> Iterator[None]:
+    """Keep a run's folder to this process; Ctrl-C between steps and saves loses nothing saved."""
+    from sanakit.locks import in_use
+    from sanakit.train.runs.run_config import speaks
+
+    with in_use(out, by=f"sanakit train {what}") if speaks() else nullcontext():
+        try:
+            yield
+        except KeyboardInterrupt:
+            raise stopped(out, what) from None
+
+
+def stopped(out: Path, what: str) -> SanakitError:
+    """The end of a run that was told to stop before its last step."""
+    from sanakit.train.checkpoint import checkpoints
+
+    saved = checkpoints(out)
+    if not saved:
+        return Interrupted(f"stopped before anything was saved in {out}")
+    images = int(saved[-1].name.rpartition("-")[2])
+    return Interrupted(
+        f"stopped; {out} holds what was learned of {images:,} images",
+        hint=f"go on: sanakit train {what} --resume --out {shlex.quote(str(out))}",
+    )
 
 
 def new_or_resumed(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from inspect import formatannotation
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar, get_type_hints
 
-from sanakit.errors import ConfigError
+from sanakit.errors import ConfigError, did_you_mean
 from sanakit.train.distributed.loss_scale import ComputeDtype
 from sanakit.train.optim.build import OptimizerName
 from sanakit.untrusted import fits, frozen, parse_json
@@ -131,6 +131,38 @@ def _decay(config: LoopConfig, images_seen: int) -> float:
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, gone)))
 
 
+SYNONYMS: Mapping[str, str] = MappingProxyType(
+    {
+        **dict.fromkeys(("lr", "learning_rate", "max_lr", "rate"), "peak_lr"),
+        **dict.fromkeys(("max_train_steps", "max_steps", "num_steps", "iterations"), "steps"),
+        **dict.fromkeys(("epochs", "num_epochs", "num_train_epochs", "images"), "total_images"),
+        **dict.fromkeys(("bs", "batch", "train_batch_size", "batchsize"), "batch_size"),
+        **dict.fromkeys(("gradient_accumulation_steps", "grad_accum"), "accumulation"),
+        **dict.fromkeys(("mixed_precision", "precision", "dtype"), "compute_dtype"),
+        **dict.fromkeys(("lr_scheduler", "scheduler"), "schedule"),
+        **dict.fromkeys(("lr_warmup_steps", "warmup_steps", "warmup"), "warmup_images"),
+        **dict.fromkeys(("ema", "use_ema", "ema_decay"), "average_halflife"),
+        **dict.fromkeys(("max_grad_norm", "clip_grad_norm"), "grad_clip"),
+        **dict.fromkeys(("checkpointing_steps", "save_every", "save_steps"), "save_minutes"),
+        **dict.fromkeys(("validation_steps", "sample_every"), "pictures_every"),
+        **dict.fromkeys(("eval_steps", "eval_every"), "evaluate_every"),
+        **dict.fromkeys(("logging_steps", "log_steps"), "log_every"),
+        **dict.fromkeys(("rank", "network_dim"), "lora_rank"),
+        **dict.fromkeys(("alpha", "network_alpha"), "lora_alpha"),
+        **dict.fromkeys(("caption_dropout", "proportion_empty_prompts"), "null_chance"),
+    }
+)
+"""What other trainers call a setting, and its name here."""
+
+
+def unknown_setting(pair: str, known: Iterable[str]) -> ConfigError:
+    """The error of ``--set`` for a key that there is not, with the nearest that there is."""
+    known, key = list(known), pair.partition("=")[0]
+    meant = SYNONYMS.get(key.strip().lower().replace("-", "_"))
+    hint = f"it is {meant} here" if meant in known else did_you_mean(key, known)
+    return ConfigError(f"--set {pair}: no setting {key!r}", hint=hint)
+
+
 C = TypeVar("C")
 
 
@@ -145,9 +177,7 @@ def with_overrides(config: C, pairs: list[str]) -> C:
     for pair in pairs:
         key, _, text = pair.partition("=")
         if key not in kinds:
-            raise ConfigError(
-                f"--set {pair}: no setting {key!r}", hint=f"known: {', '.join(kinds)}"
-            )
+            raise unknown_setting(pair, kinds)
         try:
             value = parse_json(text)
         except ValueError:

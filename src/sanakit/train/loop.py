@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -37,17 +37,30 @@ from sanakit.train.ema import EMA
 from sanakit.train.mfu import model_share
 from sanakit.train.optim.build import build_optimizer, materialise, set_rate
 from sanakit.train.recipe import Batch, Recipe, Timers
-from sanakit.train.runs.log import RunLog
+from sanakit.train.runs.log import RunLog, spoken
 from sanakit.train.sample_schedule import Prefetched, SampleSchedule
 
 
 @contextmanager
-def noted_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM, so that a run ends after its step and not inside it."""
+def noted_signals(
+    report: Callable[[str], object] = lambda line: None,
+) -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM, so that a run ends after its step and not inside it.
+
+    A step may be long: a second Ctrl-C, typed a second after the first, does not wait for it.
+    """
     caught: list[int] = []
+    first = 0.0
 
     def remember(number: int, frame: FrameType | None) -> None:
+        nonlocal first
         caught.append(number)
+        if len(caught) == 1:
+            first = time.monotonic()
+            with suppress(RuntimeError):  # the line that it came in the midst of
+                report("stopping after this step; Ctrl-C once more does not wait for it")
+        elif number == signal.SIGINT and time.monotonic() - first > 1:
+            raise KeyboardInterrupt
 
     previous = {
         number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)
@@ -61,6 +74,8 @@ def noted_signals() -> Iterator[list[int]]:
 
 Report = Callable[[str], object]
 PICTURES = "pictures"
+PROGRESS_SECONDS = 10.0
+"""Between lines that say how far a run is; the first one comes after the first step."""
 
 
 class Trainer(Generic[Batch]):
@@ -271,8 +286,9 @@ class Trainer(Generic[Batch]):
         self.watchdog.start()
         started = saved = time.monotonic()
         before, steps, sums = self.seconds, 0, dict[str, Tensor]()
+        told = -PROGRESS_SECONDS
         try:
-            with noted_signals() as caught:
+            with noted_signals(self.report) as caught:
                 while self.images_seen < config.total_images and not self.agreed(bool(caught)):
                     for key, value in self.step(stream).items():
                         sums[key] = sums.get(key, torch.zeros(())) + value.float().cpu()
@@ -280,6 +296,9 @@ class Trainer(Generic[Batch]):
                     now = time.monotonic()
                     self.seconds = before + now - started
                     self.watchdog.beat("between steps")
+                    if now - told >= PROGRESS_SECONDS:
+                        self.report(self.progress((now - started) / steps))
+                        told = now
                     if steps % config.log_every == 0:
                         means = {k: float(v) / config.log_every for k, v in sums.items()}
                         self.log_step(means, steps * config.batch_size / (now - started))
@@ -335,6 +354,12 @@ class Trainer(Generic[Batch]):
         if skipped := self.skips.counts["in_total"]:
             values["skipped"] = skipped
         self.log.line(self.images_seen, self.seconds, values)
+
+    def progress(self, seconds: float) -> str:
+        """How far the run is, and how long the rest takes at ``seconds`` a step."""
+        size, whole = self.config.batch_size, self.config.total_images
+        done, steps = -(-self.images_seen // size), -(-whole // size)
+        return f"step {done}/{steps}, {spoken(max(0, steps - done) * seconds)} left"
 
     def agreed(self, stop: bool) -> bool:
         """Whether any rank was told to stop; all leave after the same step."""

@@ -103,7 +103,9 @@ def model_share(
         return None
     sizes = [(p.numel(), p.requires_grad) for p in recipe.module.parameters()]
     factor = training_factor(sum(n for n, learns in sizes if learns), sum(n for n, _ in sizes))
-    return float(f"{forward * factor * per_second / peak:.3g}")
+    share = forward * factor * per_second / peak
+    # More than all there is: the peak was measured beside other work, and is not known.
+    return float(f"{share:.3g}") if share <= 1 else None
 
 
 @cache

@@ -59,8 +59,40 @@ def test_a_setting_is_found_in_the_objective_or_in_the_loop() -> None:
     with pytest.raises(ConfigError) as caught:
         CONFIG.with_settings(["batch_sise=4"])
     assert caught.value.message == "--set batch_sise=4: no setting 'batch_sise'"
-    assert "batch_size" in str(caught.value.hint)
+    assert caught.value.hint == "did you mean 'batch_size'?"
+    with pytest.raises(ConfigError) as caught:
+        CONFIG.with_settings(["xyzzy=4"])
     assert "flow_shift" in str(caught.value.hint)
+    assert "batch_size" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("typed", "here"),
+    [
+        ("lr", "peak_lr"),
+        ("learning_rate", "peak_lr"),
+        ("learning-rate", "peak_lr"),
+        ("max_train_steps", "steps"),
+        ("train_batch_size", "batch_size"),
+        ("gradient_accumulation_steps", "accumulation"),
+    ],
+)
+def test_a_setting_by_another_trainers_name_is_answered_with_its_own(typed: str, here: str) -> None:
+    with pytest.raises(ConfigError, match="no setting") as caught:
+        CONFIG.with_settings([f"{typed}=1"])
+    assert caught.value.hint == f"it is {here} here"
+
+
+def test_steps_are_images_in_batches() -> None:
+    assert CONFIG.with_settings(["steps=7", "batch_size=4"]).loop.total_images == 28
+    assert CONFIG.with_settings(["total_images=28", "steps=7", "batch_size=4"]).loop.batch_size == 4
+    with pytest.raises(ConfigError, match="28 images, and total_images=29"):
+        CONFIG.with_settings(["total_images=29", "steps=7", "batch_size=4"])
+    for wrong in ("0", "-1", "1.5", "many", ""):
+        with pytest.raises(ConfigError, match="whole number"):
+            CONFIG.with_settings([f"steps={wrong}"])
+    longer = CONFIG.resumed_with({}, ["steps=9"])
+    assert longer.loop.total_images == 9 * CONFIG.loop.batch_size
     plain = replace(CONFIG, objective=None)
     assert plain.with_settings(["batch_size=4"]).objective is None
     with pytest.raises(ConfigError, match="no setting 'flow_shift'"):

@@ -20,8 +20,8 @@ from sanakit.errors import DataError
 from sanakit.train.config import LoopConfig
 from sanakit.train.loop import train
 from sanakit.train.runs.curves import curves, figure_of, smoothed
-from sanakit.train.runs.log import RunLog, read_log
-from sanakit.train.runs.summary import RunView, SavedState, spoken, standing, view_run
+from sanakit.train.runs.log import RunLog, read_log, spoken
+from sanakit.train.runs.summary import RunView, SavedState, standing, view_run
 from tiny_recipe import TinyRecipe
 
 CONFIG = LoopConfig(

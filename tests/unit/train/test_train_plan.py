@@ -207,9 +207,32 @@ def test_the_rate_is_of_whole_steps_behind_the_first(monkeypatch: pytest.MonkeyP
     config = replace(CONFIG, accumulation=2)
     found = plan_of(recipe, config, device=CPU)
     # One sample to measure, then a first step of two parts; three steps are between the clocks.
-    assert begun == [0.0, 3, 9]
+    assert begun == [0.0, 1, 3, 5, 7, 9]
     assert found.per_second == 3 * 4 / 6
     assert found.mfu == model_share(recipe, 2.0, CPU, "float32")
+
+
+def test_slow_steps_are_measured_until_enough_time_is_spent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counts: list[int] = []
+    recipe = Chain(nn.Linear(4, 4))
+    recipe.watch = counts.append
+    monkeypatch.setattr(plan, "_now", lambda device: 15.0 * len(counts))
+    assert plan_of(recipe, CONFIG, device=CPU).per_second == CONFIG.batch_size / 15
+    assert len(counts) == 1 + 2
+    counts.clear()
+    monkeypatch.setattr(plan, "_now", lambda device: 100.0 * len(counts))
+    assert plan_of(recipe, CONFIG, device=CPU).per_second == CONFIG.batch_size / 100
+    assert len(counts) == 1 + 1
+
+
+def test_more_than_all_that_a_device_can_do_is_no_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = Chain(nn.Linear(4, 4))
+    monkeypatch.setattr(recipe, "flops", lambda: 1e9)
+    monkeypatch.setattr("sanakit.train.mfu.peak_of", lambda *about: 3e10)
+    assert model_share(recipe, 10.0, CPU, "float32") == 1.0
+    assert model_share(recipe, 10.1, CPU, "float32") is None
 
 
 def test_a_batch_that_does_not_split_into_its_parts_is_refused_first() -> None:

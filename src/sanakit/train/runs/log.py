@@ -88,6 +88,18 @@ class RunLog:
         self.board = board
 
 
+def spoken(seconds: float) -> str:
+    """A duration as people say it, in its two largest units."""
+    minutes, hours, days = seconds / 60, seconds / 3600, seconds / 86400
+    if minutes < 1:
+        return f"{seconds:.0f} s"
+    if hours < 1:
+        return f"{int(minutes)} min {seconds % 60:.0f} s"
+    if days < 1:
+        return f"{int(hours)} h {int(minutes) % 60} min"
+    return f"{int(days)} d {int(hours) % 24} h"
+
+
 def read_log(run: Path) -> list[dict[str, Any]]:
     """All whole lines of a run's log; a last one that a kill cut short is left out."""
     lines = []

@@ -20,7 +20,7 @@ from sanakit.train.loop import Trainer
 from sanakit.train.mfu import model_share, training_factor
 from sanakit.train.optim.build import OptimizerName
 from sanakit.train.recipe import Batch, Recipe, Timers
-from sanakit.train.runs.summary import spoken
+from sanakit.train.runs.log import spoken
 from sanakit.train.sample_schedule import SampleSchedule
 
 STATE_BYTES: Mapping[OptimizerName, float] = {
@@ -32,6 +32,8 @@ STATE_BYTES: Mapping[OptimizerName, float] = {
 """Bytes of optimizer states for each parameter that learns, in matrices of usual sizes."""
 RANKS = (1, 8, 64)
 MEASURED_STEPS = 3
+MEASURED_SECONDS = 20.0
+"""No further step is measured once they are spent."""
 SHOWN_BUCKETS = 6
 _GB = 1e9
 
@@ -265,15 +267,15 @@ def _sides(tensor: Tensor) -> tuple[int, ...]:
 
 
 def _rate(recipe: Recipe[Batch], config: LoopConfig, ranks: Ranks) -> float:
-    """Samples a second over a few whole steps, the first one left out."""
+    """Samples a second over a few whole steps, the first one left out unless it is slow."""
     gentle = replace(config, peak_lr=config.peak_lr * 1e-3)
     trainer = Trainer(recipe, gentle, Path(), ranks, report=lambda line: None)
-    stream, began = iter(recipe.stream(trainer.schedule)), 0.0
-    for number in range(MEASURED_STEPS + 1):
-        if number == 1:
-            began = _now(ranks.device)
+    stream, times = iter(recipe.stream(trainer.schedule)), [_now(ranks.device)]
+    while len(times) <= MEASURED_STEPS + 1 and times[-1] - times[0] < MEASURED_SECONDS:
         trainer.step(stream)
-    return MEASURED_STEPS * config.batch_size / (_now(ranks.device) - began)
+        times.append(_now(ranks.device))
+    counted = times[1:] if len(times) > 2 else times
+    return (len(counted) - 1) * config.batch_size / (counted[-1] - counted[0])
 
 
 def _now(device: torch.device) -> float:

@@ -12,12 +12,14 @@ from typing import Any
 from sanakit.errors import ConfigError, DataError
 from sanakit.files import expanded, write_json
 from sanakit.train.checkpoint import checkpoints
-from sanakit.train.config import LoopConfig, with_overrides
+from sanakit.train.config import LoopConfig, unknown_setting, with_overrides
 from sanakit.weights.resolve import EMBEDDED
 
 RUN = "run.json"
 FORMAT = 2
 PATHS = ("data", "start", "held", "autoencoder", "text_encoder", "lm")
+STEPS = "steps"
+"""The setting that is kept as another one: images are counted, whatever the batch."""
 MAY_CHANGE = frozenset(
     {
         *("total_images", "peak_lr", "schedule", "warmup_images", "decay_share", "lr_rule"),
@@ -45,21 +47,30 @@ class RunConfig:
     def with_settings(self, pairs: Sequence[str]) -> RunConfig:
         """Apply ``key=value`` texts of ``--set`` to objective and loop.
 
-        Values are JSON or plain words.
+        Values are JSON or plain words. ``steps=N`` is ``total_images`` in batches.
 
         Raises:
             ConfigError: a key that neither has, a value of the wrong type or that breaks a rule.
         """
         mine, of_loop = (sorted(_plain(part)) for part in (self.objective, self.loop))
+        steps, ours, rest = list[str](), list[str](), list[str]()
         for pair in pairs:
             key = pair.partition("=")[0]
-            if key not in [*mine, *of_loop]:
-                known = ", ".join([*mine, *of_loop])
-                raise ConfigError(f"--set {pair}: no setting {key!r}", hint=f"known: {known}")
-        ours = [pair for pair in pairs if pair.partition("=")[0] in mine]
-        rest = [pair for pair in pairs if pair.partition("=")[0] not in mine]
+            if key not in [*mine, *of_loop, STEPS]:
+                raise unknown_setting(pair, [*mine, *of_loop, STEPS])
+            (steps if key == STEPS else ours if key in mine else rest).append(pair)
         objective = with_overrides(self.objective, ours) if ours else self.objective
-        return replace(self, objective=objective, loop=with_overrides(self.loop, rest))
+        loop = with_overrides(self.loop, rest)
+        if steps:
+            images = _whole_number(steps[-1]) * loop.batch_size
+            typed = any(pair.startswith("total_images=") for pair in rest)
+            if typed and loop.total_images != images:
+                raise ConfigError(
+                    f"{steps[-1]} are {images:,} images, and total_images={loop.total_images}",
+                    hint="leave one of them out",
+                )
+            loop = replace(loop, total_images=images)
+        return replace(self, objective=objective, loop=loop)
 
     def settings(self) -> dict[str, Any]:
         """All settings by name."""
@@ -78,9 +89,17 @@ class RunConfig:
         changed = replace(self, data={**self.data, **given}).with_settings(pairs)
         before, now = self.settings(), changed.settings()
         for key in (pair.partition("=")[0] for pair in pairs):
-            if key not in MAY_CHANGE and now[key] != before[key]:
+            if key not in (STEPS, *MAY_CHANGE) and now[key] != before[key]:
                 _refuse(f"--set {key}", json.dumps(before[key]), json.dumps(now[key]))
         return changed
+
+
+def _whole_number(pair: str) -> int:
+    """The number of ``steps=N``."""
+    text = pair.partition("=")[2]
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f"{pair} must be a whole number of at least 1", hint="such as steps=200")
+    return int(text)
 
 
 def lasting(typed: Mapping[str, Any]) -> dict[str, Any]:
@@ -168,6 +187,18 @@ def _of_format_1(value: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def check_folder(folder: Path, *, resume: bool) -> None:
+    """Refuse a folder that holds a run which is not to be resumed.
+
+    Raises:
+        ConfigError: it does.
+    """
+    if not resume and checkpoints(folder):
+        raise ConfigError(
+            f"{folder} already holds a run", hint="pass --resume to go on, or another folder"
+        )
+
+
 def save_run(run: RunConfig, folder: Path, *, resume: bool) -> None:
     """Note what a run was started with, or goes on with; of several ranks the first one does.
 
@@ -178,10 +209,7 @@ def save_run(run: RunConfig, folder: Path, *, resume: bool) -> None:
     """
     if not speaks():
         return
-    if not resume and checkpoints(folder):
-        raise ConfigError(
-            f"{folder} already holds a run", hint="pass --resume to go on, or another folder"
-        )
+    check_folder(folder, resume=resume)
     value = {
         "format": FORMAT,
         "what": run.what,

@@ -14,7 +14,7 @@ from sanakit.train.checkpoint import checkpoints, read_manifest, what_is_wrong
 from sanakit.train.config import LoopConfig
 from sanakit.train.recipes.autoencoder import AutoencoderObjective
 from sanakit.train.recipes.diffusion import DiffusionObjective
-from sanakit.train.runs.log import LOG, read_log
+from sanakit.train.runs.log import LOG, read_log, spoken
 from sanakit.train.runs.run_config import RUN, is_run, read_run
 
 RECENT = 10
@@ -133,18 +133,6 @@ def loss_names(lines: Sequence[Line]) -> list[str]:
         and name != "mfu"
         and not name.startswith(("time_", "loss_sigma_", "held_"))
     ]
-
-
-def spoken(seconds: float) -> str:
-    """A duration as people say it, in its two largest units."""
-    minutes, hours, days = seconds / 60, seconds / 3600, seconds / 86400
-    if minutes < 1:
-        return f"{seconds:.0f} s"
-    if hours < 1:
-        return f"{int(minutes)} min {seconds % 60:.0f} s"
-    if days < 1:
-        return f"{int(hours)} h {int(minutes) % 60} min"
-    return f"{int(days)} d {int(hours) % 24} h"
 
 
 def _settings(run: Path) -> dict[str, Any]:
