@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import logging
 import os
 import sys
 from collections import Counter
@@ -50,10 +51,9 @@ FAILED, SURPRISE = "FAIL", "FAIL: passes, though listed"
 
 # Pattern of Class::test -> why sanakit does not do what the test asks. First match counts.
 EXPECTED = {
-    "*::test_save_load_local": "saves pickles, which are neither written nor read here",
-    "*::test_torch_dtype_dict": "saves pickles, and loads text encoder and VAE in fp16",
+    "*PipelineFastTests::test_dtype_*": "loads text encoder and VAE in fp16, where they overflow",
     "*::test_to_dtype": "casts text encoder and VAE to fp16, where they overflow",
-    "*::test_attention_slicing_forward_pass": "linear attention has no n-by-n map to slice",
+    "*::test_loading_with_incorrect_variants_raises_error": "asserts the reference's own sentence",
     "*::test_pag_applied_layers": "reads exchanged attention processors; guidance is data here",
     "*::test_from_save_pretrained_variant": "a folder of one variant alone is loaded as it is",
     "TestAutoencoderDC::test_from*_dtype*[[]fp16[]]": "fp16 overflows in the VAE",
@@ -110,6 +110,7 @@ def _text_encoder_of_captions(config: Any) -> Any:
 def substitutes() -> dict[str, Any]:
     """Give what takes the place of each name of diffusers."""
     return {
+        "DiffusionPipeline": sanakit.DiffusionPipeline,
         "SanaPipeline": sanakit.SanaPipeline,
         "SanaPAGPipeline": sanakit.SanaPAGPipeline,
         "SanaTransformer2DModel": sanakit.SanaTransformer2DModel,
@@ -130,9 +131,13 @@ def _draw_at_the_size_asked(pipeline: type[Any]) -> None:
 
 def substitute(*, reference: bool, binned: bool) -> None:
     """Point diffusers' names at ours, and the hub's tiny tokenizer at a local one."""
+    _ = diffusers.SanaPipeline  # imports what replaces lazy modules
     if not reference:
         for name, value in substitutes().items():
             setattr(diffusers, name, value)
+        # A test listens to the log of what is loaded.
+        heard = logging.getLogger("diffusers.pipelines.pipeline_utils")
+        logging.getLogger("sanakit.pipeline.components").parent = heard
         # Not `transformers.`: its lazy module is replaced while it is imported.
         sys.modules["transformers"].__dict__["Gemma2ForCausalLM"] = _text_encoder_of_captions
     if not binned:

@@ -222,6 +222,7 @@ def test_any_pipeline_is_loaded_under_the_general_names(folder: Path) -> None:
         assert type(strong) is SanaPAGPipeline
         assert strong.pag_applied_layers == [1]
         assert type(general.from_pipe(plain)) is SanaPipeline
+        assert isinstance(strong, DiffusionPipeline)
         assert type(general.from_pipe(plain, enable_pag=True)) is SanaPAGPipeline
         assert type(general.from_pipe(strong)) is SanaPAGPipeline
         assert type(general.from_pipe(strong, enable_pag=False)) is SanaPipeline

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -71,6 +72,7 @@ LOADED: Any = "loaded"
 """In the place of a part: read it from the model. None means that there is to be none."""
 NETWORKS = ("transformer", "text_encoder", "vae")
 PARTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
+logger = logging.getLogger(__name__)
 PUBLISHED_SCHEDULER = DPMSolverMultistepScheduler(flow_shift=3.0)
 
 
@@ -375,6 +377,8 @@ def load_components(
             quantization=methods.get(part),
             device=places[part],
         )
+    for part in (part for part in PARTS if part not in given):
+        logger.info("%s read from %s", part, folder / part)
     as_published = len(missing) == len(NETWORKS) and not methods
     made = join(transformer, autoencoder, encoder, tokenizer, defaults)
     return replace(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABCMeta
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,11 @@ class AutoPipelineForText2Image:
         return kind.from_pipe(pipeline, **parts)
 
 
-class DiffusionPipeline(AutoPipelineForText2Image):
+class DiffusionPipeline(AutoPipelineForText2Image, metaclass=ABCMeta):
     """The same by the name of the class that all pipelines of diffusers have in common."""
+
+
+DiffusionPipeline.register(SanaPipeline)  # isinstance(pipe, DiffusionPipeline)
 
 
 class AutoModel:

@@ -181,7 +181,7 @@ class SanaPipeline(Saved, Placing, LoraMethods):
                 "vae": vae,
                 "text_encoder": text_encoder,
                 "tokenizer": tokenizer,
-                "scheduler": scheduler,
+                "scheduler": LOADED if scheduler is None else scheduler,
             },
             allow_unsafe_dtype=allow_unsafe_dtype,
         )
