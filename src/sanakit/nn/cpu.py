@@ -5,6 +5,7 @@ The plain functions stand in `attention`, `linear_attention` and `mix_ffn`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, reduce, wraps
@@ -48,6 +49,18 @@ def has_units(dtype: torch.dtype) -> bool:
     if known.get("architecture") != "x86_64":
         return True
     return any(known.get(f"{family}_{kind}") for family in ("avx512", "amx", "avx10"))
+
+
+def _compute_alone() -> None:
+    """Have a forked process compute with its one thread.
+
+    Those of its parent are not there, and GNU OpenMP would wait for them forever.
+    """
+    torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):  # Windows does not fork
+    os.register_at_fork(after_in_child=_compute_alone)
 
 
 def wide_products(weight: Tensor) -> AbstractContextManager[object]:
