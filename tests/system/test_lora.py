@@ -352,3 +352,43 @@ def test_adapters_act_beside_quantized_weights(kind: str) -> None:
         )
     pipe.unload_lora_weights()
     assert torch.equal(layer(x), before)
+
+
+def test_a_compiled_or_an_absent_transformer_is_known(caplog: pytest.LogCaptureFixture) -> None:
+    pipe = pipeline()
+    network = pipe.transformer
+    pipe.transformer = torch.compile(network, backend="eager")
+    pipe.load_lora_weights(adapter(), "ink")
+    assert pipe.get_list_adapters() == {"transformer": ["ink"]}
+    assert lora_layers(network).keys() == set(LAYERS)
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
+    pipe = pipeline()
+    pipe.transformer = None
+    assert (pipe.get_list_adapters(), pipe.get_active_adapters()) == ({}, [])
+    pipe.unload_lora_weights()
+    with pytest.raises(ConfigError, match="has no transformer"):
+        pipe.load_lora_weights(adapter())
+
+
+def test_a_model_is_written_without_adapters_and_with_what_is_merged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipe = SanaPipeline.from_pretrained("glyph")
+    name = "transformer_blocks.0.attn1.to_q"
+    before = pipe.transformer.get_submodule(name).weight.clone()
+    tensors = {f"{name}.lora_{side}.weight": torch.eye(384)[:4] for side in "A"}
+    tensors[f"{name}.lora_B.weight"] = torch.eye(384)[:, :4]
+    pipe.load_lora_weights(tensors)
+    pipe.transformer.save_pretrained(tmp_path / "beside")
+    assert "are not written" in caplog.text
+    caplog.clear()
+    pipe.fuse_lora()
+    pipe.transformer.save_pretrained(tmp_path / "merged")
+    assert not caplog.text
+    file = "diffusion_pytorch_model.safetensors"
+    beside, merged = (load_file(tmp_path / each / file) for each in ("beside", "merged"))
+    assert beside.keys() == merged.keys()
+    assert torch.equal(beside[f"{name}.weight"], before)
+    change = torch.diag((torch.arange(384) < 4).float())
+    assert_close(merged[f"{name}.weight"], before + change, atol=1e-6, rtol=0)

@@ -160,8 +160,10 @@ def write(
     method = stored_as(network)
     write_config(folder, network.config, published_name, quantization=method)
     state = network.state_dict()
-    if lora_layers(network):
+    held = lora_layers(network)
+    if any(layer.lora_A.keys() - set(layer.merged_adapters) for layer in held.values()):
         logger.warning("LoRA adapters are not written with a model: fuse_lora() puts them into it")
+    if held:
         state = {name: tensor for name, tensor in state.items() if ".lora_" not in name}
     write_weights(
         folder,

@@ -15,6 +15,7 @@ from sanakit.errors import ConfigError, did_you_mean, refuse_unknown
 from sanakit.nn.lora import lora_layers, lora_strength
 from sanakit.pipeline import adapters
 from sanakit.pipeline.adapters import Weight
+from sanakit.pipeline.pipeline import Pipeline
 from sanakit.weights.lora import lora_pairs, read_metadata, write_lora
 from sanakit.weights.store import read_tensors
 
@@ -42,6 +43,7 @@ def strength_of_call(module: nn.Module, strength: float | None) -> Iterator[None
 class LoraMethods:
     """Load, choose, weigh, merge and save LoRA; pipelines that share a transformer share it."""
 
+    core: Pipeline
     transformer: Any
     transformer_name: ClassVar[str] = PART
     _lora_loadable_modules: ClassVar[list[str]] = [PART]
@@ -60,12 +62,18 @@ class LoraMethods:
         ``hotswap`` are those of `adapters.load_lora_adapter`.
         """
         adapters.load_lora_adapter(
-            self.transformer,
+            self._adapted,
             pretrained_model_name_or_path_or_dict,
             hotswap=hotswap,
             adapter_name=adapter_name,
             **where,
         )
+
+    @property
+    def _adapted(self) -> Any:
+        """The transformer, also where it is compiled; one that is absent says so."""
+        network = self.core.components.transformer
+        return getattr(network, "_orig_mod", network)
 
     @classmethod
     def load_lora_into_transformer(
@@ -108,7 +116,8 @@ class LoraMethods:
 
     def unload_lora_weights(self) -> None:
         """Take all adapters off; what `fuse_lora` merged stays in the weights."""
-        adapters.unload_lora(self.transformer)
+        if self.transformer is not None:
+            adapters.unload_lora(self._adapted)
 
     def get_list_adapters(self) -> dict[str, list[str]]:
         """Names of the adapters by component, in the order they were loaded; empty without any."""
@@ -117,7 +126,7 @@ class LoraMethods:
 
     def get_active_adapters(self) -> list[str]:
         """Names of the adapters that act."""
-        return adapters.active_adapters(self.transformer)
+        return [] if self.transformer is None else adapters.active_adapters(self._adapted)
 
     def set_adapters(
         self,
@@ -134,19 +143,19 @@ class LoraMethods:
             weights = _of_transformer(weights)
         else:
             weights = [_of_transformer(each) for each in weights]
-        adapters.set_adapters(self.transformer, adapter_names, weights)
+        adapters.set_adapters(self._adapted, adapter_names, weights)
 
     def enable_lora(self) -> None:
         """Undo :meth:`disable_lora`."""
-        adapters.enable_lora(self.transformer)
+        adapters.enable_lora(self._adapted)
 
     def disable_lora(self) -> None:
         """Let no adapter act until :meth:`enable_lora`; merged ones leave the weights."""
-        adapters.disable_lora(self.transformer)
+        adapters.disable_lora(self._adapted)
 
     def delete_adapters(self, adapter_names: str | Sequence[str]) -> None:
         """Let go of adapters; errors are those of `adapters.delete_adapters`."""
-        adapters.delete_adapters(self.transformer, adapter_names)
+        adapters.delete_adapters(self._adapted, adapter_names)
 
     @refuse_unknown
     def fuse_lora(
@@ -161,18 +170,18 @@ class LoraMethods:
         Errors are those of `adapters.fuse_lora`.
         """
         _check_components(components)
-        adapters.fuse_lora(self.transformer, lora_scale, safe_fusing, adapter_names)
+        adapters.fuse_lora(self._adapted, lora_scale, safe_fusing, adapter_names)
 
     @refuse_unknown
     def unfuse_lora(self, components: Sequence[str] = (PART,)) -> None:
         """Undo :meth:`fuse_lora`, to the bit."""
         _check_components(components)
-        adapters.unfuse_lora(self.transformer)
+        adapters.unfuse_lora(self._adapted)
 
     @property
     def fused_loras(self) -> set[str]:
         """Names of the adapters that `unfuse_lora` would take out of the weights."""
-        return adapters.fused_adapters(self.transformer)
+        return adapters.fused_adapters(self._adapted)
 
     @property
     def num_fused_loras(self) -> int:
@@ -183,11 +192,11 @@ class LoraMethods:
         self, adapter_names: Sequence[str], device: torch.device | str | int
     ) -> None:
         """Move adapters; one that is active must be where the transformer is."""
-        adapters.set_lora_device(self.transformer, adapter_names, device)
+        adapters.set_lora_device(self._adapted, adapter_names, device)
 
     def enable_lora_hotswap(self, target_rank: int = 128, check_compiled: str = "error") -> None:
         """Nothing has to be prepared; see `adapters.enable_lora_hotswap`."""
-        adapters.enable_lora_hotswap(self.transformer, target_rank, check_compiled)
+        adapters.enable_lora_hotswap(self._adapted, target_rank, check_compiled)
 
     @classmethod
     @refuse_unknown
