@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -146,6 +147,8 @@ def test_weights_are_by_component_and_by_layer(caplog: pytest.LogCaptureFixture)
     assert "text_encoder do nothing" in caplog.text
     pipe.set_adapters(["ink"], [{"transformer": {"attn1": 0.25, "transformer_blocks.1": -1}}])
     close(draw(pipe), changed(0.25, -1.0))
+    pipe.set_adapters(["ink"], np.float32(0.5))  # type: ignore[arg-type]
+    close(draw(pipe), changed(0.5, 0.5))
     pipe.set_adapters(["ink"], [None])
     close(draw(pipe), changed(1.0, 1.0))
     nan = float("nan")
@@ -173,6 +176,23 @@ def test_merging_is_undone_to_the_bit(dtype: torch.dtype) -> None:
     pipe.unfuse_lora()
     after = pipe.transformer.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_an_adapter_is_a_copy_and_carries_none_itself() -> None:
+    pipe = pipeline()
+    given = adapter()
+    pipe.load_lora_weights(given, "ink")
+    before = draw(pipe)
+    given[f"{LAYERS[0]}.lora_A.weight"].zero_()
+    assert torch.equal(draw(pipe), before)
+    inside = f"{LAYERS[0]}.lora_A.ink"
+    with pytest.raises(WeightsError, match="is missing"):
+        pipe.load_lora_weights(
+            {
+                f"{inside}.lora_A.weight": torch.ones(1, 16),
+                f"{inside}.lora_B.weight": torch.ones(2, 1),
+            }
+        )
 
 
 def test_pipelines_that_share_a_transformer_share_its_adapters() -> None:

@@ -121,7 +121,7 @@ class LoraLayer(nn.Module):
         self.scales[name], self.weights[name], self.lora_dropout[name] = scale, 1.0, dropout
         if magnitude is not None:
             norms = self._norms(name).to(device)
-            held = Magnitude(magnitude.detach().to(**place), norms)
+            held = Magnitude(magnitude.detach().to(**place, copy=True), norms)
             self.lora_magnitude_vector[name] = held
         for each in (self.lora_A, self.lora_B, self.lora_magnitude_vector):
             if name in each:
@@ -331,7 +331,7 @@ def _product(
         made = nn.Conv2d(inputs, len(matrix), **own, **options)
     else:
         made = nn.Linear(matrix.shape[1], len(matrix), **options)
-    made.weight = nn.Parameter(matrix.detach().to(**place))
+    made.weight = nn.Parameter(matrix.detach().to(**place, copy=True))
     if bias is not None:
-        made.bias = nn.Parameter(bias.detach().to(**place))
+        made.bias = nn.Parameter(bias.detach().to(**place, copy=True))
     return made

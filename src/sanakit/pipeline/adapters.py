@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from sanakit.errors import ConfigError, did_you_mean
 from sanakit.files import disk_errors
 from sanakit.nn.lora import ByAdapter, LoraLayer, adapt, is_plain, lora_layers, restore
 from sanakit.pipeline.networks import heed_other_arguments, refuse_pickle_readers
+from sanakit.untrusted import LARGEST, shown
 from sanakit.weights.lockfile import asking
 from sanakit.weights.lora import (
     LORA_FILE,
@@ -164,11 +166,8 @@ def set_adapters(
             names, a weight that is no finite number, or adapters that are merged at the moment.
     """
     names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
-    each: list[Weight] = (
-        [weights] * len(names)
-        if weights is None or isinstance(weights, int | float | Mapping)
-        else list(weights)
-    )
+    several = isinstance(weights, list | tuple)
+    each: list[Any] = list(weights) if several else [weights] * len(names)  # type: ignore[arg-type]
     if len(each) != len(names):
         raise ConfigError(f"{len(each)} adapter_weights for {len(names)} adapters")
     _require_known(network, names)
@@ -561,7 +560,8 @@ def _require_unmerged(network: nn.Module) -> None:
         )
 
 
-def _finite(value: object, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ConfigError(f"{name} is {value!r}, no finite number")
+def _finite(value: Any, name: str) -> float:
+    real = isinstance(value, Real) and not isinstance(value, bool)
+    if not real or not -LARGEST < value < LARGEST:
+        raise ConfigError(f"{name} is {shown(value)}, no finite number")
     return float(value)

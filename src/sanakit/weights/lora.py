@@ -346,7 +346,7 @@ def fit_lora(
     Raises:
         WeightsError: a layer that is missing, can carry no change, or has other sizes.
     """
-    modules = dict(module.named_modules())
+    modules = {name: each for name, each in module.named_modules() if ".lora_" not in name}
     flat = {name.replace(".", "_"): name for name in modules}
     fitted: dict[str, LoraPair] = {}
     for given, pair in pairs.items():
@@ -428,6 +428,8 @@ def _pair(layer: str, part: Mapping[str, Tensor], config: AdapterConfig, source:
             raise WeightsError(f"{source}: {layer} holds {tensor.dtype} for its {kind}")
         if not torch.isfinite(tensor.float()).all():
             raise WeightsError(f"{source}: {layer} holds numbers that are not finite ({kind})")
+    if "bias" in part and "magnitude" in part:
+        raise WeightsError(f"{source}: {layer} is DoRA with a bias, which is not supported")
     alpha = config.alpha_of(layer)
     if "alpha" in part:
         if part["alpha"].numel() != 1:

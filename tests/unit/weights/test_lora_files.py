@@ -153,13 +153,14 @@ def test_what_would_mean_other_weights_is_refused(metadata: dict[str, Any], said
 
 def test_a_written_file_says_what_was_read(tmp_path: Path) -> None:
     pairs = {
-        "a.to_q": LoraPair(down=torch.ones(4, 6), up=torch.ones(5, 4), alpha=2.0, rslora=True),
+        "a.to_q": LoraPair(
+            down=torch.ones(4, 6), up=torch.ones(5, 4), alpha=2.0, rslora=True, bias=torch.ones(5)
+        ),
         "b": LoraPair(
             down=torch.ones(2, 6),
             up=torch.ones(5, 2),
             alpha=7.0,
             rslora=True,
-            bias=torch.ones(5),
             magnitude=torch.ones(5),
         ),
     }
@@ -169,7 +170,7 @@ def test_a_written_file_says_what_was_read(tmp_path: Path) -> None:
     assert {name: pair.scale for name, pair in back.items()} == {
         name: pair.scale for name, pair in pairs.items()
     }
-    assert back["b"].bias is not None
+    assert back["a.to_q"].bias is not None
     assert back["b"].magnitude is not None
     config = AdapterConfig.of(back)
     assert (config.r, config.rank_pattern, config.use_dora) == (4, {"b": 2}, True)

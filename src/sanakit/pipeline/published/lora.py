@@ -139,10 +139,10 @@ class LoraMethods:
         by layers, as `adapters.set_adapters` takes it, whose errors are those here too.
         """
         weights: Any = adapter_weights
-        if weights is None or isinstance(weights, int | float | Mapping):
-            weights = _of_transformer(weights)
-        else:
+        if isinstance(weights, list | tuple):
             weights = [_of_transformer(each) for each in weights]
+        else:
+            weights = _of_transformer(weights)
         adapters.set_adapters(self._adapted, adapter_names, weights)
 
     def enable_lora(self) -> None:
