@@ -175,3 +175,24 @@ def test_what_has_units_is_computed_as_it_is(monkeypatch: pytest.MonkeyPatch) ->
     with products() as seen:
         in_bf16().autoencoder.decode(torch.randn(1, 4, 1, 1).to(BF16))
     assert BF16 in seen
+
+
+COMPILED = """
+import torch
+from dataclasses import replace
+from sanakit.models.config import TRANSFORMERS
+from sanakit.models.transformer import LinearDiT
+
+config = replace(TRANSFORMERS["tiny"], attention_clip=0.01)
+model = LinearDiT(config).requires_grad_(False)
+given = torch.randn(1, 4, 2, 2), torch.randn(1, 3, 8), torch.tensor([500.0])
+compiled = torch.compile(model, backend="eager", fullgraph=True)
+torch.testing.assert_close(compiled(*given).sample, model(*given).sample)
+"""
+
+
+@pytest.mark.slow
+def test_a_network_is_still_compiled_as_one_graph() -> None:
+    # In a process of its own: the checks of types that tests run under are no part of a graph.
+    done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
