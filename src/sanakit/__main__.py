@@ -11,7 +11,8 @@ TERMINATED = 128 + signal.SIGTERM
 
 def run() -> None:
     """Run the command line; Ctrl-C while it is still being imported ends as quietly as later."""
-    signal.signal(signal.SIGTERM, _terminate)
+    terminated = Termination()
+    signal.signal(signal.SIGTERM, terminated)
     try:
         # Here, because it takes long enough for Ctrl-C to fall into it.
         from sanakit.cli.main import main  # noqa: PLC0415
@@ -20,14 +21,24 @@ def run() -> None:
     except KeyboardInterrupt:
         print("stopped; nothing was written", file=sys.stderr)
         raise SystemExit(130) from None
+    except Exception:
+        if terminated.asked:  # libraries that are being imported make other errors of it
+            raise SystemExit(TERMINATED) from None
+        raise
     finally:
         # All is over but Python's own end; another Ctrl-C there would change the exit code.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
-    """End by the way of an error, so that files that are half written are removed."""
-    raise SystemExit(TERMINATED)
+class Termination:
+    """Ends by the way of an error, so that files that are half written are removed."""
+
+    asked = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Take the signal."""
+        self.asked = True
+        raise SystemExit(TERMINATED)
 
 
 if __name__ == "__main__":

@@ -225,6 +225,17 @@ def test_a_picture_without_metadata_holds_no_text(model: str) -> None:
         assert first.tobytes() == second.tobytes()
 
 
+def test_progress_begins_before_torch_is_loaded() -> None:
+    code = (
+        "import sys\nfrom sanakit.cli import progress\nfrom sanakit.cli.main import main\n"
+        "def stage(self, name):\n    print(name, 'torch' in sys.modules)\n    raise SystemExit\n"
+        "progress.Lines.stage = stage\nmain()"
+    )
+    call = [sys.executable, "-c", code, "generate", "a", "--progress"]
+    done = subprocess.run(call, capture_output=True, text=True, check=True)
+    assert done.stdout == "starting False\n"
+
+
 def test_progress_on_a_pipe_is_shown_when_asked_for(model: str) -> None:
     call = ["generate", "a", "--model", model, "--steps", "2"]
     _, err = sanakit(*call, "--progress")

@@ -171,6 +171,8 @@ def test_a_name_that_is_too_long_for_the_disk_is_one_line(argument: str) -> None
         ("train autoencoder --phase decodr", "did you mean 'decoder'?"),
         ("generate a --seed", "requires an argument"),
         ("models rm", "sanakit models rm needs NAME"),
+        ("-V", "it is --version here"),
+        ("help", "it is sanakit --help"),
     ],
 )
 def test_the_parser_names_value_rule_and_the_nearest_that_works(line: str, said: str) -> None:

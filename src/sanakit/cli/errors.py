@@ -35,8 +35,17 @@ ELSEWHERE = {
     "--sampler": "--solver",
     "--size": "--width and --height",
     "--torch-dtype": "--dtype",
+    "-v": "--version",
 }
 """Options of other programs, and what to write here."""
+COMMANDS_ELSEWHERE = {
+    "draw": "generate",
+    "help": "--help",
+    "list": "models list",
+    "pull": "models pull",
+    "txt2img": "generate",
+    "version": "--version",
+}
 INTERRUPTED = 130
 RANGE = re.compile("than or equal to|in the range")
 """How parsers of several versions say that a number is out of range."""
@@ -117,10 +126,12 @@ def _explained(error: Any, typed: Sequence[str]) -> SanakitError:
             hint="put a text of several words into quotes" if "generate" in usage else None,
         )
     if named := re.match(r"No such command '(.*?)'\.", said):
-        names = list(context.command.commands)
-        return ConfigError(
-            f"{usage} has no command {named[1]!r}", hint=did_you_mean(named[1], names)
-        )
+        near = did_you_mean(named[1], list(context.command.commands))
+        if context.parent is None and named[1].lower() in COMMANDS_ELSEWHERE:
+            near = f"it is sanakit {COMMANDS_ELSEWHERE[named[1].lower()]}"
+        elif context.parent is None and " " in named[1]:
+            near = f'to draw it: sanakit generate "{named[1]}"'
+        return ConfigError(f"{usage} has no command {named[1]!r}", hint=near)
     return ConfigError(said.rstrip("."), hint=f"see {usage} --help")
 
 

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     from sanakit.pipeline.decoder import Origin
     from sanakit.pipeline.pipeline import Pipeline
-    from sanakit.pipeline.request import GenerateRequest
 
 EMBEDDED = "glyph"
 STANDARD_OUTPUT = "-"
@@ -57,7 +56,7 @@ Out = Annotated[
     typer.Option("--out", "-o", "--output", help="PNG file to write; - is standard output."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and notes only.")]
 Side = Annotated[
     int | None,
     typer.Option(min=1, help="Pixels, a multiple of 32; of 64 for glyph. Default: the model's."),
@@ -138,22 +137,20 @@ def generate(
         model = EMBEDDED
     if model is not None:
         _check_size(model, height, width, offline=offline)
-    from sanakit.pipeline.request import GenerateRequest
-
-    request = GenerateRequest(
-        prompt=prompt,
-        negative_prompt=negative,
-        seed=seed,
-        count=count,
-        height=height,
-        width=width,
-        num_steps=steps,
-        guidance_scale=guidance,
-        solver=solver,
-    )
+    wanted = {
+        "prompt": prompt,
+        "negative_prompt": negative,
+        "seed": seed,
+        "count": count,
+        "height": height,
+        "width": width,
+        "num_steps": steps,
+        "guidance_scale": guidance,
+        "solver": solver,
+    }
     report = _generate(
-        request,
-        model=_model_behind(loras) if model is None else model,
+        wanted,
+        model=model,
         machine=machine,
         paths=paths,
         shown=False if json_ or quiet else shown,
@@ -197,13 +194,10 @@ def again(
         raise ConfigError(f"{image}: its setting 'lora' is no list of names")
     machine = _machine_of(settings, typed, image)
     _check_size(name, wanted.get("height"), wanted.get("width"), offline=False)
-    from sanakit.pipeline.request import GenerateRequest
-
-    # Pictures of before it was a setting were drawn at the very size that they have.
-    request = GenerateRequest.from_json({"use_resolution_binning": False, **wanted})
     _note_other_loras(loras, settings.get("lora_hash"))
     report = _generate(
-        request,
+        # Pictures of before it was a setting were drawn at the very size that they have.
+        {"use_resolution_binning": False, **wanted},
         model=name,
         machine=machine,
         paths=paths,
@@ -371,9 +365,9 @@ def output_paths(out: str, count: int, seed: int) -> list[Path | None]:
 
 
 def _generate(
-    request: GenerateRequest,
+    wanted: Mapping[str, Any],
     *,
-    model: str,
+    model: str | None,
     machine: Machine,
     paths: list[Path | None],
     shown: bool | None,
@@ -387,7 +381,10 @@ def _generate(
     with StopFlag() as stop, progress(shown=shown) as bar:
         bar.stage("starting")
         from sanakit.pipeline.pipeline import Pipeline
+        from sanakit.pipeline.request import GenerateRequest
 
+        request = GenerateRequest.from_json(wanted)
+        model = _model_behind(loras) if model is None else model
         device = _placed(machine, model, quiet=quiet)
         check_memory(model, machine, device, quiet=quiet)
         imported = time.perf_counter()

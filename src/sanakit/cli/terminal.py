@@ -74,9 +74,8 @@ def tell_warnings() -> None:
 
     The package, unlike the command, leaves logging alone.
     """
-    # What torchao says of itself when transformers finds it: builds that it lacks, and nothing here
-    # uses.
-    for name in ("torchao", "torch.utils._pytree"):
+    # What torchao and bitsandbytes say of themselves: builds that they lack, and nothing here uses.
+    for name in ("bitsandbytes", "torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # Of configs and tokenizers of models: either refused here, or of no meaning here.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
