@@ -373,11 +373,13 @@ class Pipeline:
         """The size to draw at; a published model draws at a trained one and is cut afterwards.
 
         Raises:
-            ConfigError: for a side that is no multiple of :attr:`spatial_factor`, binned or not.
+            ConfigError: for a side that is no multiple of :attr:`spatial_factor` and not cut to
+                size afterwards.
         """
-        self.latent_shape(height, width)
-        table = TABLES.get(self.components.transformer.config.sample_size)
-        return nearest_bin(height, width, table) if binned and table else (height, width)
+        table = TABLES.get(self.components.transformer.config.sample_size) if binned else None
+        for name, side in (("height", height), ("width", width)):
+            check_size(name, side, 1 if table else self.spatial_factor)
+        return nearest_bin(height, width, table) if table else (height, width)
 
     def sampling(
         self,
