@@ -123,6 +123,20 @@ def test_blocks_are_recomputed_by_the_published_switch() -> None:
         vae.enable_gradient_checkpointing()
 
 
+def test_what_was_loaded_is_ready_to_train(network: Any, tmp_path: Path) -> None:
+    network.save_pretrained(tmp_path)
+    files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    loaded = type(network).from_pretrained(tmp_path)
+    assert not loaded.training
+    assert all(parameter.requires_grad for parameter in loaded.parameters())
+    optimizer = torch.optim.SGD(loaded.train().parameters(), lr=0.1)
+    loaded.proj_out.weight.sum().backward() if hasattr(loaded, "proj_out") else (
+        loaded.decoder.conv_in.weight.sum().backward()
+    )
+    optimizer.step()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
+
+
 def test_blocks_are_compiled_in_place() -> None:
     model = SanaTransformer2DModel(TRANSFORMERS["tiny"])
     model.compile_repeated_blocks(backend="eager")

@@ -184,6 +184,14 @@ def test_what_is_compiled_draws_the_same_and_is_saved_without_its_wrapper(
     subprocess.run([sys.executable, "-c", COMPILED, folder, tmp_path / "out"], check=True)
 
 
+def test_a_block_of_ones_own_runs_in_the_place_of_ours(pipe: SanaPipeline) -> None:
+    expected, blocks = drawn(pipe), pipe.transformer.transformer_blocks
+    around = Around(blocks[0], config=False)
+    blocks[0] = around
+    torch.testing.assert_close(drawn(pipe), expected, rtol=0, atol=1e-5)
+    assert len(around.seen) == CALL["num_inference_steps"]
+
+
 def test_a_wrapper_without_a_config_is_told_what_it_lacks(pipe: SanaPipeline) -> None:
     around = Around(pipe.transformer, config=False)
     with pytest.raises(ConfigError, match="without the config") as refused:

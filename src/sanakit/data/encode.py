@@ -250,7 +250,7 @@ class LatentEncoding(Encoding):
         autoencoder = AutoencoderDC.from_pretrained(
             self.model, subfolder="vae", torch_dtype=DTYPES[self.dtype], device_map=self.device
         )
-        self._autoencoder.put(autoencoder)
+        self._autoencoder.put(autoencoder.requires_grad_(False))
 
     def process(self, unit: str, staging: Path) -> dict[str, Any]:
         """Encode the pictures of a shard; one that cannot be read is left out and counted."""

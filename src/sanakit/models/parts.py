@@ -16,7 +16,7 @@ from torch.nn.modules import module as torch_module
 from sanakit.errors import ConfigError
 from sanakit.models.autoencoder import Autoencoder, Decoder
 from sanakit.models.config import AutoencoderConfig, TransformerConfig
-from sanakit.models.transformer import LinearDiT
+from sanakit.models.transformer import Block, LinearDiT
 
 # As they were when this file was read: whoever sets another on the class is noticed, too.
 _BUILT = {
@@ -36,8 +36,9 @@ N = TypeVar("N", bound=nn.Module)
 
 
 def draws_as_built(transformer: nn.Module) -> bool:
-    """Whether `LinearDiT.velocity` is all that a call of this transformer does."""
-    return _as_built(transformer, LinearDiT)
+    """Whether `LinearDiT.velocity` with prepared text is all that a call of this one does."""
+    blocks = getattr(transformer, "transformer_blocks", ())
+    return _as_built(transformer, LinearDiT) and all(isinstance(each, Block) for each in blocks)
 
 
 def decodes_as_built(vae: nn.Module) -> bool:

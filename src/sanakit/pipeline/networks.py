@@ -382,7 +382,7 @@ class Published(Saved, PublishedNetwork, Network):
         allow_unsafe_dtype: bool = False,
         **needless: Any,
     ) -> P:
-        """Load one network, frozen and ready to run.
+        """Load one network, ready to run and, where it is not quantized, to train.
 
         Args:
             pretrained_model_name_or_path: a model by name, folder or ``owner/name``; without
@@ -433,6 +433,8 @@ class Published(Saved, PublishedNetwork, Network):
             quantization=quantization_config,
             device=place_one(device_map, max_memory),
         )
+        if network.quantized_with is None:
+            network.requires_grad_(True)
         return network
 
     @classmethod

@@ -41,7 +41,7 @@ def from_single_file(
     device: Placed | None = None,
     allow_unsafe_dtype: bool = False,
 ) -> P:
-    """Load a ``.pth`` or ``.safetensors`` of NVlabs' or MIT Han Lab's, or its tensors; frozen.
+    """Load a ``.pth`` or ``.safetensors`` of NVlabs' or MIT Han Lab's, or its tensors.
 
     Args:
         kind: `SanaTransformer2DModel` or `AutoencoderDC`.
@@ -80,9 +80,10 @@ def from_single_file(
     method = None if quantization_config is None else method_of(quantization_config)
     wanted = part.state if method else {n: t.to(chosen) for n, t in part.state.items()}
     load_strict(network, wanted, source=name)
-    network.eval().requires_grad_(False)
+    network.eval()
     where = place_one(device)
     if method is not None:
+        network.requires_grad_(False)
         keep, always = kind.keep, kind.always_keep
         quantize(network, method, keep=keep, always_keep=always, dtype=chosen, device=where)
         network.quantized_with = method

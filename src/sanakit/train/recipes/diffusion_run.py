@@ -286,7 +286,7 @@ def _autoencoder(data: DiffusionData, parts: Components | None) -> Autoencoder:
     alone = (expanded(source) / CONFIG).is_file()
     return AutoencoderDC.from_pretrained(
         source, subfolder=None if alone else "vae", torch_dtype=torch.float32
-    )
+    ).requires_grad_(False)
 
 
 def _prompts(
