@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, cast
 
 import typer
 
@@ -97,7 +97,8 @@ def build(
     ] = None,
     caption: Annotated[str | None, _of_pictures("One caption for all pictures.")] = None,
     captions: Annotated[
-        str | None, _of_pictures("source: those beside the pictures; none: no captions.")
+        str | None,
+        _of_pictures("source: each line of a text is one; whole: each text; none."),
     ] = None,
     licence: Annotated[str | None, _of_pictures("Of all pictures that state none.")] = None,
     engine: EngineName = "local",
@@ -246,7 +247,8 @@ def scan(
         str, typer.Option(help="One caption for all pictures, instead of their own.")
     ] = "",
     captions: Annotated[
-        str, typer.Option(help="source: as they are found; none: pictures alone.")
+        str,
+        typer.Option(help="source: each line of a text is one; whole: each text; none."),
     ] = "source",
     licence: Annotated[str, typer.Option(help="Licence of pictures that name none.")] = "",
     near: Annotated[
@@ -269,7 +271,6 @@ def scan(
     engine: EngineName = "local",
 ) -> None:
     """Look at all pictures: decode, measure, find duplicates; list what stays out and why."""
-    _known("--captions", captions, ("source", "none"))
     from sanakit.data.engines import engine_named
     from sanakit.data.images.decode import DecodeLimits
 
@@ -298,11 +299,11 @@ def _scan(
     **settings: Any,
 ) -> ScanSummary:
     from sanakit.data.scan import scan_source
-    from sanakit.data.sources.captions import CaptionPolicy
+    from sanakit.data.sources.captions import CAPTION_USES, CaptionPolicy
     from sanakit.data.sources.opening import open_source
 
-    _known("--captions", captions, ("source", "none"))
-    policy = CaptionPolicy(use="none" if captions == "none" else "source", user=caption)
+    _known("--captions", captions, CAPTION_USES)
+    policy = CaptionPolicy(use=cast("Any", captions), user=caption)
     opened = open_source(source, captions=policy, licence=licence)
     with _alone_in(out, "scan"):
         return scan_source(opened, out, engine, given=source, report=say, **settings)

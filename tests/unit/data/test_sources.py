@@ -661,3 +661,57 @@ def test_without_pyarrow_the_error_says_what_to_install(
         importlib.import_module("pyarrow")
     with pytest.raises(DataError, match=r'needs the package pyarrow(.|\n)*"sanakit\[data\]"'):
         open_source(tmp_path / "t.parquet")
+
+
+NFC, NFD = "caf\u00e9", "cafe\u0301"
+
+
+@pytest.mark.parametrize(("picture_name", "text_name"), [(NFC, NFD), (NFD, NFC), (NFC, NFC)])
+@pytest.mark.parametrize("how", ["txt", "json", "csv", "bare csv"])
+def test_names_are_the_same_whether_an_accent_is_one_sign_or_two(
+    tmp_path: Path, picture_name: str, text_name: str, how: str
+) -> None:
+    (tmp_path / f"{picture_name}.png").write_bytes(png(1))
+    if how == "txt":
+        (tmp_path / f"{text_name}.txt").write_text("coffee")
+    elif how == "json":
+        (tmp_path / f"{text_name}.png.json").write_text('{"caption": "coffee"}')
+    else:
+        name = f"{text_name}.png" if how == "csv" else text_name
+        (tmp_path / "metadata.csv").write_text(f"file_name,text\n{name},coffee\n", "utf-8")
+    source = open_source(tmp_path)
+    assert [s.captions[0].text for s in samples(source).values()] == ["coffee"]
+    assert refusals(source) == []
+
+
+def test_a_text_in_a_pictures_own_spelling_is_no_other_pictures(tmp_path: Path) -> None:
+    for name in (NFC, NFD):
+        (tmp_path / f"{name}.png").write_bytes(png(1))
+    (tmp_path / f"{NFD}.txt").write_text("the second")
+    found = samples(open_source(tmp_path))
+    assert [c.text for c in found[NFD].captions] == ["the second"]
+    assert found[NFC].captions == ()
+
+
+@pytest.mark.parametrize("name", ["loop.png", "a.txt", "ring.jpg"])
+def test_a_link_to_itself_is_one_line_of_the_report(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a.png").write_bytes(png(1))
+    if name == "ring.jpg":
+        (tmp_path / name).symlink_to("back")
+        (tmp_path / "back").symlink_to(name)
+    else:
+        (tmp_path / name).symlink_to(name)
+    source = open_source(tmp_path)
+    assert list(samples(source)) == ["a"]
+    assert refusals(source) == [(name, "unreadable")]
+
+
+def test_paragraphs_are_one_caption_where_it_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(1))
+    (tmp_path / "a.txt").write_text("A boat.\n\nIt is red.\n")
+    each = samples(open_source(tmp_path))["a"]
+    assert [c.text for c in each.captions] == ["A boat.", "It is red."]
+    whole = samples(open_source(tmp_path, captions=CaptionPolicy(use="whole")))["a"]
+    assert [c.text for c in whole.captions] == ["A boat.\n\nIt is red."]
+    with pytest.raises(ConfigError, match="no other choice"):
+        CaptionPolicy(use="whole", user="one for all")

@@ -462,3 +462,93 @@ def test_a_damaged_list_is_one_error(tmp_path: Path, text: str) -> None:
     fill(tmp_path, {"wids-meta.json": text})
     with pytest.raises(DataError, match=r"wids-meta\.json"):
         everything(open_source(tmp_path))
+
+
+def told(folder: Path, members: list[tuple[str, Any]]) -> dict[str, list[str]]:
+    """The captions by id; those by captioners other than the original behind their name."""
+    tar(folder / "a.tar", members)
+    source = open_source(folder)
+    return {
+        id.removeprefix("a/"): [
+            caption.text
+            if caption.captioner == "original"
+            else f"{caption.captioner}: {caption.text}"
+            for caption in sample.captions
+        ]
+        for id, sample in samples(source).items()
+    }
+
+
+A, B = ("x_1.0.png", png(1)), ("x_1.1.png", png(2))
+ONE, TWO = ("1.png", png(3)), ("2.png", png(2))
+A_SAYS, B_SAYS = ("x_1.0.txt", "of 0"), ("x_1.1.txt", "of 1")
+
+
+@pytest.mark.parametrize(
+    ("members", "found"),
+    [
+        ([A, A_SAYS, B, B_SAYS], {"x_1.0": ["of 0"], "x_1.1": ["of 1"]}),
+        ([A, B, A_SAYS, B_SAYS], {"x_1.0": ["of 0"], "x_1.1": ["of 1"]}),
+        ([B_SAYS, A_SAYS, B, A], {"x_1.1": ["of 1"], "x_1.0": ["of 0"]}),
+        ([A, A_SAYS, B], {"x_1.0": ["of 0"], "x_1.1": []}),
+        ([A, B], {"x_1.0": [], "x_1.1": []}),
+        ([A, B_SAYS], {"x_1.0": []}),
+        (
+            [("x_1.png", png(1)), ("x_1.txt", "plain"), B, B_SAYS],
+            {"x_1": ["plain"], "x_1.1": ["of 1"]},
+        ),
+        ([("x_1.png", png(1)), ("x_1.1.txt", "lost"), A, A_SAYS], {"x_1": [], "x_1.0": ["of 0"]}),
+        ([A, ("x_1.0.llava.txt", "seen")], {"x_1.0": ["llava: seen"]}),
+        ([("v1.2/x.png", png(1)), ("v1.3/x.txt", "other")], {"v1.2/x": []}),
+        ([("v1/x.0.png", png(1)), ("v2/x.0.txt", "other")], {"v1/x.0": []}),
+        # Words behind the dot are fields, as WebDataset has them, unless a picture's text has them.
+        ([("1.image.png", png(1)), ("1.caption.txt", "seen")], {"1": ["caption: seen"]}),
+        (
+            [("a.b.png", png(1)), ("a.b.txt", "of b"), ("a.c.txt", "of c")],
+            {"a.b": ["of b"]},
+        ),
+        (
+            [A, A_SAYS, ("1.png", png(2)), ("1.mask.png", png(3)), ("1.txt", "one")],
+            {"x_1.0": ["of 0"], "1": ["one"]},
+        ),
+        # A name that the tar has twice.
+        (
+            [
+                ("1.png", png(1)),
+                ("1.txt", "first"),
+                ("2.png", png(2)),
+                ("1.png", png(3)),
+                ("1.txt", "last"),
+            ],
+            {"1": ["first"], "2": []},
+        ),
+        (
+            [("1.txt", "lost"), ("2.png", png(2)), ("1.png", png(3)), ("1.txt", "last")],
+            {"2": [], "1": ["last"]},
+        ),
+        (
+            [
+                ("1.txt", "lost"),
+                ("2.png", png(2)),
+                ("1.png", png(3)),
+                ("2.txt", "two"),
+                ("1.txt", "last"),
+            ],
+            {"2": ["two"], "1": []},
+        ),
+        # An accent is one sign or two.
+        ([("caf\u00e9.png", png(1)), ("cafe\u0301.txt", "coffee")], {"caf\u00e9": ["coffee"]}),
+        ([("cafe\u0301.txt", "coffee"), ("caf\u00e9.png", png(1))], {"caf\u00e9": ["coffee"]}),
+    ],
+)
+def test_no_picture_gets_the_caption_of_another(
+    tmp_path: Path, members: list[tuple[str, Any]], found: dict[str, list[str]]
+) -> None:
+    assert told(tmp_path, members) == found
+
+
+def test_a_text_whose_picture_is_not_there_is_a_line_of_the_report(tmp_path: Path) -> None:
+    tar(tmp_path / "a.tar", [A, B_SAYS])
+    assert refusals(open_source(tmp_path)) == [("a/x_1.1", "no picture")]
+    tar(tmp_path / "a.tar", [("1.txt", "x"), B, ("1.png", png(1)), B_SAYS, ("1.txt", "y")])
+    assert refusals(open_source(tmp_path)) == [("a/1", "bad captions")]

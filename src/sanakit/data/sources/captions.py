@@ -37,6 +37,9 @@ _FACTS = frozenset(
 )
 
 
+CAPTION_USES = ("source", "whole", "none")
+
+
 class BadCaptions(DataError):
     """Captions that cannot be read; the picture beside them is not to blame."""
 
@@ -45,26 +48,27 @@ class BadCaptions(DataError):
 class CaptionPolicy:
     """Which captions a source gives.
 
-    ``use`` "none" gives none, so that training sees the null prompt. ``user`` is one caption for
-    every picture, instead of those of the source.
+    ``use`` "none" gives none, so that training sees the null prompt; "whole" takes a text file as
+    one caption, its paragraphs together, where "source" takes each line as one. ``user`` is one
+    caption for every picture, instead of those of the source.
     """
 
-    use: Literal["source", "none"] = "source"
+    use: Literal["source", "whole", "none"] = "source"
     user: str = ""
 
     def __post_init__(self) -> None:
-        if self.use not in ("source", "none"):
-            raise ConfigError(f"use={self.use!r} is not one of source, none")
-        if self.user and self.use == "none":
+        if self.use not in CAPTION_USES:
+            raise ConfigError(f"use={self.use!r} is not one of {', '.join(CAPTION_USES)}")
+        if self.user and self.use != "source":
             raise ConfigError(
                 "user replaces the captions of the source, so it goes with no other choice",
-                hint='leave out use="none"',
+                hint=f'leave out use="{self.use}"',
             )
 
     @property
     def reads(self) -> bool:
         """Whether the source's captions matter at all."""
-        return self.use == "source" and not self.user
+        return self.use != "none" and not self.user
 
     def applied(
         self, sample: Sample, found: Iterable[Caption], problems: Iterable[str] = ()
@@ -117,8 +121,10 @@ def parsed(data: bytes | str) -> Any:
         raise BadCaptions(f"not JSON ({error})") from error
 
 
-def from_text(data: bytes, captioner: str = ORIGINAL) -> list[Caption]:
-    """The captions of a text file, one a line."""
+def from_text(data: bytes, captioner: str = ORIGINAL, *, whole: bool = False) -> list[Caption]:
+    """The captions of a text file, one a line; or the ``whole`` text as one."""
+    if whole:
+        return [Caption(text=decoded(data).strip(), captioner=captioner)]
     lines = re.split(r"[\r\n]+", decoded(data))
     return [Caption(text=line.strip(), captioner=captioner) for line in lines if line.strip()]
 

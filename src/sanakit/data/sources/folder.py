@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -136,7 +137,12 @@ def _sort_in(
         return
     is_file = entry.is_file(follow_symlinks=False)
     if entry.is_symlink():
-        is_folder = entry.is_dir()
+        try:
+            is_folder = entry.is_dir()
+        except OSError as error:  # a link to itself, or into a ring of links
+            if kind in PICTURES or kind in _TEXTS:
+                refuse(UNREADABLE, error.strerror or str(error))
+            return
         try:
             path_inside(root, path)
         except DataError as error:
@@ -159,6 +165,20 @@ def _sort_in(
             refuse(UNSAFE, error.message)
             return
     files.append(entry.name)
+
+
+def _take_other_forms(texts: dict[str, list[str]], pictures: Iterable[str]) -> None:
+    """Give texts the names of pictures that are spelled alike in the other form of Unicode.
+
+    A letter with its accent is one sign or two, by the system that wrote the name. A text whose own
+    spelling is a picture's stays with it.
+    """
+    spelled = {spelling for name in pictures for spelling in (without_ending(name), name)}
+    other = {unicodedata.normalize("NFC", one): one for one in spelled if one not in texts}
+    for stem in [stem for stem in texts if stem not in spelled]:
+        same = other.get(unicodedata.normalize("NFC", stem))
+        if same is not None:
+            texts.setdefault(same, []).extend(texts.pop(stem))
 
 
 class FolderSource(ListSource):
@@ -206,6 +226,7 @@ class FolderSource(ListSource):
             for name in names:
                 if ending(name) in _TEXTS:
                     texts.setdefault(without_ending(name), []).append(join(folder, name))
+            _take_other_forms(texts, [name for name in names if ending(name) in PICTURES])
             for name in names:
                 file = join(folder, name)
                 if ending(name) not in PICTURES:
@@ -281,7 +302,7 @@ class FolderSource(ListSource):
         data = read_inside(self.root, name, limit=LARGEST_TEXT)
         if ending(name) == ".json":
             return from_json(parsed(data), key=key)
-        return from_text(data)
+        return from_text(data, whole=self.captions.use == "whole")
 
     def _from_names(self, picture: Entry) -> list[Caption]:
         folder = picture.file.rpartition("/")[0].rpartition("/")[2]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sanakit.data.samples import Caption, Place, Refusal, Sample
 from sanakit.data.sources.captions import caption_keys, from_keys
@@ -36,6 +37,7 @@ _FILES = listed(
 )
 _BYTES = listed("image img picture photo jpg jpeg png webp image_bytes bytes data")
 _IDS = listed("id key __key__ uid sample_id image_id")
+_FORMS: tuple[Literal["NFC", "NFD"], ...] = ("NFC", "NFD")
 _LICENCES = ("licence", "license")
 _ORIGINS = ("source", "source_url", "url", "origin")
 
@@ -106,9 +108,12 @@ def named_file(root: Path, folder: str, value: Any) -> str:
     elif folder:
         name = f"{folder}/{name}" if not name.startswith("/") else name
     name = safe_name(name)
-    if ending(name) in PICTURES:
-        return name
-    found = (f"{name}{end}" for end in sorted(PICTURES) if os.path.isfile(f"{base}/{name}{end}"))
+    ends = ("",) if ending(name) in PICTURES else sorted(PICTURES)
+    # A letter with its accent is one sign or two, by the system that wrote the name.
+    spellings = dict.fromkeys((name, *(unicodedata.normalize(form, name) for form in _FORMS)))
+    found = (
+        f"{one}{end}" for end in ends for one in spellings if os.path.isfile(f"{base}/{one}{end}")
+    )
     return next(found, name)
 
 

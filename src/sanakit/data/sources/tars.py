@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, BinaryIO
 
 from sanakit.data.samples import Caption, Place, Refusal, Sample
 from sanakit.data.sources.captions import (
+    BAD_CAPTIONS,
     ORIGINAL,
     decoded,
     from_json,
@@ -55,24 +57,49 @@ class Keyed:
     others: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """A file of a tar: its path up to the last dot, the ending behind it, and where it lies.
+
+    ``run`` numbers the stretches of members of one WebDataset key that follow each other.
+    """
+
+    path: str
+    ending: str
+    span: Span
+    run: int
+
+    @property
+    def is_picture(self) -> bool:
+        return f".{self.ending}" in PICTURES
+
+    @property
+    def key(self) -> str:
+        """As WebDataset has it: up to the first dot after the last "/"."""
+        folder, slash, base = self.path.rpartition("/")
+        return f"{folder}{slash}{base.partition('.')[0]}"
+
+
 def index_tar(path: Path) -> tuple[Keyed | Refusal, ...]:
     """The samples of an uncompressed tar in order, with refusals whose ids are keys in the tar.
 
-    A key is a member's name up to the first dot after the last "/", as WebDataset has it. A tar
-    that is damaged or cut short gives what lies before, and a refusal with the id "".
+    A key is a member's name up to the first dot after the last "/", as WebDataset has it. Where
+    names have dots of their own, as img_1.0.png beside img_1.0.txt has, the key goes up to the last
+    dot: no picture gets the texts of another. A tar that is damaged or cut short gives what lies
+    before, and a refusal with the id "".
     """
     return _index(path, file_state(path))
 
 
 @lru_cache(maxsize=4)
 def _index(path: Path, state: tuple[int, int]) -> tuple[Keyed | Refusal, ...]:
-    keyed: dict[str, Keyed] = {}
+    members: list[_Member] = []
     refusals: list[Refusal] = []
     try:
         with path.open("rb") as file:
             for member in _members(file, state[0]):
                 try:
-                    _place(member, state[0], keyed, refusals)
+                    _note(member, state[0], members, refusals)
                 except DataError as error:
                     name = shown(member.name)
                     refusals.append(Refusal(id=name, reason=UNSAFE, detail=error.message))
@@ -80,13 +107,81 @@ def _index(path: Path, state: tuple[int, int]) -> tuple[Keyed | Refusal, ...]:
         detail = error.message if isinstance(error, DataError) else str(error)
         refusals.append(Refusal(id="", reason=UNREADABLE, detail=detail))
     found: list[Keyed | Refusal] = []
-    for entry in keyed.values():
+    for entry in _grouped(members, refusals):
         if entry.picture:
             found.append(entry)
         elif entry.texts or entry.others:
             endings = ", ".join(sorted([*entry.texts, *entry.others]))
             found.append(Refusal(id=entry.key, reason=NO_PICTURE, detail=f"it has {endings}"))
     return (*found, *refusals)
+
+
+def _grouped(members: Sequence[_Member], refusals: list[Refusal]) -> list[Keyed]:
+    """The members by their keys, in order of the first of each; what cannot be told is refused."""
+    pictures = {_plain(one.path) for one in members if one.is_picture}
+    described = {_plain(one.path) for one in members if one.ending in _TEXTS}
+    by_name = _named_to_the_last_dot(members, described)
+    keyed: dict[str, Keyed] = {}
+    runs: dict[str, int] = {}  # of each key's picture
+    texts: dict[tuple[str, str], list[_Member]] = {}
+    for one in members:
+        key = _owner(one, pictures, described) if by_name else one.key
+        entry = keyed.setdefault(_plain(key), Keyed(key))
+        kind = f"{one.path[len(key) + 1 :]}.{one.ending}".lower().lstrip(".")
+        if one.ending in _TEXTS:
+            texts.setdefault((_plain(key), kind), []).append(one)
+        elif not one.is_picture:
+            entry.others.append(kind or "a member without an ending")
+        elif not entry.picture or ("." in entry.picture and "." not in kind):
+            entry.key, entry.picture, entry.span = key, kind, one.span
+            runs[_plain(key)] = one.run
+        elif "." in entry.picture or "." not in kind:
+            # "1.mask.png" beside "1.jpg" is no picture of its own; "1.png" beside it would be.
+            detail = f"{one.path}.{one.ending}: the key has a picture already, .{entry.picture}"
+            refusals.append(Refusal(id=key, reason=DUPLICATE, detail=detail))
+    for (plain, kind), found in texts.items():
+        # Of several of one name only that beside the picture is surely the picture's.
+        near = found if len(found) == 1 else [one for one in found if one.run == runs.get(plain)]
+        if len(near) == 1 or (near and plain not in runs):
+            keyed[plain].texts[kind] = near[0].span
+        else:
+            detail = f"{kind}: the tar has {len(found)} of this name, and none is surely this one's"
+            refusals.append(Refusal(id=keyed[plain].key, reason=BAD_CAPTIONS, detail=detail))
+    return list(keyed.values())
+
+
+def _named_to_the_last_dot(members: Sequence[_Member], described: Set[str]) -> bool:
+    """Whether a tar's names have dots of their own: they name pictures, or number them."""
+    dotted = (one for one in members if one.is_picture and one.path != one.key)
+    return any(_plain(one.path) in described or _is_numbered(one) for one in dotted)
+
+
+def _is_numbered(one: _Member) -> bool:
+    """Whether a number follows the first dot: "img_1.0", and not "img_1.mask"."""
+    return one.path[len(one.key) + 1 :][:1].isdigit()
+
+
+def _owner(one: _Member, pictures: Set[str], described: Set[str]) -> str:
+    """The key of a member where names go up to the last dot.
+
+    Of "img_1.0.llava.txt" it is that of the picture "img_1.0", by what is no number. "img_1.1.txt"
+    never belongs to "img_1.png": it is the text of a picture that is not there. ``described`` have
+    a text of their own name; another picture, "img_1.mask.png", is a part of the sample "img_1".
+    """
+    key = one.path
+    own = not one.is_picture or _plain(key) in described or _is_numbered(one)
+    while not own or _plain(key) not in pictures:
+        own = True
+        rest, dot, last = key.rpartition(".")
+        if not dot or "/" in last or last[:1].isdigit():
+            return one.path
+        key = rest
+    return key
+
+
+def _plain(name: str) -> str:
+    """One spelling of a name: a letter with its accent is one sign or two."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _members(file: BinaryIO, size: int) -> Iterator[tarfile.TarInfo]:
@@ -109,36 +204,27 @@ def _members(file: BinaryIO, size: int) -> Iterator[tarfile.TarInfo]:
         raise DataError(f"what follows byte {at} of {size} is no member: damaged, or two tars")
 
 
-def _place(
-    member: tarfile.TarInfo, size: int, keyed: dict[str, Keyed], refusals: list[Refusal]
+def _note(
+    member: tarfile.TarInfo, size: int, members: list[_Member], refusals: list[Refusal]
 ) -> None:
     if member.isdir():
         return
     name = safe_name(member.name)
-    folder, _, base = name.rpartition("/")
+    base = name.rpartition("/")[2]
     if is_hidden(base) or is_hidden(name):
         return
     if not member.isreg() or member.issparse():
         raise DataError("a link, a device or a file with holes, not a plain file")
-    stem, _, kind = base.partition(".")
-    kind = kind.lower()
-    key = f"{folder}/{stem}" if folder else stem
-    last = kind.rpartition(".")[2]
+    path, _, ending = name.rpartition(".") if "." in base else (name, "", "")
     span = (member.offset_data, member.size)
-    if member.offset_data + member.size > size:
-        refusals.append(Refusal(id=key, reason=UNREADABLE, detail=f"{name} is cut short"))
+    found = _Member(path, ending.lower(), span, 0)
+    if sum(span) > size:
+        refusals.append(Refusal(id=found.key, reason=UNREADABLE, detail=f"{name} is cut short"))
         return
-    entry = keyed.setdefault(key, Keyed(key))
-    if last in _TEXTS:
-        entry.texts[kind] = span
-    elif f".{last}" not in PICTURES:
-        entry.others.append(kind or "a member without an ending")
-    elif not entry.picture or ("." in entry.picture and "." not in kind):
-        entry.picture, entry.span = kind, span
-    elif "." in entry.picture or "." not in kind:
-        # "1.mask.png" beside "1.jpg" is no picture of its own; "1.png" beside it would be.
-        detail = f"{name}: the key has a picture already, .{entry.picture}"
-        refusals.append(Refusal(id=key, reason=DUPLICATE, detail=detail))
+    before = members[-1] if members else None
+    again = before is not None and before.key == found.key
+    run = 0 if before is None else before.run + (not again)
+    members.append(replace(found, run=run))
 
 
 @dataclass(frozen=True)
@@ -226,7 +312,7 @@ class TarSource(Source):
                 if kind == "json":
                     value = parsed(data)
                 else:
-                    found += _from_member(kind, data)
+                    found += _from_member(kind, data, whole=self.captions.use == "whole")
             except DataError as error:
                 problems.append(f"{kind}: {error.message}")
         if self.captions.reads:
@@ -257,7 +343,7 @@ class TarSource(Source):
             return (Refusal(id="", reason=reason, detail=error.message),)
 
 
-def _from_member(kind: str, data: bytes) -> list[Caption]:
+def _from_member(kind: str, data: bytes, *, whole: bool) -> list[Caption]:
     name, _, last = kind.rpartition(".")
     captioner = name or ORIGINAL
     if last == "json":
@@ -266,7 +352,7 @@ def _from_member(kind: str, data: bytes) -> list[Caption]:
     if last == "cls":  # of a class a number says nothing without its table
         text = decoded(data).strip()
         return [] if text.lstrip("-").isdigit() else [Caption(text=text, captioner=name or "cls")]
-    return from_text(data, captioner)
+    return from_text(data, captioner, whole=whole)
 
 
 def _split(unit: str) -> tuple[int, int]:
