@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from command_line import sanakit
+from sanakit.cli.main import app
 from sanakit.data.shards import read_index
 from tiny_set import picture
 
@@ -199,3 +201,32 @@ def test_building_needs_no_torch_so_its_processes_start_at_once(here: Path) -> N
     loaded = json.loads(done.stdout.splitlines()[-1])
     assert "sanakit.data.build" in loaded
     assert not {"torch", "transformers"} & set(loaded)
+
+
+def test_a_set_whose_files_are_damaged_is_refused_in_one_line(here: Path) -> None:
+    build("my-pictures", "--out", "my-set", "--resolution", 64)
+    files = ["set.json", "scan/duplicates.jsonl", "quarantine.jsonl", "shards/plan/settings.json"]
+    files += ["scan/00000.jsonl", "scan/00000.refused.jsonl"]
+    deep = "[" * 100_000 + "]" * 100_000
+    odd = ["", "x", "[]", "{}", "null", "1e999", '{"a": 1}', deep, '{"id": 5, "of": {}}', "\0"]
+    settings = json.loads((here / "my-set/set.json").read_text())
+    limits = [{"x": 1}, {"max_pixels": "many"}, {"min_side": -1}, [], 5, {"first_frame": 2}]
+    bad = [json.dumps({**settings, "settings": {"limits": one}}) for one in limits]
+    bad += [json.dumps({**settings, "units": one}) for one in (5, ["../x"], [1], [""])]
+    for name in files:
+        path = here / "my-set" / name
+        whole = path.read_bytes()
+        for text in [*odd, *(bad if name == "set.json" else ())]:
+            path.write_text(text)
+            for verb in ("build", "stats", "show"):
+                result = CliRunner().invoke(app, ["data", verb, "my-set"])
+                assert result.exit_code in (0, 2), (name, text[:40], verb, result.exception)
+                assert not isinstance(result.exception, Exception), (name, text[:40], verb)
+        path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("share", ["-1", "1.5", "nan", "inf"])
+def test_a_share_is_between_nothing_and_all(here: Path, share: str) -> None:
+    _, err = build("my-pictures", "--out", "my-set", "--max-bad", share, code=2)
+    assert "--max-bad" in err
+    assert not (here / "my-set").exists()

@@ -15,6 +15,7 @@ import typer
 
 from sanakit.cli.terminal import say
 from sanakit.errors import ConfigError, Interrupted
+from sanakit.untrusted import number
 
 if TYPE_CHECKING:
     from sanakit.data.build import BuildSettings, BuildSummary
@@ -113,6 +114,8 @@ def build(
     from sanakit.data.engines import engine_named
     from sanakit.data.training_set import SET
 
+    if max_bad is not None:
+        number(max_bad, name="--max-bad", low=0, high=1)
     given: dict[str, Any] = {
         "resolution": resolution, "buckets": buckets, "store": store, "min_side": min_side,
         "shard_samples": shard_samples, "seed": seed, "max_bad": max_bad,

@@ -55,6 +55,7 @@ from sanakit.data.units import (
 from sanakit.errors import ConfigError, DataError
 from sanakit.files import sha256_of, write_atomically
 from sanakit.pipeline.aspect_ratios import Table
+from sanakit.untrusted import dataclass_from, number, parse_json, read_file
 
 Store: TypeAlias = Literal["fitted", "original"]
 VERSION = 1  # raise it when the same plan would give other shards
@@ -300,6 +301,7 @@ def build_shards(
     Raises:
         DataError: nothing to build, too much that cannot be read, or the disk refuses.
     """
+    number(max_bad, name="max_bad", low=0, high=1)
     folder = training_set.folder / SHARDS
     plan = plan_shards(training_set.kept(), settings)
     planned = sum(map(len, plan.shards.values()))
@@ -356,7 +358,8 @@ def last_settings(training_set: TrainingSet) -> BuildSettings | None:
         return None
     with reading(path, f"remove {path}"):
         # Before it was a setting, all sides were multiples of 32.
-        return BuildSettings(**{"multiple": MULTIPLE, **json.loads(path.read_text("utf-8"))})
+        value = {"multiple": MULTIPLE, **parse_json(read_file(path))}
+        return dataclass_from(BuildSettings, value, source=str(path))
 
 
 def _write_plan(folder: Path, plan: ShardPlan, settings: BuildSettings) -> None:

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar, get_type_hints
 
 from sanakit.errors import DataError, SanakitError
+from sanakit.untrusted import fits, shown
 
 PlaceKind: TypeAlias = Literal["file", "span", "row"]
 
@@ -92,18 +93,31 @@ def to_line(record: Sample | Refusal) -> str:
 def sample_from(value: dict[str, Any]) -> Sample:
     """Undo :func:`to_line` for a sample."""
     try:
-        captions = tuple(Caption(**caption) for caption in value["captions"])
-        return Sample(**{**value, "place": Place(**value["place"]), "captions": captions})
+        captions = tuple(_checked(Caption(**caption)) for caption in value["captions"])
+        place = _checked(Place(**value["place"]))
+        return _checked(Sample(**{**value, "place": place, "captions": captions}))
     except (KeyError, TypeError) as error:
         raise DataError(
             f"not a sample: {str(value)[:80]} ({error})", hint="run `sanakit data scan` again"
         ) from error
 
 
+_Record = TypeVar("_Record", Caption, Place, Sample, Refusal)
+_KINDS = {kind.__name__: get_type_hints(kind) for kind in (Caption, Place, Sample, Refusal)}
+
+
+def _checked(record: _Record) -> _Record:
+    """The record, whose fields have their types; of a set that others made nothing is sure."""
+    for name, kind in _KINDS[type(record).__name__].items():
+        if not fits(getattr(record, name), kind):
+            raise TypeError(f"{name}={shown(getattr(record, name))}")
+    return record
+
+
 def refusal_from(value: dict[str, Any]) -> Refusal:
     """Undo :func:`to_line` for a refusal."""
     try:
-        return Refusal(**value)
+        return _checked(Refusal(**value))
     except TypeError as error:
         raise DataError(
             f"not a refusal: {str(value)[:80]} ({error})", hint="run `sanakit data scan` again"

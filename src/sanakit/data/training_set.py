@@ -15,7 +15,7 @@ Every stage folder holds a mark for each finished unit (`data/units.py`).
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,12 +26,14 @@ from sanakit.data.samples import Caption, Refusal, Sample, reading, refusal_from
 from sanakit.data.units import clear_leftovers, read_mark
 from sanakit.errors import DataError
 from sanakit.files import expanded, names_in, write_json
+from sanakit.untrusted import dataclass_from, parse_json, read_file, shown
 
 FORMAT = 1
 SET = "set.json"
 SCAN, CAPTIONS, SCORES, SHARDS = "scan", "captions", "scores", "shards"
 LATENTS, TEXT, REPORT = "latents", "text", "report"
 REFUSED = ".refused.jsonl"
+_UNIT = re.compile(r"[\w-]+")
 DUPLICATES, QUARANTINE = "duplicates.jsonl", "quarantine.jsonl"
 
 
@@ -58,15 +60,14 @@ class TrainingSet:
                 hint=f"make one: sanakit data scan PICTURES --out {folder}",
             )
         with reading(path, "run `sanakit data scan` again"):
-            value = json.loads(path.read_text(encoding="utf-8"))
+            value = parse_json(read_file(path))
             if value["format"] != FORMAT:
-                raise DataError(f"{path} has format {value['format']}, and this is {FORMAT}")
-            return cls(
-                folder=folder,
-                source=str(value["source"]),
-                units=tuple(value["units"]),
-                settings=dict(value["settings"]),
-            )
+                raise DataError(f"{path} has format {shown(value['format'])}, and this is {FORMAT}")
+            units, settings = tuple(value["units"]), dict(value["settings"])
+            if not all(isinstance(unit, str) and _UNIT.fullmatch(unit) for unit in units):
+                raise ValueError("units are no names")
+            dataclass_from(DecodeLimits, settings.get("limits", {}), source=str(path))
+            return cls(folder=folder, source=str(value["source"]), units=units, settings=settings)
 
     @property
     def root(self) -> Path:
@@ -110,7 +111,10 @@ class TrainingSet:
 
         A caption gets the mean of its scores where several models gave one.
         """
-        samples = self.scanned(unit)
+        with reading(self.folder, "run the stage that made its captions or scores again"):
+            return self._with_added(unit, self.scanned(unit))
+
+    def _with_added(self, unit: str, samples: list[Sample]) -> list[Sample]:
         added: dict[str, list[Caption]] = {}
         for captioner in self.makers(CAPTIONS):
             for value in self._lines(f"{CAPTIONS}/{captioner}", unit, optional=True):
@@ -145,7 +149,8 @@ class TrainingSet:
                 f"{self.folder}: the scan is not finished",
                 hint="run `sanakit data scan` again: it goes on where it stopped",
             )
-        return {value["id"]: value["of"] for value in read_lines(path)}
+        with reading(path, "run `sanakit data scan` again"):
+            return {value["id"]: value["of"] for value in read_lines(path)}
 
     def kept(self) -> Iterator[Sample]:
         """The samples of all units that are in the set: those that are no duplicates, in order."""
@@ -186,4 +191,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """The JSON values of a file, one a line."""
     with reading(path, "run the stage that made it again"):
         # Not splitlines(): captions may hold other characters that it takes for line ends.
-        return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
+        found = [parse_json(line) for line in path.read_text("utf-8").split("\n") if line]
+        if not all(isinstance(value, dict) for value in found):
+            raise ValueError("a line is no object")
+        return found

@@ -25,6 +25,7 @@ from typing import Any, Protocol, TypeAlias
 
 from sanakit.errors import DataError
 from sanakit.files import sha256_of, write_atomically
+from sanakit.untrusted import parse_json, read_file
 
 Report: TypeAlias = Callable[[str], object]
 MARK = ".done.json"
@@ -88,7 +89,7 @@ def read_mark(folder: Path, unit: str) -> Mark | None:
     Sizes are compared, not hashes: a finished file is on disk before its mark is.
     """
     try:
-        value = json.loads((folder / f"{unit}{MARK}").read_text(encoding="utf-8"))
+        value = parse_json(read_file(folder / f"{unit}{MARK}"))
         files = {name: (int(size), str(digest)) for name, (size, digest) in value["files"].items()}
         mark = Mark(
             unit=value["unit"],

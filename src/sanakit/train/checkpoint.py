@@ -30,9 +30,10 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
-from sanakit.errors import MissingModelError, WeightsError
+from sanakit.errors import ConfigError, MissingModelError, WeightsError
 from sanakit.files import discard_folder, sha256_of, sync
 from sanakit.train.distributed.ranks import Ranks
+from sanakit.untrusted import number, parse_json, read_file, whole
 
 KEEP = 2
 FORMAT = 2
@@ -55,11 +56,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest: dict[str, Any] = parse_json(read_file(path))
         if manifest["format"] != FORMAT or not isinstance(manifest["files"], dict):
             raise KeyError("format")
-        int(manifest["images_seen"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if folder.name != f"checkpoint-{whole(manifest['images_seen'], name='images_seen'):010d}":
+            raise ValueError(f"images_seen={manifest['images_seen']}")
+        number(manifest.get("seconds", 0), name="seconds", low=0)
+        for name in ("loss_scale", "skipped"):
+            for key, value in dict(manifest.get(name, {})).items():
+                number(value, name=f"{name}.{key}")
+    except (ConfigError, OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(
             f"{path}: no manifest of a checkpoint ({error})",
             hint="remove this checkpoint folder to resume from the one before it",

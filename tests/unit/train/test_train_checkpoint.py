@@ -91,11 +91,21 @@ def harm(folder: Path, kind: str) -> None:
     elif kind == "manifest torn":
         text = (folder / MANIFEST).read_text()
         (folder / MANIFEST).write_text(text[: len(text) // 2])
+    elif kind == "manifest deep":
+        (folder / MANIFEST).write_text("[" * 100_000)
     else:
-        (folder / MANIFEST).write_text(json.dumps({"format": 1, "files": {}, "images_seen": 1}))
+        odd = {
+            "format": {"format": 1},
+            "endless": {"images_seen": 1e400},
+            "seconds": {"seconds": "x"},
+        }
+        odd |= {"another": {"images_seen": 16}, "scale": {"loss_scale": {"scale": "nan"}}}
+        manifest = json.loads((folder / MANIFEST).read_text())
+        (folder / MANIFEST).write_text(json.dumps({**manifest, **odd[kind]}))
 
 
-KINDS = ["torn", "flipped", "gone", "manifest torn", "other format"]
+KINDS = ["torn", "flipped", "gone", "manifest torn", "manifest deep"]
+KINDS += ["format", "endless", "seconds", "another", "scale"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

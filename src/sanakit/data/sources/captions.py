@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,6 +11,7 @@ from typing import Any, Literal
 from sanakit.data.samples import Caption, Refusal, Sample
 from sanakit.data.sources.names import is_unicode, listed, shown
 from sanakit.errors import ConfigError, DataError
+from sanakit.untrusted import parse_json
 
 BAD_CAPTIONS = "bad captions"
 ORIGINAL, USER, FILE_NAME, FOLDER_NAME = "original", "user", "file name", "folder name"
@@ -116,8 +116,8 @@ def parsed(data: bytes | str) -> Any:
     """
     text = decoded(data) if isinstance(data, bytes) else data
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return parse_json(text)
+    except ValueError as error:
         raise BadCaptions(f"not JSON ({error})") from error
 
 
