@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -163,3 +164,18 @@ def test_stepping_by_hand_changes_no_settings_and_no_other_pipeline() -> None:
     ):
         with pytest.raises(ConfigError, match="settings are fixed"):
             change(pipes[0].scheduler.config)
+
+
+def test_a_config_is_read_saved_and_changed_by_published_methods(
+    folder: Path, tmp_path: Path
+) -> None:
+    kind = sanakit.DPMSolverMultistepScheduler
+    read = kind.load_config(folder, subfolder="scheduler", local_files_only=True)
+    scheduler = kind.from_pretrained(folder, subfolder="scheduler", revision=None, token=None)
+    assert kind.from_config(read) == scheduler
+    scheduler.save_config(tmp_path)
+    assert kind.from_pretrained(tmp_path, flow_shift=2.0) == scheduler.shifted(2.0)
+    with pytest.raises(AttributeError, match=r"write pipe\.scheduler = pipe\.scheduler\.shifted"):
+        scheduler.set_shift(5.0)
+    assert not hasattr(scheduler, "compatibles")
+    assert copy.deepcopy(scheduler) == scheduler

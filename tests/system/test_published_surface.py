@@ -31,7 +31,7 @@ from sanakit.elsewhere import INSTEAD as NAMES_INSTEAD
 from sanakit.errors import ConfigError, DataError, MissingModelError
 from sanakit.models.published import say_once
 from sanakit.pipeline.published.placing import INSTEAD, NO_OPS, SILENT
-from sanakit.quant.method import mapping_of
+from sanakit.quant.method import mapping_of, method_of
 from tiny import tiny_components
 
 CALL: dict[str, Any] = {
@@ -238,6 +238,33 @@ def test_a_pipeline_tells_what_it_is_made_of(folder: Path, pipe: SanaPipeline) -
     assert SanaPipeline.model_cpu_offload_seq == "text_encoder->transformer->vae"
     pipe.vae = None
     assert pipe.config["vae"] is None
+
+
+def test_parts_are_taken_in_their_published_order(pipe: SanaPipeline) -> None:
+    tokenizer, encoder, vae, transformer, scheduler = pipe.components.values()
+    made = SanaPipeline(tokenizer, encoder, vae, transformer, scheduler)
+    assert torch.equal(draw(made), draw(pipe))
+    strong = SanaPAGPipeline(tokenizer, encoder, vae, transformer, scheduler, [1])
+    assert strong.pag_applied_layers == [1]
+    for kind in (SanaPipeline, SanaPAGPipeline):
+        with pytest.raises(ConfigError, match="lacks tokenizer, text_encoder, vae, transformer"):
+            kind()
+        assert kind(core=pipe.core).vae is vae
+        assert kind(pipe.core).vae is vae
+
+
+@pytest.mark.parametrize("name", ["torch_dtype", "dtype"])
+def test_shared_parts_are_cast_where_a_dtype_is_named(name: str, pipe: SanaPipeline) -> None:
+    for kind in (SanaPipeline, SanaPAGPipeline):
+        assert kind.from_pipe(pipe, **{name: torch.bfloat16}).dtype == torch.bfloat16
+    assert pipe.dtype == torch.bfloat16
+    assert SanaPipeline.from_pipe(pipe).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("published", ["int8wo", "int8_weight_only", "float8wo", "int4wo"])
+def test_formats_of_torchao_are_known_by_their_published_names(published: str) -> None:
+    mapping = mapping_of(PipelineQuantizationConfig("torchao", {"quant_type": published}))
+    assert method_of(mapping["transformer"]).kind in ("int8", "fp8", "int4")
 
 
 def test_an_output_is_read_in_all_published_ways(pipe: SanaPipeline) -> None:

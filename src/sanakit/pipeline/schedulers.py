@@ -32,6 +32,7 @@ from sanakit.flow.solvers import Solver, dpmpp_step, euler_step, heun_step, unip
 from sanakit.flow.walk import Walk
 from sanakit.models.outputs import SchedulerOutput
 from sanakit.shapes import Latent
+from sanakit.weights.lockfile import asking
 from sanakit.weights.resolve import resolve_model
 
 FLOW_SHIFTS = ("flow_shift", "shift")  # one thing, by the two names that published classes use
@@ -157,6 +158,14 @@ PUBLISHED = WITHOUT_EFFECT | ELSEWHERE | {*REFUSED, *FLOW_SHIFTS, "solver_order"
 
 
 CONFIG = "scheduler_config.json"
+INSTEAD = {
+    "set_shift": "pipe.scheduler = pipe.scheduler.shifted(5.0)",
+    "register_to_config": "type(scheduler).from_config(scheduler.config, flow_shift=5.0)",
+    "compatibles": "sanakit.pipeline.schedulers.CLASSES",
+    "alphas_cumprod": "scheduler.sigmas: levels are those of a flow",
+    "betas": "scheduler.sigmas: levels are those of a flow",
+    "set_begin_index": "nothing: step finds the timestep that it is given",
+}
 S = TypeVar("S", bound="Scheduler")
 
 
@@ -256,31 +265,83 @@ class Scheduler:
 
     @classmethod
     def from_pretrained(
-        cls: type[S], folder: str | Path, subfolder: str | None = "scheduler", **changes: Any
+        cls: type[S],
+        folder: str | Path,
+        subfolder: str | None = "scheduler",
+        *,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        token: str | bool | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        **changes: Any,
     ) -> S:
         """Read a model's ``scheduler_config.json``; what it says of another class is carried over.
+
+        ``changes`` are as for :meth:`from_config`, all else as for :meth:`load_config`.
+        """
+        config = cls.load_config(
+            folder,
+            subfolder,
+            revision=revision,
+            cache_dir=cache_dir,
+            token=token,
+            force_download=force_download,
+            local_files_only=local_files_only,
+        )
+        return cls.from_config(config, **changes)
+
+    @classmethod
+    @refuse_unknown
+    def load_config(
+        cls,
+        folder: str | Path,
+        subfolder: str | None = "scheduler",
+        *,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        token: str | bool | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+    ) -> dict[str, Any]:
+        """Read what a model's ``scheduler_config.json`` says.
 
         Args:
             folder: a folder that holds the file, or a model: an embedded name, a folder, or
                 ``owner/name``.
             subfolder: where the file lies in a model.
-            changes: as for :meth:`from_config`.
+            revision: of a hub repository.
+            cache_dir: in the place of the Hugging Face cache.
+            token: of the hub.
+            force_download: fetch again what is damaged.
+            local_files_only: fail rather than download.
 
         Raises:
-            MissingModelError: no such folder or file. ConfigError: as for :meth:`from_config`.
+            MissingModelError: no such folder or file. ConfigError: it is no JSON object.
         """
         inside = Path(subfolder or "") / CONFIG
         places = [expanded(folder) / name for name in (inside, CONFIG)]
         path = next((place for place in places if place.is_file()), None)
         if path is None:
-            path = resolve_model(folder) / inside
-        return cls.from_config(read_json(path), **changes)
+            with asking(cache_dir=cache_dir, token=token, force_download=force_download):
+                path = resolve_model(folder, revision=revision, offline=local_files_only) / inside
+        return read_json(path)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``scheduler_config.json`` as the ecosystem reads it."""
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         write_json(target / CONFIG, dict(self.config))
+
+    save_config = save_pretrained
+
+    def __getattr__(self, name: str) -> NoReturn:
+        """Say what to write in the place of a published method that changes settings."""
+        instead = INSTEAD.get(name)
+        raise AttributeError(
+            f"{type(self).__name__!r} object has no attribute {name!r}"
+            + (f"; write {instead}" if instead else "")
+        )
 
     @refuse_unknown
     def set_timesteps(

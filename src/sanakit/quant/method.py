@@ -10,6 +10,16 @@ from sanakit.errors import ConfigError, did_you_mean
 from sanakit.untrusted import number, shown
 
 TORCHAO_KINDS = ("int8", "int4", "fp8")
+# Published names of the same weight-only formats.
+TORCHAO_ALIASES = {
+    "int8wo": "int8",
+    "int8_weight_only": "int8",
+    "int4wo": "int4",
+    "int4_weight_only": "int4",
+    "float8wo": "fp8",
+    "float8_weight_only": "fp8",
+    "float8wo_e4m3": "fp8",
+}
 Bits = Literal["int8", "nf4", "fp4"]
 BNB_KINDS: dict[str, Bits] = {"bnb-int8": "int8", "bnb-nf4": "nf4", "bnb-fp4": "fp4"}
 NAMES = (*BNB_KINDS, *TORCHAO_KINDS)
@@ -91,12 +101,18 @@ def method_of(config: Any) -> Method:
         return _bits_and_bytes(values)
     if library == "torchao":
         return TorchAo(
-            kind=values.get("quant_type"), skip=_skipped(values, "modules_to_not_convert")
+            kind=_torchao_kind(values.get("quant_type")),
+            skip=_skipped(values, "modules_to_not_convert"),
         )
     raise ConfigError(
         f"quantization method {shown(library)} is not supported",
         hint="bitsandbytes and torchao are",
     )
+
+
+def _torchao_kind(kind: Any) -> Any:
+    """Our short name of a published one; an object of torchao's own is taken as it is."""
+    return TORCHAO_ALIASES.get(kind, kind) if isinstance(kind, str) else kind
 
 
 def _named(name: str) -> Method:

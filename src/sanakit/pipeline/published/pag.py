@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -18,6 +19,7 @@ from sanakit.errors import ConfigError, refuse_unknown
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.text_encoder import TextEncoder
 from sanakit.models.transformer import LinearDiT
+from sanakit.pipeline.components import LOADED
 from sanakit.pipeline.pipeline import Pipeline
 from sanakit.pipeline.prompts import MODEL_DEFAULT, Compat
 from sanakit.pipeline.published.sana import SanaPipeline, SanaPipelineOutput
@@ -75,25 +77,19 @@ class SanaPAGPipeline(SanaPipeline):
     @refuse_unknown
     def __init__(
         self,
-        core: Pipeline | None = None,
-        *,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        text_encoder: PreTrainedModel | TextEncoder | None = None,
-        vae: Autoencoder | None = None,
-        transformer: LinearDiT | None = None,
+        tokenizer: PreTrainedTokenizerBase | Pipeline | None = LOADED,
+        text_encoder: PreTrainedModel | TextEncoder | None = LOADED,
+        vae: Autoencoder | None = LOADED,
+        transformer: LinearDiT | None = LOADED,
         scheduler: object | None = None,
-        compat: Compat = "diffusers",
         pag_applied_layers: Layers = DEFAULT_LAYERS,
+        *,
+        core: Pipeline | None = None,
+        compat: Compat = "diffusers",
     ) -> None:
-        """Take a core or its parts; errors are also those of `layer_indices`."""
+        """Take parts or a core; errors are also those of `layer_indices`."""
         super().__init__(
-            core,
-            tokenizer=tokenizer,
-            text_encoder=text_encoder,
-            vae=vae,
-            transformer=transformer,
-            scheduler=scheduler,
-            compat=compat,
+            tokenizer, text_encoder, vae, transformer, scheduler, core=core, compat=compat
         )
         self.set_pag_applied_layers(pag_applied_layers)
 
@@ -111,10 +107,17 @@ class SanaPAGPipeline(SanaPipeline):
 
     @classmethod
     def from_pipe(
-        cls, pipeline: SanaPipeline, *, pag_applied_layers: Layers | None = None, **parts: Any
+        cls,
+        pipeline: SanaPipeline,
+        *,
+        torch_dtype: torch.dtype | None = None,
+        dtype: torch.dtype | None = None,
+        pag_applied_layers: Layers | None = None,
+        **parts: Any,
     ) -> SanaPAGPipeline:
-        """Make one of another pipeline's parts; ``parts`` as in `SanaPipeline.from_pipe`."""
-        made = cls(**SanaPipeline._of_pipe(pipeline, **parts))
+        """Make one of another pipeline's parts; keywords as in `SanaPipeline.from_pipe`."""
+        made = super().from_pipe(pipeline, torch_dtype=torch_dtype, dtype=dtype, **parts)
+        assert isinstance(made, cls)
         if pag_applied_layers is not None:
             made.set_pag_applied_layers(pag_applied_layers)
         elif isinstance(pipeline, SanaPAGPipeline):

@@ -87,23 +87,26 @@ class SanaPipeline(Saved, Placing, LoraMethods):
     @refuse_unknown
     def __init__(
         self,
-        core: Pipeline | None = None,
-        *,
-        tokenizer: PreTrainedTokenizerBase | None = LOADED,
+        tokenizer: PreTrainedTokenizerBase | Pipeline | None = LOADED,
         text_encoder: PreTrainedModel | TextEncoder | None = LOADED,
         vae: Autoencoder | None = LOADED,
         transformer: LinearDiT | None = LOADED,
         scheduler: object | None = None,
+        *,
+        core: Pipeline | None = None,
         compat: Compat = "diffusers",
     ) -> None:
-        """Take a core, or the parts of one; pipelines of the same parts share their memory.
+        """Take the parts in their published order, or a core, which may stand alone in front.
 
-        A part may be None: the pipeline then does what can be done without it.
+        Pipelines of the same parts share their memory. A part may be None: the pipeline then does
+        what can be done without it.
 
         Raises:
             ConfigError: parts that are missing, of another package or do not fit each other.
         """
-        if core is None:
+        if isinstance(tokenizer, Pipeline):
+            core = tokenizer
+        elif core is None:
             parts = assemble(
                 tokenizer=tokenizer, text_encoder=text_encoder, vae=vae, transformer=transformer
             )
@@ -193,15 +196,25 @@ class SanaPipeline(Saved, Placing, LoraMethods):
         save_components(parts, folder, variant=variant, max_shard_bytes=max_shard_bytes)
 
     @classmethod
-    def from_pipe(cls, pipeline: SanaPipeline, **parts: Any) -> SanaPipeline:
+    def from_pipe(
+        cls,
+        pipeline: SanaPipeline,
+        *,
+        torch_dtype: torch.dtype | None = None,
+        dtype: torch.dtype | None = None,
+        **parts: Any,
+    ) -> SanaPipeline:
         """Make a pipeline of this class from another's parts, which both then share.
 
-        ``parts`` are keywords of the constructor that take the place of the other's.
+        ``parts`` are keywords of the constructor that take the place of the other's. A dtype, by
+        either name, is that of the shared parts from then on.
 
         Raises:
             UnknownArgumentError: for a keyword that the constructor lacks. ConfigError: as there.
         """
-        return cls(**cls._of_pipe(pipeline, **parts))
+        made = cls(**cls._of_pipe(pipeline, **parts))
+        chosen = one_dtype(torch_dtype, dtype)
+        return made.to(chosen) if isinstance(chosen, torch.dtype) else made
 
     @staticmethod
     def _of_pipe(pipeline: SanaPipeline, **parts: Any) -> dict[str, Any]:
@@ -225,6 +238,8 @@ class SanaPipeline(Saved, Placing, LoraMethods):
             "transformer": self.transformer,
             "scheduler": self.scheduler,
         }
+
+    numpy_to_pil = staticmethod(PixArtImageProcessor.numpy_to_pil)
 
     @property
     def config(self) -> dict[str, Any]:
