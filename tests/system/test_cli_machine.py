@@ -24,7 +24,7 @@ from sanakit.cli import generate, machine
 from sanakit.cli.machine import Machine
 from sanakit.errors import ConfigError, OutOfMemory
 from sanakit.pipeline.pipeline import Pipeline
-from sanakit.pipeline.png import read_settings
+from sanakit.pipeline.png import encode_png, read_settings
 from sanakit.pipeline.schedulers import NAMED
 
 CUDA = torch.device("cuda")
@@ -348,6 +348,31 @@ def test_json_of_another_program_is_no_prompt(model: str, text: str) -> None:
     _, err = sanakit("again", "a.png", "--model", model, code=2)
     assert "another program" in err
     assert sorted(os.listdir()) == ["a.png"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("guidance_scale", "3"),
+        ("guidance_scale", 10**400),
+        ("num_steps", "many"),
+        ("solver", {}),
+        ("model", 3),
+        ("lora", [1]),
+        ("device", 5),
+        ("dtype", "half"),
+        ("prompt", ["a"]),
+        ("sigma_interval", [0.5]),
+        ("height", True),
+        ("use_resolution_binning", "no"),
+    ],
+)
+def test_a_setting_of_another_type_is_one_line(key: str, value: object) -> None:
+    written = {"prompt": "a", "count": 1, "model": "glyph", "num_steps": 1, key: value}
+    Path("p.png").write_bytes(encode_png(np.zeros((8, 8, 3), dtype=np.uint8), written))
+    _, err = sanakit("again", "p.png", code=2)
+    assert err.startswith("error: ")
+    assert os.listdir() == ["p.png"]
 
 
 def test_a_prompt_may_begin_with_a_brace(model: str) -> None:

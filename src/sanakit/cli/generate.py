@@ -492,9 +492,11 @@ def _decode(
     return _report(paths, model, device, seconds, {})
 
 
-def _named(model: str | None, stored: str | None, file: Path) -> str:
+def _named(model: str | None, stored: object, file: Path) -> str:
     """The model that was asked for, else the one that a file names."""
     name = model or stored
+    if name is not None and not isinstance(name, str):
+        raise ConfigError(f"{file}: its model is no name", hint="name one with --model")
     if name is None:
         raise ConfigError(f"{file}: does not say its model", hint="name one with --model")
     return name

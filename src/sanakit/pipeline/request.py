@@ -20,7 +20,9 @@ from sanakit.pipeline.numerics import require_finite
 from sanakit.pipeline.prompts import MODEL_DEFAULT, Compat, EncodedText, check_compat
 from sanakit.pipeline.schedulers import Scheduler, scheduler_named
 from sanakit.shapes import Latent
+from sanakit.untrusted import dataclass_from
 
+REAL = ("guidance_scale", "pag_scale", "flow_shift")
 LARGEST_SEED = 2**63 - 1
 
 
@@ -89,17 +91,22 @@ class GenerateRequest:
         """Undo :meth:`to_json`.
 
         Raises:
-            ConfigError: for an unknown key, a missing prompt or a value out of range.
+            ConfigError: for an unknown key, a missing prompt, or a value of another type or out of
+                range.
         """
         known = [field.name for field in dataclasses.fields(cls)]
         for key in values.keys() - set(known):
             raise ConfigError(f"{key!r} is no setting of a request", hint=did_you_mean(key, known))
         if "prompt" not in values:
             raise ConfigError("a request needs a prompt", hint='an empty one is ""')
-        frozen: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
-        }
-        return cls(**frozen)
+        try:
+            # JSON has one kind of number.
+            real = {k: float(values[k]) for k in REAL if isinstance(values.get(k), int)}
+            return dataclass_from(cls, {**values, **real}, source="the settings")
+        except (ValueError, OverflowError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise ConfigError(f"the settings: {error}") from error
 
 
 Prompts = str | Sequence[str]
