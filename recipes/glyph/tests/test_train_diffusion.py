@@ -64,9 +64,16 @@ def recipe_of(pictures: GlyphPictures, **settings: float | str) -> DiffusionReci
 class Silent(nn.Module):
     """Predicts no velocity, and keeps what it was asked."""
 
-    def forward(self, x: Latent, time: PerSample, text: Text, mask: TextMask) -> Latent:
-        self.asked = x, time, text, mask
-        return torch.zeros_like(x)
+    def forward(
+        self,
+        x: Latent,
+        text: Text,
+        time: PerSample,
+        encoder_attention_mask: TextMask,
+        return_dict: bool = True,
+    ) -> tuple[Latent]:
+        self.asked = x, time, text, encoder_attention_mask
+        return (torch.zeros_like(x),)
 
 
 def captions_of(recipe: DiffusionRecipe, ids: Tensor, mask: Tensor) -> list[str]:
