@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
+import time
+import tracemalloc
 import zlib
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -25,6 +29,7 @@ scalars = scalars.filter(lambda value: value not in (float("inf"), float("-inf")
 values = st.recursive(
     scalars, lambda inner: st.lists(inner) | st.dictionaries(texts, inner), max_leaves=8
 )
+QUICK = settings(max_examples=50, deadline=None, derandomize=True)
 known = st.sampled_from(
     ["prompt", "negative_prompt", "num_steps", "seed", "solver", "width", "height", "model"]
 )
@@ -195,6 +200,43 @@ def test_compressed_texts_are_read_but_not_without_bound() -> None:
     bomb = zlib.compress(bytes(40 << 20))
     with pytest.raises(DataError, match="too large"):
         read_settings(head + chunk(b"zTXt", b"parameters\0\0" + bomb) + tail)
+
+
+def test_texts_of_others_cost_neither_time_nor_memory() -> None:
+    head, tail = png_with()[:33], png_with()[33:]
+    bomb = zlib.compress(bytes(15 << 20))
+    bombs = b"".join(chunk(b"zTXt", b"k%d\0\0" % number + bomb) for number in range(100))
+    tracemalloc.start()
+    with pytest.raises(DataError, match="text named k0"):
+        read_settings(head + bombs + tail)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * len(bombs)
+    for many in ("a" * 300_000, " " * 300_000, 'x: "' * 75_000, 'a:"\\' * 75_000):
+        started = time.process_time()
+        parse_parameters(f"a\nSteps: 1,{many}")
+        assert time.process_time() - started < 2
+
+
+@QUICK
+@given(st.binary(max_size=60), st.integers(0, 200), st.integers(0, 255))
+def test_damaged_pictures_are_one_error(junk: bytes, place: int, value: int) -> None:
+    data = bytearray(encode_png(PIXELS, {"prompt": "a"}))
+    data[place % len(data)] = value
+    for damaged in (bytes(data), bytes(data[:place]), png_with()[:33] + junk):
+        with contextlib.suppress(DataError):
+            read_settings(damaged)
+
+
+@QUICK
+@given(st.dictionaries(st.sampled_from([f.name for f in fields(GenerateRequest)]), values))
+def test_settings_of_any_type_are_a_request_or_one_error(stored: dict[str, Any]) -> None:
+    try:
+        request = GenerateRequest.from_json({"prompt": "a", **stored})
+    except ConfigError:
+        return
+    assert type(request.height) in (int, type(None))
+    assert isinstance(request.prompt, str)
 
 
 @pytest.mark.parametrize("bad", [{"x": float("nan")}, {"x": object()}, {1: 2}])

@@ -112,7 +112,7 @@ def build(
     """
     from sanakit.data.build import BuildSettings
     from sanakit.data.engines import engine_named
-    from sanakit.data.training_set import SET
+    from sanakit.data.units import SET
 
     if max_bad is not None:
         number(max_bad, name="--max-bad", low=0, high=1)
@@ -122,6 +122,7 @@ def build(
         "caption": caption, "captions": captions, "licence": licence,
     }  # fmt: skip
     options = {name: value for name, value in given.items() if value is not None}
+    number(options.get("max_bad", 0), name="--max-bad", low=0, high=1)
     folder = Path(target)
     if model is None and resolution is None and not (folder / SET).is_file():
         model = EMBEDDED

@@ -47,8 +47,8 @@ from sanakit.data.units import (
     Engine,
     Mark,
     Report,
-    clear_leftovers,
     fingerprint,
+    own_folder,
     read_mark,
     run_stage,
 )
@@ -363,9 +363,8 @@ def last_settings(training_set: TrainingSet) -> BuildSettings | None:
 
 
 def _write_plan(folder: Path, plan: ShardPlan, settings: BuildSettings) -> None:
-    (folder / PLAN).mkdir(parents=True, exist_ok=True)
-    for at in (folder / PLAN, folder):
-        clear_leftovers(at)
+    for at in (folder, folder / PLAN):
+        own_folder(at)
     for unit, lines in plan.shards.items():
         _write_if_other(plan_path(folder, unit), b"".join(lines))
     text = json.dumps(asdict(settings), indent=1)

@@ -36,6 +36,7 @@ from sanakit.pipeline.components import load_prompts, read_defaults
 from sanakit.pipeline.images import Pixels, from_pixels
 from sanakit.pipeline.networks import AutoencoderDC, component_folder
 from sanakit.pipeline.prompts import PromptCache, PromptEncoder
+from sanakit.untrusted import parse_json
 from sanakit.weights.catalog import find_checkpoint
 from sanakit.weights.resolve import resolve_model
 from sanakit.weights.store import read_config
@@ -107,7 +108,7 @@ class CachedStates:
     @property
     def about(self) -> dict[str, Any]:
         """What the file says of itself: ``shard_sha256``, ``storage``, ``encoder`` and more."""
-        return json.loads(self._bytes(self.shard, ABOUT))
+        return parse_json(self._bytes(self.shard, ABOUT))
 
     def latent(self, identity: str) -> Tensor:
         """The scaled latent ``c h w`` of a sample, in the dtype that is stored."""
@@ -347,7 +348,7 @@ class TextEncoding(Encoding):
         texts: dict[str, None] = {}
         for span in keys.meta:
             try:
-                captions = json.loads(read_span(path, span))["sanakit"]["captions"]
+                captions = parse_json(read_span(path, span))["sanakit"]["captions"]
                 texts.update((str(caption["text"]), None) for caption in captions)
             except (ValueError, KeyError, TypeError) as error:
                 raise DataError(

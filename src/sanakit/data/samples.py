@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar, get_type_hints
 
 from sanakit.errors import DataError, SanakitError
-from sanakit.untrusted import fits, shown
+from sanakit.untrusted import fits, shown, shown_text
 
 PlaceKind: TypeAlias = Literal["file", "span", "row"]
 
@@ -81,8 +81,9 @@ def reading(path: Path, hint: str) -> Iterator[None]:
         yield
     except SanakitError:  # said in our own words already
         raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is missing or damaged ({error})", hint=hint) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = shown_text(str(error))
+        raise DataError(f"{path} is missing or damaged ({reason})", hint=hint) from error
 
 
 def to_line(record: Sample | Refusal) -> str:
@@ -98,7 +99,7 @@ def sample_from(value: dict[str, Any]) -> Sample:
         return _checked(Sample(**{**value, "place": place, "captions": captions}))
     except (KeyError, TypeError) as error:
         raise DataError(
-            f"not a sample: {str(value)[:80]} ({error})", hint="run `sanakit data scan` again"
+            f"not a sample: {shown(value)} ({error})", hint="run `sanakit data scan` again"
         ) from error
 
 
@@ -120,5 +121,5 @@ def refusal_from(value: dict[str, Any]) -> Refusal:
         return _checked(Refusal(**value))
     except TypeError as error:
         raise DataError(
-            f"not a refusal: {str(value)[:80]} ({error})", hint="run `sanakit data scan` again"
+            f"not a refusal: {shown(value)} ({error})", hint="run `sanakit data scan` again"
         ) from error

@@ -23,8 +23,8 @@ from sanakit.data.images.decode import DEFAULT, BadPicture, DecodeLimits, decode
 from sanakit.data.samples import Place, Refusal, Sample, reading, to_line
 from sanakit.data.sources.places import read_place
 from sanakit.data.sources.source import Source
-from sanakit.data.training_set import DUPLICATES, QUARANTINE, REFUSED, SCAN, SET, TrainingSet
-from sanakit.data.units import MARK, Engine, Mark, Report, fingerprint, read_mark, run_stage
+from sanakit.data.training_set import DUPLICATES, QUARANTINE, REFUSED, SCAN, TrainingSet
+from sanakit.data.units import MARK, SET, Engine, Mark, Report, fingerprint, read_mark, run_stage
 from sanakit.errors import ConfigError, DataError
 from sanakit.files import sha256_of, write_atomically
 

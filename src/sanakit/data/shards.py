@@ -21,6 +21,7 @@ from sanakit.data.images.resize_and_crop import Bucket
 from sanakit.data.samples import reading
 from sanakit.errors import DataError
 from sanakit.files import sha256_of
+from sanakit.untrusted import parse_json, read_file
 
 FORMAT = 1
 _AGAIN = "run `sanakit data build` again"
@@ -111,7 +112,7 @@ def read_index(folder: Path) -> Index | None:
     if not path.exists():
         return None
     with reading(path, _AGAIN):
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(read_file(path))
         if value["format"] != FORMAT:
             raise DataError(f"{path} has format {value['format']}, and this is {FORMAT}")
         return Index(
@@ -131,7 +132,7 @@ def read_keys(folder: Path, unit: str) -> Keys:
     """What a shard holds."""
     path = folder / f"{unit}{KEYS}"
     with reading(path, _AGAIN):
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(read_file(path))
         return Keys(
             keys=tuple(value["keys"]),
             images=tuple((int(start), int(length)) for start, length in value["images"]),

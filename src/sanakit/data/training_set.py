@@ -23,13 +23,12 @@ from typing import Any
 
 from sanakit.data.images.decode import DecodeLimits
 from sanakit.data.samples import Caption, Refusal, Sample, reading, refusal_from, sample_from
-from sanakit.data.units import clear_leftovers, read_mark
+from sanakit.data.units import SET, clear_leftovers, read_mark
 from sanakit.errors import DataError
 from sanakit.files import expanded, names_in, write_json
 from sanakit.untrusted import dataclass_from, parse_json, read_file, shown
 
 FORMAT = 1
-SET = "set.json"
 SCAN, CAPTIONS, SCORES, SHARDS = "scan", "captions", "scores", "shards"
 LATENTS, TEXT, REPORT = "latents", "text", "report"
 REFUSED = ".refused.jsonl"
@@ -78,7 +77,9 @@ class TrainingSet:
     @property
     def limits(self) -> DecodeLimits:
         """What the scan took, such as the first frame of an animation, is taken later too."""
-        return DecodeLimits(**self.settings.get("limits", {}))
+        return dataclass_from(
+            DecodeLimits, self.settings.get("limits", {}), source=f"{self.folder / SET}: limits"
+        )
 
     def save(self) -> None:
         """Write `set.json`, and clear away what a killed process was writing beside it."""

@@ -24,11 +24,13 @@ from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 from sanakit.errors import DataError
-from sanakit.files import sha256_of, write_atomically
+from sanakit.files import disk_errors, sha256_of, write_atomically
 from sanakit.untrusted import parse_json, read_file
 
 Report: TypeAlias = Callable[[str], object]
 MARK = ".done.json"
+SET = "set.json"
+"""The file that makes a folder a training set."""
 _STAGING = ".unfinished-"
 
 
@@ -191,8 +193,7 @@ def run_stage(
     ``watch`` is given the marks of units that were finished before, then each new one; what it
     raises ends the run.
     """
-    stage.folder.mkdir(parents=True, exist_ok=True)
-    clear_leftovers(stage.folder)
+    own_folder(stage.folder)
     marks: dict[str, Mark] = {}
     for unit in units:
         mark = read_mark(stage.folder, unit)
@@ -210,6 +211,27 @@ def run_stage(
     finally:
         clear_leftovers(stage.folder)  # of processes that were stopped because another one failed
     return {unit: marks[unit] for unit in units}
+
+
+def own_folder(folder: Path) -> None:
+    """Make a folder of a set, or clear away what killed processes left in it.
+
+    Raises:
+        DataError: it, or what it lies in up to the set's own folder, is a link or a file: nothing
+            is written or removed in places that somebody else's set leads to.
+    """
+    places = [folder, *folder.parents][:3]
+    # The set's own folder may be a link: its user named it.
+    own = max((at for at, place in enumerate(places) if at and (place / SET).is_file()), default=1)
+    for place in places[:own]:
+        if place.is_symlink():
+            raise DataError(
+                f"{place} is a link, and nothing is written through one",
+                hint="make the set where the link leads to, or put a folder in its place",
+            )
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(folder)
 
 
 def clear_leftovers(folder: Path) -> None:

@@ -21,6 +21,7 @@ from sanakit.files import expanded, write_atomically
 from sanakit.pipeline.images import Pixels
 from sanakit.pipeline.pipeline import Pipeline
 from sanakit.pipeline.png import encode_png
+from sanakit.untrusted import parse_json, read_file
 
 Benchmark = Literal["geneval", "dpg", "clip", "fid"]
 BENCHMARKS: tuple[Benchmark, ...] = get_args(Benchmark)
@@ -65,9 +66,9 @@ def read_prompts(path: Path, benchmark: Benchmark) -> list[Prompt]:
         elif benchmark in ("geneval", "dpg"):
             found = None
         elif path.suffix == ".json":
-            found = _named(json.loads(path.read_text(encoding="utf-8")))
+            found = _named(parse_json(read_file(path)))
         else:
-            texts = path.read_text(encoding="utf-8").splitlines()
+            texts = read_file(path).decode().splitlines()
             found = _numbered([one.strip() for one in texts if one.strip()])
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({error})", hint=hint) from error
@@ -87,17 +88,16 @@ def _folder(folder: Path) -> list[Prompt]:
     # 2.txt before 10.txt.
     files.sort(key=lambda path: (len(path.stem), path.stem) if path.stem.isdigit() else (0, ""))
     return [
-        Prompt(name=path.stem, text=" ".join(path.read_text(encoding="utf-8").split()))
-        for path in files
+        Prompt(name=path.stem, text=" ".join(read_file(path).decode().split())) for path in files
     ]
 
 
 def _rows(path: Path, *, published: bool) -> list[Prompt]:
     """Rows of objects; the number of a row is its name, as GenEval's scorer wants it."""
     found = []
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [line for line in read_file(path).decode().splitlines() if line.strip()]
     for number, line in enumerate(lines):
-        value = json.loads(line)
+        value = parse_json(line)
         text = value.get("prompt") if isinstance(value, dict) else None
         if not isinstance(text, str):
             raise ValueError(f"row {number + 1} has no prompt")

@@ -24,6 +24,7 @@ from sanakit.models.parts import decodes_as_built
 from sanakit.models.tiling import Tiling, tiled_bytes, whole_bytes
 from sanakit.pipeline.images import Pixels, cut_to, to_pixels
 from sanakit.shapes import Image, Latent
+from sanakit.untrusted import check_fields, parse_json, shown_text
 from sanakit.weights.store import read_tensors, write_tensors
 
 if sys.platform != "win32":
@@ -161,6 +162,12 @@ def read_latents(path: str | Path) -> tuple[Latent, Origin]:
             hint=f"store scaled latents under the name {NAME!r}",
         )
     latent = tensors[name]
+    if not latent.numel():
+        raise DataError(f"{path}: its latents are {tuple(latent.shape)}: nothing to decode")
+    if latent.dtype.itemsize == 1:
+        raise DataError(
+            f"{path}: its latents are {latent.dtype}", hint="store them as float32 or bfloat16"
+        )
     if not latent.is_floating_point() or not torch.isfinite(latent).all():
         raise DataError(f"{path}: its latents are not finite numbers", hint="draw them again")
     return latent.float(), _origin(path)
@@ -172,15 +179,17 @@ def _origin(path: Path) -> Origin:
     if notes is None:
         return Origin()
     try:
-        content = json.loads(notes)
+        content = parse_json(notes)
         stored = content["format"]
         origin = Origin(
             model=content["model"],
             model_hash=content["model_hash"],
             settings=tuple(dict(one) for one in content["settings"]),
         )
+        check_fields(origin)
     except (ValueError, KeyError, TypeError) as error:
-        raise WeightsError(f"{path}: its notes are damaged ({error})") from error
+        reason = shown_text(str(error))
+        raise WeightsError(f"{path}: its notes are damaged ({reason})") from error
     if not isinstance(stored, int) or stored > FORMAT:
         raise DataError(
             f"{path}: latents of format {stored!r}; this one reads up to {FORMAT}",

@@ -8,7 +8,7 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import MappingProxyType
@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PILImage
-from PIL.PngImagePlugin import PngImageFile, PngInfo
+from PIL.PngImagePlugin import PngInfo
 
 from sanakit.errors import ConfigError, DataError
+from sanakit.untrusted import parse_json, read_file, shown
 
 LABELS: Mapping[str, tuple[str, Callable[[str], Any]]] = MappingProxyType(
     {
@@ -34,7 +35,8 @@ LABELS: Mapping[str, tuple[str, Callable[[str], Any]]] = MappingProxyType(
 """Label of the format, key of a request, reader of the value; ``Size`` is two keys, done apart."""
 
 NEGATIVE = "Negative prompt:"
-PAIR = re.compile(r'\s*([A-Za-z][\w /-]*):\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)')
+# Bounded, so that no text takes longer than its length.
+PAIR = re.compile(r'\s{0,9}([A-Za-z][\w /-]{0,60}):\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)')
 SIZE = re.compile(r"(\d{1,6})\s*x\s*(\d{1,6})")
 
 
@@ -99,7 +101,7 @@ def _unquoted(value: str) -> str:
     if not value.startswith('"'):
         return value
     try:
-        return str(json.loads(value))
+        return str(parse_json(value))
     except ValueError:
         return value
 
@@ -108,7 +110,11 @@ KEY = "sanakit"
 PARAMETERS = "parameters"
 FORMAT = 1
 """Raised when a reader of the last format would misunderstand the next."""
-DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+LARGEST_TEXT = 1 << 24
+"""Bytes of a text, unpacked."""
+DAMAGED = (ValueError, IndexError, struct.error, zlib.error)
 
 
 def encode_png(pixels: NDArray[np.uint8], settings: Mapping[str, Any] | None) -> bytes:
@@ -162,9 +168,10 @@ def read_settings(source: str | Path | bytes) -> dict[str, Any]:
         data = source
     else:
         try:
-            data = Path(source).read_bytes()
-        except OSError as error:
-            raise DataError(f"{name}: cannot be read ({error.strerror or error})") from error
+            data = read_file(Path(source))
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise DataError(f"{name}: cannot be read ({reason})") from error
     texts = _texts(data, name)
     if KEY in texts:
         return _own_settings(texts[KEY], name)
@@ -198,39 +205,88 @@ def _is_json(text: str) -> bool:
 
 
 def _texts(data: bytes, name: str) -> dict[str, str]:
-    """Keyword to text; a picture that is cut off after settings of ours still has them."""
-    try:
-        with warnings.catch_warnings():
-            # A large picture may be drawn; it is not decoded unless its texts come last.
-            warnings.simplefilter("ignore", PILImage.DecompressionBombWarning)
-            with PILImage.open(io.BytesIO(data)) as image:
-                if not isinstance(image, PngImageFile):
-                    raise DataError(
-                        f"{name}: is not a PNG but {image.format}",
-                        hint="settings are kept in the PNG that was generated; conversions lose "
-                        "them",
-                    )
-                first = {str(k): text for k, text in image.info.items() if isinstance(text, str)}
-                return first if {KEY, PARAMETERS} & set(first) else dict(image.text)
-    # What damaged bytes raise depends on where they are damaged.
-    except (*DAMAGED, PILImage.DecompressionBombError) as error:
+    """Keyword to text; a picture that is cut off after settings of ours still has them.
+
+    Of texts under other keywords only the keyword counts: they are not unpacked.
+    """
+    if not data.startswith(SIGNATURE):
         raise DataError(
-            f"{name}: is not a PNG, or is cut off or damaged ({error})", hint="copy it again"
-        ) from error
+            f"{name}: is not a PNG{_other_format(data)}",
+            hint="settings are kept in the PNG that was generated; conversions lose them",
+        )
+    found: dict[str, str] = {}
+    try:
+        for kind, content in _chunks(data):
+            if kind in TEXTS:
+                key, text = _text(kind, content)
+                found.setdefault(key, text)
+                if key == KEY:
+                    break
+    except DAMAGED as error:
+        if not {KEY, PARAMETERS} & set(found):
+            raise DataError(
+                f"{name}: is cut off or damaged ({error})", hint="copy it again"
+            ) from error
+    return found
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    at = len(SIGNATURE)
+    while at < len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        content = data[at + 8 : at + 8 + length]
+        (check,) = struct.unpack_from(">I", data, at + 8 + length)
+        if zlib.crc32(kind + content) != check:
+            raise ValueError(f"the checksum of its {kind.decode('latin-1')!r} differs")
+        yield kind, content
+        if kind == b"IEND":
+            return
+        at += 12 + length
+    raise ValueError("its end is missing")
+
+
+def _text(kind: bytes, content: bytes) -> tuple[str, str]:
+    """Keyword and text of a chunk; ISO 8859-1 but for iTXt, which is UTF-8."""
+    keyword, _, rest = content.partition(b"\0")
+    key = keyword.decode("latin-1")
+    if key not in (KEY, PARAMETERS):
+        return key, ""
+    packed = kind == b"zTXt"
+    if kind == b"iTXt":
+        packed, method, rest = bool(rest[0]), rest[1], rest[2:].split(b"\0", 2)[2]
+    elif packed:
+        method, rest = rest[0], rest[1:]
+    if packed:
+        if method != 0:
+            raise ValueError(f"text is packed by method {method}")
+        unpacking = zlib.decompressobj()
+        rest = unpacking.decompress(rest, LARGEST_TEXT)
+        if not unpacking.eof:
+            raise ValueError(f"a text is too large, more than {LARGEST_TEXT} bytes, or cut off")
+    return key, rest.decode("utf-8" if kind == b"iTXt" else "latin-1")
+
+
+def _other_format(data: bytes) -> str:
+    try:
+        with warnings.catch_warnings(), PILImage.open(io.BytesIO(data)) as image:
+            warnings.simplefilter("ignore")
+            return f" but {image.format}"
+    except Exception:  # what damaged bytes raise depends on where they are damaged
+        return ", or is damaged"
 
 
 def _own_settings(payload: str, name: str) -> dict[str, Any]:
     try:
-        content = json.loads(payload)
+        content = parse_json(payload)
         stored, settings = content["format"], content["settings"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{name}: its settings are damaged ({error})", hint="generate the picture again"
         ) from error
     if not isinstance(stored, int) or stored > FORMAT:
         raise DataError(
-            f"{name}: written by sanakit {content.get('version')} in format {stored}; "
-            f"this one reads up to {FORMAT}",
+            f"{name}: written by sanakit {str(content.get('version'))[:20]} in format "
+            f"{shown(stored)}; this one reads up to {FORMAT}",
             hint="pip install --upgrade sanakit",
         )
     if not isinstance(settings, dict):

@@ -88,7 +88,7 @@ def what_is_wrong(folder: Path, *, share: slice = slice(None)) -> str | None:
                 return f"{name} holds {path.stat().st_size} bytes and not {size}"
             if sha256_of(path) != digest:
                 return f"{name} is not what was written"
-    except (WeightsError, OSError, ValueError, TypeError) as error:
+    except (WeightsError, OSError, ValueError, TypeError, AttributeError) as error:
         return str(error).splitlines()[0]
     return None
 
@@ -224,7 +224,7 @@ class CheckpointWriter:
         try:
             files: dict[str, Any] = {}
             for part in sorted(self.temporary.glob("hashes-*.json")):
-                files |= json.loads(part.read_text(encoding="utf-8"))
+                files |= parse_json(read_file(part))
                 part.unlink()
             manifest = {"format": FORMAT, **self.notes, "files": files}
             path = self.temporary / MANIFEST

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sanakit.errors import ConfigError, MissingModelError, WeightsError
 from sanakit.files import listed, names_in, read_json, replacing, write_json
 from sanakit.models.config import config_from_dict, config_to_dict
+from sanakit.untrusted import other_readers, shown, shown_text
 from sanakit.weights.int8_rows import STORAGE, pack_int8, unpack_int8
 from sanakit.weights.layout import (
     CONFIG,
@@ -59,17 +60,22 @@ def read_tensors(
         storage = metadata.get("storage")
         wanted = sorted(held if names is None else names)
         stored = _stored(path, wanted, dtype if storage is None else None)
-    except SafetensorError as error:
-        raise _diagnosed(path, str(error)) from error
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except WeightsError:
+        raise
+    except Exception as error:
+        # safetensors', and torch's over sizes and types that there are not.
+        raise _diagnosed(path, shown_text(str(error))) from error
     if storage is None:
         return stored
     if storage != STORAGE:
         raise WeightsError(
-            f"{path}: storage {storage!r} is unknown", hint="a newer version of sanakit may read it"
+            f"{path}: storage {shown(storage)} is unknown",
+            hint="a newer version of sanakit may read it",
         )
-    unpacked = unpack_int8(stored, source=str(path))
+    with other_readers(path, WeightsError, hint="download or write it again"):
+        unpacked = unpack_int8(stored, source=str(path))
     return {name: _as(tensor, dtype) for name, tensor in unpacked.items()}
 
 

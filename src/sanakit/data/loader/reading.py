@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from sanakit.data.loader.folders import ShardFolder
 from sanakit.data.samples import Caption
 from sanakit.data.shards import Keys, ShardFile, Span, read_keys
 from sanakit.errors import DataError
+from sanakit.untrusted import parse_json
 
 _MOST_OPEN = 64  # shards of a reader
 _REBUILD = "build again: sanakit data build"
@@ -102,7 +102,7 @@ class ShardReader(_KeepsOpen[_Shard]):
         where = f"{self._folder.name}: {shard.file}: sample {identity!r}"
         data = _span(file, keys.images[row], where) if image else b""
         try:
-            value = json.loads(_span(file, keys.meta[row], where))["sanakit"]
+            value = parse_json(_span(file, keys.meta[row], where))["sanakit"]
             sample = StoredSample(
                 id=str(value["id"]),
                 image=data,

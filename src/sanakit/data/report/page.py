@@ -24,7 +24,7 @@ from sanakit.data.samples import Sample
 from sanakit.data.shards import Index, read_keys, read_span
 from sanakit.data.sources.places import read_place
 from sanakit.data.training_set import REPORT, SHARDS, TrainingSet
-from sanakit.data.units import clear_leftovers
+from sanakit.data.units import own_folder
 from sanakit.errors import DataError
 from sanakit.files import write_atomically
 
@@ -49,8 +49,7 @@ def write_report(training_set: TrainingSet, *, choose: int = 24) -> Path:
     facts = gather(training_set, choose=choose)
     shown = show_samples(facts.chosen, training_set, facts.index)
     folder = training_set.folder / REPORT
-    folder.mkdir(parents=True, exist_ok=True)
-    clear_leftovers(folder)
+    own_folder(folder)
     write_atomically(folder / SHEET, encoded(contact_sheet(shown), "PNG", optimize=True))
     write_atomically(folder / PAGE, page(facts, shown).encode("utf-8", "backslashreplace"))
     return folder / PAGE

@@ -44,7 +44,8 @@ from sanakit.data.sources.source import (
     SourceSettings,
 )
 from sanakit.data.sources.table import Columns, named_file, recognise, told
-from sanakit.data.training_set import SCAN, SET
+from sanakit.data.training_set import SCAN
+from sanakit.data.units import SET
 from sanakit.errors import DataError
 
 LIST = "meta_data.json"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from sanakit.data.sources.captions import CaptionPolicy
@@ -13,9 +12,11 @@ from sanakit.data.sources.source import Source, SourceSettings
 from sanakit.data.sources.table import TableSource
 from sanakit.data.sources.tars import Shard, TarSource
 from sanakit.data.sources.wids import META, WidsSource
-from sanakit.data.training_set import SET, SHARDS
+from sanakit.data.training_set import SHARDS
+from sanakit.data.units import SET
 from sanakit.errors import ConfigError, DataError, nearest_names
 from sanakit.files import expanded
+from sanakit.untrusted import parse_json, read_file
 
 READ = (
     "a folder of pictures, a table (.csv, .jsonl, .json, .parquet) that names or holds them, a"
@@ -86,7 +87,7 @@ def _saved_by_datasets(path: Path) -> list[str]:
     """Arrow files of a folder that `save_to_disk` of Hugging Face `datasets` wrote, in order."""
     try:
         if (path / "dataset_dict.json").is_file():
-            splits = json.loads((path / "dataset_dict.json").read_text("utf-8"))["splits"]
+            splits = parse_json(read_file(path / "dataset_dict.json"))["splits"]
             folders = [str(split) for split in splits]
         elif (path / "state.json").is_file():
             folders = [""]
@@ -94,9 +95,9 @@ def _saved_by_datasets(path: Path) -> list[str]:
             return []
         files = []
         for folder in folders:
-            state = json.loads((path / folder / "state.json").read_text("utf-8"))
+            state = parse_json(read_file(path / folder / "state.json"))
             files += [(Path(folder) / file["filename"]).as_posix() for file in state["_data_files"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{path} looks like a saved Hugging Face dataset, and is damaged ({error!r})",
             hint="save it again with save_to_disk, or to_parquet",

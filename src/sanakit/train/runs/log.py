@@ -18,6 +18,8 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 
+from sanakit.untrusted import parse_json
+
 LOG = "log.jsonl"
 
 
@@ -105,7 +107,7 @@ def read_log(run: Path) -> list[dict[str, Any]]:
     lines = []
     for text in (run / LOG).read_text(encoding="utf-8").splitlines():
         try:
-            lines.append(json.loads(text))
+            lines.append(parse_json(text))
         except ValueError:
             continue
     return lines

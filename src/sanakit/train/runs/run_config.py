@@ -13,6 +13,7 @@ from sanakit.errors import ConfigError, DataError
 from sanakit.files import expanded, write_json
 from sanakit.train.checkpoint import checkpoints
 from sanakit.train.config import LoopConfig, unknown_setting, with_overrides
+from sanakit.untrusted import parse_json, read_file
 from sanakit.weights.resolve import EMBEDDED
 
 RUN = "run.json"
@@ -151,7 +152,7 @@ def read_run(folder: str | Path) -> dict[str, Any]:
     """
     path = expanded(folder) / RUN
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(read_file(path))
         if value["format"] == 1:
             value = _of_format_1(value)
         if value["format"] != FORMAT:
@@ -176,7 +177,7 @@ def _of_format_1(value: Mapping[str, Any]) -> dict[str, Any]:
     settings = {}
     for pair in value["settings"]:
         key, _, text = pair.partition("=")
-        settings[key] = json.loads(text)
+        settings[key] = parse_json(text)
     of_loop = {field.name for field in fields(LoopConfig)}
     return {
         "format": FORMAT,

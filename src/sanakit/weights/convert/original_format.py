@@ -34,6 +34,7 @@ from sanakit.models.config import (
 from sanakit.models.controlnet import ControlBranch
 from sanakit.models.transformer import LinearDiT
 from sanakit.nn.embed import sincos_positions
+from sanakit.untrusted import DEEPEST, other_readers
 from sanakit.weights.convert.infer_config import (
     Kind,
     autoencoder_config,
@@ -81,7 +82,9 @@ def read_original(path: Path, *, config: str | None = None, average: bool = Fals
             do not fit. ConfigError: shapes that leave something open; a config that is not there.
     """
     state, notes = unwrapped(read_file(path), source=str(path), average=average)
-    return identified(state, source=str(path), config=config, notes=notes)
+    # Shapes and dtypes may be any.
+    with other_readers(path, WeightsError, what="holds no model", hint="download it again"):
+        return identified(state, source=str(path), config=config, notes=notes)
 
 
 def write_original(path: Path, state: Mapping[str, Tensor]) -> None:
@@ -135,7 +138,7 @@ def unwrapped(
             room than the file has.
     """
     notes: tuple[str, ...] = ()
-    while True:
+    for _ in range(DEEPEST):
         kept = [name for name in AVERAGES if isinstance(content.get(name), Mapping)]
         if average and kept:
             content, average = content[kept[0]], False
@@ -146,12 +149,21 @@ def unwrapped(
         if kept:
             notes += (f"its moving average ({kept[0]}) was left out; --average takes it",)
         content = content[nest or kept[0]]
+    else:
+        raise WeightsError(f"{source}: dictionaries inside each other without end")
     if average:
         raise WeightsError(f"{source}: holds no moving average", hint="leave out --average")
     state: dict[str, Tensor] = {}
     for name, value in content.items():
         if isinstance(value, Tensor):
             state[_plain(str(name))] = value.detach()
+    for name, tensor in state.items():
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested:
+            kind = "quantized" if tensor.is_quantized else str(tensor.layout)
+            raise WeightsError(
+                f"{source}: {name} is {kind}, which no checkpoint of SANA has",
+                hint="save it with .to_dense() or .dequantize()",
+            )
     claimed = sum(map(tensor_bytes, state.values()))
     stored = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in state.values()}
     if claimed > 2 * sum(stored.values()):
@@ -169,6 +181,10 @@ def _plain(name: str) -> str:
 
 
 def _unpickled(path: Path) -> Any:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(one.compress_type != zipfile.ZIP_STORED for one in archive.infolist()):
+                raise ValueError("torch packs nothing: small files could become any size")
     with torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of pickle protocols; what cannot be read raises
         return torch.load(
@@ -189,18 +205,9 @@ def _diagnosed(path: Path) -> Iterator[None]:
             f"{path}: refused, it holds code or objects ({named[1]}), not tensors alone",
             hint="do not load it any other way unless you trust where it comes from",
         ) from error
-    except (
-        RuntimeError,
-        EOFError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        AssertionError,
-        OverflowError,
-        OSError,
-        zipfile.BadZipFile,
-    ) as error:
+    except WeightsError:
+        raise
+    except Exception as error:
         raise _damaged(path) from error
 
 

@@ -1,0 +1,100 @@
+"""A training set that somebody else gave: its links lead nowhere, its files are damaged or odd."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from sanakit.cli.main import app
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("made")
+    (root / "pictures").mkdir()
+    for number in range(3):
+        Image.effect_noise((80, 96), 40 + number).convert("RGB").save(
+            root / "pictures" / f"{number}.png"
+        )
+    arguments = ["data", "build", str(root / "pictures"), "--out", str(root / "set")]
+    assert CliRunner().invoke(app, [*arguments, "--resolution", "64"]).exit_code == 0
+    return root
+
+
+@pytest.fixture
+def given(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made / "set", tmp_path / "set"))
+
+
+def typed(*arguments: object) -> tuple[int, str]:
+    done = CliRunner().invoke(app, [str(one) for one in arguments])
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return done.exit_code, done.output
+
+
+@pytest.mark.parametrize("folder", ["scan", "shards", "shards/plan", "report"])
+def test_nothing_is_written_or_removed_through_a_link_inside_a_set(
+    given: Path, tmp_path: Path, folder: str
+) -> None:
+    outside = tmp_path / "outside"
+    shutil.move(given / folder, outside)
+    (outside / ".mine.tmp").write_text("mine")
+    before = {path: path.stat().st_mtime_ns for path in outside.rglob("*")}
+    (given / folder).symlink_to(outside)
+    verbs: dict[str, list[Any]] = {
+        "scan": ["scan", given.parent / "none", "--out", given],
+        "report": ["stats", given],
+    }
+    code, said = typed("data", *verbs.get(folder, ["build", given, "--min-side", "5"]))
+    assert code == 2, said
+    assert {path: path.stat().st_mtime_ns for path in outside.rglob("*")} == before
+
+
+def test_a_set_behind_a_link_that_its_user_names_is_built(given: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(given)
+    assert typed("data", "build", tmp_path / "link")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("set.json", "[" * 50_000),
+        ("set.json", '{"format": 1, "format": 1}'),
+        ("scan/duplicates.jsonl", '{"a": 1}\n'),
+        ("scan/duplicates.jsonl", "5\n"),
+        ("shards/plan/settings.json", '{"resolution": "64"}'),
+        ("shards/plan/settings.json", '{"resolution": 64, "zzz": 1}'),
+        ("shards/plan/settings.json", "[]"),
+    ],
+)
+def test_damaged_files_of_a_set_are_one_error(given: Path, file: str, content: str) -> None:
+    path = given / file
+    assert path.is_file()
+    path.write_text(content)
+    code, said = typed("data", "build", given)
+    assert code == 2, said
+    assert len(said.strip().splitlines()) <= 2
+
+
+@pytest.mark.parametrize("limits", [{"x": 1}, {"max_pixels": "x"}, {"max_pixels": 0}, 5])
+def test_limits_of_a_set_are_typed(given: Path, limits: Any) -> None:
+    path = given / "set.json"
+    value = json.loads(path.read_text())
+    value["settings"]["limits"] = limits
+    path.write_text(json.dumps(value))
+    assert typed("data", "build", given, "--min-side", "9")[0] == 2
+
+
+@pytest.mark.parametrize("share", ["-1", "2", "nan"])
+def test_a_share_that_is_none_is_refused_before_anything_is_scanned(
+    made: Path, tmp_path: Path, share: str
+) -> None:
+    out = tmp_path / "new"
+    code, said = typed("data", "build", made / "pictures", "--out", out, "--max-bad", share)
+    assert (code, out.exists()) == (2, False), said
