@@ -107,9 +107,13 @@ def read_log(run: Path) -> list[dict[str, Any]]:
     lines = []
     for text in (run / LOG).read_text(encoding="utf-8").splitlines():
         try:
-            lines.append(parse_json(text))
+            line = parse_json(text)
         except ValueError:
             continue
+        if isinstance(line, dict) and all(
+            isinstance(line.get(key), int | float) for key in ("images", "seconds")
+        ):
+            lines.append(line)
     return lines
 
 
