@@ -27,10 +27,11 @@ AUTOENCODER = (
 FULL = ("peak_lr=1e-3", "warmup_images=6400", "decay_share=0.33")
 DECODER = ("peak_lr=5e-4", "warmup_images=1600", "decay_share=0.7", "latent_noise=0.15")
 """How the autoencoder trains unless a preset says otherwise, and its decoder after it."""
+MAX_TOKENS = 32
 TRANSFORMER = (
     *("batch_size=128", "peak_lr=8e-4", "warmup_images=4000", "decay_share=0.35"),
     *("weight_decay=0.02", "betas=[0.9, 0.98]", "average_halflife=12000"),
-    *("log_every=50", "evaluate_every=200", "max_tokens=32"),
+    *("log_every=50", "evaluate_every=200", f"max_tokens={MAX_TOKENS}"),
 )
 """How the transformer trains unless a preset says otherwise: what the embedded model learned by."""
 
@@ -259,7 +260,9 @@ def _start(work: Work) -> Iterable[Command]:
 
 
 def _latents(work: Work) -> Iterable[Command]:
-    told = ("--model", work.start, "--what", "latents", "--workers", work.preset.whole.workers)
+    told: list[object] = ["--model", work.start, "--workers", work.preset.whole.workers]
+    frozen = ("--what", "both", "--max-tokens", MAX_TOKENS)
+    told += ("--what", "latents") if work.preset.diffusion.tune_text else frozen
     yield _sanakit("data", "encode", work.shards, *told)
 
 
