@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from sanakit.flow.grids import NoiseLevel, levels_at
+from sanakit.models.outputs import Transformer2DModelOutput
 from sanakit.pipeline.prompts import PromptEncoder
 from sanakit.shapes import Latent, PerSample, Text, TextMask
 from tiny import tiny_components
@@ -71,9 +72,9 @@ class Silent(nn.Module):
         time: PerSample,
         encoder_attention_mask: TextMask,
         return_dict: bool = True,
-    ) -> tuple[Latent]:
+    ) -> Transformer2DModelOutput:
         self.asked = x, time, text, encoder_attention_mask
-        return (torch.zeros_like(x),)
+        return Transformer2DModelOutput(torch.zeros_like(x))
 
 
 def captions_of(recipe: DiffusionRecipe, ids: Tensor, mask: Tensor) -> list[str]:
