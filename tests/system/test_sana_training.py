@@ -91,7 +91,7 @@ def test_a_run_in_two_parts_is_bit_equal_to_one(
         assert one
         assert_close(other, one, atol=0, rtol=0)
     if lora:
-        assert all(".lora:" in name for name in learned(tmp_path / "whole"))
+        assert all(".lora_" in name for name in learned(tmp_path / "whole"))
 
 
 def _seen(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
