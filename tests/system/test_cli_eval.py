@@ -1,4 +1,4 @@
-"""`sanakit eval autoencoder` and `standard` as a user types them, on tiny networks."""
+"""`sanakit eval` as a user types it, on tiny networks."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from command_line import sanakit
 from sanakit.data.captions.scoring import Scorer
 from sanakit.evaluate import clip, features
 from sanakit.evaluate.frechet import frechet_distance
+from sanakit.evaluate.pictures import pictures_to_restore
 from sanakit.models.perceptual import PerceptualNetwork
 from sanakit.pipeline.pipeline import Pipeline
 from sanakit.weights import perceptual
@@ -105,6 +106,44 @@ def test_autoencoder_of_any_pictures_and_without_the_networks(model: str, tmp_pa
     assert [figure["count"] for figure in found("autoencoder")[0].values()] == [3, 3, 3]
     _, err = sanakit("eval", "autoencoder", model, "--data", folder, "--size", 40, code=2)
     assert "not a multiple of 32" in err
+
+
+def test_generation_against_a_folder_or_a_set_of_any_pictures(
+    model: str, tmp_path: Path, drawn: list[str]
+) -> None:
+    real, held = pictures(tmp_path / "mine", count=41), pictures(tmp_path / "held", count=3)
+    common = ("eval", "generation", model, "--data", real, "--steps", 1, "--seed", 4)
+    _, err = sanakit(*common, code=2)
+    assert "no picture has a caption" in err
+    assert not drawn
+    for number in range(3):
+        (held / f"{number}.txt").write_text(f"noise {number}", encoding="utf-8")
+    out, _ = sanakit(*common, "--held", held, "--width", 64, "--height", 32, "--json")
+    assert drawn == [f"noise {number} {4 + number}" for number in range(3)]
+    figures, details = found("generation")
+    assert json.loads(out)["figures"] == list(figures.values())
+    assert details["prompts"] == ["noise 0", "noise 1", "noise 2"]
+    # Fewer than forty drawn: no kernel distance.
+    assert list(figures) == ["FD-EffNetLite0, drawn", "FD-EffNetLite0, held-out real"]
+
+    def rows(folder: Path, count: int) -> Any:
+        squares = pictures_to_restore(folder, size=32)[:count]
+        return tiny_features(width=WIDTH)(squares).numpy()
+
+    wanted = frechet_distance(rows(held, 3), rows(real, 41))
+    one = figures["FD-EffNetLite0, held-out real"]
+    assert one["value"] == pytest.approx(wanted, rel=1e-5)
+    assert one["count"] == 3
+    assert one["low"] <= one["value"] <= one["high"]
+
+    sanakit("data", "build", held, "--out", "set", "--resolution", 64)
+    drawn.clear()
+    options = ("--data", "set", "--steps", 1, "--count", 2, "-o", "two")
+    out, err = sanakit("eval", "generation", model, *options)
+    assert "| FD-EffNetLite0, drawn |" in out
+    assert len(drawn) == 2
+    _, err = sanakit("eval", "generation", model, "--data", "set", "--count", 1, code=2)
+    assert "count=1: a distance needs 2 pictures" in err
 
 
 def test_missing_packages_are_named_with_what_to_install(

@@ -16,16 +16,16 @@ from recipes.glyph.data.pictures import GlyphPictures
 from recipes.glyph.evaluate.pictures import GlyphSamples, held_samples, known_samples
 from sanakit.charts import Point, lines, save, sheet
 from sanakit.errors import ConfigError
-from sanakit.evaluate.distances import BLOCKS, NEIGHBOURS, Estimate, inside, kernel_distance
+from sanakit.evaluate.distances import BLOCKS, NEIGHBOURS, inside, kernel_distance
 from sanakit.evaluate.features import NAME, SIDE, FeatureNetwork, Features, features_of
 from sanakit.evaluate.figures import Evaluation, Figure, mean_figure
 from sanakit.evaluate.frechet import Reference, ResampledDistance
+from sanakit.evaluate.generation import FD, distance_figure
 from sanakit.evaluate.pictures import GenerationSettings, generate_pictures
 from sanakit.evaluate.restoration import Restored
 from sanakit.pipeline.images import Pixels
 from sanakit.pipeline.pipeline import Pipeline
 
-FD = "FD-EffNetLite0"
 PLOT, SHEET = "distance.png", "pictures.png"
 SHOWN = 10
 LEAST = 2 * BLOCKS
@@ -153,16 +153,20 @@ def _figures(
     known = Reference(train)
     distances = {name: known.resampled(rows) for name, rows in sets.items()}
     figures = [
-        _figure(f"{FD}, {name}", each.estimate, each.count, better="lower" if name == DRAWN else "")
+        distance_figure(
+            f"{FD}, {name}", each.estimate, each.count, better="lower" if name == DRAWN else ""
+        )
         for name, each in distances.items()
     ]
     over = distances[DRAWN].over(distances[HELD])
     count = distances[DRAWN].count
-    figures.append(_figure(f"{FD}, {DRAWN} / {HELD}", over, count, better="lower"))
+    figures.append(distance_figure(f"{FD}, {DRAWN} / {HELD}", over, count, better="lower"))
     equal = train[:count]
     for name, rows in sets.items():
         better: Better = "lower" if name == DRAWN else ""
-        figures.append(_figure(f"KID, {name}", kernel_distance(rows, train), count, better=better))
+        figures.append(
+            distance_figure(f"KID, {name}", kernel_distance(rows, train), count, better=better)
+        )
     for name, rows in sets.items():
         better = "higher" if name == DRAWN else ""
         same = rows[: len(equal)]
@@ -186,14 +190,3 @@ def _halves(count: int) -> list[int]:
     while (count := count // 2) >= LEAST:
         found.append(count)
     return found[::-1]
-
-
-def _figure(name: str, estimate: Estimate, count: int, *, better: Better) -> Figure:
-    return Figure(
-        name=name,
-        value=estimate.value,
-        low=estimate.low,
-        high=estimate.high,
-        count=count,
-        better=better,
-    )

@@ -142,6 +142,63 @@ def measure(
 
 
 @app.command()
+def generation(
+    data: Annotated[
+        Path, typer.Option(help="Real pictures: a training set, or as `sanakit data scan` reads.")
+    ],
+    model: Model = "glyph",
+    held: Annotated[
+        Path | None,
+        typer.Option(help="Pictures never trained on, whose captions are drawn. Default: --data."),
+    ] = None,
+    count: Annotated[int, typer.Option("--count", "-n", help="Captions, one picture each.")] = 100,
+    reference: Annotated[int, typer.Option(help="At most so many pictures of --data.")] = 5000,
+    width: Side = None,
+    height: Side = None,
+    seed: Seed = 0,
+    steps: Steps = 20,
+    guidance: Guidance = None,
+    solver: Solver = None,
+    flow_shift: FlowShift = None,
+    out: Out = Path("runs/eval/generation"),
+    features: FeatureFolder = None,
+    cache: Cache = CACHE,
+    device: Device = "cpu",
+    json_: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object: evaluation.json.")
+    ] = False,
+) -> None:
+    """Draw captions of a set; say how far, as a whole, the pictures lie from real ones."""
+    from dataclasses import replace
+
+    from sanakit.evaluate.generation import evaluate_generation
+    from sanakit.pipeline.pipeline import Pipeline
+
+    network = feature_network(features, device)  # before hours of drawing
+    evaluation = evaluate_generation(
+        Pipeline.load(model, device=device),
+        network,
+        model=model,
+        data=data,
+        held=held,
+        out=out,
+        cache=cache,
+        count=count,
+        reference=reference,
+        settings=replace(
+            generation_settings(seed, steps, guidance, solver, flow_shift),
+            width=width,
+            height=height,
+        ),
+        report=progress,
+    )
+    if json_:
+        say(evaluation.to_json().rstrip())
+    else:
+        tell(evaluation, out)
+
+
+@app.command()
 def standard(
     prompts: Prompts,
     model: Model = "glyph",

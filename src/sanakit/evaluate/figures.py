@@ -60,13 +60,17 @@ class Evaluation:
             )
         return "\n".join(lines) + "\n"
 
+    def to_json(self) -> str:
+        """All of it, as in `evaluation.json`."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
     def save(self, folder: Path) -> None:
         """Write `evaluation.json` and `evaluation.md` into a folder, each whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
         settings = "\n".join(f"- {name}: {value}" for name, value in self.settings.items())
         head = f"# {self.family}\n\n- model: {self.model}\n- data: {self.data}\n{settings}\n\n"
         texts = {
-            JSON_FILE: json.dumps(asdict(self), indent=2) + "\n",
+            JSON_FILE: self.to_json(),
             TABLE_FILE: head + self.table(),
         }
         for name, text in texts.items():

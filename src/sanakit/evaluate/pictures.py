@@ -15,9 +15,11 @@ from sanakit.data.images.resize_and_crop import fitted
 from sanakit.data.samples import Refusal, Sample
 from sanakit.data.sources.opening import open_source
 from sanakit.data.sources.places import read_place
+from sanakit.data.training_set import SHARDS
+from sanakit.data.units import SET
 from sanakit.errors import DataError
 from sanakit.evaluate.features import PictureSet
-from sanakit.files import replacing, sha256_of
+from sanakit.files import expanded, replacing, sha256_of
 from sanakit.pipeline.images import Pixels
 from sanakit.pipeline.pipeline import Pipeline
 from sanakit.pipeline.request import GenerateRequest
@@ -61,6 +63,11 @@ class FilePictures:
         return [sample.id for sample in self.listed]
 
     @property
+    def captions(self) -> list[str]:
+        """The first caption of each."""
+        return [sample.captions[0].text for sample in self.listed]
+
+    @property
     def asked(self) -> list[str]:
         """What tells these pictures from others: for the name of a cache."""
         told = "\n".join(f"{sample.id} {sample.place}" for sample in self.listed)
@@ -78,19 +85,27 @@ class FilePictures:
 
 
 def pictures_to_restore(
-    data: Path, *, size: int = RESTORED_SIDE, count: int | None = None
+    data: Path, *, size: int = RESTORED_SIDE, count: int | None = None, captioned: bool = False
 ) -> FilePictures:
     """A fixed sample of a source's pictures, in squares of ``size`` px, to measure with.
 
+    Of a training set these are the pictures in its shards; ``captioned`` takes those with a text.
+
     Raises:
-        DataError: there are no pictures.
+        DataError: there are no pictures, or none with a caption.
     """
-    source = open_source(data)
+    folder = expanded(data)
+    source = open_source(folder / SHARDS if (folder / SET).is_file() else folder)
     found: list[Sample] = []
     for unit in source.units():
         found += [one for one in source.read(unit) if not isinstance(one, Refusal)]
     if not found:
         raise DataError(f"{data} holds no pictures that can be read")
+    if captioned and not (found := [one for one in found if one.captions]):
+        raise DataError(
+            f"{data}: no picture has a caption",
+            hint="put NAME.txt beside NAME.png, name a table, or --held OTHER-SET",
+        )
     chosen = np.sort(np.random.default_rng(0).permutation(len(found))[:count])
     return FilePictures(source.root, [found[row] for row in chosen], size)
 
