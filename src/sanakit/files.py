@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -62,26 +65,31 @@ def replacing(path: Path) -> Iterator[Path]:
 def replacing_folder(path: Path) -> Iterator[Path]:
     """Give a folder to fill; on a clean exit it becomes ``path``, on any other it is removed.
 
-    An existing folder is replaced as a whole; until the end it is untouched.
+    An existing folder is replaced as a whole; until the end it is untouched. One that a kill caught
+    between its two renames comes back with the next call.
 
     Raises:
         OSError: the disk refuses.
     """
-    staging, old = _beside(path), _beside(path)
+    staging = _beside(path)
+    old = path.with_name(f".{sha256_of(path.name)[:12]}.old")
+    _settle(path, old)
     try:
         staging.mkdir()
         yield staging
         if path.exists():
             path.rename(old)
-        try:
-            os.replace(staging, path)
-        except OSError:
-            if old.exists():
-                old.rename(path)
-            raise
+        os.replace(staging, path)
     finally:
+        _settle(path, old)
         shutil.rmtree(staging, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+
+
+def _settle(path: Path, old: Path) -> None:
+    """Take the old folder back where there is no new one, else remove it."""
+    if old.exists() and not path.exists():
+        old.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def discard_folder(folder: Path) -> None:
@@ -222,4 +230,31 @@ def check_room(folder: Path, needed: int, *, what: object, hint: str) -> None:
 
 def _beside(path: Path) -> Path:
     """Short and unlike the target: a long target name must not make the temporary one too long."""
-    return path.parent / f".{secrets.token_hex(6)}.tmp"
+    _clear_abandoned(path.parent)
+    return path.parent / f".{_machine()}-{os.getpid()}-{secrets.token_hex(6)}.tmp"
+
+
+@cache
+def _machine() -> str:
+    return sha256_of(platform.node())[:6]
+
+
+@cache
+def _clear_abandoned(folder: Path) -> None:
+    """Remove what processes of this machine that were killed left in a folder; once a process."""
+    import psutil  # noqa: PLC0415  half of this module's users write nothing
+
+    try:
+        names = os.listdir(folder)
+    except OSError:  # the writer's own error says it better
+        return
+    for name in names:
+        left = re.fullmatch(rf"\.{_machine()}-(\d{{1,9}})-[0-9a-f]{{12}}\.tmp", name)
+        if left is None or psutil.pid_exists(int(left[1])):
+            continue
+        path = folder / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                path.unlink()

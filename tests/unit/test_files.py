@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -90,3 +91,50 @@ def test_the_cache_is_where_the_environment_says(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert cache_folder() == expected
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from sanakit.files import replacing, replacing_folder
+with replacing(Path(sys.argv[1])) as file, replacing_folder(Path(sys.argv[2])) as folder:
+    file.write_bytes(b"half")
+    (folder / "half").touch()
+    os._exit(9)
+"""
+
+
+def test_what_a_killed_process_left_goes_with_the_next_write(tmp_path: Path) -> None:
+    arguments = [str(tmp_path / "file"), str(tmp_path / "folder")]
+    subprocess.run([sys.executable, "-c", KILLED, *arguments], check=False)
+    assert len(os.listdir(tmp_path)) == 2
+    with replacing(tmp_path / "mine") as mine:
+        mine.write_bytes(b"whole")
+        again = [sys.executable, "-c", KILLED.replace("os._exit(9)", ""), *arguments]
+        subprocess.run(again, check=True)
+        assert mine.is_file(), "that of a living process stays"
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder", "mine"]
+
+
+@pytest.mark.parametrize("killed", [True, False])
+def test_a_folder_comes_back_from_between_two_renames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: bool
+) -> None:
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "old").touch()
+
+    def end(*_: object) -> None:
+        raise SystemExit(143)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", end)
+        if killed:
+            patch.setattr("sanakit.files._settle", lambda *_: None)
+        with pytest.raises(SystemExit), replacing_folder(target):
+            pass
+    assert target.exists() is not killed
+    with pytest.raises(ValueError, match="not to be written"), replacing_folder(target):
+        raise ValueError("not to be written")
+    assert os.listdir(target) == ["old"]
+    assert os.listdir(tmp_path) == ["model"]
