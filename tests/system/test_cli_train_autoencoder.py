@@ -14,7 +14,7 @@ from sanakit.models.perceptual import PerceptualNetwork
 from sanakit.train.checkpoint import checkpoints
 from sanakit.train.recipes import autoencoder_run
 from sanakit.train.runs.run_config import read_run
-from sanakit.train.runs.summary import view_run
+from sanakit.train.runs.summary import summary_of_run
 from tiny import AUTOENCODER
 from tiny_recipe import TinyRecipe
 from tiny_shards import write_shards
@@ -89,7 +89,7 @@ def test_an_autoencoder_s_run_holds_all_it_was_told_and_goes_on_without_being_to
     }
     # The loop's, published ones of the phase included.
     assert (fields["peak_lr"], fields["weight_decay"], fields["batch_size"]) == (6.4e-5, 0.1, 2)
-    changed = view_run(Path("run")).changed
+    changed = summary_of_run(Path("run")).changed
     assert changed["l2"] == 0.25
     assert not changed.keys() & {"l1", "mirror", "latent_noise"}
     told = train("autoencoder", "--resume", "--out", "run", settings=["total_images=6"])

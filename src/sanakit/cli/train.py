@@ -256,9 +256,9 @@ def export(
 @app.command()
 def show(run: Run) -> None:
     """Tell how far a run is, its losses, its checkpoints and whether they are whole."""
-    from sanakit.train.runs.summary import view_run
+    from sanakit.train.runs.summary import summary_of_run
 
-    for line in view_run(expanded(run)).lines():
+    for line in summary_of_run(expanded(run)).lines():
         say(line)
 
 

@@ -33,7 +33,7 @@ class SavedState:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunView:
+class RunSummary:
     """A run as its files show it; None is what they do not tell."""
 
     run: Path
@@ -82,7 +82,7 @@ class RunView:
         return [*found, f"set     {words}"] if words else found
 
 
-def view_run(run: Path) -> RunView:
+def summary_of_run(run: Path) -> RunSummary:
     """Read a run's log and settings, and compare every checkpoint with its hashes.
 
     Raises:
@@ -100,7 +100,7 @@ def view_run(run: Path) -> RunView:
     saved = [_saved(folder) for folder in checkpoints(run)]
     last = lines[-1] if lines else {"images": 0, "seconds": 0.0}
     total = settings.get("total_images")
-    return RunView(
+    return RunSummary(
         run=run,
         images_seen=int(last["images"]),
         total_images=None if total is None else int(total),

@@ -21,7 +21,7 @@ from sanakit.train.config import LoopConfig
 from sanakit.train.loop import train
 from sanakit.train.runs.curves import curves, figure_of, smoothed
 from sanakit.train.runs.log import RunLog, read_log, spoken
-from sanakit.train.runs.summary import RunView, SavedState, standing, view_run
+from sanakit.train.runs.summary import RunSummary, SavedState, standing, summary_of_run
 from tiny_recipe import TinyRecipe
 
 CONFIG = LoopConfig(
@@ -51,7 +51,7 @@ def logged(folder: Path, *lines: dict[str, Any], total: int = 100) -> Path:
 
 
 def test_a_finished_run_is_at_its_target_with_whole_checkpoints(run: Path) -> None:
-    view = view_run(run)
+    view = summary_of_run(run)
     assert (view.images_seen, view.total_images, view.seconds_left) == (24, 24, 0)
     assert set(view.losses) == {"loss", "twice"}
     assert (view.held, view.held_at) == ({"held_loss": 1.0}, 24)
@@ -71,7 +71,7 @@ def test_a_damaged_checkpoint_is_called_damaged(run: Path, tmp_path: Path) -> No
 
 
 def test_only_settings_that_are_not_their_defaults_are_shown(run: Path) -> None:
-    changed = view_run(run).changed
+    changed = summary_of_run(run).changed
     assert changed["batch_size"] == 4
     assert changed["log_every"] == 1
     assert "betas" not in changed
@@ -81,7 +81,7 @@ def test_only_settings_that_are_not_their_defaults_are_shown(run: Path) -> None:
 def test_time_left_is_what_is_missing_at_the_rate_of_the_last_lines(tmp_path: Path) -> None:
     slow = [line(1, 1000.0)]
     quick = [line(10 + n, 1000.0 + 2 * n) for n in range(11)]
-    view = view_run(logged(tmp_path / "run", *slow, *quick))
+    view = summary_of_run(logged(tmp_path / "run", *slow, *quick))
     assert view.per_second == pytest.approx(0.5)
     assert view.seconds_left == pytest.approx(80 / 0.5)
 
@@ -94,12 +94,12 @@ def test_lines_that_a_resumed_run_wrote_anew_count_once() -> None:
 
 
 def test_a_line_alone_says_its_rate_itself(tmp_path: Path) -> None:
-    view = view_run(logged(tmp_path / "run", line(10, 5.0)))
+    view = summary_of_run(logged(tmp_path / "run", line(10, 5.0)))
     assert view.per_second == 1.0
     assert view.seconds_left == 90
-    stuck = view_run(logged(tmp_path / "stuck", line(10, 5.0), line(10, 6.0)))
+    stuck = summary_of_run(logged(tmp_path / "stuck", line(10, 5.0), line(10, 6.0)))
     assert stuck.per_second == 1.0
-    beyond = view_run(logged(tmp_path / "beyond", line(10, 5.0), line(120, 6.0)))
+    beyond = summary_of_run(logged(tmp_path / "beyond", line(10, 5.0), line(120, 6.0)))
     assert beyond.seconds_left == 0
 
 
@@ -108,13 +108,13 @@ def test_losses_are_those_of_the_last_line_and_held_figures_of_their_own(tmp_pat
     bins = {"mfu": 0.5, "loss_sigma_0.1": 9.0, "time_data": 0.1, "grad_norm": 7.0}
     lines = line(1, 1.0, loss=4.0), {**held, "images": 1, "held_loss": 1.0}
     run = logged(tmp_path / "run", *lines, line(3, 3.0, loss=None, l1=2.0, **bins), held)
-    view = view_run(run)
+    view = summary_of_run(run)
     assert view.losses == {"loss": None, "l1": 2.0}
     assert (view.held, view.held_at) == ({"held_loss": 0.25}, 3)
 
 
 def test_a_view_is_told_in_lines(tmp_path: Path) -> None:
-    view = RunView(
+    view = RunSummary(
         run=Path("runs/x"),
         images_seen=2_500,
         total_images=10_000,
@@ -139,7 +139,7 @@ def test_a_view_is_told_in_lines(tmp_path: Path) -> None:
         "saved   b  0.0 MB  DAMAGED: too short",
         "set     betas=[0.9, 0.99]",
     ]
-    assert view_run(logged(tmp_path / "run")).lines()[-2] == "saved   nothing yet"
+    assert summary_of_run(logged(tmp_path / "run")).lines()[-2] == "saved   nothing yet"
 
 
 def test_settings_come_from_the_run_s_file_or_its_last_checkpoint(
@@ -149,18 +149,18 @@ def test_settings_come_from_the_run_s_file_or_its_last_checkpoint(
     file = json.loads((mine / "run.json").read_text("utf-8"))
     file["objective"] = {"flow_shift": 2.0, "lora_rank": 0}
     (mine / "run.json").write_text(json.dumps(file), "utf-8")
-    view = view_run(mine)
+    view = summary_of_run(mine)
     assert view.total_images == 7
     assert view.changed == {"flow_shift": 2.0, "total_images": 7}
     (mine / "run.json").write_text("{", "utf-8")
     with pytest.raises(DataError, match="damaged"):
-        view_run(mine)
+        summary_of_run(mine)
     assert not (run / "run.json").exists()
-    assert view_run(run).total_images == 24
+    assert summary_of_run(run).total_images == 24
     alone = tmp_path / "log-only"
     alone.mkdir()
     (alone / "log.jsonl").write_text(json.dumps(line(3, 1.0)) + '\n{"images": 4, "sec', "utf-8")
-    assert view_run(alone).images_seen == 3  # a line that a kill cut short is none
+    assert summary_of_run(alone).images_seen == 3  # a line that a kill cut short is none
 
 
 def test_a_number_that_is_not_finite_is_logged_as_null(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_after_a_full_disk_tensorboard_goes_on_in_another_file(
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no folder of a run"):
-        view_run(tmp_path)
+        summary_of_run(tmp_path)
     assert "holds no log" in sanakit("train", "plot", tmp_path, code=2)[1]
 
 
