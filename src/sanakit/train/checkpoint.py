@@ -39,6 +39,11 @@ KEEP = 2
 FORMAT = 2
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"checkpoint-(\d{10})")
+_COUNTED = {
+    "loss_scale": ("scale", "finite_in_a_row"),
+    "skipped": ("in_a_row", "in_total"),
+}
+"""Numbers that a run cannot go on without, as `train/distributed/loss_scale.py` writes them."""
 _TROUBLE = (OSError, CheckpointException, SafetensorError, RuntimeError)
 
 
@@ -61,10 +66,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             raise KeyError("format")
         if folder.name != f"checkpoint-{whole(manifest['images_seen'], name='images_seen'):010d}":
             raise ValueError(f"images_seen={manifest['images_seen']}")
-        number(manifest.get("seconds", 0), name="seconds", low=0)
-        for name in ("loss_scale", "skipped"):
-            for key, value in dict(manifest.get(name, {})).items():
-                number(value, name=f"{name}.{key}")
+        number(manifest["seconds"], name="seconds", low=0)
+        for name, keys in _COUNTED.items():
+            for key in keys:
+                number(manifest[name][key], name=f"{name}.{key}")
     except (ConfigError, OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(
             f"{path}: no manifest of a checkpoint ({error})",

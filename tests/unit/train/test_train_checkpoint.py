@@ -41,10 +41,19 @@ def tensors(value: float = 1.0) -> dict[str, Tensor]:
     }
 
 
+COUNTED = {
+    "seconds": 1.5,
+    "loss_scale": {"scale": 1.0, "finite_in_a_row": 0},
+    "skipped": {"in_a_row": 0, "in_total": 0},
+}
+
+
 def save(run: Path, images: int, value: float = 1.0) -> Path:
     run.mkdir(exist_ok=True)
     writing = CheckpointWriter(run, ALONE)
-    writing.start(tensors(value), {"images_seen": images, "extra": [1]}, background=False)
+    writing.start(
+        tensors(value), {"images_seen": images, "extra": [1], **COUNTED}, background=False
+    )
     folder, _ = writing.finish()
     assert folder is not None
     return folder
@@ -99,13 +108,17 @@ def harm(folder: Path, kind: str) -> None:
             "endless": {"images_seen": 1e400},
             "seconds": {"seconds": "x"},
         }
+        odd |= {"no scale": {"loss_scale": {}}, "no skips": {"skipped": None}}
         odd |= {"another": {"images_seen": 16}, "scale": {"loss_scale": {"scale": "nan"}}}
         manifest = json.loads((folder / MANIFEST).read_text())
-        (folder / MANIFEST).write_text(json.dumps({**manifest, **odd[kind]}))
+        if kind in ("loss_scale", "skipped"):
+            del manifest[kind]
+        (folder / MANIFEST).write_text(json.dumps({**manifest, **odd.get(kind, {})}))
 
 
 KINDS = ["torn", "flipped", "gone", "manifest torn", "manifest deep"]
 KINDS += ["format", "endless", "seconds", "another", "scale"]
+KINDS += ["no scale", "no skips", "loss_scale", "skipped"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -164,14 +177,14 @@ def test_a_full_disk_leaves_the_checkpoints_before_and_no_trace(
     with monkeypatch.context() as patched:
         patched.setattr(checkpoint, where, full)
         writer = CheckpointWriter(tmp_path, ALONE)
-        writer.start(tensors(), {"images_seen": 8}, background=False)
+        writer.start(tensors(), {"images_seen": 8, **COUNTED}, background=False)
         final, fault = writer.finish()
     assert final is None
     assert "No space left" in fault
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-0000000004"]
     assert what_is_wrong(tmp_path / "checkpoint-0000000004") is None
     # The same writer goes on once there is room.
-    writer.start(tensors(), {"images_seen": 8}, background=False)
+    writer.start(tensors(), {"images_seen": 8, **COUNTED}, background=False)
     assert writer.finish() == (tmp_path / "checkpoint-0000000008", "")
 
 
@@ -184,13 +197,13 @@ def test_an_error_that_is_not_the_disks_is_not_taken_for_it(
     monkeypatch.setattr(checkpoint, "save", wrong)
     writer = CheckpointWriter(tmp_path, ALONE)
     with pytest.raises(RuntimeError, match="a shape of nothing"):
-        writer.start(tensors(), {"images_seen": 8}, background=False)
+        writer.start(tensors(), {"images_seen": 8, **COUNTED}, background=False)
 
 
 def test_what_is_written_in_the_background_is_what_it_was_at_the_start(tmp_path: Path) -> None:
     writer = CheckpointWriter(tmp_path, ALONE)
     changing = tensors(1.0)
-    writer.start(changing, {"images_seen": 4}, background=True)
+    writer.start(changing, {"images_seen": 4, **COUNTED}, background=True)
     for tensor in changing.values():
         tensor.zero_()
     final, fault = writer.finish()
