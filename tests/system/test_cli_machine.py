@@ -379,3 +379,32 @@ def test_a_prompt_may_begin_with_a_brace(model: str) -> None:
     foreign("a.png", parameters="{red|blue} tree\nSteps: 1, Seed: 3, Size: 64x64")
     sanakit("again", "a.png", "--model", model, "-q")
     assert read_settings("a-again.png")["prompt"] == "{red|blue} tree"
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (("--out", ""), "names no file"),
+        (("--out", "text/out.png"), "is a file, not a folder"),
+        (("--lora", ""), "names no file"),
+        (("--lora", ":0.5"), "names no file"),
+        (("--lora", "text:nan"), "must be finite"),
+        (("--lora", "text:inf"), "must be finite"),
+    ],
+)
+def test_files_without_a_name_are_refused(
+    typed: tuple[str, str], said: str, loaded: list[Mapping[str, Any]]
+) -> None:
+    Path("text").touch()
+    assert said in sanakit("generate", "a cat", "--steps", 1, *typed, code=2)[1]
+    assert not loaded
+    assert os.listdir() == ["text"]
+
+
+def test_offline_is_offline_for_an_adapter_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(*_: Any, **__: Any) -> None:
+        pytest.fail("the network was asked")
+
+    monkeypatch.setattr("sanakit.weights.hub.HfApi", asked)
+    error = sanakit("generate", "cat", "--lora", "nobody/lora", "--offline", code=3)[1]
+    assert "this is offline" in error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -133,6 +134,8 @@ def generate(
     machine = Machine(device=device, dtype=dtype, quantize=quantize)
     paths = output_paths(out, count, seed)
     loras = lora or []
+    for spec in loras:
+        _strength_of(spec)
     if model is None and not loras:
         model = EMBEDDED
     if model is not None:
@@ -350,11 +353,15 @@ def output_paths(out: str, count: int, seed: int) -> list[Path | None]:
                 hint="name a file; the pictures get their seeds as numbers",
             )
         return [None]
+    if not out:
+        raise ConfigError("--out '' names no file", hint="write --out out.png")
     path = expanded(out)
     if path.is_dir() or out.endswith("/"):
         path = path / "out.png"
     if path.suffix.lower() != ".png":
         raise ConfigError(f"{out}: pictures are written as PNG", hint=f"try {path.stem}.png")
+    if path.parent.is_file():
+        raise ConfigError(f"{path.parent} is a file, not a folder", hint="name another folder")
     if not path.parent.is_dir():
         raise ConfigError(
             f"{path.parent}: no such folder", hint=f"make it first: mkdir -p {path.parent}"
@@ -396,7 +403,7 @@ def _generate(
             offline=offline,
             quantization=machine.quantize,
         )
-        _add_loras(pipeline, loras)
+        _add_loras(pipeline, loras, offline=offline)
         loaded = time.perf_counter()
         bar.stage("drawing")
 
@@ -577,12 +584,20 @@ def _peak_memory_mb() -> float | None:
 
 
 def _strength_of(spec: str) -> tuple[Path, float]:
-    """Take ``PATH:STRENGTH`` apart; without a number at the end the strength is one."""
+    """Take ``PATH:STRENGTH`` apart; without a number at the end the strength is one.
+
+    Raises:
+        ConfigError: no path, or a strength that is no finite number.
+    """
     path, _, text = spec.rpartition(":")
     try:
         found, strength = (path, float(text)) if path else (spec, 1.0)
     except ValueError:
         found, strength = spec, 1.0
+    if not found or spec.startswith(":"):
+        raise ConfigError(f"--lora {spec!r} names no file", hint="write --lora FILE:0.7")
+    if not math.isfinite(strength):
+        raise ConfigError(f"--lora {spec!r}: its strength must be finite", hint="1 is usual")
     return expanded(found), strength
 
 
@@ -621,7 +636,7 @@ def _model_behind(specs: Sequence[str]) -> str:
     return EMBEDDED
 
 
-def _add_loras(pipeline: Pipeline, specs: Sequence[str]) -> None:
+def _add_loras(pipeline: Pipeline, specs: Sequence[str], *, offline: bool) -> None:
     """Add the adapters to the transformer of a pipeline.
 
     Raises:
@@ -643,6 +658,6 @@ def _add_loras(pipeline: Pipeline, specs: Sequence[str]) -> None:
 
             pipe.load_lora_weights(lora_tensors(lora_of_run(path)), name)
         else:
-            pipe.load_lora_weights(str(path), name)
+            pipe.load_lora_weights(str(path), name, local_files_only=offline)
         strengths[name] = strength
     pipe.set_adapters(list(strengths), list(strengths.values()))
