@@ -141,6 +141,7 @@ def test_generation_against_a_folder_or_a_set_of_any_pictures(
     options = ("--data", "set", "--steps", 1, "--count", 2, "-o", "two")
     out, err = sanakit("eval", "generation", model, *options)
     assert "| FD-EffNetLite0, drawn |" in out
+    assert "of 2 pictures is biased" in err
     assert len(drawn) == 2
     _, err = sanakit("eval", "generation", model, "--data", "set", "--count", 1, code=2)
     assert "count=1: a distance needs 2 pictures" in err

@@ -10,7 +10,7 @@ from typing import Literal
 from sanakit.charts import save, sheet
 from sanakit.errors import ConfigError
 from sanakit.evaluate.distances import BLOCKS, Estimate, kernel_distance
-from sanakit.evaluate.features import NAME, SIDE, FeatureNetwork, Features, features_of
+from sanakit.evaluate.features import NAME, SIDE, WIDTH, FeatureNetwork, Features, features_of
 from sanakit.evaluate.figures import Evaluation, Figure
 from sanakit.evaluate.frechet import Reference
 from sanakit.evaluate.pictures import (
@@ -74,6 +74,11 @@ def evaluate_generation(
     sets = {DRAWN: features_of(network, pixels, cache=cache, report=report)}
     if held is not None:
         sets[HELD] = features(HELD, asked)
+    if len(prompts) < WIDTH:
+        report(
+            f"note: {FD} (features of {NAME}) of {len(prompts):,} pictures is biased, the fewer "
+            f"the larger: compare it at --count {len(prompts)} alone"
+        )
     figures = _figures(sets, features("real", known))
     evaluation = Evaluation(
         family="generation",
