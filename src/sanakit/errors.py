@@ -50,6 +50,10 @@ class MissingModelError(SanakitError, OSError):
     exit_code = 3
 
 
+class MissingVariantError(MissingModelError, ValueError):
+    """A variant of the weights that no part has; also a ``ValueError``."""
+
+
 class DataError(SanakitError):
     """A data source that is absent, damaged or not what its name promises."""
 

@@ -177,5 +177,6 @@ def test_a_config_is_read_saved_and_changed_by_published_methods(
     assert kind.from_pretrained(tmp_path, flow_shift=2.0) == scheduler.shifted(2.0)
     with pytest.raises(AttributeError, match=r"write pipe\.scheduler = pipe\.scheduler\.shifted"):
         scheduler.set_shift(5.0)
-    assert not hasattr(scheduler, "compatibles")
+    assert set(scheduler.compatibles) == set(CLASSES.values())
+    assert not hasattr(scheduler, "alphas_cumprod")
     assert copy.deepcopy(scheduler) == scheduler

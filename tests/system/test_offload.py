@@ -56,6 +56,7 @@ def test_a_part_brought_in_for_its_stage_draws_the_same(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipe = SanaPipeline.from_pretrained(folder, device_map="balanced")
+    assert pipe.hf_device_map == dict.fromkeys(("text_encoder", "transformer", "vae"), "cpu")
     expected = draw(pipe)
     moved: list[tuple[str, str]] = []
     names = {id(module): name for name, module in pipe.core.components.networks.items()}

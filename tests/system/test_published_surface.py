@@ -145,7 +145,23 @@ def test_offloading_is_asked_for_in_all_published_ways(
     pipe.remove_all_hooks()
     pipe.reset_device_map()
     assert torch.equal(draw(pipe), before)
-    assert pipe.hf_device_map == dict.fromkeys(("text_encoder", "transformer", "vae"), "cpu")
+    assert pipe.hf_device_map is None
+
+
+def test_a_subclass_is_told_which_of_its_methods_no_call_asks(
+    said: pytest.LogCaptureFixture,
+) -> None:
+    class Mine(SanaPipeline):
+        def _clean_caption(self, caption: str) -> str:
+            return caption
+
+        def prepare_latents(self, *given: Any, **named: Any) -> Any:
+            return super().prepare_latents(*given, **named)
+
+    assert [record.getMessage() for record in said.records] == [
+        "Mine._clean_caption decides nothing in a call: override encode_prompt, which is called"
+    ]
+    assert issubclass(Mine, SanaPipeline)
 
 
 @pytest.mark.parametrize("kind", ["block_level", "leaf_level"])

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sanakit.errors import ConfigError, MissingModelError, did_you_mean
+from sanakit.errors import ConfigError, MissingVariantError, did_you_mean
 from sanakit.files import expanded, read_json, write_json
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.config import (
@@ -462,7 +462,7 @@ def _variants(
     """In which files each part is: published models vary only some of them."""
     found = {part: stored_variant(folder / part, asked or usual) for part in missing}
     if asked not in (None, PLAIN) and found and asked not in found.values():
-        raise MissingModelError(
+        raise MissingVariantError(
             f"{folder}: no part has weights of variant {asked!r}",
             hint="leave variant out, or download that variant",
         )

@@ -311,18 +311,9 @@ class Pipeline:
             ConfigError: for a prompt beside its own embeddings, neither, or counts that do not
                 agree. NumericsError: for embeddings that are not finite.
         """
-        transformer = present(self.components.transformer)
-        channels = None if transformer is None else transformer.config.caption_channels
-        given, given_null = call.embeddings(channels)
+        given, given_null = self.check_texts(call)
         prompts = listed(call.prompt)
         negatives = listed(call.negative_prompt, "negative_prompt")
-        if (prompts is None) == (given is None):
-            raise ConfigError(
-                "pass either prompt or prompt_embeds, and not both",
-                hint='prompt="" draws without words' if prompts is None else None,
-            )
-        if given_null is not None and negatives and any(negatives):
-            raise ConfigError("pass either negative_prompt or negative_prompt_embeds, and not both")
         count = len(prompts) if prompts is not None else len(given.text) if given is not None else 0
         sides = given_null.text.shape[0] if given_null is not None else len(negatives or [""])
         if guided and sides not in (1, count):
@@ -368,6 +359,26 @@ class Pipeline:
             negative.warn_of_lost("negative prompt", width)
         each = call.num_images_per_prompt
         return positive.repeat(each), None if negative is None else negative.repeat(each)
+
+    def check_texts(self, call: Call) -> tuple[EncodedText | None, EncodedText | None]:
+        """Give the embeddings that a call brings, which do without its prompts.
+
+        Raises:
+            ConfigError: for a prompt beside its own embeddings, neither, or of another model.
+        """
+        transformer = present(self.components.transformer)
+        channels = None if transformer is None else transformer.config.caption_channels
+        given, given_null = call.embeddings(channels)
+        prompts = listed(call.prompt)
+        negatives = listed(call.negative_prompt, "negative_prompt")
+        if (prompts is None) == (given is None):
+            raise ConfigError(
+                "pass either prompt or prompt_embeds, and not both",
+                hint='prompt="" draws without words' if prompts is None else None,
+            )
+        if given_null is not None and negatives and any(negatives):
+            raise ConfigError("pass either negative_prompt or negative_prompt_embeds, and not both")
+        return given, given_null
 
     def size_to_draw(self, height: int, width: int, *, binned: bool) -> tuple[int, int]:
         """The size to draw at; a published model draws at a trained one and is cut afterwards.
@@ -453,7 +464,7 @@ class Pipeline:
             if change is None:
                 return None
             stopped = change.stop
-            if change.texts is not None or change.guidance is not None:
+            if (change.texts, change.guidance, change.network) != (None, None, None):
                 velocity.denoiser = velocity.denoiser.changed(change)
             if change.latents is None:
                 return None

@@ -25,6 +25,8 @@ class Change(NamedTuple):
     texts: tuple[EncodedText, EncodedText | None] | None = None
     """Of the prompts and of the negative ones."""
     guidance: Guidance | None = None
+    network: LinearDiT | None = None
+    """Another one, or the same where its numbers changed: what it made of the text is made anew."""
     stop: bool = False
     """Leave all steps to come undone: the state now is the result."""
 
@@ -85,13 +87,14 @@ class Denoiser:
         )
 
     def changed(self, change: Change) -> Denoiser:
-        """Give the same with another text or guidance; text alone costs a new projection of it."""
-        guidance = change.guidance or self.guidance
-        if change.texts is None and (guidance.guidance_scale == 1.0 or self.negative is not None):
+        """Give the same with another text, guidance or network; guidance alone costs nothing."""
+        guidance, model = change.guidance or self.guidance, change.network
+        kept = change.texts is None and model is None
+        if kept and (guidance.guidance_scale == 1.0 or self.negative is not None):
             return replace(self, guidance=guidance)
         positive, negative = change.texts or (self.positive, self.negative)
         return Denoiser.prepare(
-            self.model, positive, negative, guidance, pag_layers=self.pag_layers
+            model or self.model, positive, negative, guidance, pag_layers=self.pag_layers
         )
 
     @property

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Collection, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -161,7 +162,6 @@ CONFIG = "scheduler_config.json"
 INSTEAD = {
     "set_shift": "pipe.scheduler = pipe.scheduler.shifted(5.0)",
     "register_to_config": "type(scheduler).from_config(scheduler.config, flow_shift=5.0)",
-    "compatibles": "sanakit.pipeline.schedulers.CLASSES",
     "alphas_cumprod": "scheduler.sigmas: levels are those of a flow",
     "betas": "scheduler.sigmas: levels are those of a flow",
     "set_begin_index": "nothing: step finds the timestep that it is given",
@@ -366,6 +366,20 @@ class Scheduler:
         else:
             grid = self.grid(num_inference_steps)
         vars(self)["_walk"] = Walk(self.solver.step, grid, device)
+
+    def along(self: S, grid: SigmaGrid) -> S:
+        """Give the same scheduler at the begin of a run over a grid of its own."""
+        begun = copy(self)
+        vars(begun)["_walk"] = Walk(self.solver.step, grid, None)
+        return begun
+
+    @property
+    def compatibles(self) -> list[type[Scheduler]]:
+        """The classes that can be made of these settings: all."""
+        return list(CLASSES.values())
+
+    def __len__(self) -> int:
+        return self.num_train_timesteps
 
     @property
     def timesteps(self) -> Tensor:

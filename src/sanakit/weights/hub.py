@@ -30,7 +30,13 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
     build_hf_headers,
 )
 
-from sanakit.errors import DataError, MissingModelError, SanakitError, WeightsError
+from sanakit.errors import (
+    DataError,
+    MissingModelError,
+    MissingVariantError,
+    SanakitError,
+    WeightsError,
+)
 from sanakit.files import check_room
 from sanakit.weights.catalog import find_checkpoint, nearest_models
 from sanakit.weights.layout import PLAIN, Selection, missing_by_structure, select_files
@@ -331,7 +337,7 @@ def latest_commit(repository: str, revision: str) -> str:
     """Ask the hub what a revision means today.
 
     Raises:
-        MissingModelError: as :func:`fetch`.
+        MissingVariantError: as :func:`fetch`.
     """
     with _hub_errors(repository, revision):
         return str(
@@ -377,7 +383,7 @@ def _plan(
     plan = select_files(listing.keys(), variant=wanted, source=repository, subfolder=subfolder)
     if named is not None and len(plan.without(named)) == len(plan.variants):
         held = sorted({name or PLAIN for name in plan.variants.values()})
-        raise MissingModelError(
+        raise MissingVariantError(
             f"{repository}: has no variant {named!r}",
             hint=f"what it has: {', '.join(held)}; or name none",
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from sanakit.errors import ConfigError, did_you_mean
 from sanakit.flow.guidance import Guidance
 from sanakit.flow.solvers import Stepped
+from sanakit.models.stamp import settings_of
 from sanakit.pipeline.pipeline import Sampling
 from sanakit.pipeline.prompts import EncodedText
 from sanakit.pipeline.published.running import Run
@@ -53,12 +55,14 @@ class StepHook:
 
     def __call__(self, index: int, stepped: Stepped) -> Change | None:
         """Take part after step ``index``."""
-        latents = texts = None
+        latents = texts = network = None
         callback = self.call.callback_on_step_end
         if callback is not None:
             shown = self._shown(stepped)
             asked = {name: shown[name] for name in self.call.tensor_inputs if name in shown}
+            before = self._network()
             changed = callback(self.pipe, index, self.timesteps[index], asked) or {}
+            network = self._changed_since(before)
             for name in changed:
                 if name not in TENSOR_INPUTS:
                     raise ConfigError(
@@ -70,7 +74,27 @@ class StepHook:
         scale = effective_scale(self.run.guidance_scale)
         if scale != self.guidance.guidance_scale:
             guidance = self.guidance = replace(self.guidance, guidance_scale=scale)
-        return Change(latents=latents, texts=texts, guidance=guidance, stop=self.run.interrupt)
+        return Change(
+            latents=latents,
+            texts=texts,
+            guidance=guidance,
+            network=network,
+            stop=self.run.interrupt,
+        )
+
+    def _network(self) -> tuple[Any, Hashable]:
+        network = self.pipe.core.components.transformer
+        return network, settings_of(network)
+
+    def _changed_since(self, before: tuple[Any, Hashable]) -> Any:
+        """The transformer where the callback exchanged it, or changed its adapters or weights."""
+        after = self._network()
+        if after[0] is not before[0] and self.pipe._offload is not None:
+            raise ConfigError(
+                "the callback exchanged the transformer of a pipeline that is offloaded",
+                hint="pipe.to(device) ends that; or exchange it between two calls",
+            )
+        return None if after[0] is before[0] and after[1] == before[1] else after[0]
 
     def _shown(self, stepped: Stepped) -> dict[str, Tensor]:
         shown = {"latents": stepped.x, "prompt_embeds": self.positive.text}

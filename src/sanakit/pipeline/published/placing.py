@@ -67,8 +67,7 @@ INSTEAD: Mapping[str, str] = {
     "compile": "pipe.transformer = torch.compile(pipe.transformer)",
     "enable_parallelism": "one process for each device, each with pictures of its own",
     "decode_latents": "pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample",
-    "prepare_latents": "torch.randn(b, *pipe.core.latent_shape(height, width))",
-    "check_inputs": "pipe(...): a call checks its arguments before any work",
+    "prepare_extra_step_kwargs": "nothing: step takes no more than velocity, timestep and state",
     "run_safety_checker": "these models have none",
 }
 S = TypeVar("S", bound="Placing")
@@ -79,6 +78,7 @@ class Placing:
 
     core: Pipeline
     _offload: Callable[[Networks], Visit] | None
+    _mapped: bool = False
     _optional_components: ClassVar[list[str]] = []
     model_cpu_offload_seq: ClassVar[str] = "text_encoder->transformer->vae"
 
@@ -205,12 +205,16 @@ class Placing:
         self.core, self._offload = Pipeline(self.core.components), None
 
     def reset_device_map(self) -> None:
-        """Bring all parts to the CPU."""
-        self.to("cpu")
+        """Bring all parts that a ``device_map`` placed to the CPU."""
+        if self._mapped:
+            self.to("cpu")
+            self._mapped = False
 
     @property
-    def hf_device_map(self) -> dict[str, str]:
-        """On which device each part is."""
+    def hf_device_map(self) -> dict[str, str] | None:
+        """On which device each part is; None unless it was loaded with a ``device_map``."""
+        if not self._mapped:
+            return None
         names = {TEXT_ENCODER: "text_encoder", "autoencoder": "vae"}
         return {
             names.get(name, name): str(next(network.parameters()).device)

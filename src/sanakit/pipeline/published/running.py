@@ -8,16 +8,20 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
+from sanakit.pipeline.schedulers import Scheduler
+
 
 @dataclass(kw_only=True, eq=False)
 class Run:
-    """One call while it runs, and what is told of it afterwards: small values, no tensors.
+    """One call while it runs, and what is told of it afterwards: small values, no states.
 
     A callback may set ``guidance_scale`` and ``interrupt``; the call reads them after each step.
     """
 
     guidance_scale: float = 1.0
     num_timesteps: int = 0
+    scheduler: Scheduler | None = None
+    """At the levels that it walks through; a pipeline shows it to callbacks."""
     attention_kwargs: dict[str, Any] | None = None
     pag_scale: float = 0.0
     pag_adaptive_scale: float = 0.0
@@ -46,10 +50,16 @@ class Runs:
         run = self._of_this_thread()
         return self._last if run is None else run
 
+    @property
+    def at_work_here(self) -> Run | None:
+        """The run of this thread, if it is at work."""
+        run = self._of_this_thread()
+        return run if run is not None and run in self._at_work else None
+
     def stop(self, stop: bool) -> None:
         """Tell the run at work in this thread to stop; from a thread without one, all at work."""
-        here, at_work = self._of_this_thread(), list(self._at_work)
-        for run in [here] if here is not None and here in at_work else at_work:
+        here = self.at_work_here
+        for run in list(self._at_work) if here is None else [here]:
             run.interrupt = stop
 
     def _of_this_thread(self) -> Run | None:

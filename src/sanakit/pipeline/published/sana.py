@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.generic import ModelOutput
 
 from sanakit.errors import ConfigError, did_you_mean, refuse_unknown
+from sanakit.files import read_json
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.parts import network_in
 from sanakit.models.text_encoder import TextEncoder
@@ -49,6 +50,7 @@ from sanakit.pipeline.published.image_processor import Images, PixArtImageProces
 from sanakit.pipeline.published.lora import LoraMethods, strength_of_call
 from sanakit.pipeline.published.placing import Placing
 from sanakit.pipeline.published.running import Run, Runs
+from sanakit.pipeline.published.steps import Steps
 from sanakit.pipeline.request import (
     TENSOR_INPUTS,
     Call,
@@ -60,7 +62,9 @@ from sanakit.pipeline.request import (
 from sanakit.pipeline.schedulers import Scheduler, as_scheduler
 from sanakit.shapes import Latent
 from sanakit.weights.dtypes import Requested
+from sanakit.weights.layout import INDEX
 from sanakit.weights.lockfile import asking
+from sanakit.weights.resolve import resolve_model
 
 BAR_OPTIONS = ("desc", "disable", "leave", "file", "ncols", "position", "mininterval")
 PUBLISHED_SIZE = 1024
@@ -73,7 +77,7 @@ class SanaPipelineOutput(ModelOutput):
     images: Images
 
 
-class SanaPipeline(Saved, Placing, LoraMethods):
+class SanaPipeline(Steps, Saved, Placing, LoraMethods):
     """Text to image with any SANA model: ``SanaPipeline.from_pretrained("glyph")("a red apple")``.
 
     On the CPU pictures are drawn one by one, so that each is the picture its generator draws alone.
@@ -188,7 +192,28 @@ class SanaPipeline(Saved, Placing, LoraMethods):
             },
             allow_unsafe_dtype=allow_unsafe_dtype,
         )
-        return cls(Pipeline(components), compat=compat)
+        made = cls(Pipeline(components), compat=compat)
+        made._mapped = device_map is not None
+        return made
+
+    @classmethod
+    @refuse_unknown
+    def load_config(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        token: str | bool | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+    ) -> dict[str, Any]:
+        """Read a model's ``model_index.json``; arguments and errors as of `from_pretrained`."""
+        with asking(cache_dir=cache_dir, token=token, force_download=force_download):
+            folder = resolve_model(
+                pretrained_model_name_or_path, revision=revision, offline=local_files_only
+            )
+        return read_json(folder / INDEX)
 
     def _write(self, folder: Path, *, variant: str | None, max_shard_bytes: int) -> None:
         parts = self.core.components
@@ -270,13 +295,19 @@ class SanaPipeline(Saved, Placing, LoraMethods):
     def scheduler(self) -> Scheduler:
         """How noise becomes a latent: the model's own unless set to another.
 
-        One of the ecosystem's own classes is taken by its settings.
+        One of the ecosystem's own classes is taken by its settings. In a callback it stands at the
+        levels of its call.
         """
+        run = self._runs.at_work_here
+        if run is not None and run.scheduler is not None:
+            return run.scheduler
         return self._scheduler or self._own_scheduler
 
     @scheduler.setter
     def scheduler(self, scheduler: object) -> None:
         self._scheduler = as_scheduler(scheduler)
+        if (run := self._runs.at_work_here) is not None:
+            run.scheduler = None  # it acts in calls to come
 
     @property
     def transformer(self) -> Any:
@@ -433,65 +464,6 @@ class SanaPipeline(Saved, Placing, LoraMethods):
         return tqdm(iterable, total=total, **self._bar_options)
 
     @refuse_unknown
-    def encode_prompt(
-        self,
-        prompt: Prompts | None,
-        do_classifier_free_guidance: bool = True,
-        negative_prompt: Prompts | None = "",
-        num_images_per_prompt: int = 1,
-        device: str | torch.device | None = None,
-        prompt_embeds: Tensor | None = None,
-        negative_prompt_embeds: Tensor | None = None,
-        prompt_attention_mask: Tensor | None = None,
-        negative_prompt_attention_mask: Tensor | None = None,
-        clean_caption: bool = False,
-        max_sequence_length: int = 300,
-        complex_human_instruction: Sequence[str] | None = None,
-        lora_scale: float | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """Give embeddings and mask of the prompts, then of the negative ones, as published.
-
-        Embeddings are ``b max_sequence_length channels``, masks 1 on real tokens; padding holds
-        zeros. No instruction unless given; None twice at the end without guidance. Where another
-        method stands in the place of this one, calls draw with what that one gives. ``lora_scale``
-        is of the text encoder's adapters, which these models have none of.
-
-        Raises:
-            ConfigError: as a call.
-        """
-        call = Call(
-            prompt=prompt,
-            negative_prompt=negative_prompt,
-            num_images_per_prompt=num_images_per_prompt,
-            prompt_embeds=prompt_embeds,
-            prompt_attention_mask=prompt_attention_mask,
-            negative_prompt_embeds=negative_prompt_embeds,
-            negative_prompt_attention_mask=negative_prompt_attention_mask,
-            clean_caption=clean_caption,
-            max_sequence_length=max_sequence_length,
-            complex_human_instruction=complex_human_instruction,
-            compat=self.compat,
-        )
-        positive, negative = self.core.texts(call, guided=do_classifier_free_guidance)
-        where = self.device if device is None else torch.device(device)
-
-        def published(side: EncodedText) -> tuple[Tensor, Tensor]:
-            wide = side.widened(max(max_sequence_length, side.text.shape[1]))
-            text = wide.text.masked_fill(~wide.mask[:, :, None], 0)
-            return text.to(where), wide.mask.long().to(where)
-
-        prompt_embeds, prompt_attention_mask = published(positive)
-        negative_prompt_embeds = negative_prompt_attention_mask = None
-        if negative is not None:
-            negative_prompt_embeds, negative_prompt_attention_mask = published(negative)
-        return (
-            prompt_embeds,
-            prompt_attention_mask,
-            negative_prompt_embeds,
-            negative_prompt_attention_mask,
-        )
-
-    @refuse_unknown
     def __call__(
         self,
         prompt: Prompts | None = None,
@@ -588,16 +560,18 @@ class SanaPipeline(Saved, Placing, LoraMethods):
         def begin(
             sampling: Sampling, positive: EncodedText, negative: EncodedText | None, total: int
         ) -> OnSampled:
-            if bar.total is None:
+            if not bars:
                 run.num_timesteps = len(sampling.grid.timesteps)
-                bar.reset(total)
+                run.scheduler = (call.scheduler or core.scheduler(call.compat)).along(sampling.grid)
+                bars.append(ends.enter_context(self.progress_bar(total=total)))
             return StepHook(self, run, call, sampling, positive, negative)
 
         weighed = strength_of_call(transformer, call.lora_scale)
-        with self._runs.begin(run), weighed, tqdm(**self._bar_options) as bar:
-            if self._encodes_its_own_way:
-                call = self._encoded(call)
-            drawn = core.generate(call, on_step=lambda done, total: bar.update(), begin=begin)
+        bars: list[Any] = []
+        with self._runs.begin(run), weighed, ExitStack() as ends:
+            drawn = core.generate(
+                self._by_own_steps(call), on_step=lambda *_: bars[0].update(), begin=begin
+            )
         images: Images
         if drawn.tensors is None:
             images = [picture for one in drawn.pictures for picture in to_pil(one.pixels[None])]
@@ -606,42 +580,3 @@ class SanaPipeline(Saved, Placing, LoraMethods):
         else:
             images = as_output(drawn.tensors, call.output_type)
         return SanaPipelineOutput(images=images) if call.return_dict else (images,)
-
-    @property
-    def _encodes_its_own_way(self) -> bool:
-        return type(self).encode_prompt is not _ENCODE_PROMPT or "encode_prompt" in vars(self)
-
-    def _encoded(self, call: Call) -> Call:
-        """The same call with embeddings that a user's own ``encode_prompt`` made of its prompts."""
-        components = self.core.components
-        embeds = components.transformer.config.guidance_embeds
-        instruction = call.complex_human_instruction
-        if instruction is MODEL_DEFAULT:
-            instruction = components.defaults.instruction
-        text, mask, null, null_mask = self.encode_prompt(
-            call.prompt,
-            call.guidance_scale != 1.0 and not embeds,
-            negative_prompt=call.negative_prompt,
-            num_images_per_prompt=call.num_images_per_prompt,
-            device=self.device,
-            prompt_embeds=call.prompt_embeds,
-            negative_prompt_embeds=call.negative_prompt_embeds,
-            prompt_attention_mask=call.prompt_attention_mask,
-            negative_prompt_attention_mask=call.negative_prompt_attention_mask,
-            clean_caption=call.clean_caption,
-            max_sequence_length=call.max_sequence_length,
-            complex_human_instruction=None if instruction is None else list(instruction),
-        )
-        return replace(
-            call,
-            prompt=None,
-            negative_prompt=None,
-            num_images_per_prompt=1,
-            prompt_embeds=text,
-            prompt_attention_mask=mask,
-            negative_prompt_embeds=null,
-            negative_prompt_attention_mask=null_mask,
-        )
-
-
-_ENCODE_PROMPT = SanaPipeline.encode_prompt
