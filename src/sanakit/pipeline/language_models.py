@@ -196,11 +196,13 @@ def _check_settings(settings: Mapping[str, Any], folder: Path) -> None:
 
 
 MOST_RULES, MOST_GROWTH, LONGEST_PATTERN, MOST_SPECIAL = 64, 1000, 2000, 64
-# A repeated group can be matched in exponentially many ways; of repetitions after each other, two
-# are what published tokenizers have.
-REPEATED_GROUP = re.compile(r"\)\s*(?:[*+]|\{\d*,?\d*\})")
-REPETITION = re.compile(r"(?<!\\)[*+]|\{\d*,\d*\}")
-MOST_REPETITIONS = 4
+# A repeated group, and a repetition repeated, can be matched in exponentially many ways. Of plain
+# repetitions after each other published tokenizers have two, which take the square of a text's
+# length at worst; those that never give back ("++") are one.
+REPEATED_GROUP = re.compile(r"\)\s*(?:[*+]|\{\d*,?\d*\})|\{\d*,?\d*\}[*+{]|[*+]\{\d")
+REPETITION = re.compile(r"(?<!\\)[*+]\+?|\{\d*,\d*\}")
+INNERMOST = re.compile(r"\(([^()]*)\)")
+MOST_REPETITIONS = 2
 
 
 def check_rules(tokenizer: PreTrainedTokenizerBase, *, source: object) -> None:
@@ -266,13 +268,20 @@ def _check_pattern(rule: Mapping[str, Any], source: object) -> None:
     if expression is None:
         return
     bare = re.sub(r"\\.|\[(?:\\.|[^\]\\])*\]", "x", expression)
-    alternatives = re.split(r"\|", bare)
     if (
         len(expression) > LONGEST_PATTERN
         or REPEATED_GROUP.search(bare)
-        or any(len(REPETITION.findall(one)) > MOST_REPETITIONS for one in alternatives)
+        or _repetitions(bare) > MOST_REPETITIONS
     ):
         raise ConfigError(
             f"{source}: its tokenizer searches with {shown(expression)}, which may never end",
             hint=DAMAGED,
         )
+
+
+def _repetitions(expression: str) -> int:
+    """The most repetitions that stand after each other in an expression without its escapes."""
+    while group := INNERMOST.search(expression):
+        inside = "x+" * _repetitions(group[1])
+        expression = expression[: group.start()] + inside + expression[group.end() :]
+    return max(len(REPETITION.findall(one)) for one in expression.split("|"))

@@ -132,25 +132,43 @@ def test_a_damaged_tokenizer_is_one_error(llm: Path, name: str, content: str) ->
 GROWS = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 50}
 
 
+def split_by(expression: str) -> dict[str, Any]:
+    pattern = {"Regex": expression}
+    return {
+        "pre_tokenizer": {
+            "type": "Split",
+            "pattern": pattern,
+            "behavior": "Isolated",
+            "invert": False,
+        }
+    }
+
+
 @pytest.mark.parametrize(
     "values",
     [
         {"normalizer": {"type": "Sequence", "normalizers": [GROWS] * 9}},
         {"normalizer": {**GROWS, "pattern": {"Regex": "(a+)+$"}, "content": "b"}},
-        {
-            "pre_tokenizer": {
-                "type": "Split",
-                "pattern": {"Regex": "(?:a|aa)*b"},
-                "behavior": "Isolated",
-                "invert": False,
-            }
-        },
+        *map(split_by, ["(?:a|aa)*b", "a*a*a*b", "a*(?:a*|b)a*c", "(?:a{1,3}){9}", "a{1,3}+b"]),
     ],
 )
 def test_a_tokenizer_whose_rules_know_no_end_is_refused(llm: Path, values: dict[str, Any]) -> None:
     change(llm / "tokenizer/tokenizer.json", **values)
     with pytest.raises(SanakitError, match="its tokenizer"):
         open_tokenizer(llm / "tokenizer")
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        r"(?i:'s|'t)|[^\r\n\p{L}]?+\p{L}++|\p{N}{1,3}| ?[^\s\p{L}]++[\r\n]*+|\s*[\r\n]|\s+",
+        r"[^\p{L}]?[\p{Lu}\p{M}]*[\p{Ll}\p{M}]+(?i:'s|'t|'re)?|\p{N}{1,3}",
+    ],
+)
+def test_expressions_as_published_tokenizers_have_them_are_read(llm: Path, expression: str) -> None:
+    change(llm / "tokenizer/tokenizer.json", **split_by(expression))
+    assert open_tokenizer(llm / "tokenizer")(["a 12"])["input_ids"]
 
 
 def test_files_of_a_tokenizer_lie_beside_it(llm: Path) -> None:
