@@ -133,6 +133,12 @@ class TextEncoder(nn.Module):
         return int(self.llm.config.hidden_size)
 
     @property
+    def vocabulary(self) -> int:
+        """How many tokens it has embeddings for."""
+        weight = cast(torch.Tensor, self.llm.get_input_embeddings().weight)
+        return weight.shape[0]
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are, and so where ids go."""
         return self.llm.device

@@ -468,4 +468,12 @@ class PromptEncoder:
         found: list[list[int]] = self.tokenizer(list(texts), verbose=False)["input_ids"]
         # A tokenizer without bos makes nothing of an empty text; attention needs one token.
         eos = self.tokenizer.eos_token_id
-        return [ids or [int(eos)] for ids in found]
+        filled = [ids or [int(eos)] for ids in found]
+        largest = max(max(ids) for ids in filled)
+        if isinstance(self.text_encoder, TextEncoder) and largest >= self.text_encoder.vocabulary:
+            raise ConfigError(
+                f"the tokenizer writes token {largest}, and the text encoder has "
+                f"{self.text_encoder.vocabulary}",
+                hint="they belong to two models: take both from one",
+            )
+        return filled

@@ -78,6 +78,22 @@ def test_a_prompt_costs_the_same_alone_and_beside_a_longer_one(encoder: PromptEn
     assert not together.mask[0, width:].any()
 
 
+def test_a_tokenizer_of_another_model_is_refused_and_not_read_out_of_bounds(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    config = Gemma2Config(
+        vocab_size=8,
+        hidden_size=8,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=4,
+    )
+    with pytest.raises(ConfigError, match="and the text encoder has 8"):
+        PromptEncoder(tokenizer, TextEncoder(Gemma2Model(config))).encode(["a red tree"], **PLAIN)
+
+
 @pytest.mark.parametrize("settings", [PLAIN, BEHIND], ids=["plain", "behind"])
 def test_tokens_beyond_the_limit_are_counted_as_dropped(
     encoder: PromptEncoder, settings: dict[str, tuple[str, ...]]
