@@ -173,6 +173,15 @@ def test_a_number_that_is_not_finite_is_logged_as_null(tmp_path: Path) -> None:
     assert len(read_log(tmp_path)) == 1
 
 
+def test_lines_that_no_log_has_are_left_out(tmp_path: Path) -> None:
+    good = {"images": 4, "seconds": 1.0, "loss": 2.0, "lr": 0.1}
+    odd = [{"images": None}, {"seconds": math.nan}, {"images": 10**400}, {"loss": "x"}, {"lr": []}]
+    lines = [json.dumps(good | change) for change in odd]
+    log = "\n".join([*lines, "[", "5", json.dumps(good)]).encode()
+    (tmp_path / "log.jsonl").write_bytes(b"\xff\n" + log)
+    assert read_log(tmp_path) == [good]
+
+
 def test_after_a_full_disk_tensorboard_goes_on_in_another_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

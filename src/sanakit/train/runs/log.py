@@ -18,7 +18,7 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 
-from sanakit.untrusted import parse_json
+from sanakit.untrusted import fits, parse_json, read_file
 
 LOG = "log.jsonl"
 
@@ -103,16 +103,20 @@ def spoken(seconds: float) -> str:
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
-    """All whole lines of a run's log; a last one that a kill cut short is left out."""
+    """All whole lines of a run's log; a last one that a kill cut short is left out.
+
+    So is what is no line of a log: it has numbers only, with a place and a time among them.
+    """
     lines = []
-    for text in (run / LOG).read_text(encoding="utf-8").splitlines():
+    for text in read_file(run / LOG).splitlines():
         try:
             line = parse_json(text)
         except ValueError:
             continue
-        if isinstance(line, dict) and all(
-            isinstance(line.get(key), int | float) for key in ("images", "seconds")
-        ):
+        if not isinstance(line, dict) or not {"images", "seconds"} <= line.keys():
+            continue
+        placed = fits(line["images"], float) and fits(line["seconds"], float)
+        if placed and all(value is None or fits(value, float) for value in line.values()):
             lines.append(line)
     return lines
 
