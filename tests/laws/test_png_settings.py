@@ -23,11 +23,13 @@ from sanakit.pipeline.request import GenerateRequest
 
 PIXELS = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
 # Every code point there is: half surrogates, NUL, line ends of all kinds, right-to-left marks.
-texts = st.text(st.characters(exclude_categories=()))
+texts = st.text(st.characters(exclude_categories=()), max_size=20)
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | texts
 scalars = scalars.filter(lambda value: value not in (float("inf"), float("-inf")))
 values = st.recursive(
-    scalars, lambda inner: st.lists(inner) | st.dictionaries(texts, inner), max_leaves=8
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=4,
 )
 QUICK = settings(max_examples=50, deadline=None, derandomize=True)
 known = st.sampled_from(
@@ -50,7 +52,8 @@ def jpeg() -> bytes:
     return buffer.getvalue()
 
 
-@given(st.dictionaries(known | texts, values))
+@QUICK
+@given(st.dictionaries(known | texts, values, max_size=4))
 def test_any_settings_come_back_exactly_and_the_picture_too(settings: dict[str, Any]) -> None:
     data = encode_png(PIXELS, settings)
     assert repr(read_settings(data)) == repr(settings)
@@ -58,6 +61,7 @@ def test_any_settings_come_back_exactly_and_the_picture_too(settings: dict[str, 
     assert encode_png(PIXELS, settings) == data
 
 
+@QUICK
 @given(st.binary(), st.integers(0, 400))
 def test_a_file_with_any_damage_is_read_or_a_data_error(noise: bytes, place: int) -> None:
     data = encode_png(PIXELS, {"prompt": "x", "seed": 1})
@@ -229,7 +233,9 @@ def test_damaged_pictures_are_one_error(junk: bytes, place: int, value: int) -> 
 
 
 @QUICK
-@given(st.dictionaries(st.sampled_from([f.name for f in fields(GenerateRequest)]), values))
+@given(
+    st.dictionaries(st.sampled_from([f.name for f in fields(GenerateRequest)]), values, max_size=3)
+)
 def test_settings_of_any_type_are_a_request_or_one_error(stored: dict[str, Any]) -> None:
     try:
         request = GenerateRequest.from_json({"prompt": "a", **stored})

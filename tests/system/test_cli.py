@@ -27,7 +27,7 @@ from sanakit.errors import Interrupted
 from sanakit.pipeline import decoder
 from sanakit.pipeline.decoder import Origin, read_latents, write_latents
 from sanakit.pipeline.pipeline import Pipeline
-from sanakit.pipeline.png import read_settings
+from sanakit.pipeline.png import encode_png, read_settings
 from sanakit.pipeline.published.sana import SanaPipeline
 from tiny import write_tiny
 
@@ -103,6 +103,19 @@ def test_again_with_another_model_says_so(model: str, tmp_path: Path) -> None:
         assert first.tobytes() != second.tobytes()
 
 
+@pytest.mark.parametrize(
+    ("setting", "value", "said"),
+    [("count", 2, "count=2 is not that of one"), ("height", 10**9, "height=1000000000 is not")],
+)
+def test_again_draws_one_picture_of_a_size_that_can_be(
+    model: str, setting: str, value: int, said: str
+) -> None:
+    settings = {"prompt": "", "seed": 1, "count": 1, "model": model, setting: value}
+    Path("a.png").write_bytes(encode_png(np.zeros((4, 4, 3), np.uint8), settings))
+    assert said in sanakit("again", "a.png", code=2)[1]
+    assert os.listdir() == ["a.png"]
+
+
 def test_quiet_prints_nothing(model: str) -> None:
     assert sanakit("generate", "", "--model", model, "--steps", "1", "-q") == ("", "")
 
@@ -118,6 +131,8 @@ def test_quiet_prints_nothing(model: str) -> None:
         (["--model", "./nowhere"], 3, "no such folder"),
         (["-o", "picture.jpg"], 2, "hint: try picture.png"),
         (["-o", "nowhere/picture.png"], 2, "mkdir -p nowhere"),
+        (["--count", "1000000000"], 2, "count=1000000000 must be a whole number from 1 to"),
+        (["--seed", str(2**63)], 2, "must be 0 to 2^63 - 1"),
         (["-o", "-", "--count", "2"], 2, "one picture goes to standard output"),
         (["--stepz", "3"], 2, "stepz"),
     ],

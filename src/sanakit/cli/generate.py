@@ -132,6 +132,9 @@ def generate(
     if solver is not None and solver not in SOLVERS:
         raise ConfigError(f"--solver {solver!r} is unknown", hint=did_you_mean(solver, SOLVERS))
     machine = Machine(device=device, dtype=dtype, quantize=quantize)
+    from sanakit.pipeline.aspect_ratios import check_count
+
+    check_count(count, seed)
     paths = output_paths(out, count, seed)
     loras = lora or []
     for spec in loras:
@@ -191,6 +194,11 @@ def again(
     wanted = {k: v for k, v in settings.items() if k not in ABOUT_THE_FILE}
     if "count" not in wanted:  # which all pictures of ours have
         _drop_foreign(wanted)
+    if wanted.get("count", 1) != 1:
+        raise ConfigError(
+            f"{image}: its setting count={plain(wanted['count'])} is not that of one picture",
+            hint="generate the picture again",
+        )
     name = _named(model, settings.get("model"), image)
     loras = settings.get("lora", [])
     if not isinstance(loras, list) or not all(isinstance(one, str) for one in loras):

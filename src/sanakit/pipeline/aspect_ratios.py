@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TypeAlias
 
 from sanakit.errors import ConfigError
+from sanakit.untrusted import shown, whole
 
 # (height, width) at 1024 px; the 512 table is exactly half of it.
 _AT_1024 = (
@@ -29,6 +30,17 @@ _EXTRA = {
 }  # fmt: skip
 
 MOST_PIXELS = 16384
+"""Of a side."""
+MOST_PICTURES = 10_000
+"""Of a request, whose noise is drawn at once."""
+LARGEST_SEED = 2**63 - 1
+
+
+def check_count(count: int, seed: int) -> None:
+    """Refuse more pictures than one request draws, and seeds that no generator takes."""
+    whole(count, name="count", low=1, high=MOST_PICTURES)
+    if not 0 <= seed <= LARGEST_SEED - count:
+        raise ConfigError(f"seed={shown(seed)} must be 0 to 2^63 - 1", hint="try --seed 0")
 
 
 def check_size(name: str, value: int, multiple: int) -> None:
@@ -39,7 +51,7 @@ def check_size(name: str, value: int, multiple: int) -> None:
     high = min(low + multiple, MOST_PIXELS)
     works = f"{low}" if value < multiple or low == high else f"{low} and {high}"
     raise ConfigError(
-        f"{name}={value} is not a positive multiple of {multiple} up to {MOST_PIXELS}",
+        f"{name}={shown(value)} is not a positive multiple of {multiple} up to {MOST_PIXELS}",
         hint=f"nearest that work: {works}",
     )
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sanakit.errors import ConfigError, did_you_mean
 from sanakit.flow.guidance import Guidance
+from sanakit.pipeline.aspect_ratios import check_count
 from sanakit.pipeline.numerics import require_finite
 from sanakit.pipeline.prompts import MODEL_DEFAULT, Compat, EncodedText, check_compat
 from sanakit.pipeline.schedulers import Scheduler, scheduler_named
@@ -23,7 +24,6 @@ from sanakit.shapes import Latent
 from sanakit.untrusted import dataclass_from
 
 REAL = ("guidance_scale", "pag_scale", "flow_shift")
-LARGEST_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,10 +57,7 @@ class GenerateRequest:
                 raise ConfigError(f"{name}={value!r} must be a whole number")
         if self.num_steps < 1 or self.num_steps > 1000:
             raise ConfigError(f"num_steps={self.num_steps} must be 1 to 1000", hint="20 is usual")
-        if self.count < 1:
-            raise ConfigError(f"count={self.count} must be at least 1")
-        if not 0 <= self.seed <= LARGEST_SEED - self.count:
-            raise ConfigError(f"seed={self.seed} must be 0 to 2^63 - 1", hint="try --seed 0")
+        check_count(self.count, self.seed)
         if self.solver is not None:
             scheduler_named(self.solver, 1.0)
         if self.flow_shift is not None and not self.flow_shift > 0:
