@@ -116,7 +116,7 @@ def test_diffusers_draws_with_an_exported_lora_as_we_do(sana: TinySana, tmp_path
     pipe.load_lora_weights(tmp_path / "lora")
     after = pipe.transformer(batch.x0, text, batch.level.timestep, encoder_attention_mask=mask)
     with torch.no_grad():
-        ours = recipe.module(batch.x0, batch.level.timestep, text, mask.bool())
+        ours = recipe.module.velocity(batch.x0, batch.level.timestep, text, mask.bool())
     assert (after.sample - before.sample).abs().max() > 1e-2
     assert_close(after.sample, ours, atol=1e-5, rtol=1e-5)
     export_run(tmp_path / "run", tmp_path / "whole", merged=True)

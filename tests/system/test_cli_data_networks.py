@@ -66,7 +66,7 @@ def test_one_of_the_two_is_encoded_where_it_is_asked_for(folder: Path, tmp_path:
     ("arguments", "error"),
     [
         (["caption", "SET", "--model", "nowhere"], "nowhere: no such folder"),
-        (["caption", "SET"], "Missing option '--model'"),
+        (["caption", "SET"], "needs --model"),
         (["caption", "SET", "--model", "x", "--batch-size", "0"], "--batch-size 0 must be"),
         (["caption", "SET", "--model", "x", "--dtype", "float8"], "--dtype 'float8' is unknown"),
         (["caption", "SET", "--model", "x", "--temperature", "-1"], "temperature -1.0 is negative"),

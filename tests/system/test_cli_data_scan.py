@@ -68,6 +68,6 @@ def test_a_stop_and_a_wrong_option_are_one_message(tmp_path: Path) -> None:
     assert error.startswith(f"error: {source}: 2 of 9 pictures are refused (")
     assert "--max-refused 0.23 goes on" in error
     _, error = sanakit(*scan, "--captions", "many", code=2)
-    assert error == "error: --captions 'many' is unknown\nhint: one of source, none\n"
+    assert error == "error: --captions 'many' is unknown\nhint: one of source, whole, none\n"
     _, error = sanakit(*scan, "--near", 40, code=2)
     assert "near=40 is not from 0 to 8" in error
