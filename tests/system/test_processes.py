@@ -77,4 +77,4 @@ def test_fifty_calls_hold_what_one_holds(pipe: SanaPipeline) -> None:
     before = held()
     for _ in range(50):
         draw(pipe, num_inference_steps=1)
-    assert held() == before
+    assert held() <= before  # what tests before this one left may go meanwhile
