@@ -26,15 +26,22 @@ ELSEWHERE = {
     "--fp16": "--dtype float16",
     "--gpu": "--device cuda",
     "--guidance-scale": "--guidance",
+    "--instance-data-dir": "--data",
+    "--max-train-steps": "--steps",
+    "--model": "--from",
     "--mps": "--device mps",
     "--num": "--count",
     "--num-images-per-prompt": "--count",
     "--num-inference-steps": "--steps",
     "--num-steps": "--steps",
+    "--output-dir": "--out",
+    "--pretrained-model-name-or-path": "--from",
+    "--rank": "--lora",
     "--resolution": "--width and --height",
     "--sampler": "--solver",
     "--size": "--width and --height",
     "--torch-dtype": "--dtype",
+    "--train-batch-size": "--batch-size",
     "-v": "--version",
 }
 """Options of other programs, and what to write here."""
@@ -148,7 +155,7 @@ def _nearest_option(name: str, known: Sequence[str]) -> str:
         return f"it is {ELSEWHERE[spelled]} here"
     if spelled == "--prompt":
         return "the prompt is given without a name: sanakit generate PROMPT"
-    near = nearest_names(spelled, known)
+    near = [one for one in nearest_names(spelled, known) if one != "--help"]
     return f"did you mean {near[0]!r}?" if near else "see --help"
 
 
