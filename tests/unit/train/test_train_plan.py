@@ -33,6 +33,14 @@ from tiny_recipe import TinyRecipe, drawn
 from tiny_sana import TinySana, tiny_sana
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def units(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor that computes 16-bit products, which autocast then copies weights for."""
+    monkeypatch.setattr("sanakit.train.distributed.network.has_units", lambda dtype: True)
+
+
 CONFIG = LoopConfig(
     batch_size=4, total_images=22, peak_lr=1e-2, compute_dtype="float32", device="cpu"
 )
@@ -147,6 +155,7 @@ def test_what_a_forward_pass_keeps_is_counted_without_the_weights() -> None:
 HALF = replace(CONFIG, compute_dtype="bfloat16", average_halflife=10)
 
 
+@pytest.mark.usefixtures("units")
 @pytest.mark.parametrize("learns", [True, False])
 def test_weights_that_autocast_copies_do_not_grow_with_the_batch(learns: bool) -> None:
     """Told from activations by where they come from: here one has the weight's own shape."""
@@ -161,6 +170,7 @@ def test_weights_that_autocast_copies_do_not_grow_with_the_batch(learns: bool) -
     assert (full.copies, full.activations) == (0, 2 * memory.activations)
 
 
+@pytest.mark.usefixtures("units")
 @pytest.mark.parametrize("learns", [True, False])
 def test_a_copy_is_known_in_another_shape_than_its_weight(learns: bool) -> None:
     point = PointConv(6, 3, bias=False).requires_grad_(learns)
