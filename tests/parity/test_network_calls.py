@@ -76,12 +76,12 @@ def test_pictures_and_latents_come_as_there(rng: torch.Generator) -> None:
         assert torch.equal(found, call(given)[0])
 
 
-@pytest.mark.parametrize("method", ["forward", "encode", "decode"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [(NAMES[0], "forward"), *((NAMES[1], method) for method in ("forward", "encode", "decode"))],
+)
 def test_arguments_have_the_published_names_in_the_published_order(name: str, method: str) -> None:
-    theirs = getattr(getattr(diffusers, name), method, None)
-    if theirs is None:
-        pytest.skip("the transformer only steps")
+    theirs = getattr(getattr(diffusers, name), method)
     own = inspect.signature(getattr(getattr(sanakit, name), method)).parameters
     expected = inspect.signature(theirs).parameters
     assert [n for n, p in own.items() if p.kind is not p.VAR_KEYWORD] == list(expected)
