@@ -16,6 +16,7 @@ READ = {
         "decoder",
         "images",
         "language_models",
+        "load_arguments",
         "networks",
         "numerics",
         "pipeline",

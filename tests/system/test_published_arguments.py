@@ -13,7 +13,7 @@ import torch
 from sanakit import AutoencoderDC, SanaPAGPipeline, SanaPipeline, SanaTransformer2DModel
 from sanakit.errors import ConfigError, UnknownArgumentError
 from sanakit.models.published import say_once
-from sanakit.pipeline.networks import NEEDLESS, REFUSED
+from sanakit.pipeline.load_arguments import NEEDLESS, REFUSED
 from sanakit.weights.hub import fetch
 from sanakit.weights.lockfile import asking
 from stand_in_hub import StandInHub, pipeline_files, serving

@@ -34,11 +34,11 @@ from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.config import AutoencoderConfig, TransformerConfig
 from sanakit.pipeline.components import load_prompts, read_defaults
 from sanakit.pipeline.images import Pixels, from_pixels
-from sanakit.pipeline.networks import AutoencoderDC, component_folder
+from sanakit.pipeline.networks import AutoencoderDC
 from sanakit.pipeline.prompts import PromptCache, PromptEncoder
 from sanakit.untrusted import parse_json
 from sanakit.weights.catalog import find_checkpoint
-from sanakit.weights.resolve import resolve_model
+from sanakit.weights.resolve import component_folder, resolve_model
 from sanakit.weights.store import read_config
 
 Storage: TypeAlias = Literal["float16", "bfloat16"]

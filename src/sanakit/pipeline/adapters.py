@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from sanakit.errors import ConfigError, did_you_mean
 from sanakit.files import disk_errors
 from sanakit.nn.lora import ByAdapter, LoraLayer, adapt, is_plain, lora_layers, restore
-from sanakit.pipeline.networks import heed_other_arguments, refuse_pickle_readers
+from sanakit.pipeline.load_arguments import heed_other_arguments, refuse_pickle_readers
 from sanakit.untrusted import LARGEST, shown
 from sanakit.weights.lockfile import asking
 from sanakit.weights.lora import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import torch
@@ -13,8 +13,8 @@ from huggingface_hub import try_to_load_from_cache
 from torch import Tensor
 
 from sanakit.errors import ConfigError, MissingModelError, refuse_unknown
+from sanakit.files import expanded
 from sanakit.models.config import AUTOENCODERS, TRANSFORMERS, TransformerConfig
-from sanakit.pipeline.networks import Published, component_folder
 from sanakit.pipeline.placement import Placed, place_one
 from sanakit.quant.method import method_of
 from sanakit.quant.quantize import quantize
@@ -22,15 +22,15 @@ from sanakit.weights.catalog import checkpoint_of_file
 from sanakit.weights.convert.original_format import Part, identified, read_original
 from sanakit.weights.dtypes import as_trained, resolve_dtypes
 from sanakit.weights.layout import CONFIG
+from sanakit.weights.resolve import component_folder
 from sanakit.weights.store import load_strict
 
-P = TypeVar("P", bound=Published)
 HUB = ("huggingface.co", "hf.co")
 
 
 @refuse_unknown
 def from_single_file(
-    kind: type[P],
+    kind: Any,
     source: str | Path | Mapping[str, Tensor],
     *,
     config: str | Path | None = None,
@@ -40,7 +40,7 @@ def from_single_file(
     quantization_config: Any = None,
     device: Placed | None = None,
     allow_unsafe_dtype: bool = False,
-) -> P:
+) -> Any:
     """Load a ``.pth`` or ``.safetensors`` of NVlabs' or MIT Han Lab's, or its tensors.
 
     Args:
@@ -90,7 +90,7 @@ def from_single_file(
     return network.to(where)
 
 
-def _part(parts: tuple[Part, ...], kind: type[Published], name: str) -> Part:
+def _part(parts: tuple[Part, ...], kind: Any, name: str) -> Part:
     for part in parts:
         if part.class_name == kind.published_name:
             return part
@@ -100,7 +100,7 @@ def _part(parts: tuple[Part, ...], kind: type[Published], name: str) -> Part:
     )
 
 
-def _description(kind: type[Published], config: str, subfolder: str | None) -> str:
+def _description(kind: Any, config: str, subfolder: str | None) -> str:
     """A preset's name as it is, else the ``config.json`` that is meant."""
     if Path(config).suffix == ".json" or config in (*TRANSFORMERS, *AUTOENCODERS):
         return config
@@ -113,7 +113,7 @@ def _description(kind: type[Published], config: str, subfolder: str | None) -> s
 def _file(source: str) -> Path:
     address = urlsplit(source)
     if address.scheme not in ("http", "https"):
-        return Path(source).expanduser()
+        return expanded(source)
     parts = unquote(address.path).strip("/").split("/")
     if address.hostname not in HUB or len(parts) < 5 or parts[2] not in ("blob", "resolve"):
         raise ConfigError(

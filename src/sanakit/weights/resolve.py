@@ -12,9 +12,9 @@ from sanakit.errors import ConfigError, MissingModelError, nearest_names
 from sanakit.files import expanded, listed, names_in
 from sanakit.weights import hub
 from sanakit.weights.catalog import Checkpoint, find_checkpoint, nearest_models
-from sanakit.weights.layout import INDEX
+from sanakit.weights.layout import CONFIG, INDEX
 
-__all__ = ["EMBEDDED", "INDEX", "embedded_folder", "resolve_model"]
+__all__ = ["EMBEDDED", "INDEX", "component_folder", "embedded_folder", "resolve_model"]
 
 EMBEDDED = ("glyph",)
 REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*(@\S+)?")
@@ -156,3 +156,29 @@ def _inner_model(folder: Path) -> str | None:
         return f"name the folder above: {folder.parent}"
     inner = sorted(path.parent.name for path in folder.glob(f"*/{INDEX}"))
     return f"models inside it: {listed(inner)}" if inner else None
+
+
+def component_folder(
+    name: str | Path,
+    subfolder: str | None,
+    *,
+    variant: str | None = None,
+    revision: str | None = None,
+    offline: bool = False,
+) -> Path:
+    """Where a network's ``config.json`` is."""
+    if subfolder is not None and (Path(subfolder).is_absolute() or ".." in Path(subfolder).parts):
+        raise ConfigError(f"subfolder={subfolder!r} leads out of the model", hint="e.g. 'vae'")
+    local = expanded(name) / (subfolder or "")
+    if (local / CONFIG).is_file():
+        return local
+    model = resolve_model(
+        name, variant=variant, revision=revision, subfolder=subfolder, offline=offline
+    )
+    folder = model / (subfolder or "")
+    if not (folder / CONFIG).is_file():
+        raise MissingModelError(
+            f"{folder}: holds no {CONFIG}",
+            hint='name the part: subfolder="transformer" or "vae"',
+        )
+    return folder

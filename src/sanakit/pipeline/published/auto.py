@@ -11,13 +11,12 @@ from transformers import PreTrainedModel
 
 from sanakit.errors import ConfigError, refuse_unknown
 from sanakit.pipeline.language_models import build_llm
+from sanakit.pipeline.load_arguments import one_dtype
 from sanakit.pipeline.networks import (
     AutoencoderDC,
     Published,
     SanaTransformer2DModel,
-    component_folder,
     fill,
-    one_dtype,
 )
 from sanakit.pipeline.placement import Placed, place_one
 from sanakit.pipeline.published.pag import SanaPAGPipeline
@@ -26,6 +25,7 @@ from sanakit.untrusted import shown
 from sanakit.weights.catalog import Checkpoint, find_checkpoint
 from sanakit.weights.dtypes import resolve_dtypes
 from sanakit.weights.layout import stored_variant
+from sanakit.weights.resolve import component_folder
 
 
 class AutoPipelineForText2Image:

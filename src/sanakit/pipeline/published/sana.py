@@ -31,12 +31,12 @@ from sanakit.pipeline.components import (
     save_components,
 )
 from sanakit.pipeline.images import to_pil
-from sanakit.pipeline.networks import (
-    Saved,
+from sanakit.pipeline.load_arguments import (
     heed_other_arguments,
     one_dtype,
     refuse_pickle_readers,
 )
+from sanakit.pipeline.networks import Saved
 from sanakit.pipeline.pipeline import OnSampled, Pipeline, Sampling
 from sanakit.pipeline.placement import (
     MaxMemory,
