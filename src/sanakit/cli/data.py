@@ -276,7 +276,7 @@ def scan(
 ) -> None:
     """Look at all pictures: decode, measure, find duplicates; list what stays out and why."""
     from sanakit.data.engines import engine_named
-    from sanakit.data.images.decode import DecodeLimits
+    from sanakit.images.decode import DecodeLimits
 
     summary = _scan(
         source,
@@ -531,13 +531,13 @@ def show(
     """Print a sample: id, captions with captioner and score, sizes, bucket, licence."""
     from PIL import Image
 
-    from sanakit.data.images.decode import decode
-    from sanakit.data.images.resize_and_crop import fitted
     from sanakit.data.report.page import encoded, stored_pictures
+    from sanakit.data.resize_and_crop import fitted
     from sanakit.data.shards import read_index
     from sanakit.data.sources.places import read_place
     from sanakit.data.training_set import SHARDS, TrainingSet
     from sanakit.files import write_atomically
+    from sanakit.images.decode import decode
 
     training_set = TrainingSet.open(folder)
     sample = _find(training_set, which)

@@ -18,8 +18,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 from PIL import Image
 
-from sanakit.data.images.decode import BadPicture, DecodeLimits, decode
-from sanakit.data.images.resize_and_crop import (
+from sanakit.data.resize_and_crop import (
     MULTIPLE,
     Bucket,
     BucketKind,
@@ -54,6 +53,7 @@ from sanakit.data.units import (
 )
 from sanakit.errors import ConfigError, DataError
 from sanakit.files import sha256_of, write_atomically
+from sanakit.images.decode import BadPicture, DecodeLimits, decode
 from sanakit.pipeline.aspect_ratios import Table
 from sanakit.untrusted import dataclass_from, number, parse_json, read_file
 

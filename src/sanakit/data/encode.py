@@ -23,13 +23,13 @@ from sanakit.data.captions.vision_models import (
     fingerprint_of_folder,
     require_same,
 )
-from sanakit.data.images.decode import decode
-from sanakit.data.images.resize_and_crop import MULTIPLE, fitted
+from sanakit.data.resize_and_crop import MULTIPLE, fitted
 from sanakit.data.shards import TAR, Index, bucket_of, key_of, read_index, read_keys, read_span
 from sanakit.data.training_set import LATENTS, SHARDS, TEXT, TrainingSet
 from sanakit.data.units import fingerprint, read_mark
 from sanakit.errors import ConfigError, DataError, NumericsError
 from sanakit.files import sha256_of
+from sanakit.images.decode import decode
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.config import AutoencoderConfig, TransformerConfig
 from sanakit.pipeline.components import load_prompts, read_defaults

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from sanakit.data.duplicates import CELLS, NEAR, Duplicate, DuplicateFinder, Look, look_at
-from sanakit.data.images.decode import DEFAULT, BadPicture, DecodeLimits, decoded_image
 from sanakit.data.samples import Place, Refusal, Sample, reading, to_line
 from sanakit.data.sources.places import read_place
 from sanakit.data.sources.source import Source
@@ -27,6 +26,7 @@ from sanakit.data.training_set import DUPLICATES, QUARANTINE, REFUSED, SCAN, Tra
 from sanakit.data.units import MARK, SET, Engine, Mark, Report, fingerprint, read_mark, run_stage
 from sanakit.errors import ConfigError, DataError
 from sanakit.files import sha256_of, write_atomically
+from sanakit.images.decode import DEFAULT, BadPicture, DecodeLimits, decoded_image
 
 VERSION = 1
 DUPLICATE = "duplicate picture"

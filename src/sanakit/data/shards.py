@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 from urllib.parse import quote
 
-from sanakit.data.images.resize_and_crop import Bucket
+from sanakit.data.resize_and_crop import Bucket
 from sanakit.data.samples import reading
 from sanakit.errors import DataError
 from sanakit.files import sha256_of

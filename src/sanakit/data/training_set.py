@@ -21,11 +21,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sanakit.data.images.decode import DecodeLimits
 from sanakit.data.samples import Caption, Refusal, Sample, reading, refusal_from, sample_from
 from sanakit.data.units import SET, clear_leftovers, read_mark
 from sanakit.errors import DataError
 from sanakit.files import expanded, names_in, write_json
+from sanakit.images.decode import DecodeLimits
 from sanakit.untrusted import dataclass_from, parse_json, read_file, shown
 
 FORMAT = 1

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from sanakit.data.captions.scoring import Scorer
 from sanakit.data.captions.vision_models import find_vision_model
-from sanakit.data.images.decode import decode
 from sanakit.errors import ConfigError, MissingModelError
 from sanakit.evaluate.benchmark_prompts import Job, Prompt
 from sanakit.evaluate.features import PictureSet, features_of
 from sanakit.evaluate.figures import Figure, mean_figure
 from sanakit.evaluate.frechet import frechet_distance
+from sanakit.images.decode import decode
 from sanakit.pipeline.images import Pixels
 
 BATCH = 16

@@ -10,8 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from sanakit.data.images.decode import BadPicture, decode
-from sanakit.data.images.resize_and_crop import fitted
+from sanakit.data.resize_and_crop import fitted
 from sanakit.data.samples import Refusal, Sample
 from sanakit.data.sources.opening import open_source
 from sanakit.data.sources.places import read_place
@@ -20,6 +19,7 @@ from sanakit.data.units import SET
 from sanakit.errors import DataError
 from sanakit.evaluate.features import PictureSet
 from sanakit.files import expanded, replacing, sha256_of
+from sanakit.images.decode import BadPicture, decode
 from sanakit.pipeline.images import Pixels
 from sanakit.pipeline.pipeline import Pipeline
 from sanakit.pipeline.request import GenerateRequest

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from sanakit.data.build import BuildSettings, BuildShards, BuildSummary, bucket_of, build_shards
-from sanakit.data.images.resize_and_crop import bucket_table, fitted, nearest_bucket
+from sanakit.data.resize_and_crop import bucket_table, fitted, nearest_bucket
 from sanakit.data.samples import Caption, Refusal
 from sanakit.data.shards import read_index, read_keys, read_span
 from sanakit.data.training_set import TrainingSet

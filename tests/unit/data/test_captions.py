@@ -35,7 +35,6 @@ from sanakit.data.captions.vision_models import (
     picture_of,
     safe_name,
 )
-from sanakit.data.images.decode import DEFAULT
 from sanakit.data.samples import Caption
 from sanakit.data.training_set import TrainingSet
 from sanakit.data.units import LocalEngine, Mark, run_stage
@@ -47,6 +46,7 @@ from sanakit.errors import (
     OutOfMemory,
     WeightsError,
 )
+from sanakit.images.decode import DEFAULT
 
 # Quantiles of chi-square that one honest draw in ten thousand exceeds, by degrees of freedom.
 RARE = {1: 15.137, 2: 18.421, 3: 21.108}

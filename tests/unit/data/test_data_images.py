@@ -18,9 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 import zoo
-from sanakit.data.images import color, file_format
-from sanakit.data.images.decode import FORMATS, REASONS, BadPicture, DecodeLimits, decode
-from sanakit.data.images.resize_and_crop import (
+from sanakit.data.resize_and_crop import (
     bucket_table,
     fit,
     fitted,
@@ -28,6 +26,8 @@ from sanakit.data.images.resize_and_crop import (
     usual_multiple,
 )
 from sanakit.errors import ConfigError, DataError
+from sanakit.images import color, file_format
+from sanakit.images.decode import FORMATS, REASONS, BadPicture, DecodeLimits, decode
 from sanakit.pipeline.aspect_ratios import TABLES
 
 ANIMALS = {animal.name: animal for animal in zoo.animals()}
@@ -181,7 +181,7 @@ def test_claims_and_bombs_cost_no_memory(tmp_path: Path) -> None:
     code = """
 import json, resource, sys
 from pathlib import Path
-from sanakit.data.images.decode import BadPicture, decode
+from sanakit.images.decode import BadPicture, decode
 def use(path):
     try:
         decode(Path(path).read_bytes())

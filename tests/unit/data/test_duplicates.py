@@ -19,8 +19,8 @@ from sanakit.data.duplicates import (
     look_at,
     same_colors,
 )
-from sanakit.data.images.decode import decode, decoded_image
 from sanakit.errors import ConfigError
+from sanakit.images.decode import decode, decoded_image
 from zoo import saved
 
 

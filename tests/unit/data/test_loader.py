@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 
 from sanakit.data.captions.choice import CaptionChoice
-from sanakit.data.images.resize_and_crop import fitted
 from sanakit.data.loader import batches
 from sanakit.data.loader.batches import fit_into
 from sanakit.data.loader.loader import Loader
+from sanakit.data.resize_and_crop import fitted
 from sanakit.errors import ConfigError, DataError
 from tiny_shards import (
     Size,

@@ -14,13 +14,13 @@ import pytest
 from PIL import Image
 
 import zoo
-from sanakit.data.images.decode import DecodeLimits
 from sanakit.data.samples import Caption, Place, Refusal, Sample
 from sanakit.data.scan import ScanStage, ScanSummary, scan_source
 from sanakit.data.training_set import QUARANTINE, TrainingSet
 from sanakit.data.units import LocalEngine, Mark, Stage, fingerprint
 from sanakit.errors import ConfigError, DataError
 from sanakit.files import sha256_of
+from sanakit.images.decode import DecodeLimits
 
 
 @dataclass(frozen=True, kw_only=True)

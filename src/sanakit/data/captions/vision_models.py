@@ -21,12 +21,12 @@ from PIL import Image
 from transformers import AutoProcessor
 from transformers.utils import logging as transformers_logging
 
-from sanakit.data.images.decode import DecodeLimits, decode
 from sanakit.data.samples import Sample
 from sanakit.data.sources.places import read_place
 from sanakit.data.training_set import TrainingSet
 from sanakit.errors import ConfigError, DataError, MissingModelError, OutOfMemory, WeightsError
 from sanakit.files import expanded
+from sanakit.images.decode import DecodeLimits, decode
 from sanakit.pipeline.decoder import is_out_of_memory
 from sanakit.pipeline.placement import device_named
 

@@ -15,8 +15,6 @@ from torch.nn import functional as F
 from torch.utils.data import get_worker_info
 
 from sanakit.data.captions.choice import CaptionChoice
-from sanakit.data.images.decode import BadPicture, decoded_image
-from sanakit.data.images.resize_and_crop import fit, fitted
 from sanakit.data.loader.folders import ShardFolder
 from sanakit.data.loader.order import Order, Plan
 from sanakit.data.loader.reading import (
@@ -26,9 +24,11 @@ from sanakit.data.loader.reading import (
     padded,
     stacked,
 )
+from sanakit.data.resize_and_crop import fit, fitted
 from sanakit.data.samples import Caption
 from sanakit.data.shards import ShardFile
 from sanakit.errors import DataError, SanakitError
+from sanakit.images.decode import BadPicture, decoded_image
 
 _LONGEST_SEARCH = 64  # damaged samples in a row; a longer run is a damaged disk, not bad luck
 

@@ -18,7 +18,6 @@ from markupsafe import Markup
 from PIL import Image, ImageDraw, ImageFont
 
 from sanakit.charts import bars, svg, wrapped
-from sanakit.data.images.decode import decode
 from sanakit.data.report.facts import CaptionerFacts, Facts, gather
 from sanakit.data.samples import Sample
 from sanakit.data.shards import Index, read_keys, read_span
@@ -27,6 +26,7 @@ from sanakit.data.training_set import REPORT, SHARDS, TrainingSet
 from sanakit.data.units import own_folder
 from sanakit.errors import DataError
 from sanakit.files import write_atomically
+from sanakit.images.decode import decode
 
 PAGE, SHEET = "index.html", "contact-sheet.png"
 _SIDES = (0, 64, 128, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)

@@ -24,10 +24,10 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from sanakit.data.images import file_format
-from sanakit.data.images.color import UnclearColors, to_rgb
-from sanakit.data.images.file_format import Size
 from sanakit.errors import ConfigError, DataError
+from sanakit.images import file_format
+from sanakit.images.color import UnclearColors, to_rgb
+from sanakit.images.file_format import Size
 
 REASONS = frozenset(
     {

@@ -1,0 +1,1 @@
+"""A picture from bytes to pixels: format, decoding, color."""
