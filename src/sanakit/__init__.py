@@ -16,9 +16,10 @@ if TYPE_CHECKING:
         AutoPipelineForText2Image,
         DiffusionPipeline,
     )
+    from sanakit.pipeline.published.base import SanaPipelineOutput
     from sanakit.pipeline.published.pag import SanaPAGPipeline
     from sanakit.pipeline.published.pictures import load_image, make_image_grid
-    from sanakit.pipeline.published.sana import SanaPipeline, SanaPipelineOutput
+    from sanakit.pipeline.published.sana import SanaPipeline
     from sanakit.pipeline.request import GenerateRequest
     from sanakit.pipeline.schedulers import (
         DPMSolverMultistepScheduler,
@@ -49,7 +50,7 @@ _HOMES = {
     "PipelineQuantizationConfig": "sanakit.quant.method",
     "SanaPAGPipeline": "sanakit.pipeline.published.pag",
     "SanaPipeline": "sanakit.pipeline.published.sana",
-    "SanaPipelineOutput": "sanakit.pipeline.published.sana",
+    "SanaPipelineOutput": "sanakit.pipeline.published.base",
     "SanaTransformer2DModel": "sanakit.pipeline.networks",
     "TorchAoConfig": "transformers",
     "UniPCMultistepScheduler": "sanakit.pipeline.schedulers",

@@ -34,7 +34,9 @@ def of_names() -> Iterator[str]:
             continue
         public = {member for member in dir(found) if not member.startswith("_")}
         inherited = set(dir(__import__("torch").nn.Module))
-        for member in sorted((public - inherited) | (set(METHODS) & set(vars(found)))):
+        ours = [vars(kind) for kind in found.__mro__ if kind.__module__.startswith("sanakit.")]
+        always = {method for method in METHODS if any(method in names for names in ours)}
+        for member in sorted((public - inherited) | always):
             value = inspect.getattr_static(found, member)
             value = getattr(value, "__func__", value)
             arguments = ""

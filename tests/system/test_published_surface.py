@@ -246,6 +246,19 @@ def test_any_pipeline_is_loaded_under_the_general_names(folder: Path) -> None:
             general()
 
 
+def test_a_saved_pipeline_is_loaded_as_what_it_was(folder: Path, tmp_path: Path) -> None:
+    class Mine(SanaPAGPipeline):
+        pass
+
+    for kind in (SanaPipeline, SanaPAGPipeline, Mine):
+        kind.from_pretrained(folder).save_pretrained(tmp_path / kind.__name__)
+        again = DiffusionPipeline.from_pretrained(tmp_path / kind.__name__)
+        assert type(again) is (SanaPAGPipeline if kind is Mine else kind)
+    plain = DiffusionPipeline.from_pretrained(tmp_path / "Mine", enable_pag=False, device_map="cpu")
+    assert type(plain) is SanaPipeline
+    assert plain.hf_device_map is not None
+
+
 def test_a_pipeline_tells_what_it_is_made_of(folder: Path, pipe: SanaPipeline) -> None:
     loaded = SanaPipeline.from_pretrained(folder)
     assert loaded.name_or_path == loaded.config["_name_or_path"] == str(folder)

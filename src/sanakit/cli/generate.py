@@ -653,9 +653,9 @@ def _add_loras(pipeline: Pipeline, specs: Sequence[str], *, offline: bool) -> No
     """
     if not specs:
         return
-    from sanakit.pipeline.published.sana import SanaPipeline
+    from sanakit.pipeline.published.base import PublishedPipeline
 
-    pipe = SanaPipeline(pipeline)
+    pipe = PublishedPipeline(pipeline)
     strengths = {}
     for number, spec in enumerate(specs):
         path, strength = _strength_of(spec)

@@ -148,6 +148,8 @@ class Components:
     defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
     name: str = "unnamed"
     fingerprint: str = ""
+    pipeline_class: str = "SanaPipeline"
+    """The published pipeline that ``model_index.json`` names for it."""
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -330,8 +332,9 @@ def load_components(
     resolve_dtypes(checkpoint, dtype, allow_unsafe=allow_unsafe_dtype)
     folder = resolve_model(name_or_folder, variant=variant, revision=revision, offline=offline)
     defaults = read_defaults(folder, given.get("scheduler"))
+    index = read_json(folder / INDEX)
     # A folder may have been saved without a part.
-    absentees = {part for part, entry in read_json(folder / INDEX).items() if entry == [None, None]}
+    absentees = {part for part, entry in index.items() if entry == [None, None]}
     given = {part: None for part in PARTS if part in absentees} | given
     kinds = {"transformer": SanaTransformer2DModel, "vae": AutoencoderDC}
     networks: dict[str, Any] = {part: given[part] for part in NETWORKS if part in given}
@@ -384,6 +387,7 @@ def load_components(
     return replace(
         made,
         name=str(name_or_folder),
+        pipeline_class=str(index.get("_class_name", Components.pipeline_class)),
         # Pictures of other weights are not pictures of this folder.
         fingerprint=fingerprint(folder) if as_published else "",
     )
@@ -558,7 +562,7 @@ def save_components(
         return [None, None] if part is None else [library, name]
 
     index: dict[str, Any] = {
-        "_class_name": "SanaPipeline",
+        "_class_name": components.pipeline_class,
         "_sanakit": {
             "instruction": instruction,
             "guidance_scale": defaults.guidance_scale,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABCMeta
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from sanakit.pipeline.networks import (
     fill,
 )
 from sanakit.pipeline.placement import Placed, place_one
+from sanakit.pipeline.published.base import PublishedPipeline, published_face
 from sanakit.pipeline.published.pag import SanaPAGPipeline
 from sanakit.pipeline.published.sana import SanaPipeline
 from sanakit.untrusted import shown
@@ -27,9 +29,15 @@ from sanakit.weights.dtypes import resolve_dtypes
 from sanakit.weights.layout import stored_variant
 from sanakit.weights.resolve import component_folder
 
+OWN_KEYWORDS = ("pag_applied_layers",)  # which not all of them have
+# By the class that a model's ``model_index.json`` names.
+FACES: Mapping[str, type[PublishedPipeline]] = {
+    kind.__name__: kind for kind in (SanaPipeline, SanaPAGPipeline)
+}
+
 
 class AutoPipelineForText2Image:
-    """Chooses between `SanaPipeline` and, with ``enable_pag``, `SanaPAGPipeline`."""
+    """Chooses the pipeline that a model names, and with ``enable_pag`` `SanaPAGPipeline`."""
 
     def __init__(self, *_: object, **__: object) -> None:
         raise ConfigError(
@@ -43,31 +51,40 @@ class AutoPipelineForText2Image:
         *,
         enable_pag: bool | None = None,
         **loading: Any,
-    ) -> SanaPipeline:
+    ) -> PublishedPipeline:
         """Load a model; ``loading`` are the keywords of the class that is chosen.
 
         ``pag_applied_layers`` among them chooses, too.
         """
-        chosen = enable_pag if enable_pag is not None else "pag_applied_layers" in loading
-        kind = SanaPAGPipeline if chosen else SanaPipeline
-        return kind.from_pretrained(pretrained_model_name_or_path, **loading)
+        own = {name: loading.pop(name) for name in OWN_KEYWORDS if name in loading}
+        loaded = PublishedPipeline.from_pretrained(pretrained_model_name_or_path, **loading)
+        named = FACES.get(loaded.core.components.pipeline_class, SanaPipeline)
+        return _face(named, enable_pag, own).from_pipe(loaded, **own)
 
     @staticmethod
     def from_pipe(
-        pipeline: SanaPipeline, *, enable_pag: bool | None = None, **parts: Any
-    ) -> SanaPipeline:
+        pipeline: PublishedPipeline, *, enable_pag: bool | None = None, **parts: Any
+    ) -> PublishedPipeline:
         """Make a pipeline of another's parts, of its own kind unless ``enable_pag`` says."""
-        own = isinstance(pipeline, SanaPAGPipeline)
-        chosen = enable_pag if enable_pag is not None else own or "pag_applied_layers" in parts
-        kind = SanaPAGPipeline if chosen else SanaPipeline
-        return kind.from_pipe(pipeline, **parts)
+        named = FACES.get(published_face(type(pipeline)), SanaPipeline)
+        return _face(named, enable_pag, parts).from_pipe(pipeline, **parts)
+
+
+def _face(
+    named: type[PublishedPipeline], enable_pag: bool | None, keywords: Mapping[str, Any]
+) -> type[PublishedPipeline]:
+    perturbed = named is SanaPAGPipeline or "pag_applied_layers" in keywords
+    chosen = perturbed if enable_pag is None else enable_pag
+    if chosen:
+        return SanaPAGPipeline
+    return SanaPipeline if named is SanaPAGPipeline else named
 
 
 class DiffusionPipeline(AutoPipelineForText2Image, metaclass=ABCMeta):
     """The same by the name of the class that all pipelines of diffusers have in common."""
 
 
-DiffusionPipeline.register(SanaPipeline)  # isinstance(pipe, DiffusionPipeline)
+DiffusionPipeline.register(PublishedPipeline)  # isinstance(pipe, DiffusionPipeline)
 
 
 class AutoModel:

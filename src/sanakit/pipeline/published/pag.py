@@ -22,7 +22,7 @@ from sanakit.models.transformer import LinearDiT
 from sanakit.pipeline.components import LOADED
 from sanakit.pipeline.pipeline import Pipeline
 from sanakit.pipeline.prompts import MODEL_DEFAULT, Compat
-from sanakit.pipeline.published.sana import SanaPipeline, SanaPipelineOutput
+from sanakit.pipeline.published.base import PublishedPipeline, SanaPipelineOutput
 from sanakit.pipeline.request import (
     Call,
     Callback,
@@ -71,7 +71,7 @@ def _names(layer: int | str, index: int) -> bool:
     return re.search(whole_words, name) is not None
 
 
-class SanaPAGPipeline(SanaPipeline):
+class SanaPAGPipeline(PublishedPipeline):
     """Text to image with perturbed-attention guidance in the blocks ``pag_applied_layers``."""
 
     @refuse_unknown
@@ -101,21 +101,21 @@ class SanaPAGPipeline(SanaPipeline):
         pag_applied_layers: Layers = DEFAULT_LAYERS,
         **loading: Any,
     ) -> SanaPAGPipeline:
-        """Load a model; ``loading`` are the keywords of `SanaPipeline.from_pretrained`."""
-        plain = SanaPipeline.from_pretrained(pretrained_model_name_or_path, **loading)
+        """Load a model; ``loading`` are the keywords of `PublishedPipeline.from_pretrained`."""
+        plain = PublishedPipeline.from_pretrained(pretrained_model_name_or_path, **loading)
         return cls.from_pipe(plain, pag_applied_layers=pag_applied_layers)
 
     @classmethod
     def from_pipe(
         cls,
-        pipeline: SanaPipeline,
+        pipeline: PublishedPipeline,
         *,
         torch_dtype: torch.dtype | None = None,
         dtype: torch.dtype | None = None,
         pag_applied_layers: Layers | None = None,
         **parts: Any,
     ) -> SanaPAGPipeline:
-        """Make one of another pipeline's parts; keywords as in `SanaPipeline.from_pipe`."""
+        """Make one of another pipeline's parts; keywords as in `PublishedPipeline.from_pipe`."""
         made = super().from_pipe(pipeline, torch_dtype=torch_dtype, dtype=dtype, **parts)
         assert isinstance(made, cls)
         if pag_applied_layers is not None:
@@ -152,7 +152,7 @@ class SanaPAGPipeline(SanaPipeline):
         return self.pag_scale > 0
 
     @refuse_unknown
-    def __call__(  # type: ignore[override]  # the published order puts attention_kwargs elsewhere
+    def __call__(
         self,
         prompt: Prompts | None = None,
         negative_prompt: Prompts | None = "",
