@@ -21,6 +21,7 @@ import sanakit
 from sanakit import AutoencoderDC, BitsAndBytesConfig, SanaPipeline, SanaTransformer2DModel
 from sanakit.errors import ConfigError, MissingModelError, WeightsError
 from sanakit.models.autoencoder import Autoencoder
+from sanakit.models.published import say_once
 from sanakit.models.transformer import LinearDiT
 from sanakit.weights.store import read_quantization
 from tiny import ROUNDING, TRANSFORMER, assert_same_weights, write_tiny
@@ -136,14 +137,29 @@ def test_each_component_has_the_dtype_it_was_asked_in(folder: Path) -> None:
     assert [m.dtype for m in (pipe.text_encoder,)] == [brain]
     assert {p.dtype for p in pipe.transformer.parameters()} == {half}
     assert {p.dtype for p in pipe.vae.parameters()} == {full}
-    with pytest.raises(ConfigError, match=r"vae in float16 overflows.*\n.*allow_unsafe_dtype"):
-        SanaPipeline.from_pretrained(folder, torch_dtype={"vae": half})
-    with pytest.raises(ConfigError, match="vae in float16"):
-        AutoencoderDC.from_pretrained(folder, subfolder="vae", torch_dtype=half)
-    unsafe = SanaPipeline.from_pretrained(
-        folder, torch_dtype={"vae": half}, allow_unsafe_dtype=True
-    )
-    assert {p.dtype for p in unsafe.vae.parameters()} == {half}
+
+
+def test_fp16_for_one_part_by_name_is_honoured_with_one_word(
+    folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = torch.float16
+    monkeypatch.setattr("sanakit.weights.dtypes.SMALL", 0)
+    say_once.cache_clear()
+    vae = AutoencoderDC.from_pretrained(folder, subfolder="vae", torch_dtype=half)
+    llm = transformers.AutoModel.from_pretrained(folder / "text_encoder", dtype=half)
+    pipes = [
+        SanaPipeline.from_pretrained(folder, torch_dtype={"vae": half, "text_encoder": half}),
+        SanaPipeline.from_pretrained(folder, vae=vae, text_encoder=llm),
+        SanaPipeline.from_pretrained(folder),
+    ]
+    pipes[-1].vae.to(half)
+    pipes[-1].text_encoder.to(half)
+    for pipe in pipes:
+        assert (pipe.transformer.dtype, pipe.vae.dtype) == (torch.float32, half)
+        assert pipe.text_encoder.dtype == half
+        assert np.isfinite(draw(pipe)).all()
+    said = [message for message in caplog.messages if "overflows" in message]
+    assert sorted(message.split()[0] for message in said) == ["text_encoder", "vae"]
 
 
 def test_networks_load_build_and_save_alone_under_their_published_names(
@@ -207,14 +223,6 @@ def test_a_text_encoder_that_would_skip_its_softcap_is_switched_to_eager(folder:
     pipe = SanaPipeline.from_pretrained(folder, text_encoder=llm)
     assert llm.config._attn_implementation == "eager"
     assert pipe.text_encoder is llm
-
-
-def test_a_text_encoder_in_fp16_is_refused_unless_it_is_meant(folder: Path) -> None:
-    llm = transformers.AutoModel.from_pretrained(folder / "text_encoder", dtype=torch.float16)
-    with pytest.raises(ConfigError, match="text_encoder in float16 overflows"):
-        SanaPipeline.from_pretrained(folder, text_encoder=llm)
-    pipe = SanaPipeline.from_pretrained(folder, text_encoder=llm, allow_unsafe_dtype=True)
-    assert pipe.text_encoder.dtype == torch.float16
 
 
 @pytest.mark.parametrize("name", ["bnb-int8", "bnb-nf4", "int8", "fp8"])

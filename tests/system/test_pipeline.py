@@ -462,15 +462,23 @@ def test_a_picture_of_before_binning_was_a_setting_is_drawn_again_at_its_very_si
         np.testing.assert_array_equal(np.asarray(again), picture.pixels)
 
 
-def test_sixteen_bits_never_mean_float16_where_it_overflows(folder: Path) -> None:
+def test_sixteen_bits_never_mean_float16_where_it_overflows(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sanakit.weights.dtypes.SMALL", 0)
     for dtype in (torch.float16, torch.bfloat16):
         parts = load_components(folder, dtype=dtype)
         assert parts.transformer.proj_out.weight.dtype == dtype
         assert next(parts.autoencoder.parameters()).dtype == torch.bfloat16
         assert parts.prompts.text_encoder.llm.dtype == torch.bfloat16
     assert load_components(folder).prompts.text_encoder.llm.dtype == torch.float32
-    with pytest.raises(ConfigError, match="text_encoder in float16 overflows"):
-        load_components(folder, dtype={"text_encoder": torch.float16})
+    named = load_components(folder, dtype={"text_encoder": torch.float16})
+    assert named.prompts.text_encoder.llm.dtype == torch.float16
+
+
+def test_a_small_model_is_as_it_is_asked_for(folder: Path) -> None:
+    networks = load_components(folder, dtype=torch.float16).networks.values()
+    assert {p.dtype for network in networks for p in network.parameters()} == {torch.float16}
 
 
 def test_a_model_in_sixteen_bits_draws_nearly_the_same(folder: Path) -> None:

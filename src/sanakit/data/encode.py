@@ -200,6 +200,13 @@ class Encoding:
         }
 
     @property
+    def compute_dtype(self) -> torch.dtype:
+        """That of the encoder; fp16 is refused: states that overflow in it would be kept."""
+        if self.dtype == "float16":
+            raise ConfigError("dtype='float16' overflows in encoders", hint="use bfloat16")
+        return DTYPES[self.dtype]
+
+    @property
     def key(self) -> str:
         """Sixteen hex digits of all that."""
         return fingerprint(self.about())[:16]
@@ -249,7 +256,7 @@ class LatentEncoding(Encoding):
         """Load the autoencoder."""
         require_same(self.model, autoencoder_hash(self.model), self.encoder_hash)
         autoencoder = AutoencoderDC.from_pretrained(
-            self.model, subfolder="vae", torch_dtype=DTYPES[self.dtype], device_map=self.device
+            self.model, subfolder="vae", torch_dtype=self.compute_dtype, device_map=self.device
         )
         self._autoencoder.put(autoencoder.requires_grad_(False))
 
@@ -315,7 +322,7 @@ class TextEncoding(Encoding):
         require_same(self.model, text_encoder_hash(self.model), self.encoder_hash)
         cache = PromptCache(prompt_bytes=0)
         encoder = load_prompts(
-            self.model, dtype=DTYPES[self.dtype], device=self.device, cache=cache
+            self.model, dtype=self.compute_dtype, device=self.device, cache=cache
         )
         self._prompts.put(encoder)
 

@@ -59,7 +59,12 @@ from sanakit.quant.quantize import (
 )
 from sanakit.untrusted import number, shown
 from sanakit.weights.catalog import find_checkpoint
-from sanakit.weights.dtypes import Requested, resolve_dtypes
+from sanakit.weights.dtypes import (
+    Requested,
+    overflowing_of,
+    resolve_dtypes,
+    tell_of_overflow,
+)
 from sanakit.weights.layout import CONFIG, LM_STEM, PLAIN, stored_variant
 from sanakit.weights.resolve import INDEX, resolve_model
 from sanakit.weights.store import (
@@ -242,13 +247,18 @@ def load_prompts(
     folder = expanded(source)
     alone = (folder / CONFIG).is_file()
     checkpoint = None if alone else find_checkpoint(str(source))
-    chosen = resolve_dtypes(checkpoint, {"text_encoder": dtype}, device=device)
     if not alone:
         folder = resolve_model(source)
     if instruction is MODEL_DEFAULT:
         instruction = COMPLEX_HUMAN_INSTRUCTION if alone else read_defaults(folder).instruction
     weights = folder if alone else folder / "text_encoder"
     llm = build_llm(weights)
+    chosen = resolve_dtypes(
+        checkpoint,
+        {"text_encoder": dtype},
+        device=device,
+        overflowing=overflowing_of(text_encoder=llm),
+    )
     usual = None if checkpoint is None else checkpoint.variant
     variant = stored_variant(weights, usual)
     fill(llm, weights, dtype=chosen.text_encoder, variant=variant, device=device_named(device))
@@ -261,7 +271,8 @@ def adopt_llm(given: Any, *, allow_unsafe: bool) -> TextEncoder:
 
     Attention with a softcap is switched from sdpa, which skips it, to eager. Where a quantized
     model's other tensors are fp16 they become bf16: norms and embeddings of these models overflow
-    in fp16, and it is what loading in 8 bits by the published example gives.
+    in fp16, it is what loading in 8 bits by the published example gives, and quantized parts are
+    not copied into a safer dtype.
     """
     llm = given.llm if isinstance(given, TextEncoder) else given
     if not isinstance(llm, PreTrainedModel):
@@ -273,14 +284,11 @@ def adopt_llm(given: Any, *, allow_unsafe: bool) -> TextEncoder:
     softcap = getattr(config, "attn_logit_softcapping", None)
     if softcap is not None and config._attn_implementation == "sdpa":
         llm.set_attn_implementation("eager")
-    half = any(p.dtype == torch.float16 for p in llm.parameters())
-    if half and not allow_unsafe:
-        if not is_quantized(llm):
-            raise ConfigError(
-                "text_encoder in float16 overflows: pictures come out black or grey",
-                hint="load it with torch_dtype=torch.bfloat16; allow_unsafe_dtype=True overrides",
-            )
-        cast_real(llm, torch.bfloat16)
+    if not allow_unsafe and any(p.dtype == torch.float16 for p in llm.parameters()):
+        if is_quantized(llm):
+            cast_real(llm, torch.bfloat16)
+        elif overflowing_of(text_encoder=llm):
+            tell_of_overflow("text_encoder")
     settle(llm)
     return given if isinstance(given, TextEncoder) else TextEncoder(llm)
 
@@ -329,7 +337,7 @@ def load_components(
     methods = _by_component(quantization, given)
     checkpoint = find_checkpoint(str(name_or_folder))
     # Before gigabytes are fetched for a request that will be refused.
-    resolve_dtypes(checkpoint, dtype, allow_unsafe=allow_unsafe_dtype)
+    resolve_dtypes(checkpoint, dtype, allow_unsafe=allow_unsafe_dtype, overflowing=())
     folder = resolve_model(name_or_folder, variant=variant, revision=revision, offline=offline)
     defaults = read_defaults(folder, given.get("scheduler"))
     index = read_json(folder / INDEX)
@@ -349,15 +357,13 @@ def load_components(
         encoder = TextEncoder(encoder)
     transformer, autoencoder = networks["transformer"], networks["vae"]
     check_parts(transformer, autoencoder, encoder, source=str(folder))
+    overflowing = overflowing_of(text_encoder=networks["text_encoder"], vae=autoencoder)
     if (
-        autoencoder is not None
+        "vae" in overflowing
         and not allow_unsafe_dtype
-        and next(autoencoder.parameters()).dtype == torch.float16
+        and next(networks["vae"].parameters()).dtype == torch.float16
     ):
-        raise ConfigError(
-            "vae in float16 overflows: pictures come out black or grey",
-            hint="vae.to(torch.bfloat16); allow_unsafe_dtype=True overrides",
-        )
+        tell_of_overflow("vae")
     missing: dict[str, nn.Module] = {p: networks[p] for p in NETWORKS if p not in given}
     variants = _variants(folder, variant, checkpoint.variant if checkpoint else None, missing)
     sizes = {part: 2 * sum(p.numel() for p in each.parameters()) for part, each in missing.items()}
@@ -367,6 +373,7 @@ def load_components(
         dtype,
         allow_unsafe=allow_unsafe_dtype,
         device=places.get("transformer", torch.device("cpu")),
+        overflowing=[part for part in overflowing if part in missing],
     )
     tokenizer = given.get("tokenizer", LOADED)
     if tokenizer is LOADED:

@@ -35,7 +35,7 @@ from sanakit.pipeline.placement import MaxMemory, Placed, place_one
 from sanakit.quant.method import BitsAndBytes, Method, method_of
 from sanakit.quant.quantize import quantize, restore
 from sanakit.weights.catalog import checkpoint_behind, find_checkpoint
-from sanakit.weights.dtypes import as_trained, resolve_dtypes
+from sanakit.weights.dtypes import as_trained, overflowing_of, resolve_dtypes
 from sanakit.weights.hub import upload
 from sanakit.weights.layout import CONFIG, LM_STEM, PLAIN, STEM, stored_variant
 from sanakit.weights.lockfile import asking
@@ -350,7 +350,7 @@ class Published(Saved, PublishedNetwork, Network):
         if isinstance(chosen, torch.dtype):
             chosen = {cls.role: chosen}
         checkpoint = find_checkpoint(str(name))
-        dtypes = resolve_dtypes(checkpoint, chosen, allow_unsafe=allow_unsafe_dtype)
+        resolve_dtypes(checkpoint, chosen, allow_unsafe=allow_unsafe_dtype, overflowing=())
         with asking(cache_dir=cache_dir, token=token, force_download=force_download):
             folder = component_folder(
                 name, subfolder, variant=variant, revision=revision, offline=local_files_only
@@ -359,6 +359,12 @@ class Published(Saved, PublishedNetwork, Network):
         if variant in (None, PLAIN):
             files = stored_variant(folder, variant or (checkpoint.variant if checkpoint else None))
         network = build(cls, folder, name)
+        dtypes = resolve_dtypes(
+            checkpoint,
+            chosen,
+            allow_unsafe=allow_unsafe_dtype,
+            overflowing=overflowing_of(vae=network) if cls.role == "vae" else (),
+        )
         fill(
             network,
             folder,

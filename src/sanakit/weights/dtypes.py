@@ -1,22 +1,31 @@
 """Which dtype each component of a checkpoint may run in: the published rule, kept in one place.
 
 SANA's best known failure is a black picture: fp16 ends at 65504, and the activations of Gemma-2, of
-DC-AE and of the transformers trained in bf16 go beyond it. A request that would draw one is an
-error here, before anything is loaded.
+DC-AE and of the transformers trained in bf16 go beyond it. fp16 for a whole model is therefore bf16
+for its text encoder and VAE. Honoured, each call would fail in them first and then run copies in
+bf16 (`pipeline.numerics`): the same picture for more time and memory. Who names such a part gets
+fp16 for it, with a word; a transformer trained in bf16 is refused in fp16 before it is loaded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 
 from sanakit.errors import ConfigError, did_you_mean
 from sanakit.models.config import FP16_END, TransformerConfig
+from sanakit.models.published import say_once
 from sanakit.weights.catalog import Checkpoint
 
 COMPONENTS = ("transformer", "text_encoder", "vae")
+OVERFLOWING = ("text_encoder", "vae")
+"""Those that overflow in fp16 in every published model."""
+SMALL = 100_000_000
+"""Parameters up to which they do not: the embedded model's are nearer to fp32 in fp16 than in bf16,
+by a factor of eight."""
 KEYS = (*COMPONENTS, "default")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # Where 16-bit kernels are both present and faster than fp32. On CPUs they are emulated on most
@@ -41,13 +50,15 @@ def resolve_dtypes(
     *,
     allow_unsafe: bool = False,
     device: str | torch.device = "cpu",
+    overflowing: Collection[str] = OVERFLOWING,
 ) -> Dtypes:
     """Say in which dtype each component runs, from what was asked and what is known to work.
 
     - A single dtype is the transformer's. Text encoder and VAE follow it, except that fp16 means
-      bf16 for them, because they overflow in fp16.
+      bf16 for them where they overflow in fp16.
     - A mapping names components, and ``default`` for those it does not name, which is then read
-      like a single dtype. It is taken at its word: fp16 for text encoder or VAE is an error.
+      like a single dtype. It is taken at its word: fp16 for text encoder or VAE is what they get,
+      and it is said once that they overflow.
     - None, for a catalogued checkpoint on a GPU: the recommended dtype for the transformer, bf16
       for the others. On a CPU and on MPS: fp32 for all, right everywhere and on most CPUs faster
       than 16 bit; who is short of memory passes ``torch.bfloat16``. For other models: fp32.
@@ -60,6 +71,7 @@ def resolve_dtypes(
         requested: what the caller passed as ``torch_dtype``.
         allow_unsafe: the caller's ``allow_unsafe_dtype``: run what was asked for by name anyway.
         device: where the model will run; decides what None means.
+        overflowing: which of `OVERFLOWING` do, as `overflowing_of` tells of networks.
 
     Raises:
         ConfigError: an unknown key, something that is no real dtype, or a refused request.
@@ -75,15 +87,36 @@ def resolve_dtypes(
         usual, beside = _usual(checkpoint, torch.device(device).type)
     else:
         usual = default
-        beside = torch.bfloat16 if default == torch.float16 else default
-    chosen = Dtypes(
-        transformer=named.get("transformer", usual),
-        text_encoder=named.get("text_encoder", beside),
-        vae=named.get("vae", beside),
-    )
+        beside = default
+    followed = {
+        part: torch.bfloat16 if part in overflowing and beside == torch.float16 else beside
+        for part in OVERFLOWING
+    }
+    chosen = Dtypes(**{"transformer": usual, **followed, **named})
     if not allow_unsafe:
         _check_policy(checkpoint, chosen)
+        for part in overflowing:
+            if named.get(part) == torch.float16:
+                tell_of_overflow(part)
     return chosen
+
+
+def overflowing_of(**parts: nn.Module | None) -> list[str]:
+    """Say which of these text encoders and VAEs overflow in fp16: all but small ones."""
+    counts = {
+        name: sum(p.numel() for p in part.parameters())
+        for name, part in parts.items()
+        if part is not None
+    }
+    return [name for name, count in counts.items() if count > SMALL]
+
+
+def tell_of_overflow(part: str) -> None:
+    """Say once that a part which is fp16 by its user's wish overflows in it."""
+    say_once(
+        f"{part} in float16 overflows: pipelines that meet it go on with a copy in bfloat16, which "
+        f"takes time and memory; torch_dtype={{{part!r}: torch.bfloat16}} draws the same"
+    )
 
 
 def _usual(checkpoint: Checkpoint | None, device: str) -> tuple[torch.dtype, torch.dtype]:
@@ -130,13 +163,6 @@ def _check_dtype(key: str, dtype: object) -> None:
 
 
 def _check_policy(checkpoint: Checkpoint | None, chosen: Dtypes) -> None:
-    for name in ("text_encoder", "vae"):
-        if getattr(chosen, name) == torch.float16:
-            raise ConfigError(
-                f"{name} in float16 overflows: pictures come out black or grey",
-                hint=f"pass {{{name!r}: torch.bfloat16}} (or float32); allow_unsafe_dtype=True "
-                "overrides",
-            )
     if checkpoint is None or checkpoint.dtype != "bfloat16":
         return
     if chosen.transformer == torch.float16:

@@ -2,10 +2,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from sanakit.errors import ConfigError
+from sanakit.models.autoencoder import Autoencoder
+from sanakit.models.config import AUTOENCODERS
+from sanakit.models.published import say_once
 from sanakit.weights.catalog import CATALOG, Checkpoint, find_checkpoint
-from sanakit.weights.dtypes import Dtypes, recommended, resolve_dtypes
+from sanakit.weights.dtypes import Dtypes, overflowing_of, recommended, resolve_dtypes
 
 FP16, BF16, FP32 = torch.float16, torch.bfloat16, torch.float32
 FOR_FP16 = find_checkpoint("sana-1.6b")
@@ -85,14 +89,33 @@ def test_a_checkpoint_for_bf16_is_refused_in_fp16_with_the_reason_and_the_way_ou
 
 @pytest.mark.parametrize("name", ["text_encoder", "vae"])
 @pytest.mark.parametrize("checkpoint", [None, FOR_FP16, FOR_BF16])
-def test_a_mapping_that_asks_for_fp16_where_it_overflows_is_refused(
-    name: str, checkpoint: Checkpoint | None
+def test_fp16_for_a_part_by_name_is_what_it_gets_and_that_it_overflows_is_said_once(
+    name: str, checkpoint: Checkpoint | None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with pytest.raises(ConfigError, match=f"{name} in float16 overflows") as caught:
-        resolve_dtypes(checkpoint, {name: FP16})
-    assert f"{{'{name}': torch.bfloat16}}" in str(caught.value.hint)
-    unsafe = resolve_dtypes(checkpoint, {name: FP16}, allow_unsafe=True)
-    assert getattr(unsafe, name) == FP16
+    say_once.cache_clear()
+    for _ in range(2):
+        assert getattr(resolve_dtypes(checkpoint, {name: FP16}), name) == FP16
+    (said,) = caplog.messages
+    assert said.startswith(f"{name} in float16 overflows")
+    assert f"{{'{name}': torch.bfloat16}}" in said
+    caplog.clear()
+    say_once.cache_clear()
+    resolve_dtypes(checkpoint, {name: FP16}, allow_unsafe=True)
+    resolve_dtypes(checkpoint, {name: FP16}, overflowing=())
+    assert not caplog.messages
+
+
+def test_fp16_means_bf16_for_large_parts_alone() -> None:
+    large = nn.Linear(10**4, 10**4 + 1, device="meta")
+    small = nn.Linear(10**4, 10**4 - 1, device="meta")
+    assert overflowing_of(text_encoder=large, vae=small) == ["text_encoder"]
+    assert overflowing_of(text_encoder=None, vae=large) == ["vae"]
+    assert resolve_dtypes(None, FP16, overflowing=["text_encoder"]) == Dtypes(
+        transformer=FP16, text_encoder=BF16, vae=FP16
+    )
+    with torch.device("meta"):
+        assert overflowing_of(vae=Autoencoder(AUTOENCODERS["dc-ae-f32c32-sana-1.0"]))
+        assert not overflowing_of(vae=Autoencoder(AUTOENCODERS["glyph"]))
 
 
 def test_permission_is_for_what_was_named_not_for_what_follows_from_it() -> None:

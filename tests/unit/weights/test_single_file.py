@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from original_files import original_autoencoder, original_transformer
-from sanakit import AutoencoderDC, SanaTransformer2DModel
+from sanakit import SanaTransformer2DModel
 from sanakit.errors import ConfigError, MissingModelError, UnknownArgumentError, WeightsError
 from sanakit.models.config import AUTOENCODERS, TransformerConfig
 from sanakit.weights.convert.original_format import read_original
@@ -74,6 +74,3 @@ def test_misuse_is_named(described: Path, tmp_path: Path) -> None:
         SanaTransformer2DModel.from_single_file(tmp_path / "absent.pth")
     with pytest.raises(UnknownArgumentError, match="confg"):
         SanaTransformer2DModel.from_single_file(tmp_path / "absent.pth", confg="x")
-    original = original_autoencoder(AUTOENCODERS["dc-ae-f32c32-sana-1.0"], device="meta")
-    with pytest.raises(ConfigError, match="float16 overflows"):
-        AutoencoderDC.from_single_file(original, torch_dtype=torch.float16)

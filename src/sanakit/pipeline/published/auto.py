@@ -25,7 +25,7 @@ from sanakit.pipeline.published.pag import SanaPAGPipeline
 from sanakit.pipeline.published.sana import SanaPipeline
 from sanakit.untrusted import shown
 from sanakit.weights.catalog import Checkpoint, find_checkpoint
-from sanakit.weights.dtypes import resolve_dtypes
+from sanakit.weights.dtypes import overflowing_of, resolve_dtypes
 from sanakit.weights.layout import stored_variant
 from sanakit.weights.resolve import component_folder
 
@@ -146,8 +146,13 @@ def load_llm(
     if not isinstance(chosen, torch.dtype):
         chosen = torch.float32
     asked = {"text_encoder": chosen}
-    dtypes = resolve_dtypes(checkpoint, asked, allow_unsafe=allow_unsafe_dtype)
     llm = build_llm(folder)
+    dtypes = resolve_dtypes(
+        checkpoint,
+        asked,
+        allow_unsafe=allow_unsafe_dtype,
+        overflowing=overflowing_of(text_encoder=llm),
+    )
     usual = None if checkpoint is None else checkpoint.variant
     fill(
         llm,

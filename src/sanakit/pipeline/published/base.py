@@ -165,14 +165,15 @@ class PublishedPipeline(Steps, Saved, Placing, LoraMethods):
         """Load a model: an embedded name, a folder in the published layout, or ``owner/name``.
 
         ``torch_dtype`` is the transformer's, or a dict by component; text encoder and autoencoder
-        are never fp16 unless ``allow_unsafe_dtype``. Parts that are passed are not read from disk,
-        and None means none: ``text_encoder=None, tokenizer=None`` for prompts encoded before. An
-        fp16 text encoder quantized by bitsandbytes goes on in bf16. ``device_map="balanced"``
-        spreads whole parts over the accelerators there are. ``quantization_config`` is for
-        transformer and text encoder, or a dict by component. ``dtype`` is the newer name of
-        ``torch_dtype``; ``cache_dir``, ``token`` and ``force_download`` are for the hub. Other
-        published arguments decide nothing here, and it is said, or are refused. Arguments and
-        errors otherwise are those of `load_components`; an unknown keyword is an error.
+        are bf16 beside fp16, in which they overflow, unless they are small or named. Parts that are
+        passed are not read from disk, and None means none: ``text_encoder=None, tokenizer=None``
+        for prompts encoded before. An fp16 text encoder quantized by bitsandbytes goes on in bf16.
+        ``device_map="balanced"`` spreads whole parts over the accelerators there are.
+        ``quantization_config`` is for transformer and text encoder, or a dict by component.
+        ``dtype`` is the newer name of ``torch_dtype``; ``cache_dir``, ``token`` and
+        ``force_download`` are for the hub. Other published arguments decide nothing here, and it is
+        said, or are refused. Arguments and errors otherwise are those of `load_components`; an
+        unknown keyword is an error.
         """
         known = inspect.signature(cls.from_pretrained).parameters
         heed_other_arguments(f"{cls.__name__}.from_pretrained", needless, known)

@@ -26,7 +26,7 @@ from sanakit.pipeline.placement import (
     release,
 )
 from sanakit.weights.catalog import find_checkpoint
-from sanakit.weights.dtypes import resolve_dtypes
+from sanakit.weights.dtypes import overflowing_of, resolve_dtypes
 
 NOTHING_TO_SLICE = "self-attention is linear, there is no map to slice"
 FUSED = "torch's own fused attention is used"
@@ -127,10 +127,16 @@ class Placing:
                 device = given
         components = self.core.components
         if dtype is not None:
+            parts = components.networks
+            large = overflowing_of(
+                text_encoder=parts.get(TEXT_ENCODER), vae=parts.get("autoencoder")
+            )
             checkpoint = find_checkpoint(components.name)
-            dtypes = resolve_dtypes(checkpoint, dtype, allow_unsafe=allow_unsafe_dtype)
+            dtypes = resolve_dtypes(
+                checkpoint, dtype, allow_unsafe=allow_unsafe_dtype, overflowing=large
+            )
             chosen = {TEXT_ENCODER: dtypes.text_encoder, "autoencoder": dtypes.vae}
-            cast(components.networks, {"transformer": dtypes.transformer, **chosen})
+            cast(parts, {"transformer": dtypes.transformer, **chosen})
         if device is not None:
             move(components.networks, device_named(device))
             self.core, self._offload = Pipeline(components), None
