@@ -16,10 +16,16 @@ from torch import Tensor
 
 from original_files import original_autoencoder, original_transformer
 from sanakit.models.autoencoder import Autoencoder
-from sanakit.models.config import AUTOENCODERS, AutoencoderConfig, config_to_dict
+from sanakit.models.config import (
+    AUTOENCODERS,
+    AutoencoderConfig,
+    ControlBranchConfig,
+    config_to_dict,
+)
 from sanakit.models.controlnet import ControlBranch
 from sanakit.models.transformer import LinearDiT
 from sanakit.weights.convert.conversion import Options, carry_out, plan
+from sanakit.weights.store import read_config
 
 POSITIONED = replace(SMALL, interpolation_scale=2.0)
 
@@ -98,7 +104,9 @@ def test_a_control_branch_has_the_names_and_values_of_diffusers_model(tmp_path: 
     loaded, info = SanaControlNetModel.from_pretrained(folder, output_loading_info=True)
     assert not any(info.values())
     state = loaded.state_dict()
-    assert state.keys() == ControlBranch(replace(SMALL, num_layers=2)).state_dict().keys()
+    config = ControlBranchConfig.of(SMALL, num_layers=2, wiring="original")
+    assert read_config(folder, ControlBranchConfig) == config
+    assert state.keys() == ControlBranch(config).state_dict().keys()
     # What the table must say, spelt out once more: which module is which.
     assert torch.equal(state["input_block.weight"], original["controlnet.0.before_proj.weight"])
     for index in range(2):

@@ -142,6 +142,8 @@ def test_a_control_file_becomes_a_branch_or_with_a_base_a_whole_model(model: Pat
     assert config["_class_name"] == "SanaControlNetModel"
     assert config["num_layers"] == 2
     assert "qk_norm" not in config
+    assert config["_wiring"] == "original"
+    assert "wired as the original" in out
     sanakit("convert", "c.pth", "whole", "--config", "config.json", "--base", model)
     index = json.loads(Path("whole/model_index.json").read_text())
     assert index["_class_name"] == "SanaControlNetPipeline"

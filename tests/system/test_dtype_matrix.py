@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sanakit import GenerateRequest, Pipeline, SanaPipeline
 from sanakit.errors import ConfigError, NumericsError
-from sanakit.models.config import TRANSFORMERS, TransformerConfig
+from sanakit.models.config import TRANSFORMERS, ControlBranchConfig, TransformerConfig
 from sanakit.models.controlnet import ControlBranch
 from sanakit.models.transformer import LinearDiT
 from sanakit.pipeline.components import Components
@@ -149,7 +149,7 @@ def test_a_control_branch_steers_in_every_dtype(dtype: torch.dtype, device: str)
     torch.manual_seed(0)
     config = replace(TRANSFORMER, num_layers=3)
     trunk = LinearDiT(config)
-    branch = ControlBranch(replace(config, num_layers=2))
+    branch = ControlBranch(ControlBranchConfig.of(config, num_layers=2))
     for projection in (branch.input_block, *branch.controlnet_blocks):
         torch.nn.init.eye_(projection.weight)
     x, control = torch.randn(2, 1, 4, 2, 2)
@@ -160,8 +160,9 @@ def test_a_control_branch_steers_in_every_dtype(dtype: torch.dtype, device: str)
         for module in (trunk, branch):
             module.to(device, dtype)
         with torch.inference_mode():
-            residuals = branch(*given, None, control.to(device, dtype)) if steered else ()
-            return trunk.velocity(*given, None, residuals=residuals).float().cpu()
+            near = control.to(device, dtype)
+            steer = branch.steering(*given, None, near) if steered else None
+            return trunk.velocity(*given, None, steer=steer).float().cpu()
 
     exact, alone = velocity(FP32, "cpu"), velocity(FP32, "cpu", steered=False)
     found = velocity(dtype, device)

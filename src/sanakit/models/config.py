@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from types import MappingProxyType
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from sanakit.errors import ConfigError
 from sanakit.untrusted import check_fields, dataclass_from
@@ -77,6 +77,8 @@ def config_to_dict(config: Any) -> dict[str, Any]:
     readers of published files pass over those.
     """
     values, ours = asdict(config), _own_keys(type(config))
+    for name in config.NOT_IN_FILES:
+        del values[name]
     found = {key: values.pop(name) for key, name in ours.items()}
     return values | {key: value for key, value in found.items() if value is not None}
 
@@ -90,6 +92,8 @@ class Fields(Mapping[str, Any]):
     """A config is a mapping, too: ``config["num_layers"]``, ``dict(config)``, as files have it."""
 
     __slots__ = ()
+    NOT_IN_FILES: ClassVar[tuple[str, ...]] = ()
+    """Fields that the published class does not have; they stay at their defaults."""
 
     def __getitem__(self, name: str) -> Any:
         return config_to_dict(self)[name]
@@ -175,6 +179,63 @@ class TransformerConfig(Fields):
     def output_channels(self) -> int:
         """Channels of the prediction; ``out_channels`` where given, else ``in_channels``."""
         return self.out_channels or self.in_channels
+
+
+CONTROL_LAYERS = 7
+"""Blocks of a published control branch."""
+Wiring = Literal["diffusers", "original"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ControlBranchConfig(TransformerConfig):
+    """The shape of a control branch: that of the transformer it steers, with fewer blocks.
+
+    Defaults are those of ``SanaControlNetModel``, whose config has no fields for what a branch
+    cannot have. Source: diffusers src/diffusers/models/controlnets/controlnet_sana.py.
+    """
+
+    NOT_IN_FILES: ClassVar[tuple[str, ...]] = (
+        "guidance_embeds",
+        "guidance_embeds_scale",
+        "qk_norm",
+        "timestep_scale",
+    )
+    num_layers: int = CONTROL_LAYERS
+    wiring: Wiring = field(default="diffusers", metadata={"ours": True})
+    """Where the branch begins and its residuals are added: as diffusers does it, or, one block
+    apart on both ends, the original, which trained all published weights. In files ``_wiring``."""
+
+    def __post_init__(self) -> None:
+        TransformerConfig.__post_init__(self)
+        for name in self.NOT_IN_FILES:
+            if getattr(self, name) != TransformerConfig.__dataclass_fields__[name].default:
+                raise ConfigError(
+                    f"{name}={getattr(self, name)!r}: a control branch has none",
+                    hint="branches steer the SANA 1.0 models, not SANA 1.5 or Sprint",
+                )
+
+    @classmethod
+    def of(
+        cls,
+        transformer: TransformerConfig,
+        *,
+        num_layers: int | None = None,
+        wiring: Wiring = "diffusers",
+    ) -> ControlBranchConfig:
+        """Give the config of a branch for a transformer; of up to seven blocks unless told.
+
+        Raises:
+            ConfigError: a transformer of SANA 1.5 or Sprint, or of fewer blocks than the branch.
+        """
+        if num_layers is None:
+            num_layers = min(CONTROL_LAYERS, transformer.num_layers)
+        if not 0 < num_layers <= transformer.num_layers:
+            raise ConfigError(
+                f"num_layers={num_layers} of a control branch must be 1 to "
+                f"{transformer.num_layers}: they are the first blocks of its transformer"
+            )
+        own = {each.name: getattr(transformer, each.name) for each in fields(TransformerConfig)}
+        return cls(**(own | {"num_layers": num_layers, "wiring": wiring}))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -302,11 +363,10 @@ TRANSFORMERS: Mapping[str, TransformerConfig] = MappingProxyType(
     }
 )
 
-# Control branches are copies of the first seven blocks of the transformer they steer.
-CONTROL_BRANCHES: Mapping[str, TransformerConfig] = MappingProxyType(
+CONTROL_BRANCHES: Mapping[str, ControlBranchConfig] = MappingProxyType(
     {
-        "controlnet-0.6b": _sana(1152, 16, 7),
-        "controlnet-1.6b": _sana(2240, 20, 7),
+        "controlnet-0.6b": ControlBranchConfig.of(TRANSFORMERS["sana-0.6b"], wiring="original"),
+        "controlnet-1.6b": ControlBranchConfig.of(TRANSFORMERS["sana-1.6b"], wiring="original"),
     }
 )
 
@@ -399,4 +459,28 @@ def check_fit(
             f"{source}: the transformer makes {transformer.output_channels} channels, the "
             f"autoencoder takes {latent_channels}",
             hint="the two parts are of different models",
+        )
+
+
+def check_branch(branch: ControlBranchConfig, transformer: TransformerConfig) -> None:
+    """Refuse a control branch that cannot steer a transformer."""
+    for name in ControlBranchConfig.NOT_IN_FILES:
+        if getattr(transformer, name) != getattr(branch, name):
+            raise ConfigError(
+                f"the transformer has {name}={getattr(transformer, name)!r}, which no control "
+                "branch knows",
+                hint="branches steer the SANA 1.0 models, not SANA 1.5 or Sprint",
+            )
+    for name in ("in_channels", "caption_channels", "patch_size", "width"):
+        ours, theirs = getattr(branch, name), getattr(transformer, name)
+        if ours != theirs:
+            raise ConfigError(
+                f"{name} of the control branch is {ours}, of the transformer {theirs}",
+                hint="the two are of different models",
+            )
+    if branch.num_layers > transformer.num_layers:
+        raise ConfigError(
+            f"{branch.num_layers} blocks of a control branch for {transformer.num_layers} of the "
+            "transformer",
+            hint="use the control branch that was trained for this model",
         )

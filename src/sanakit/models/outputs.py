@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from transformers.utils.generic import ModelOutput
 
-from sanakit.shapes import Image, Latent
+from sanakit.shapes import Image, Latent, Tokens
 
 
 @dataclass
@@ -14,6 +14,13 @@ class Transformer2DModelOutput(ModelOutput):
     """``sample`` is the velocity, ``b c h w``."""
 
     sample: Latent
+
+
+@dataclass
+class SanaControlNetOutput(ModelOutput):
+    """``controlnet_block_samples`` are what a control branch adds, one a block of its."""
+
+    controlnet_block_samples: tuple[Tokens, ...]
 
 
 @dataclass

@@ -6,7 +6,7 @@ sample, load or tokenise.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple, cast
 
@@ -33,6 +33,8 @@ CAPTION_NORM_EPS = 1e-5
 FINAL_NORM_EPS = 1e-6
 
 KeysValues = tuple[TextHeads, TextHeads]
+Steer = Callable[[int, Tokens], Tokens]
+"""Asked after each block, with its index and the tokens that it made: gives those to go on with."""
 
 
 class PreparedText(NamedTuple):
@@ -138,7 +140,81 @@ class Block(nn.Module):
         return x + ffn.gate * rearrange(self.ff(y), "b d h w -> b (h w) d")
 
 
-class LinearDiT(nn.Module):
+class Trunk(nn.Module):
+    """Embedders and blocks: of a transformer, and of a control branch that steers one."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.config = config
+        self.gradient_checkpointing = False
+        """Recompute blocks in the backward pass instead of keeping their activations."""
+        self.patch_embed = PatchEmbed(
+            config.in_channels, width, config.patch_size, span=config.position_span
+        )
+        self.time_embed = GuidedTimeEmbed(width) if config.guidance_embeds else TimeEmbed(width)
+        self.caption_projection = TextProjection(config.caption_channels, width)
+        self.caption_norm = RMSNorm(width, CAPTION_NORM_EPS)
+        self.transformer_blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+
+    @with_wide_products
+    def prepare_text(self, text: Text) -> PreparedText:
+        """Do all work on the text once; what takes ``text`` takes the result in its place."""
+        states = self._project(text)
+        blocks = (cast(Block, block) for block in self.transformer_blocks)
+        return PreparedText(states, tuple(block.attn2.keys_values(states) for block in blocks))
+
+    def _project(self, text: Text) -> Text:
+        return self.caption_norm(self.caption_projection(text))
+
+    def _through_blocks(
+        self,
+        y: Tokens,
+        text: Text | PreparedText,
+        text_mask: TextMask | None,
+        time: Float[Tensor, "b six_d"],
+        grid: Grid,
+        *,
+        mix: Mix | None = None,
+        mix_layers: frozenset[int] = frozenset(),
+        steer: Steer | None = None,
+    ) -> Tokens:
+        """Carry tokens through all blocks; arguments are those of `LinearDiT.velocity`."""
+        if isinstance(text, PreparedText):
+            states, prepared = text
+        else:
+            states, prepared = self._project(text), None
+        mask = readable(text_mask)
+        for index, block in enumerate(self.transformer_blocks):
+            keys_values = prepared[index] if prepared else None
+            layer_mix = mix if index in mix_layers else None
+            inputs = (y, states, keys_values, mask, time, grid, layer_mix)
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                y = checkpointed(block, *inputs)
+            else:
+                y = block(*inputs)
+            if steer is not None:
+                y = steer(index, y)
+        return y
+
+
+class Residuals:
+    """What a control branch gave, added to tokens: number i after block ``first`` + i."""
+
+    def __init__(self, tokens: Sequence[Tokens], *, first: int) -> None:
+        self.tokens, self.first = tokens, first
+
+    def __call__(self, index: int, y: Tokens) -> Tokens:
+        """Give the tokens to go on with after block ``index``."""
+        place = index - self.first
+        return y + self.tokens[place].to(y) if 0 <= place < len(self.tokens) else y
+
+
+DIFFUSERS_FIRST = 1
+"""The block after which diffusers adds the first residual; after the last but one, the last."""
+
+
+class LinearDiT(Trunk):
     """The network of all SANA 1.0, 1.5 and Sprint models; see `TransformerConfig` for their shapes.
 
     Source: SANA (arXiv 2410.10629), section 2.2; diffusers
@@ -146,27 +222,12 @@ class LinearDiT(nn.Module):
     """
 
     def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
+        super().__init__(config)
         width, patch = config.width, config.patch_size
-        self.config = config
-        self.gradient_checkpointing = False
-        """Recompute blocks in the backward pass instead of keeping their activations."""
         self.generation_defaults: object | None = None
         """What it is drawn with where a call says nothing; a pipeline that holds it sets it."""
-        self.patch_embed = PatchEmbed(config.in_channels, width, patch, span=config.position_span)
-        self.time_embed = GuidedTimeEmbed(width) if config.guidance_embeds else TimeEmbed(width)
-        self.caption_projection = TextProjection(config.caption_channels, width)
-        self.caption_norm = RMSNorm(width, CAPTION_NORM_EPS)
-        self.transformer_blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.scale_shift_table = nn.Parameter(torch.randn(2, width) / width**0.5)
         self.proj_out = nn.Linear(width, patch**2 * config.output_channels)
-
-    @with_wide_products
-    def prepare_text(self, text: Text) -> PreparedText:
-        """Do all work on the text once; `velocity` takes the result in the place of ``text``."""
-        states = self._project(text)
-        blocks = (cast(Block, block) for block in self.transformer_blocks)
-        return PreparedText(states, tuple(block.attn2.keys_values(states) for block in blocks))
 
     def forward(
         self,
@@ -191,18 +252,23 @@ class LinearDiT(nn.Module):
             encoder_attention_mask: ``b l``, not zero where a token is real; None reads all.
             attention_mask: only None: linear attention has no map to mask.
             attention_kwargs: ``scale`` weighs all LoRA adapters in this call.
-            controlnet_block_samples: the ``residuals`` of `velocity`.
+            controlnet_block_samples: what a control branch gave; number i is added after block
+                i + 1. That is the wiring of diffusers; a ``steer`` knows its own.
             return_dict: False gives a tuple of one.
-            **perturbation: ``mix`` and ``mix_layers`` of `velocity`.
+            **perturbation: ``mix``, ``mix_layers`` and ``steer`` of `velocity`.
 
         Raises:
-            ConfigError: as `velocity`, and for masks of another form and a scale that is no number.
+            ConfigError: as `velocity`, for masks of another form, a scale that is no number, and
+                more samples than blocks.
         """
         if attention_mask is not None:
             raise ConfigError(
                 "attention_mask: self-attention is linear and reads all positions of a latent",
                 hint="leave it out; a mask of text tokens is encoder_attention_mask",
             )
+        if samples := tuple(controlnet_block_samples or ()):
+            self._check_samples(samples, perturbation)
+            perturbation["steer"] = Residuals(samples, first=DIFFUSERS_FIRST)
         scale = (attention_kwargs or {}).get("scale", 1.0)
         with nullcontext() if scale == 1.0 else lora_strength(scale):
             velocity = self.velocity(
@@ -211,7 +277,6 @@ class LinearDiT(nn.Module):
                 encoder_hidden_states,
                 text_mask_of(encoder_attention_mask),
                 guidance=guidance,
-                residuals=tuple(controlnet_block_samples or ()),
                 **perturbation,
             )
         return Transformer2DModelOutput(sample=velocity) if return_dict else (velocity,)
@@ -227,7 +292,7 @@ class LinearDiT(nn.Module):
         guidance: PerSample | None = None,
         mix: Mix | None = None,
         mix_layers: frozenset[int] = frozenset(),
-        residuals: tuple[Tokens, ...] = (),
+        steer: Steer | None = None,
     ) -> Latent:
         """Predict the velocity at ``x``. All tensors have the dtype of the weights.
 
@@ -243,36 +308,22 @@ class LinearDiT(nn.Module):
             mix: False on rows whose self-attention is the identity map in ``mix_layers``
                 (perturbed-attention guidance); None mixes all rows everywhere.
             mix_layers: indices of the blocks that ``mix`` applies to.
-            residuals: what a `ControlBranch` gives; number i is added after block i + 1. This is
-                the wiring of diffusers, the original adds each one block earlier (NVlabs/Sana
-                diffusion/model/nets/sana_multi_scale_controlnet.py).
+            steer: acts on the tokens after each block: a `ControlBranch` gives one.
 
         Raises:
             ConfigError: for a latent of the wrong channels or size, guidance where there is none
                 to embed or the reverse, and a layer the model does not have.
         """
         check_latent(x, self.config)
-        self._check(guidance, mix_layers, residuals)
-        if isinstance(text, PreparedText):
-            states, prepared = text
-        else:
-            states, prepared = self._project(text), None
-        mask = readable(text_mask)
+        self._check(guidance, mix_layers)
         grid = (x.shape[2] // self.config.patch_size, x.shape[3] // self.config.patch_size)
 
         y = self.patch_embed(x)
         given = (timestep,) if guidance is None else (timestep, guidance)
         time, embedded = self.time_embed(*given, y.dtype)
-        for index, block in enumerate(self.transformer_blocks):
-            keys_values = prepared[index] if prepared else None
-            layer_mix = mix if index in mix_layers else None
-            inputs = (y, states, keys_values, mask, time, grid, layer_mix)
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                y = checkpointed(block, *inputs)
-            else:
-                y = block(*inputs)
-            if 0 < index <= len(residuals):
-                y = y + residuals[index - 1]
+        y = self._through_blocks(
+            y, text, text_mask, time, grid, mix=mix, mix_layers=mix_layers, steer=steer
+        )
 
         shift, scale = (self.scale_shift_table + embedded.unsqueeze(1)).chunk(2, dim=1)
         y = F.layer_norm(y, (self.config.width,), eps=FINAL_NORM_EPS) * (1 + scale) + shift
@@ -280,15 +331,7 @@ class LinearDiT(nn.Module):
         side = self.config.patch_size
         return rearrange(self.proj_out(y), pattern, h=grid[0], ph=side, pw=side)
 
-    def _project(self, text: Text) -> Text:
-        return self.caption_norm(self.caption_projection(text))
-
-    def _check(
-        self,
-        guidance: PerSample | None,
-        mix_layers: frozenset[int],
-        residuals: tuple[Tokens, ...],
-    ) -> None:
+    def _check(self, guidance: PerSample | None, mix_layers: frozenset[int]) -> None:
         config = self.config
         if config.guidance_embeds and guidance is None:
             raise ConfigError(
@@ -305,9 +348,12 @@ class LinearDiT(nn.Module):
                 f"mix_layers names block {absent[0]}, the model has {config.num_layers} blocks",
                 hint=f"use indices from 0 to {config.num_layers - 1}",
             )
-        if residuals and len(residuals) >= config.num_layers:
+
+    def _check_samples(self, samples: tuple[Tokens, ...], more: Mapping[str, Any]) -> None:
+        if len(samples) > self.config.num_layers:
             raise ConfigError(
-                f"{len(residuals)} residuals for {config.num_layers} blocks, the first of which "
-                f"takes none: at most {config.num_layers - 1} can be added",
+                f"{len(samples)} residuals for {self.config.num_layers} blocks",
                 hint="use the control branch that was trained for this model",
             )
+        if more.get("steer") is not None:
+            raise ConfigError("controlnet_block_samples and steer both steer", hint="pass one")

@@ -63,12 +63,15 @@ class PatchEmbed(nn.Module):
         self.span = span
         self.proj = nn.Conv2d(channels, width, kernel_size=patch, stride=patch)
 
-    def forward(self, x: Latent) -> Tokens:
-        """Give tokens in row-major order; what does not fill a patch is not looked at."""
+    def forward(self, x: Latent, *, placed: bool = True) -> Tokens:
+        """Give tokens in row-major order; what does not fill a patch is not looked at.
+
+        Without ``placed`` they are not told their positions.
+        """
         patches = self.proj(x)
         # Laid out as tokens from here on: every sum of a block keeps the layout of its first term.
         tokens = rearrange(patches, "b d h w -> b (h w) d").contiguous()
-        if self.span is None:
+        if self.span is None or not placed:
             return tokens
         grid = (patches.shape[2], patches.shape[3])
         table = sincos_positions(tokens.shape[2], grid, self.span, device=tokens.device)

@@ -16,6 +16,7 @@ from sanakit.models.config import (
     AUTOENCODERS,
     TRANSFORMERS,
     AutoencoderConfig,
+    ControlBranchConfig,
     TransformerConfig,
 )
 from sanakit.models.controlnet import ControlBranch
@@ -99,7 +100,11 @@ def test_a_biased_fused_projection_is_split_and_fused_like_its_weight() -> None:
 def test_a_control_branch_goes_there_and_back() -> None:
     original = original_transformer(BRANCHED, branch=2)
     own = {n: t for n, t in original.items() if not n.startswith(("blocks.", "final_layer."))}
-    inverts(control_keymap(), own, on_meta(ControlBranch, replace(BRANCHED, num_layers=2)))
+    inverts(
+        control_keymap(),
+        own,
+        on_meta(ControlBranch, ControlBranchConfig.of(BRANCHED, num_layers=2)),
+    )
 
 
 @pytest.mark.parametrize("preset", AUTOENCODERS)

@@ -23,6 +23,7 @@ from sanakit.models.config import (
     AUTOENCODERS,
     TRANSFORMERS,
     AutoencoderConfig,
+    ControlBranchConfig,
     TransformerConfig,
 )
 from sanakit.weights.convert.original_format import (
@@ -133,7 +134,8 @@ def test_a_control_file_holds_its_branch_and_its_transformer() -> None:
     branch, transformer = model.parts
     assert model.kind == "controlnet"
     assert (branch.class_name, transformer.class_name) == (BRANCH, TRANSFORMER)
-    assert branch.config == replace(config, num_layers=3)
+    own = ControlBranchConfig.of(config, num_layers=3, wiring="original")
+    assert branch.config == own
     assert transformer.config == config
     assert transformer.presets == []
     assert identified(original_transformer(TINY), source="m.pth").parts[0].presets == ["tiny"]

@@ -29,6 +29,7 @@ from sanakit.files import (
 from sanakit.models.config import (
     FP16_END,
     AutoencoderConfig,
+    ControlBranchConfig,
     TransformerConfig,
     check_fit,
     config_to_dict,
@@ -62,7 +63,14 @@ from sanakit.weights.layout import (
     whole_name,
 )
 from sanakit.weights.resolve import resolve_model
-from sanakit.weights.store import read_config, read_index, read_weights, tensor_bytes, write_weights
+from sanakit.weights.store import (
+    read_config,
+    read_index,
+    read_weights,
+    tensor_bytes,
+    write_config,
+    write_weights,
+)
 
 Report = Callable[[str], object]
 OF_ORIGINALS = ("base", "config", "average", "attention_clip")
@@ -174,12 +182,14 @@ def _from_file(source: Path, target: Path, options: Options) -> Plan:
             notes += ("the transformer in the same file was left out; --base writes both",)
     for part in chosen:
         _check_dtype(part.class_name, options.dtype)
+        if isinstance(part.config, ControlBranchConfig):
+            notes += ("its control branch is wired as the original, which diffusers is not",)
 
     def write(folder: Path, report: Report) -> None:
         for part in chosen:
             place = folder if options.base is None else folder / part.folder
             report(f"writing {part.folder}")
-            _write_part_config(place, part)
+            write_config(place, part.config, part.class_name)
             state = _cast(part.state, options.dtype, source=part.folder)
             write_weights(place, state, stem=STEM, variant=options.variant)
         if options.base is not None:
@@ -242,8 +252,10 @@ def _to_file(source: Path, target: Path, options: Options) -> Plan:
         )
     part = _published(main, class_name, options)
     branch = None
+    notes: tuple[str, ...] = ()
     if main != source and (source / "controlnet").is_dir():
         branch = _published(source / "controlnet", BRANCH, options)
+        notes = ("the original code wires every control branch in its own way",)
     parts = [part] if branch is None else [branch, part]
     state = original_state(part, branch, source=str(source))
 
@@ -257,7 +269,7 @@ def _to_file(source: Path, target: Path, options: Options) -> Plan:
         force=options.force,
         kind=parts[0].folder,
         parts=tuple(_described(part, options.dtype) for part in parts),
-        notes=(),
+        notes=notes,
         bytes=_size(state, options.dtype),
         write=write,
     )
@@ -325,11 +337,8 @@ def _published(folder: Path, class_name: str, options: Options) -> Part:
     if files is None:
         raise MissingModelError(f"{folder}: holds no weights", hint="the download is incomplete")
     _check_dtype(class_name, options.dtype)
-    config: Config = (
-        read_config(folder, AutoencoderConfig)
-        if class_name == AUTOENCODER
-        else read_config(folder, TransformerConfig)
-    )
+    kinds: dict[str, type[Config]] = {AUTOENCODER: AutoencoderConfig, BRANCH: ControlBranchConfig}
+    config = read_config(folder, kinds.get(class_name, TransformerConfig))
     return Part.checked(class_name, config, files.read(), source=str(folder))
 
 
@@ -511,8 +520,6 @@ def _cast(state: Mapping[str, Tensor], dtype: str | None, *, source: str) -> dic
 
 
 SCHEDULER, SCHEDULER_CONFIG = "scheduler", "scheduler_config.json"
-# What a transformer's config has and a published control branch's has not.
-NOT_OF_BRANCHES = ("guidance_embeds", "guidance_embeds_scale", "qk_norm", "timestep_scale")
 # Published shifts by the side of the latent grid; source: diffusers
 # scripts/convert_sana_to_diffusers.py.
 FLOW_SHIFTS = {16: 3.0, 32: 3.0, 64: 3.0, 128: 6.0}
@@ -523,15 +530,6 @@ SCM: Mapping[str, Any] = {
     "prediction_type": "trigflow",
     "sigma_data": 0.5,
 }
-
-
-def _write_part_config(folder: Path, part: Part) -> None:
-    """Write ``config.json`` with the fields that its published class has."""
-    fields = config_to_dict(part.config)
-    if part.class_name == BRANCH:
-        fields = {name: value for name, value in fields.items() if name not in NOT_OF_BRANCHES}
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / CONFIG, {"_class_name": part.class_name, **fields})
 
 
 def _complete(

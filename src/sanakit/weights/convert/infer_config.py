@@ -17,6 +17,7 @@ from sanakit.models.config import (
     AUTOENCODERS,
     TRANSFORMERS,
     AutoencoderConfig,
+    ControlBranchConfig,
     TransformerConfig,
 )
 from sanakit.nn.embed import sincos_axis
@@ -136,9 +137,13 @@ def transformer_config(state: State, *, source: str) -> TransformerConfig:
     )
 
 
-def branch_config(state: State, base: TransformerConfig, *, source: str) -> TransformerConfig:
-    """Give the shape of the control branch in ``state``: its transformer's, fewer blocks."""
-    return replace(base, num_layers=count_of(state, "controlnet", source))
+def branch_config(state: State, base: TransformerConfig, *, source: str) -> ControlBranchConfig:
+    """Give the shape of the control branch in ``state``: its transformer's, fewer blocks.
+
+    What is stored under the original names was trained in the original wiring.
+    """
+    depth = count_of(state, "controlnet", source)
+    return ControlBranchConfig.of(base, num_layers=depth, wiring="original")
 
 
 def shape_of(state: State, name: str, source: str) -> tuple[int, ...]:

@@ -28,6 +28,7 @@ from sanakit.models.config import (
     AUTOENCODERS,
     TRANSFORMERS,
     AutoencoderConfig,
+    ControlBranchConfig,
     TransformerConfig,
     config_from_dict,
 )
@@ -256,8 +257,10 @@ class Part:
         with torch.device("meta"):
             if isinstance(config, AutoencoderConfig):
                 module = Autoencoder(config)
+            elif isinstance(config, ControlBranchConfig):
+                module = ControlBranch(config)
             else:
-                module = ControlBranch(config) if class_name == BRANCH else LinearDiT(config)
+                module = LinearDiT(config)
         load_strict(module, state, source=source)
         return cls(class_name=class_name, config=config, state=state)
 
