@@ -68,6 +68,12 @@ class Interrupted(SanakitError):
     exit_code = 130
 
 
+class LostProcess(SanakitError):
+    """Another of the processes that draw a picture together is gone or does not answer."""
+
+    exit_code = 5
+
+
 class OutOfMemory(SanakitError):
     """Memory that does not suffice even for the most frugal way; ``latents`` is what was saved."""
 

@@ -136,7 +136,7 @@ class Block(nn.Module):
         x = x + attn.gate * self.attn1(y, mix=mix)
         x = x + self.attn2(x, k, v, mask)
         y = recomputed(lambda x: ffn.modulate(self.norm2(x)), x)
-        y = rearrange(y, "b (h w) d -> b d h w", h=grid[0])
+        y = rearrange(y, "b (h w) d -> b d h w", w=grid[1])
         return x + ffn.gate * rearrange(self.ff(y), "b d h w -> b (h w) d")
 
 

@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from einops import rearrange
-from torch import nn
+from torch import Tensor, nn
 
 from sanakit.nn.cpu import linear_attention_of_inputs
 from sanakit.nn.norm import RMSNorm
 from sanakit.nn.recompute import without_autocast
 from sanakit.shapes import Heads, Mix, Tokens
 
+Total = Callable[[Tensor], Tensor]
+"""Adds up what several processes, each with some of the tokens, give."""
 QK_NORM_EPS = 1e-5
 FP16_END = torch.finfo(torch.float16).max
 
 
-def relu_linear_attention(q: Heads, k: Heads, v: Heads, *, eps: float = 1e-15) -> Heads:
+def relu_linear_attention(
+    q: Heads, k: Heads, v: Heads, *, eps: float = 1e-15, total: Total | None = None
+) -> Heads:
     """Attend with the kernel relu(q) . relu(k), keys first: O(n * dh^2) a head, no n-by-n map.
 
     Sums and their quotient are at least fp32, within autocast too (bf16 would keep 8 bits of
     each); the result has the dtype of ``v``. A query that matches no key yields zeros, not NaN.
+    With ``total`` the tokens are some of a picture's, and its sums over all of them are read.
     Source: docs/maths/linear_attention.md (L2)-(L4); ``eps`` as in diffusers
     src/diffusers/models/attention_processor.py.
     """
     wide = torch.promote_types(v.dtype, torch.float32)
     with without_autocast(v):
         q, k = q.relu().to(wide), k.relu().to(wide)
-        summary = k.transpose(2, 3) @ v.to(wide)
-        mass = q @ k.sum(dim=2).unsqueeze(3)
+        summary, keys = k.transpose(2, 3) @ v.to(wide), k.sum(dim=2).unsqueeze(3)
+        if total is not None:
+            summary, keys = total(torch.cat([summary, keys], dim=3)).split([v.shape[3], 1], dim=3)
+        mass = q @ keys
         return (q @ summary / (mass + eps)).to(v.dtype)
 
 
@@ -56,6 +65,8 @@ class LinearAttention(nn.Module):
         width = heads * head_dim
         self.head_dim = head_dim
         self.clip = clip
+        self.total: Total | None = None
+        """Set while processes share the tokens of a picture, for inference."""
         self.to_q = nn.Linear(width, width, bias=bias)
         self.to_k = nn.Linear(width, width, bias=bias)
         self.to_v = nn.Linear(width, width, bias=bias)
@@ -70,7 +81,10 @@ class LinearAttention(nn.Module):
             q, k = self.norm_q(q), self.norm_k(k)
         pattern = "b n (heads dh) -> b heads n dh"
         q, k, v = (rearrange(each, pattern, dh=self.head_dim) for each in (q, k, v))
-        y = trained_linear_attention(q, k, v)
+        if self.total is None:
+            y = trained_linear_attention(q, k, v)
+        else:
+            y = relu_linear_attention(q, k, v, total=self.total)
         if mix is not None:
             y = torch.where(mix.view(-1, 1, 1, 1), y, v)
         y = self.to_out[0](rearrange(y, "b heads n dh -> b n (heads dh)"))

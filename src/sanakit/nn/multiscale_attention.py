@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from sanakit.nn.linear_attention import Total
 from sanakit.nn.resample import to_columns, to_map
 from sanakit.shapes import AnyMap, Map
 
@@ -56,6 +57,8 @@ class MultiscaleLinearAttention(nn.Module):
         width = heads * head_dim
         self.head_dim = head_dim
         self.kernel_sizes = kernel_sizes
+        self.total: Total | None = None
+        """Set while processes share the positions of a map: all of them run in the linear form."""
         self.to_q = nn.Linear(channels, width, bias=False)
         self.to_k = nn.Linear(channels, width, bias=False)
         self.to_v = nn.Linear(channels, width, bias=False)
@@ -95,6 +98,8 @@ class MultiscaleLinearAttention(nn.Module):
     def forward(self, x: Map) -> Map:
         """Shape and grid stay."""
         qkv = self.project(x)
+        if self.total is not None:
+            return self.read(x, qkv, self.total(self.summarise(qkv)))
         if self.sums(x.shape[-2] * x.shape[-1]):
             return self.read(x, qkv, self.summarise(qkv))
         q, k, v = self._heads(qkv)
