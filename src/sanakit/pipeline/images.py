@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -49,16 +51,31 @@ def _require_pixels(pixels: Pixels, *, dimensions: int) -> None:
         )
 
 
-def cut_to(image: Image, height: int, width: int) -> Image:
-    """Scale a picture to cover a size, bilinearly, and cut its centre out.
+class Cover(NamedTuple):
+    """How a picture covers a size: scaled to ``height`` and ``width``, then cut from the corner."""
 
-    Source: diffusers src/diffusers/image_processor.py.
+    height: int
+    width: int
+    top: int
+    left: int
+
+
+def cover(have: tuple[int, int], want: tuple[int, int]) -> Cover:
+    """Give the smallest scale at which a picture of a size covers another, and its centre.
+
+    Source: diffusers src/diffusers/image_processor.py, which cuts next to nothing out where a
+    product that should be whole is rounded down.
     """
+    ratio = max(want[0] / have[0], want[1] / have[1])
+    height, width = (max(int(own * ratio), least) for own, least in zip(have, want, strict=True))
+    return Cover(height, width, (height - want[0]) // 2, (width - want[1]) // 2)
+
+
+def cut_to(image: Image, height: int, width: int) -> Image:
+    """Scale a picture to cover a size, bilinearly, and cut its centre out."""
     have_height, have_width = image.shape[-2:]
     if (have_height, have_width) == (height, width):
         return image
-    ratio = max(height / have_height, width / have_width)
-    size = (int(have_height * ratio), int(have_width * ratio))
-    scaled = F.interpolate(image, size=size, mode="bilinear", align_corners=False)
-    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    high, wide, top, left = cover((have_height, have_width), (height, width))
+    scaled = F.interpolate(image, size=(high, wide), mode="bilinear", align_corners=False)
     return scaled[:, :, top : top + height, left : left + width]

@@ -10,7 +10,7 @@ import torch
 
 from sanakit.errors import ConfigError, DataError, NumericsError
 from sanakit.files import replacing, write_atomically
-from sanakit.pipeline.images import from_pixels, to_pil, to_pixels
+from sanakit.pipeline.images import cut_to, from_pixels, to_pil, to_pixels
 
 
 def test_every_value_of_a_pixel_comes_back() -> None:
@@ -115,3 +115,12 @@ def test_a_folder_that_is_missing_or_in_the_way_is_named(tmp_path: Path) -> None
         write_atomically(tmp_path / "no" / "a.png", b"x")
     with pytest.raises(DataError, match="is a folder"):
         write_atomically(tmp_path, b"x")
+
+
+@pytest.mark.parametrize(
+    ("have", "want"), [((704, 1472), (480, 1000)), ((704, 1344), (403, 768)), ((49, 7), (98, 14))]
+)
+def test_no_rounding_cuts_next_to_nothing_out_of_a_picture(
+    have: tuple[int, int], want: tuple[int, int]
+) -> None:
+    assert cut_to(torch.rand(1, 3, *have), *want).shape == (1, 3, *want)
