@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Image: TypeAlias = Float[Tensor, "b 3 H W"]  # range [-1, 1]
+PixelMask: TypeAlias = Float[Tensor, "b 1 H W"]  # 1 where a picture is drawn anew, 0 where it stays
 Latent: TypeAlias = Float[Tensor, "b c h w"]  # scaled to about unit variance
 Map: TypeAlias = Float[Tensor, "b d h w"]  # features on a grid
 AnyMap: TypeAlias = Float[Tensor, "b _ _ _"]  # the same batch on another grid or width

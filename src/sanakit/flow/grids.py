@@ -12,6 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sanakit.errors import ConfigError
+from sanakit.flow.path import interpolate
+from sanakit.shapes import Latent
 
 TRAIN_STEPS = 1000
 # Timestep 1000 is none that a network was trained with: whole timesteps begin below it.
@@ -51,6 +53,14 @@ class SigmaGrid(NamedTuple):
         last = (TRAIN_STEPS * self.sigmas[-1:]).floor()
         timesteps = torch.cat([self.timesteps, last.to(self.timesteps.dtype)])
         return tuple(NoiseLevel(*pair) for pair in zip(self.sigmas, timesteps, strict=True))
+
+    def after(self, steps: int) -> SigmaGrid:
+        """Give what is left of the grid when its first ``steps`` are left out."""
+        return SigmaGrid(self.sigmas[steps:], self.timesteps[steps:])
+
+    def mixed(self, position: int, x0: Latent, noise: Latent) -> Latent:
+        """Give the state that the path from ``x0`` to ``noise`` has at a level of the grid."""
+        return interpolate(x0, noise, self.sigmas[position].to(x0).expand(len(x0)))
 
     def legs(self) -> Iterator[Leg]:
         """Give the steps between neighbouring levels."""

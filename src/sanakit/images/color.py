@@ -1,4 +1,4 @@
-"""Pixels of every mode that Pillow has, as sRGB of 8 bits over white."""
+"""Pixels of every mode that Pillow has, as sRGB of 8 bits without transparency."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ class UnclearColors(Exception):
     """Pixels whose numbers have no one meaning as colors."""
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """A loaded image in mode RGB: its ICC profile applied, transparency laid over white.
+WHITE = (255, 255, 255)
+
+
+def to_rgb(image: Image.Image, *, over: tuple[int, int, int] = WHITE) -> Image.Image:
+    """A loaded image in mode RGB: its ICC profile applied, transparency laid over a color.
 
     16-bit grey is scaled to 8 bits, floating point in [0, 1] too.
     """
@@ -36,9 +39,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
     color = _managed(image.convert("RGB" if image.mode == "RGBA" else "L"), profile)
     if alpha.getextrema() == (255, 255):
         return color
-    white = Image.new("RGB", image.size, (255, 255, 255))
-    white.paste(color, mask=alpha)
-    return white
+    below = Image.new("RGB", image.size, over)
+    below.paste(color, mask=alpha)
+    return below
 
 
 def _with_alpha(image: Image.Image) -> Image.Image:

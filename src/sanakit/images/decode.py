@@ -1,7 +1,8 @@
 """Bytes from anywhere become RGB pixels, or an error with a reason; nothing else can happen.
 
 The format is told by the bytes, never by the name; only its own decoder sees them, after the size
-that the header claims was judged. Color is sRGB, rotation as shown, transparency over white.
+that the header claims was judged. Color is sRGB, rotation as shown, transparency over white or
+another color.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from sanakit.errors import ConfigError, DataError
 from sanakit.images import file_format
-from sanakit.images.color import UnclearColors, to_rgb
+from sanakit.images.color import WHITE, UnclearColors, to_rgb
 from sanakit.images.file_format import Size
 
 REASONS = frozenset(
@@ -118,11 +119,16 @@ def decode(
 
 
 def decoded_image(
-    data: bytes, *, limits: DecodeLimits = DEFAULT, cover: tuple[int, int] | None = None
+    data: bytes,
+    *,
+    limits: DecodeLimits = DEFAULT,
+    cover: tuple[int, int] | None = None,
+    over: tuple[int, int, int] = WHITE,
 ) -> tuple[Image.Image, str, Size]:
     """As :func:`decode`, with the pixels where Pillow has them: an image of mode RGB.
 
-    Gives the image, its format, and the height and width of the whole picture as shown.
+    What is transparent is laid over the color ``over``. Gives the image, its format, and the height
+    and width of the whole picture as shown.
     """
     kind = _format(data)
     if (claimed := file_format.claimed_size(data, kind)) is not None:
@@ -152,7 +158,7 @@ def decoded_image(
             if cover is not None and kind == "jpeg":
                 image.draft(None, cover if across else (cover[1], cover[0]))
             image.load()
-            rgb = to_rgb(image)
+            rgb = to_rgb(image, over=over)
             if turn in _TURNS:
                 rgb = rgb.transpose(_TURNS[turn])
     except BadPicture:

@@ -86,3 +86,10 @@ def nearest_bin(height: int, width: int, table: Table) -> tuple[int, int]:
     """Give the trained size whose ratio is nearest to ``height / width``."""
     ratio = height / width
     return table[min(table, key=lambda key: abs(key - ratio))]
+
+
+def nearest_size(height: int, width: int, side: int, multiple: int) -> tuple[int, int]:
+    """Give a size of about these proportions and the area of a square, in whole multiples."""
+    scale = side / (height * width) ** 0.5
+    high, wide = (max(1, round(length * scale / multiple)) for length in (height, width))
+    return high * multiple, wide * multiple

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +18,7 @@ from sanakit.flow.guidance import Guidance
 from sanakit.flow.solvers import Past, SolverStep, Stepped, Velocity, integrate
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.parts import draws_as_built, first_weight
-from sanakit.pipeline.aspect_ratios import TABLES, check_size, nearest_bin
+from sanakit.pipeline.aspect_ratios import TABLES, Table, check_size, nearest_bin, nearest_size
 from sanakit.pipeline.components import (
     Components,
     load_components,
@@ -60,8 +60,9 @@ class Picture:
 class GenerateResult:
     """The pictures of a request in seed order, and where the time went.
 
-    ``seconds`` has the stages ``text``, ``denoise`` and ``decode``. Where a call asks for tensors
-    there are no pictures, but ``tensors``: ``b 3 H W`` in [-1, 1], or scaled latents.
+    ``seconds`` has the stages ``text``, ``denoise`` and ``decode``, of an edit also ``encode``.
+    Where a call asks for tensors there are no pictures, but ``tensors``: ``b 3 H W`` in [-1, 1], or
+    scaled latents.
     """
 
     pictures: tuple[Picture, ...]
@@ -72,7 +73,7 @@ class GenerateResult:
 OnStep = Callable[[int, int], None]
 OnSampled = Callable[[int, Stepped], "Change | None"]
 Texts = tuple[EncodedText, "EncodedText | None"]
-Decoded = TypeVar("Decoded", Image, Pixels)
+Made = TypeVar("Made", Tensor, Pixels)
 
 
 def seeded_noise(seed: int, channels: int, height: int, width: int) -> Latent:
@@ -164,6 +165,10 @@ class Pipeline:
         return self.components.autoencoder.config.spatial_factor * patch
 
     @property
+    def _table(self) -> Table | None:
+        return TABLES.get(self.components.transformer.config.sample_size)
+
+    @property
     def default_size(self) -> int:
         """Side of the pictures that the model was trained on."""
         side = self.components.transformer.config.sample_size
@@ -208,9 +213,7 @@ class Pipeline:
         require(self.components.transformer)
         if call.output_type != "latent":
             require(self.components.autoencoder)
-        height = self.default_size if call.height is None else call.height
-        width = self.default_size if call.width is None else call.width
-        size = self.size_to_draw(height, width, binned=call.use_resolution_binning)
+        (height, width), size = self.sizes(call)
         scheduler = call.scheduler or self.scheduler(call.compat)
         sampling = self.sampling(
             scheduler=scheduler,
@@ -220,6 +223,9 @@ class Pipeline:
             guidance=call.guidance(self.components.defaults.guidance_scale),
             pag_layers=call.pag_layers,
         )
+        edit = None if call.edit is None else call.edit.at(height, width)
+        if edit is not None:
+            sampling = replace(sampling, grid=edit.grid(sampling.grid))
 
         # 2. Text: embeddings of the prompts and, where guidance reads them, of the negative ones.
         embeds = self.components.transformer.config.guidance_embeds
@@ -227,8 +233,12 @@ class Pipeline:
         with watch.stage("text"):
             positive, negative = self.texts(call, guided=guided)
 
-        # 3. Noise: the caller's, or drawn; one latent for each text.
+        # 3. Noise: the caller's, or drawn; one latent for each text. An edit mixes its picture in.
         noise = call.noise(len(positive.text), self.latent_shape(*size))
+        begun = None
+        if edit is not None:
+            with watch.stage("encode"):
+                begun = edit.begin(self.encode, size, noise, sampling.grid)
 
         batches = self._batches(call, len(noise))
         steps = StepCount(len(batches) * len(sampling.grid.timesteps), on_step)
@@ -236,7 +246,10 @@ class Pipeline:
         tensors: list[Tensor] = []
         for rows in batches:
             # 4. Steps: the solver carries noise to a latent.
-            latent = noise[rows]
+            latent, walk = noise[rows], sampling
+            if begun is not None:
+                latent = begun.state(rows)
+                walk = replace(sampling, step=begun.step(sampling.step, rows))
             if not steps.stopped:
                 given, null = positive.rows(rows), None if negative is None else negative.rows(rows)
                 if not draws_as_built(self.components.transformer):
@@ -245,18 +258,21 @@ class Pipeline:
                     given, null = given.at_least(wide), null and null.at_least(wide)
                 steps.listener = begin and begin(sampling, given, null, steps.total)
                 with watch.stage("denoise"):
-                    latent = self.sample(latent, given, null, sampling, on_step=steps)
+                    latent = self.sample(latent, given, null, walk, on_step=steps)
 
             # 5. Decode, and cut what was drawn at a trained size to the size asked for.
             with watch.stage("decode"):
                 if call.output_type == "latent":
                     tensors.append(latent)
                 elif call.output_type != "pil":
-                    tensors.append(cut_to(self.decode(latent), height, width))
+                    image = cut_to(self.decode(latent), height, width)
+                    tensors.append(image if edit is None else edit.pasted(image, rows, len(noise)))
                 else:
                     # 6. Pixels, with the settings that draw them again.
                     settings = self._settings(request, scheduler, sampling, (height, width))[rows]
                     pixels = self.decode_pixels(latent, *settings, size=(height, width))
+                    if edit is not None:
+                        pixels = edit.pasted_pixels(pixels, rows, len(noise))
                     for row, picture in enumerate(pixels):
                         own = settings[row] if settings else {}
                         pictures.append(Picture(pixels=picture, settings=own))
@@ -380,6 +396,24 @@ class Pipeline:
             raise ConfigError("pass either negative_prompt or negative_prompt_embeds, and not both")
         return given, given_null
 
+    def sizes(self, call: Call) -> tuple[tuple[int, int], tuple[int, int]]:
+        """The size of a call's pictures and the one to draw at, both height and width.
+
+        Pictures that are edited keep their own size where the caller names none, and a model that
+        has no table of trained sizes draws them at about its own area.
+
+        Raises:
+            ConfigError: as :meth:`size_to_draw`.
+        """
+        side, binned = self.default_size, call.use_resolution_binning
+        own = (side, side) if call.edit is None else call.edit.size
+        height = own[0] if call.height is None else call.height
+        width = own[1] if call.width is None else call.width
+        named = (call.height, call.width) != (None, None)
+        if call.edit is not None and binned and not named and self._table is None:
+            return own, nearest_size(*own, side, self.spatial_factor)
+        return (height, width), self.size_to_draw(height, width, binned=binned)
+
     def size_to_draw(self, height: int, width: int, *, binned: bool) -> tuple[int, int]:
         """The size to draw at; a published model draws at a trained one and is cut afterwards.
 
@@ -387,7 +421,7 @@ class Pipeline:
             ConfigError: for a side that is no multiple of :attr:`spatial_factor` and not cut to
                 size afterwards.
         """
-        table = TABLES.get(self.components.transformer.config.sample_size) if binned else None
+        table = self._table if binned else None
         for name, side in (("height", height), ("width", width)):
             check_size(name, side, 1 if table else self.spatial_factor)
         return nearest_bin(height, width, table) if table else (height, width)
@@ -507,6 +541,26 @@ class Pipeline:
         return texts
 
     @torch.no_grad()
+    def encode(self, image: Image) -> Latent:
+        """Pictures in [-1, 1], of sides that a latent grid holds, to scaled latents; fp32.
+
+        One by one, so that no picture's latent depends on its neighbours; once more in a safer
+        dtype if need be.
+
+        Raises:
+            NumericsError: latents that are not finite in that dtype either.
+        """
+
+        def run(autoencoder: Autoencoder) -> Latent:
+            weight = first_weight(autoencoder)
+            one_by_one = image.to(weight).split(1)
+            latent = torch.cat([autoencoder.encode(one).latent for one in one_by_one]).float()
+            require_finite(latent, "autoencoder", " while encoding")
+            return latent * autoencoder.config.scaling_factor
+
+        return self._by_autoencoder(run, " while encoding")
+
+    @torch.no_grad()
     def decode(self, latent: Latent) -> Image:
         """Scaled latents to pictures, fp32, about [-1, 1], within the memory that is free.
 
@@ -522,7 +576,7 @@ class Pipeline:
             require_finite(image, "autoencoder", " while decoding")
             return image
 
-        image = self._decoded(run)
+        image = self._by_autoencoder(run, " while decoding")
         report_constant(to_pixels(image), dtype=self._decoding_dtype)
         return image
 
@@ -539,18 +593,20 @@ class Pipeline:
             NumericsError, OutOfMemory: as :meth:`decode`.
         """
         origin = self._origin(*settings)
-        pixels = self._decoded(lambda vae: decode_pixels(vae, latent, origin, size=size))
+        pixels = self._by_autoencoder(
+            lambda vae: decode_pixels(vae, latent, origin, size=size), " while decoding"
+        )
         report_constant(pixels, dtype=self._decoding_dtype)
         return pixels
 
-    def _decoded(self, run: Callable[[Autoencoder], Decoded]) -> Decoded:
+    def _by_autoencoder(self, run: Callable[[Autoencoder], Made], doing: str) -> Made:
         """Run the autoencoder, once more in a safer dtype if its values are not finite."""
         autoencoder = self.components.autoencoder
         with self.visit(autoencoder):
             try:
                 return run(autoencoder)
             except NumericsError:
-                safer = safer_copy(autoencoder, "autoencoder", " while decoding")
+                safer = safer_copy(autoencoder, "autoencoder", doing)
             return run(safer)
 
     @property

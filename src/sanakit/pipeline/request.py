@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,6 +22,9 @@ from sanakit.pipeline.prompts import MODEL_DEFAULT, Compat, EncodedText, check_c
 from sanakit.pipeline.schedulers import Scheduler, scheduler_named
 from sanakit.shapes import Latent
 from sanakit.untrusted import dataclass_from
+
+if TYPE_CHECKING:
+    from sanakit.pipeline.editing import Edit
 
 REAL = ("guidance_scale", "pag_scale", "flow_shift")
 
@@ -121,7 +124,8 @@ class Call:
 
     Each is checked as far as it can be alone. None of ``scheduler``, ``guidance_scale``, ``height``
     and ``width`` means the model's own; ``at_once`` None draws one by one on a CPU, where matrix
-    products of another batch size round differently and a batch gains little.
+    products of another batch size round differently and a batch gains little. ``edit`` is a picture
+    to begin with; its size is then the one that None means.
     """
 
     prompt: Prompts | None
@@ -156,6 +160,7 @@ class Call:
     sigma_interval: tuple[float, float] = (0.0, 1.0)
     scheduler: Scheduler | None = None
     at_once: int | None = None
+    edit: Edit | None = None
 
     def __post_init__(self) -> None:
         for name in ("num_images_per_prompt", "num_inference_steps"):
