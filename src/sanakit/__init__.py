@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, TorchAoConfig
 
+    from sanakit.flow.projection import AdaptiveProjectedGuidance
     from sanakit.pipeline.networks import AutoencoderDC, SanaTransformer2DModel
     from sanakit.pipeline.pipeline import GenerateResult, Pipeline
     from sanakit.pipeline.published.auto import (
@@ -36,6 +37,7 @@ except PackageNotFoundError:  # run from a source tree that was never installed
 
 # Where each public name lives: they load on first use, so that `import sanakit` stays instant.
 _HOMES = {
+    "AdaptiveProjectedGuidance": "sanakit.flow.projection",
     "AutoModel": "sanakit.pipeline.published.auto",
     "AutoPipelineForText2Image": "sanakit.pipeline.published.auto",
     "AutoencoderDC": "sanakit.pipeline.networks",
@@ -58,6 +60,7 @@ _HOMES = {
     "make_image_grid": "sanakit.pipeline.published.pictures",
 }
 __all__ = [
+    "AdaptiveProjectedGuidance",
     "AutoModel",
     "AutoPipelineForText2Image",
     "AutoencoderDC",

@@ -93,6 +93,22 @@ def generate(
     guidance: Annotated[
         float | None, typer.Option(min=0, help="Guidance scale; 1 is off. Default: the model's.")
     ] = None,
+    apg_eta: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Adaptive projected guidance: weight of the part that saturates colours. 1 keeps "
+            "it; 0 is advised where --guidance is high.",
+        ),
+    ] = None,
+    apg_momentum: Annotated[
+        float | None,
+        typer.Option(min=-1, max=1, help="Weight of the steps before; -0.5 is advised. Default: 0"),
+    ] = None,
+    apg_norm: Annotated[
+        float | None,
+        typer.Option(min=0, help="Norm that what guides is cut to; 0 is off. Default: 15"),
+    ] = None,
     negative: Annotated[
         str,
         typer.Option("--negative", "--negative-prompt", help="What to keep out of the picture."),
@@ -152,6 +168,7 @@ def generate(
         "width": width,
         "num_steps": steps,
         "guidance_scale": guidance,
+        "guider": _guider(apg_eta, apg_momentum, apg_norm),
         "solver": solver,
     }
     report = _generate(
@@ -219,6 +236,16 @@ def again(
     )
     _note_other_weights(name, settings.get("model_hash"))
     _tell(report, as_json=json_, quiet=quiet)
+
+
+def _guider(eta: float | None, momentum: float | None, norm: float | None) -> dict[str, Any] | None:
+    """What a request's guider is; None where no option asked for one."""
+    asked = {
+        "eta": eta,
+        "adaptive_projected_guidance_momentum": momentum,
+        "adaptive_projected_guidance_rescale": norm,
+    }
+    return {name: value for name, value in asked.items() if value is not None} or None
 
 
 def _drop_foreign(wanted: dict[str, Any]) -> None:

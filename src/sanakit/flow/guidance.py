@@ -9,6 +9,7 @@ import torch
 
 from sanakit.errors import ConfigError
 from sanakit.flow.grids import TRAIN_STEPS, NoiseLevel
+from sanakit.flow.projection import AdaptiveProjectedGuidance
 from sanakit.shapes import Latent
 
 
@@ -31,6 +32,8 @@ class Guidance:
     """How fast ``pag_scale`` falls, per timestep below 1000; 0 keeps it. It never goes below 0."""
     sigma_interval: tuple[float, float] = (0.0, 1.0)
     """Noise levels at which guidance acts; elsewhere the conditional prediction stands."""
+    guider: AdaptiveProjectedGuidance | None = None
+    """What classifier-free guidance makes of its difference; None takes it as it is."""
 
     def __post_init__(self) -> None:
         low, high = self.sigma_interval

@@ -306,6 +306,7 @@ class Pipeline:
             num_inference_steps=request.num_steps,
             guidance_scale=request.guidance_scale,
             sigma_interval=request.sigma_interval,
+            guider=request.guider,
             pag_scale=request.pag_scale,
             pag_layers=request.pag_layers,
             max_sequence_length=self.components.prompts.max_sequence_length,

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sanakit.errors import ConfigError, did_you_mean
 from sanakit.flow.guidance import Guidance
+from sanakit.flow.projection import AdaptiveProjectedGuidance
 from sanakit.pipeline.aspect_ratios import check_count
 from sanakit.pipeline.numerics import require_finite
 from sanakit.pipeline.prompts import MODEL_DEFAULT, Compat, EncodedText, check_compat
@@ -50,6 +51,7 @@ class GenerateRequest:
     pag_scale: float = 0.0
     pag_layers: tuple[int, ...] = (0,)
     sigma_interval: tuple[float, float] = (0.0, 1.0)
+    guider: AdaptiveProjectedGuidance | None = None
     solver: str | None = None
     flow_shift: float | None = None
 
@@ -79,7 +81,10 @@ class GenerateRequest:
         """Give the guidance as a value; ``default_scale`` stands in where none was asked for."""
         scale = default_scale if self.guidance_scale is None else self.guidance_scale
         return Guidance(
-            guidance_scale=scale, pag_scale=self.pag_scale, sigma_interval=self.sigma_interval
+            guidance_scale=scale,
+            pag_scale=self.pag_scale,
+            sigma_interval=self.sigma_interval,
+            guider=self.guider,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -101,7 +106,12 @@ class GenerateRequest:
             raise ConfigError("a request needs a prompt", hint='an empty one is ""')
         try:
             # JSON has one kind of number.
-            real = {k: float(values[k]) for k in REAL if isinstance(values.get(k), int)}
+            real: dict[str, Any] = {
+                k: float(values[k]) for k in REAL if isinstance(values.get(k), int)
+            }
+            if (guider := values.get("guider")) is not None:
+                kind = AdaptiveProjectedGuidance
+                real["guider"] = dataclass_from(kind, guider, source="the settings' guider")
             return dataclass_from(cls, {**values, **real}, source="the settings")
         except (ValueError, OverflowError) as error:
             if isinstance(error, ConfigError):
@@ -158,6 +168,7 @@ class Call:
     pag_adaptive_scale: float = 0.0
     pag_layers: Sequence[int] = ()
     sigma_interval: tuple[float, float] = (0.0, 1.0)
+    guider: AdaptiveProjectedGuidance | None = None
     scheduler: Scheduler | None = None
     at_once: int | None = None
     edit: Edit | None = None
@@ -174,6 +185,12 @@ class Call:
                 f"output_type={self.output_type!r}", hint=f"one of {', '.join(OUTPUT_TYPES)}"
             )
         check_compat(self.compat)
+        if not isinstance(self.guider, AdaptiveProjectedGuidance | None):
+            kind = type(self.guider)
+            raise ConfigError(
+                f"guider is a {kind.__module__}.{kind.__name__}",
+                hint="sanakit.AdaptiveProjectedGuidance takes the same arguments",
+            )
         if unknown := sorted(set(self.attention_kwargs or ()) - {"scale"}):
             raise ConfigError(
                 f"attention_kwargs has {', '.join(unknown)}: nothing here reads it",
@@ -206,6 +223,7 @@ class Call:
             pag_scale=self.pag_scale,
             pag_adaptive_scale=self.pag_adaptive_scale,
             sigma_interval=self.sigma_interval,
+            guider=self.guider,
         )
 
     def embeddings(self, channels: int | None) -> tuple[EncodedText | None, EncodedText | None]:

@@ -31,6 +31,13 @@ class Change(NamedTuple):
     """Leave all steps to come undone: the state now is the result."""
 
 
+class Guided(NamedTuple):
+    """A velocity, and the difference that adaptive projected guidance goes on from."""
+
+    velocity: Latent
+    difference: Latent | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Denoiser:
     """Callable as the solvers' ``velocity``; runs all passes of a step as one batch.
@@ -65,6 +72,11 @@ class Denoiser:
             raise ConfigError(
                 f"guidance_scale={guidance.guidance_scale} needs a negative prompt's embeddings",
                 hint="pass them, or guidance_scale=1 to do without",
+            )
+        if guidance.guider is not None and embeds:
+            raise ConfigError(
+                f"guider={guidance.guider}: this model was taught its guidance",
+                hint="guidance_scale alone is what it knows",
             )
         weight = first_weight(model)
         both = positive if negative is None else EncodedText.joined([negative, positive])
@@ -103,10 +115,14 @@ class Denoiser:
         return first_weight(self.model).dtype
 
     def __call__(self, x: Latent, level: NoiseLevel) -> Latent:
-        """Velocity at a state ``b c h w``, guided, fp32."""
+        """Velocity at a state ``b c h w``, guided, fp32, without memory of other levels."""
+        return self.guided(x, level, None).velocity
+
+    def guided(self, x: Latent, level: NoiseLevel, before: Latent | None) -> Guided:
+        """The same, given the difference that the evaluation before it left."""
         config = self.model.config
         if config.guidance_embeds:
-            return self._run(x, level, self._rows(0), mix=None).float()
+            return Guided(self._run(x, level, self._rows(0), mix=None).float(), before)
         passes = self.guidance.passes(level)
         conditional = self._rows(self.mask.shape[0] - self.batch)
         rows = [conditional]
@@ -121,7 +137,13 @@ class Denoiser:
         parts = list(self._run(x, level, torch.cat(rows), mix=mix).split(self.batch))
         uncond = parts.pop(0) if passes.uncond else None
         perturbed = parts.pop() if passes.perturbed else None
-        return self.guidance.combine(level, parts[0], uncond=uncond, perturbed=perturbed)
+        cond, guider = parts[0], self.guidance.guider
+        if guider is None or uncond is None:
+            guided = self.guidance.combine(level, cond, uncond=uncond, perturbed=perturbed)
+            return Guided(guided, before)
+        uncond, difference = guider.project(level, x, cond, uncond, before)
+        guided = self.guidance.combine(level, cond, uncond=uncond, perturbed=perturbed)
+        return Guided(guider.rescaled(level, x, guided, cond), difference)
 
     def _rows(self, start: int) -> Tensor:
         return torch.arange(start, start + self.batch, device=self.mask.device)
@@ -161,13 +183,15 @@ class Denoiser:
 class GuardedDenoiser:
     """A denoiser for one run: a step that failed starts again in a safer dtype, kept from there on.
 
-    The run sets ``step``, counted from 0, for the messages, and may exchange ``denoiser``.
+    The run sets ``step``, counted from 0, for the messages, and may exchange ``denoiser``. What
+    guidance remembers of a run is here, of finished evaluations only.
     """
 
     def __init__(self, denoiser: Denoiser, num_steps: int) -> None:
         self.denoiser = denoiser
         self.num_steps = num_steps
         self.step = 0
+        self.difference: Latent | None = None
 
     @property
     def where(self) -> str:
@@ -176,13 +200,17 @@ class GuardedDenoiser:
 
     def __call__(self, x: Latent, level: NoiseLevel) -> Latent:
         """Velocity at a state ``b c h w``, guided, fp32 and finite."""
-        velocity = self.denoiser(x, level)
-        if all_finite(velocity):
-            return velocity
+        guided = self.denoiser.guided(x, level, self.difference)
+        if not all_finite(guided.velocity):
+            guided = self._again(x, level, guided.velocity)
+        self.difference = guided.difference
+        return guided.velocity
+
+    def _again(self, x: Latent, level: NoiseLevel, failed: Latent) -> Guided:
         if not isinstance(self.denoiser.prepared, PreparedText):  # a copy may not be a copy
-            require_finite(velocity, "transformer", self.where, dtype=self.denoiser.dtype)
+            require_finite(failed, "transformer", self.where, dtype=self.denoiser.dtype)
         safer = safer_copy(self.denoiser.model, "transformer", self.where)
         self.denoiser = self.denoiser.with_model(safer)
-        velocity = self.denoiser(x, level)
-        require_finite(velocity, "transformer", self.where, dtype=self.denoiser.dtype)
-        return velocity
+        guided = self.denoiser.guided(x, level, self.difference)
+        require_finite(guided.velocity, "transformer", self.where, dtype=self.denoiser.dtype)
+        return guided

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sanakit.errors import ConfigError, refuse_unknown
+from sanakit.flow.projection import AdaptiveProjectedGuidance
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.text_encoder import TextEncoder
 from sanakit.models.transformer import LinearDiT
@@ -183,6 +184,7 @@ class SanaPAGPipeline(PublishedPipeline):
         *,
         attention_kwargs: dict[str, Any] | None = None,
         compat: Compat | None = None,
+        guider: AdaptiveProjectedGuidance | None = None,
     ) -> SanaPipelineOutput | tuple[Any]:
         """Draw pictures; arguments as those of `SanaPipeline`, in the published order.
 
@@ -220,5 +222,6 @@ class SanaPAGPipeline(PublishedPipeline):
                 pag_adaptive_scale=pag_adaptive_scale,
                 pag_layers=self._pag_layers(),
                 compat=compat or self.compat,
+                guider=guider,
             )
         )

@@ -56,7 +56,7 @@ INSTEAD: Mapping[str, str] = {
     "feature_extractor": "these models have none",
     "image_encoder": "these models have none",
     "controlnet": "sanakit.models.controlnet, beside the transformer",
-    "guider": "pipe(..., guidance_scale=4.5), or SanaPAGPipeline with pag_scale",
+    "guider": "pipe(..., guider=sanakit.AdaptiveProjectedGuidance(eta=0)), or SanaPAGPipeline",
     "enable_freeu": "these networks have no skip connections to weigh",
     "disable_freeu": "these networks have no skip connections to weigh",
     "load_textual_inversion": "pipe.load_lora_weights: text encoders here learn no new tokens",

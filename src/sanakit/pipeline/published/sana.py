@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from sanakit.errors import refuse_unknown
+from sanakit.flow.projection import AdaptiveProjectedGuidance
 from sanakit.pipeline.prompts import MODEL_DEFAULT, Compat
 from sanakit.pipeline.published.base import PublishedPipeline, SanaPipelineOutput
 from sanakit.pipeline.request import (
@@ -57,6 +58,8 @@ class SanaPipeline(PublishedPipeline):
         max_sequence_length: int = 300,
         complex_human_instruction: Sequence[str] | None = MODEL_DEFAULT,
         compat: Compat | None = None,
+        *,
+        guider: AdaptiveProjectedGuidance | None = None,
     ) -> SanaPipelineOutput | tuple[Any]:
         """Draw pictures; arguments mean what they mean in diffusers.
 
@@ -64,6 +67,7 @@ class SanaPipeline(PublishedPipeline):
         ``complex_human_instruction`` the published one for published models; the embedded model
         has its own. ``timesteps`` and ``sigmas`` are read as `Scheduler.custom_grid` does.
         ``callback_on_step_end(pipe, i, t, tensors)`` may change what it is shown, see `StepHook`.
+        ``guider`` says what guidance makes of its difference.
 
         Raises:
             ConfigError: for a size, count or combination of arguments that cannot be drawn.
@@ -97,5 +101,6 @@ class SanaPipeline(PublishedPipeline):
                 max_sequence_length=max_sequence_length,
                 complex_human_instruction=complex_human_instruction,
                 compat=compat or self.compat,
+                guider=guider,
             )
         )
