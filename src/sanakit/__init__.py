@@ -14,10 +14,13 @@ if TYPE_CHECKING:
     from sanakit.pipeline.pipeline import GenerateResult, Pipeline
     from sanakit.pipeline.published.auto import (
         AutoModel,
+        AutoPipelineForImage2Image,
+        AutoPipelineForInpainting,
         AutoPipelineForText2Image,
         DiffusionPipeline,
     )
     from sanakit.pipeline.published.base import SanaPipelineOutput
+    from sanakit.pipeline.published.editing import SanaImg2ImgPipeline, SanaInpaintPipeline
     from sanakit.pipeline.published.pag import SanaPAGPipeline
     from sanakit.pipeline.published.pictures import load_image, make_image_grid
     from sanakit.pipeline.published.sana import SanaPipeline
@@ -39,6 +42,8 @@ except PackageNotFoundError:  # run from a source tree that was never installed
 _HOMES = {
     "AdaptiveProjectedGuidance": "sanakit.flow.projection",
     "AutoModel": "sanakit.pipeline.published.auto",
+    "AutoPipelineForImage2Image": "sanakit.pipeline.published.auto",
+    "AutoPipelineForInpainting": "sanakit.pipeline.published.auto",
     "AutoPipelineForText2Image": "sanakit.pipeline.published.auto",
     "AutoencoderDC": "sanakit.pipeline.networks",
     "BitsAndBytesConfig": "transformers",
@@ -50,6 +55,8 @@ _HOMES = {
     "GenerateResult": "sanakit.pipeline.pipeline",
     "Pipeline": "sanakit.pipeline.pipeline",
     "PipelineQuantizationConfig": "sanakit.quant.method",
+    "SanaImg2ImgPipeline": "sanakit.pipeline.published.editing",
+    "SanaInpaintPipeline": "sanakit.pipeline.published.editing",
     "SanaPAGPipeline": "sanakit.pipeline.published.pag",
     "SanaPipeline": "sanakit.pipeline.published.sana",
     "SanaPipelineOutput": "sanakit.pipeline.published.base",
@@ -62,6 +69,8 @@ _HOMES = {
 __all__ = [
     "AdaptiveProjectedGuidance",
     "AutoModel",
+    "AutoPipelineForImage2Image",
+    "AutoPipelineForInpainting",
     "AutoPipelineForText2Image",
     "AutoencoderDC",
     "BitsAndBytesConfig",
@@ -73,6 +82,8 @@ __all__ = [
     "GenerateResult",
     "Pipeline",
     "PipelineQuantizationConfig",
+    "SanaImg2ImgPipeline",
+    "SanaInpaintPipeline",
     "SanaPAGPipeline",
     "SanaPipeline",
     "SanaPipelineOutput",

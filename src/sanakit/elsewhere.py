@@ -11,8 +11,6 @@ SCHEDULERS = (
     "FlowMatchHeunDiscreteScheduler: the solvers of flows"
 )
 INSTEAD = {
-    "AutoPipelineForImage2Image": TEXT_TO_IMAGE,
-    "AutoPipelineForInpainting": TEXT_TO_IMAGE,
     "SanaSprintPipeline": "SanaTransformer2DModel, which reads its weights",
     "SanaSprintImg2ImgPipeline": TEXT_TO_IMAGE,
     "SanaControlNetPipeline": "sanakit.models.controlnet: the branch is here, its pipeline is not",

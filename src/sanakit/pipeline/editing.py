@@ -17,9 +17,10 @@ from torch.nn import functional as F
 from sanakit.errors import ConfigError
 from sanakit.flow.grids import Leg, SigmaGrid
 from sanakit.flow.solvers import Past, SolverStep, Stepped, Velocity
+from sanakit.pipeline.aspect_ratios import check_size
 from sanakit.pipeline.images import Pixels, cover, from_pixels, to_pixels
 from sanakit.shapes import Image, Latent, PixelMask
-from sanakit.untrusted import shown
+from sanakit.untrusted import fits, shown
 
 IMAGE_STRENGTH = 0.6
 MASK_STRENGTH = 1.0
@@ -90,13 +91,17 @@ class Edit:
 
         Until it is drawn, it holds the pixels of the edge.
         """
-        if any(isinstance(side, bool) or not isinstance(side, int) or side < 0 for side in expand):
+        if not fits(expand, Expand) or min(expand) < 0:
             raise ConfigError(
-                f"expand={expand} must be four whole numbers of pixels from 0",
-                hint="left, top, right, bottom: 0,0,128,0",
+                f"expand={shown(expand)} must be four whole numbers of pixels from 0",
+                hint="left, top, right, bottom: (0, 0, 128, 0)",
             )
         left, top, right, bottom = expand
         around = (left, right, top, bottom)
+        for name, side, added in zip(
+            ("height", "width"), self.size, (top + bottom, left + right), strict=True
+        ):
+            check_size(name, side + added, 1)
         mask = torch.zeros_like(self.image[:, :1]) if self.mask is None else self.mask
         return replace(
             self,

@@ -121,6 +121,8 @@ def _mask(one: One, name: str) -> PixelMask:
         grey = read_picture(one, over=BLACK).mean(dim=1, keepdim=True) / 2 + 0.5
     elif isinstance(one, PILImage.Image):
         grey = _of_pil(_upright(one, name, BLACK)).mean(dim=1, keepdim=True) / 2 + 0.5
+    elif isinstance(one, np.ndarray) and one.ndim > 2 and one.shape[-1] == 3:
+        grey = _values(one, name, channels=3).mean(dim=1, keepdim=True)
     else:
         grey = _values(one, name, channels=1)
     return (grey >= 0.5).float()
@@ -164,4 +166,5 @@ def _values(one: object, name: str, *, channels: int) -> Tensor:
 
 
 def _described(value: object) -> str:
-    return "empty" if value == [] or value == () else f"a {type(value).__name__}"
+    empty = isinstance(value, list | tuple) and not value
+    return "empty" if empty else f"a {type(value).__name__}"

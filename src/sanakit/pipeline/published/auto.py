@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import ABCMeta
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import torch
 from transformers import PreTrainedModel
@@ -21,6 +22,7 @@ from sanakit.pipeline.networks import (
 )
 from sanakit.pipeline.placement import Placed, place_one
 from sanakit.pipeline.published.base import PublishedPipeline, published_face
+from sanakit.pipeline.published.editing import SanaImg2ImgPipeline, SanaInpaintPipeline
 from sanakit.pipeline.published.pag import SanaPAGPipeline
 from sanakit.pipeline.published.sana import SanaPipeline
 from sanakit.untrusted import shown
@@ -78,6 +80,57 @@ def _face(
     if chosen:
         return SanaPAGPipeline
     return SanaPipeline if named is SanaPAGPipeline else named
+
+
+class _AutoPipelineForEditing:
+    """Chooses the pipeline of one task, by what a model says that it is."""
+
+    faces: ClassVar[Mapping[str, type[PublishedPipeline]]]
+
+    def __init__(self, *_: object, **__: object) -> None:
+        raise ConfigError(f"{type(self).__name__} is made by from_pretrained or from_pipe")
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, **loading: Any
+    ) -> PublishedPipeline:
+        """Load a model; ``loading`` are the keywords of the class that is chosen.
+
+        Raises:
+            ConfigError: a model that has no pipeline of this task.
+        """
+        loaded = PublishedPipeline.from_pretrained(pretrained_model_name_or_path, **loading)
+        return cls._face(loaded.core.components.pipeline_class).from_pipe(loaded)
+
+    @classmethod
+    def from_pipe(cls, pipeline: PublishedPipeline, **parts: Any) -> PublishedPipeline:
+        """Make a pipeline of another's parts, which both then share; errors as above."""
+        return cls._face(published_face(type(pipeline))).from_pipe(pipeline, **parts)
+
+    @classmethod
+    def _face(cls, named: str) -> type[PublishedPipeline]:
+        if named in FACES and named not in cls.faces:
+            raise ConfigError(
+                f"{named} has no counterpart in {cls.__name__}",
+                hint=f"that of {', '.join(sorted(cls.faces))} is here",
+            )
+        return cls.faces.get(named) or cls.faces[SanaPipeline.__name__]
+
+
+class AutoPipelineForImage2Image(_AutoPipelineForEditing):
+    """Chooses the pipeline that draws pictures from pictures."""
+
+    faces = MappingProxyType(
+        dict.fromkeys(("SanaPipeline", "SanaPAGPipeline"), SanaImg2ImgPipeline)
+    )
+
+
+class AutoPipelineForInpainting(_AutoPipelineForEditing):
+    """Chooses the pipeline that draws a part of a picture."""
+
+    faces = MappingProxyType(
+        dict.fromkeys(("SanaPipeline", "SanaPAGPipeline"), SanaInpaintPipeline)
+    )
 
 
 class DiffusionPipeline(AutoPipelineForText2Image, metaclass=ABCMeta):

@@ -78,8 +78,12 @@ P = TypeVar("P", bound="PublishedPipeline")
 
 
 def published_face(kind: type) -> str:
-    """Give the published name of a pipeline's class, or of the nearest that a user's one is of."""
-    return next(c.__name__ for c in kind.__mro__ if c.__module__.startswith("sanakit."))
+    """Give the published name of a pipeline's class, or of the nearest that a user's one is of.
+
+    A class that has no published counterpart says in ``written_as`` whose folder it writes.
+    """
+    own = next(c for c in kind.__mro__ if c.__module__.startswith("sanakit."))
+    return str(getattr(own, "written_as", own.__name__))
 
 
 class PublishedPipeline(Steps, Saved, Placing, LoraMethods):
@@ -480,7 +484,8 @@ class PublishedPipeline(Steps, Saved, Placing, LoraMethods):
         transformer, defaults = core.components.transformer, core.components.defaults
         asked = call.guidance_scale
         scale = defaults.guidance_scale if asked is None else asked
-        published = PUBLISHED_SIZE if transformer.config.sample_size in TABLES else None
+        known = call.edit is None and transformer.config.sample_size in TABLES
+        published = PUBLISHED_SIZE if known else None
         call = replace(
             call,
             guidance_scale=effective_scale(scale),

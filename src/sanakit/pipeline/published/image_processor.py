@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sanakit.errors import ConfigError
-from sanakit.pipeline.images import cut_to, from_pixels, to_pil, to_pixels
+from sanakit.pipeline.images import cut_to, to_pil, to_pixels
+from sanakit.pipeline.input_images import Images as GivenImages
+from sanakit.pipeline.input_images import as_image
 from sanakit.pipeline.request import OUTPUT_TYPES
 from sanakit.shapes import Image
 
@@ -54,15 +56,10 @@ class PixArtImageProcessor:
         return to_pil(to_pixels(image)) if output_type == "pil" else as_output(image, output_type)
 
     def preprocess(
-        self,
-        image: PILImage | Sequence[PILImage],
-        height: int | None = None,
-        width: int | None = None,
+        self, image: GivenImages, height: int | None = None, width: int | None = None
     ) -> Image:
-        """Give ``b 3 H W`` in [-1, 1] of pictures of one size, bilinearly at another if asked."""
-        pictures = [image] if isinstance(image, PILImage) else list(image)
-        pixels = np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
-        values = from_pixels(pixels)
+        """Give ``b 3 H W`` in [-1, 1] of what `as_image` takes, bilinearly at a size if asked."""
+        values = as_image(image)
         size = (height or values.shape[2], width or values.shape[3])
         if size == tuple(values.shape[2:]):
             return values

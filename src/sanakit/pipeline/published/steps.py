@@ -207,10 +207,7 @@ class Steps:
         return replace(call, latents=latents)
 
     def _size(self, call: Call) -> tuple[int, int]:
-        side = self.core.default_size
-        height = side if call.height is None else call.height
-        width = side if call.width is None else call.width
-        return self.core.size_to_draw(height, width, binned=call.use_resolution_binning)
+        return self.core.sizes(call)[1]
 
     def _encoded(self, call: Call) -> Call:
         """The same call with embeddings that a user's own ``encode_prompt`` made of its prompts."""

@@ -1,0 +1,208 @@
+"""`SanaImg2ImgPipeline` and `SanaInpaintPipeline`: pictures drawn from pictures.
+
+diffusers has neither for these models; names and arguments are those of its other pipelines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from sanakit.errors import ConfigError, refuse_unknown
+from sanakit.pipeline.editing import IMAGE_STRENGTH, MASK_STRENGTH, Edit, Expand
+from sanakit.pipeline.input_images import Images, as_image, as_mask
+from sanakit.pipeline.prompts import MODEL_DEFAULT, Compat
+from sanakit.pipeline.published.base import PublishedPipeline, SanaPipelineOutput
+from sanakit.pipeline.request import Call, Callback, Generators, OutputType, Prompts
+from sanakit.shapes import Latent
+
+
+class SanaImg2ImgPipeline(PublishedPipeline):
+    """Draws a picture anew, as far from it as ``strength`` says.
+
+    ``SanaImg2ImgPipeline.from_pretrained("glyph")("a green apple", picture, strength=0.9)``
+    """
+
+    written_as: ClassVar[str] = "SanaPipeline"
+
+    @refuse_unknown
+    def __call__(
+        self,
+        prompt: Prompts | None = None,
+        image: Images | None = None,
+        strength: float = IMAGE_STRENGTH,
+        negative_prompt: Prompts | None = "",
+        num_inference_steps: int = 20,
+        timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
+        guidance_scale: float | None = None,
+        num_images_per_prompt: int = 1,
+        height: int | None = None,
+        width: int | None = None,
+        eta: float = 0.0,
+        generator: Generators | None = None,
+        latents: Latent | None = None,
+        prompt_embeds: Tensor | None = None,
+        prompt_attention_mask: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        negative_prompt_attention_mask: Tensor | None = None,
+        output_type: OutputType = "pil",
+        return_dict: bool = True,
+        clean_caption: bool = False,
+        use_resolution_binning: bool = True,
+        attention_kwargs: dict[str, Any] | None = None,
+        callback_on_step_end: Callback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        max_sequence_length: int = 300,
+        complex_human_instruction: Sequence[str] | None = MODEL_DEFAULT,
+        compat: Compat | None = None,
+    ) -> SanaPipelineOutput | tuple[Any]:
+        """Draw pictures that begin at ``image``; arguments otherwise as those of `SanaPipeline`.
+
+        ``image`` is one picture for all prompts or one for each, of any kind that `as_image` takes.
+        Of ``num_inference_steps`` the last ``strength`` of them run; at 1 nothing of the picture
+        is left. Without ``height`` and ``width`` the result has the picture's own size; with them
+        it is scaled to cover that size, and its centre is cut out. ``latents`` are the noise.
+
+        Raises:
+            ConfigError: no picture, a strength that leaves no step, or as `SanaPipeline`.
+            DataError: a file that is no picture. NumericsError: as `SanaPipeline`.
+        """
+        edit = Edit(image=as_image(_given(image, "image")), strength=strength)
+        return self._draw(
+            Call(
+                edit=edit,
+                prompt=prompt,
+                negative_prompt=negative_prompt,
+                num_inference_steps=num_inference_steps,
+                timesteps=timesteps,
+                sigmas=sigmas,
+                guidance_scale=guidance_scale,
+                num_images_per_prompt=num_images_per_prompt,
+                height=height,
+                width=width,
+                eta=eta,
+                generator=generator,
+                latents=latents,
+                prompt_embeds=prompt_embeds,
+                prompt_attention_mask=prompt_attention_mask,
+                negative_prompt_embeds=negative_prompt_embeds,
+                negative_prompt_attention_mask=negative_prompt_attention_mask,
+                output_type=output_type,
+                return_dict=return_dict,
+                clean_caption=clean_caption,
+                use_resolution_binning=use_resolution_binning,
+                attention_kwargs=attention_kwargs,
+                callback_on_step_end=callback_on_step_end,
+                callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+                max_sequence_length=max_sequence_length,
+                complex_human_instruction=complex_human_instruction,
+                compat=compat or self.compat,
+            )
+        )
+
+
+class SanaInpaintPipeline(PublishedPipeline):
+    """Draws the masked part of a picture anew, and gives the rest back bit for bit.
+
+    ``SanaInpaintPipeline.from_pretrained("glyph")("a green apple", picture, mask)``
+    """
+
+    written_as: ClassVar[str] = "SanaPipeline"
+
+    @refuse_unknown
+    def __call__(
+        self,
+        prompt: Prompts | None = None,
+        image: Images | None = None,
+        mask_image: Images | None = None,
+        strength: float = MASK_STRENGTH,
+        negative_prompt: Prompts | None = "",
+        num_inference_steps: int = 20,
+        timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
+        guidance_scale: float | None = None,
+        num_images_per_prompt: int = 1,
+        height: int | None = None,
+        width: int | None = None,
+        eta: float = 0.0,
+        generator: Generators | None = None,
+        latents: Latent | None = None,
+        prompt_embeds: Tensor | None = None,
+        prompt_attention_mask: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        negative_prompt_attention_mask: Tensor | None = None,
+        output_type: OutputType = "pil",
+        return_dict: bool = True,
+        clean_caption: bool = False,
+        use_resolution_binning: bool = True,
+        attention_kwargs: dict[str, Any] | None = None,
+        callback_on_step_end: Callback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        max_sequence_length: int = 300,
+        complex_human_instruction: Sequence[str] | None = MODEL_DEFAULT,
+        padding_mask_crop: int | None = None,
+        expand: Expand | None = None,
+        compat: Compat | None = None,
+    ) -> SanaPipelineOutput | tuple[Any]:
+        """Draw the white part of ``mask_image``; arguments otherwise as `SanaImg2ImgPipeline`.
+
+        The mask has the picture's size, or its proportions. ``expand`` adds pixels at left, top,
+        right and bottom, which are drawn as well; with it a mask is not needed. Latents stand for
+        32 by 32 pixels, and each that the mask touches is drawn: what comes back outside of the
+        mask is the picture itself.
+
+        Raises:
+            ConfigError: neither mask nor ``expand``, or as `SanaImg2ImgPipeline`.
+            DataError, NumericsError: as there.
+        """
+        if padding_mask_crop is not None:
+            raise ConfigError(
+                f"padding_mask_crop={padding_mask_crop!r}: a picture is drawn as a whole",
+                hint="cut picture and mask out, and paste the result",
+            )
+        picture = as_image(_given(image, "image"))
+        mask = None
+        if expand is None or mask_image is not None:
+            height_width = (picture.shape[-2], picture.shape[-1])
+            mask = as_mask(_given(mask_image, "mask_image"), height_width)
+        edit = Edit(image=picture, mask=mask, strength=strength)
+        return self._draw(
+            Call(
+                edit=edit if expand is None else edit.expanded(expand),
+                prompt=prompt,
+                negative_prompt=negative_prompt,
+                num_inference_steps=num_inference_steps,
+                timesteps=timesteps,
+                sigmas=sigmas,
+                guidance_scale=guidance_scale,
+                num_images_per_prompt=num_images_per_prompt,
+                height=height,
+                width=width,
+                eta=eta,
+                generator=generator,
+                latents=latents,
+                prompt_embeds=prompt_embeds,
+                prompt_attention_mask=prompt_attention_mask,
+                negative_prompt_embeds=negative_prompt_embeds,
+                negative_prompt_attention_mask=negative_prompt_attention_mask,
+                output_type=output_type,
+                return_dict=return_dict,
+                clean_caption=clean_caption,
+                use_resolution_binning=use_resolution_binning,
+                attention_kwargs=attention_kwargs,
+                callback_on_step_end=callback_on_step_end,
+                callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+                max_sequence_length=max_sequence_length,
+                complex_human_instruction=complex_human_instruction,
+                compat=compat or self.compat,
+            )
+        )
+
+
+def _given(images: Images | None, name: str) -> Images:
+    if images is None:
+        raise ConfigError(f"{name} is missing", hint="a picture, or SanaPipeline draws without one")
+    return images
