@@ -22,6 +22,28 @@ from sanakit.cli.machine import (
     check_memory,
     local_folder,
 )
+from sanakit.cli.options import (
+    SOLVERS,
+    ApgEta,
+    ApgMomentum,
+    ApgNorm,
+    Count,
+    GuidanceScale,
+    Json,
+    Lora,
+    Model,
+    Negative,
+    NoMetadata,
+    Offline,
+    Out,
+    Prompt,
+    Quiet,
+    Seed,
+    Shown,
+    Side,
+    Solver,
+    Steps,
+)
 from sanakit.cli.progress import StopFlag, progress
 from sanakit.cli.terminal import say, say_bytes
 from sanakit.errors import ConfigError, check_unicode, did_you_mean, plain
@@ -37,102 +59,31 @@ EMBEDDED = "glyph"
 STANDARD_OUTPUT = "-"
 MACHINE = ("device", "dtype", "quantize")
 ABOUT_THE_FILE = ("model", "model_hash", "version", "format", "lora", "lora_hash", *MACHINE)
-SOLVERS = (
-    "flow-dpm-solver",
-    "flow-dpm-solver-1",
-    "flow-dpm-solver-3",
-    "flow-euler",
-    "flow-heun",
-    "flow-unipc",
-    "flow-unipc-3",
-)
-"""The names of `schedulers.NAMED`, known before torch is."""
 USUAL_AREA = (0.75, 4 / 3)
 """Pixels over those that a model was trained at, beyond which a picture tends to fail."""
 own_process = False
 """Whether this process is the command's; then its times include Python's own start."""
 
-Out = Annotated[
-    str,
-    typer.Option("--out", "-o", "--output", help="PNG file to write; - is standard output."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and notes only.")]
-Side = Annotated[
-    int | None,
-    typer.Option(min=1, help="Pixels, a multiple of 32; of 64 for glyph. Default: the model's."),
-]
-Shown = Annotated[
-    bool | None,
-    typer.Option(
-        "--progress/--no-progress", help="Show how far it is. Default: on a terminal only."
-    ),
-]
-NoMetadata = Annotated[
-    bool, typer.Option("--no-metadata", help="Write no settings into the picture.")
-]
 Drawn = Annotated[Path, typer.Argument(help="A PNG that sanakit wrote.")]
 
 
 def generate(
-    prompt: Annotated[str, typer.Argument(help="What to draw. Empty: whatever comes.")],
+    prompt: Prompt,
     out: Out = "out.png",
-    model: Annotated[
-        str | None,
-        typer.Option("--model", "-m", help="Embedded name, folder, or owner/name. Default: glyph."),
-    ] = None,
-    lora: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="LoRA to draw with: a run, a folder or a file; FILE:0.7 weighs it. May be "
-            "repeated."
-        ),
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Same seed, same picture.")] = 0,
-    steps: Annotated[int, typer.Option(min=1, max=1000, help="Solver steps.")] = 20,
-    guidance: Annotated[
-        float | None, typer.Option(min=0, help="Guidance scale; 1 is off. Default: the model's.")
-    ] = None,
-    apg_eta: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            help="Adaptive projected guidance: weight of the part that saturates colours. 1 keeps "
-            "it; 0 is advised where --guidance is high.",
-        ),
-    ] = None,
-    apg_momentum: Annotated[
-        float | None,
-        typer.Option(min=-1, max=1, help="Weight of the steps before; -0.5 is advised. Default: 0"),
-    ] = None,
-    apg_norm: Annotated[
-        float | None,
-        typer.Option(min=0, help="Norm that what guides is cut to; 0 is off. Default: 15"),
-    ] = None,
-    negative: Annotated[
-        str,
-        typer.Option("--negative", "--negative-prompt", help="What to keep out of the picture."),
-    ] = "",
+    model: Model = None,
+    lora: Lora = None,
+    seed: Seed = 0,
+    steps: Steps = 20,
+    guidance: GuidanceScale = None,
+    apg_eta: ApgEta = None,
+    apg_momentum: ApgMomentum = None,
+    apg_norm: ApgNorm = None,
+    negative: Negative = "",
     width: Side = None,
     height: Side = None,
-    count: Annotated[
-        int,
-        typer.Option(
-            "--count", "-n", "--num-images", min=1, help="Pictures, at seeds SEED, SEED+1, ..."
-        ),
-    ] = 1,
-    solver: Annotated[
-        str | None,
-        typer.Option(
-            "--solver",
-            "--scheduler",
-            help="flow-dpm-solver (-1, -3: other orders), flow-unipc (-3), flow-euler or "
-            "flow-heun. Default: the model's.",
-        ),
-    ] = None,
-    offline: Annotated[
-        bool, typer.Option("--offline", help="Fail rather than download a model.")
-    ] = False,
+    count: Count = 1,
+    solver: Solver = None,
+    offline: Offline = False,
     device: Device = AUTO,
     dtype: Dtype = None,
     quantize: Quantize = None,
@@ -142,35 +93,63 @@ def generate(
     quiet: Quiet = False,
 ) -> None:
     """Draw pictures from a prompt and store all settings inside them."""
-    # What can be refused is, before torch is loaded.
-    check_unicode(prompt, "the prompt")
-    check_unicode(negative, "--negative")
+    draw(
+        {
+            "prompt": prompt,
+            "negative_prompt": negative,
+            "seed": seed,
+            "count": count,
+            "height": height,
+            "width": width,
+            "num_steps": steps,
+            "guidance_scale": guidance,
+            "guider": guider_of(apg_eta, apg_momentum, apg_norm),
+            "solver": solver,
+        },
+        out=out,
+        model=model,
+        loras=lora or [],
+        machine=Machine(device=device, dtype=dtype, quantize=quantize),
+        offline=offline,
+        metadata=not no_metadata,
+        shown=shown,
+        json_=json_,
+        quiet=quiet,
+    )
+
+
+def draw(
+    wanted: Mapping[str, Any],
+    *,
+    out: str,
+    model: str | None,
+    loras: Sequence[str],
+    machine: Machine,
+    offline: bool,
+    metadata: bool,
+    shown: bool | None,
+    json_: bool,
+    quiet: bool,
+) -> None:
+    """Draw what was typed, write it and tell of it; what can be refused is, before torch is loaded.
+
+    ``wanted`` are the fields of a request.
+    """
+    check_unicode(wanted["prompt"], "the prompt")
+    check_unicode(wanted["negative_prompt"], "--negative")
+    solver = wanted["solver"]
     if solver is not None and solver not in SOLVERS:
         raise ConfigError(f"--solver {solver!r} is unknown", hint=did_you_mean(solver, SOLVERS))
-    machine = Machine(device=device, dtype=dtype, quantize=quantize)
     from sanakit.pipeline.aspect_ratios import check_count
 
-    check_count(count, seed)
-    paths = output_paths(out, count, seed)
-    loras = lora or []
+    check_count(wanted["count"], wanted["seed"])
+    paths = output_paths(out, wanted["count"], wanted["seed"])
     for spec in loras:
         _strength_of(spec)
     if model is None and not loras:
         model = EMBEDDED
     if model is not None:
-        _check_size(model, height, width, offline=offline)
-    wanted = {
-        "prompt": prompt,
-        "negative_prompt": negative,
-        "seed": seed,
-        "count": count,
-        "height": height,
-        "width": width,
-        "num_steps": steps,
-        "guidance_scale": guidance,
-        "guider": _guider(apg_eta, apg_momentum, apg_norm),
-        "solver": solver,
-    }
+        _check_size(model, wanted["height"], wanted["width"], offline=offline)
     report = _generate(
         wanted,
         model=model,
@@ -180,7 +159,7 @@ def generate(
         quiet=quiet or json_,
         offline=offline,
         loras=loras,
-        metadata=not no_metadata,
+        metadata=metadata,
     )
     _tell(report, as_json=json_, quiet=quiet)
 
@@ -238,7 +217,9 @@ def again(
     _tell(report, as_json=json_, quiet=quiet)
 
 
-def _guider(eta: float | None, momentum: float | None, norm: float | None) -> dict[str, Any] | None:
+def guider_of(
+    eta: float | None, momentum: float | None, norm: float | None
+) -> dict[str, Any] | None:
     """What a request's guider is; None where no option asked for one."""
     asked = {
         "eta": eta,
