@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,6 +19,7 @@ from sanakit.errors import ConfigError, MissingModelError, WeightsError
 from sanakit.files import listed, names_in
 from sanakit.nn.lora import is_plain
 from sanakit.untrusted import number, parse_json, read_file, shown
+from sanakit.weights.convert.keymaps import original_layers
 from sanakit.weights.hub import fetch_files
 from sanakit.weights.resolve import REPOSITORY
 from sanakit.weights.store import read_tensors, write_tensors
@@ -266,7 +267,8 @@ def lora_pairs(
 ) -> dict[str, LoraPair]:
     """Sort tensors by the layer that they change; ``metadata`` is PEFT's config, which has alpha.
 
-    Names are those of PEFT, of older diffusers, of kohya and of ComfyUI.
+    Names are those of PEFT, of older diffusers, of kohya and of ComfyUI; of layers, also those of
+    the original code, which :func:`fit_lora` translates.
 
     Raises:
         WeightsError: for a name that is no part of a LoRA of a transformer, half a pair, shapes
@@ -341,16 +343,21 @@ def write_lora(
 def fit_lora(
     module: nn.Module, pairs: Mapping[str, LoraPair], *, source: str
 ) -> dict[str, LoraPair]:
-    """Give pairs by the layers of ``module``, in their shapes.
+    """Give pairs by the layers of ``module``, in their shapes; theirs may be the original names.
 
     Raises:
         WeightsError: a layer that is missing, can carry no change, or has other sizes.
     """
     modules = {name: each for name, each in module.named_modules() if ".lora_" not in name}
-    flat = {name.replace(".", "_"): name for name in modules}
+    known = {**original_layers(modules), **{name: (name,) for name in modules}}
+    known = {name.replace(".", "_"): layers for name, layers in known.items()} | known
     fitted: dict[str, LoraPair] = {}
-    for given, pair in pairs.items():
-        layer = given if given in modules else flat.get(given, given)
+    apart = (
+        (layer, part)
+        for given, pair in pairs.items()
+        for layer, part in _apart(known.get(given, (given,)), pair, f"{source}: {given}")
+    )
+    for layer, pair in apart:
         found = modules.get(layer)
         if not isinstance(found, nn.Linear | nn.Conv2d):
             what = "is missing" if found is None else f"is a {type(found).__name__}"
@@ -370,6 +377,35 @@ def fit_lora(
             )
         fitted[layer] = _in_shape(pair, found, f"{source}: {layer}")
     return fitted
+
+
+def _apart(layers: tuple[str, ...], pair: LoraPair, what: str) -> Iterator[tuple[str, LoraPair]]:
+    """Give the change of a fused layer as those of its parts, which are exactly its rows."""
+    if len(layers) == 1:
+        yield layers[0], pair
+        return
+
+    def rows(tensor: Tensor | None, name: str) -> Sequence[Tensor | None]:
+        if tensor is None:
+            return [None] * len(layers)
+        if tensor.ndim < 1 or tensor.shape[0] % len(layers):
+            raise WeightsError(
+                f"{what}: its {name} {tuple(tensor.shape)} cannot be split into {len(layers)} "
+                "equal parts"
+            )
+        return tensor.chunk(len(layers))
+
+    lengths = None if pair.magnitude is None else pair.magnitude.flatten()
+    parts = zip(
+        layers,
+        rows(pair.up, "up"),
+        rows(pair.bias, "bias"),
+        rows(lengths, "magnitude"),
+        strict=True,
+    )
+    for layer, up, bias, magnitude in parts:
+        assert up is not None
+        yield layer, replace(pair, up=up, bias=bias, magnitude=magnitude)
 
 
 def _in_shape(pair: LoraPair, layer: nn.Linear | nn.Conv2d, what: str) -> LoraPair:

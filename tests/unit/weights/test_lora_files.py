@@ -14,8 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.testing import assert_close
 
+from original_files import original_transformer
 from sanakit.errors import SanakitError, WeightsError
+from sanakit.models.transformer import LinearDiT
+from sanakit.weights.convert.keymaps import transformer_keymap
 from sanakit.weights.lora import (
     METADATA,
     AdapterConfig,
@@ -25,6 +29,7 @@ from sanakit.weights.lora import (
     read_lora,
     write_lora,
 )
+from tiny import TRANSFORMER
 
 LAYER = "transformer_blocks.0.attn1.to_q"
 PAIR = {
@@ -98,6 +103,57 @@ def test_tensors_of_any_shape_fit_or_are_refused(parts: dict[str, Tensor]) -> No
         fitted = fit_lora(model(), lora_pairs(tensors, source="file"), source="file")
         assert fitted[LAYER].up.shape[0] == 5
         assert fitted[LAYER].down.shape[1] == 6
+
+
+@pytest.mark.parametrize("form", ["{}", "base_model.model.{}", "diffusion_model.{}", "lora_unet_"])
+def test_a_lora_by_the_original_names_is_that_of_the_converted_weights(form: str) -> None:
+    state = original_transformer(TRANSFORMER)
+    keymap = transformer_keymap(TRANSFORMER)
+    network = LinearDiT(TRANSFORMER)
+    tensors, changed = {}, dict(state)
+    for name, weight in state.items():
+        kernel = weight.shape[2:]
+        if not name.endswith(".weight") or weight.ndim < 2 or kernel.numel() > 1:
+            continue
+        down, up = torch.randn(2, *weight.shape[1:]), torch.randn(len(weight), 2, *kernel)
+        layer = name.removesuffix(".weight")
+        given = form.format(layer) if "{" in form else form + layer.replace(".", "_")
+        tensors |= {f"{given}.lora_A.weight": down, f"{given}.lora_B.weight": up}
+        changed[name] = weight + (up.flatten(1) @ down.flatten(1)).view_as(weight)
+    fitted = fit_lora(network, lora_pairs(tensors, source="file"), source="file")
+    before, after = (keymap.to_published(each, source="file") for each in (state, changed))
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {f"{layer}.weight" for layer in fitted} == moved
+    assert "transformer_blocks.1.attn2.to_v.weight" in moved
+    for layer, pair in fitted.items():
+        change = (pair.up.flatten(1) @ pair.down.flatten(1)).view_as(before[f"{layer}.weight"])
+        expected = after[f"{layer}.weight"] - before[f"{layer}.weight"]
+        assert_close(change, expected, atol=1e-5, rtol=0)
+
+
+def test_all_rows_of_a_fused_layer_are_split_alike() -> None:
+    width = TRANSFORMER.width
+    fused = {
+        "blocks.0.attn.qkv.lora_A.weight": torch.ones(2, width),
+        "blocks.0.attn.qkv.lora_B.weight": torch.arange(6.0 * width).view(-1, 2),
+        "blocks.0.attn.qkv.lora_B.bias": torch.arange(3.0 * width),
+        "blocks.0.cross_attn.kv_linear.lora_A.weight": torch.ones(2, width),
+        "blocks.0.cross_attn.kv_linear.lora_B.weight": torch.ones(2 * width, 2),
+        "blocks.0.cross_attn.kv_linear.dora_scale": torch.arange(2.0 * width)[:, None],
+        "blocks.0.attn.qkv.alpha": torch.tensor(8.0),
+    }
+    fitted = fit_lora(LinearDiT(TRANSFORMER), lora_pairs(fused, source="file"), source="file")
+    key = fitted["transformer_blocks.0.attn1.to_k"]
+    assert key.scale == 4.0
+    assert key.up[0].tolist() == [2.0 * width, 2.0 * width + 1]
+    assert key.bias is not None
+    assert key.bias[0] == width
+    value = fitted["transformer_blocks.0.attn2.to_v"]
+    assert value.magnitude is not None
+    assert value.magnitude[0] == width
+    fused["blocks.0.attn.qkv.lora_B.weight"] = torch.ones(3 * width + 1, 2)
+    with pytest.raises(WeightsError, match="cannot be split into 3 equal parts"):
+        fit_lora(LinearDiT(TRANSFORMER), lora_pairs(fused, source="file"), source="file")
 
 
 @pytest.mark.parametrize(

@@ -233,6 +233,31 @@ def control_keymap() -> Keymap:
     )
 
 
+def original_layers(published: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Give the layers of a transformer by their original names; those fused there, all of them."""
+    rules = (
+        *_rules({**STEM, **TIME, **HEAD}),
+        *_rules(GUIDED_TIME),
+        *_rules(BLOCK, BLOCKS, "transformer_blocks.{i}."),
+    )
+    ending = ".{p}"
+    layers = [
+        (Rule(rule.original.removesuffix(ending), rule.published), rule.published[0])
+        for rule in rules
+        if rule.original.endswith(ending)
+    ]
+    patterns = [(_pattern(first.removesuffix(ending)), rule) for rule, first in layers]
+    found: dict[str, tuple[str, ...]] = {}
+    for name in published:
+        for pattern, rule in patterns:
+            if match := pattern.fullmatch(name):
+                words = match.groupdict()
+                found[rule.original.format(**words)] = tuple(
+                    each.removesuffix(ending).format(**words) for each in rule.published
+                )
+    return found
+
+
 AUTOENCODER_BLOCK: dict[str, str | tuple[str, ...]] = {
     "main.conv1.conv.{p}": "conv1.{p}",
     "main.conv2.conv.{p}": "conv2.{p}",
