@@ -74,6 +74,12 @@ class LostProcess(SanakitError):
     exit_code = 5
 
 
+class Terminated(Interrupted):
+    """The system asked to stop, by SIGTERM; what supervisors of jobs expect to see then."""
+
+    exit_code = 143
+
+
 class OutOfMemory(SanakitError):
     """Memory that does not suffice even for the most frugal way; ``latents`` is what was saved."""
 

@@ -328,8 +328,9 @@ def test_what_cannot_be_trained_is_said_in_one_line_and_leaves_no_file(
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_is_told_to_stop_says_how_to_go_on_and_a_second_one_is_refused(
-    sana: TinySana, tmp_path: Path
+    sana: TinySana, tmp_path: Path, number: signal.Signals
 ) -> None:
     run = tmp_path / "a run"
     command = [sys.executable, "-m", "sanakit", "train", "diffusion", "--data", str(sana.data)]
@@ -349,9 +350,9 @@ def test_a_run_that_is_told_to_stop_says_how_to_go_on_and_a_second_one_is_refuse
     second = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
     assert second.returncode == 2
     assert f"in use by process {first.pid} (sanakit train diffusion)" in second.stderr
-    first.send_signal(signal.SIGINT)
+    first.send_signal(number)
     _, err = first.communicate(timeout=60)
-    assert first.returncode == 130
+    assert first.returncode == 128 + number
     assert "holds what was learned of" in err
     assert f"go on: sanakit train diffusion --resume --out '{run}'" in err
     kept = checkpoints(run)[-1]

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from sanakit.cli.terminal import say
-from sanakit.errors import ConfigError, Interrupted, SanakitError
+from sanakit.errors import ConfigError, Interrupted, SanakitError, Terminated
 from sanakit.files import expanded
 
 if TYPE_CHECKING:
+    from sanakit.train.loop import Ending
     from sanakit.train.runs.run_config import RunConfig
 
 app = typer.Typer(
@@ -119,7 +120,7 @@ def autoencoder(
         if ended:
             autoencoder_run.finish_autoencoder(recipe, out, report=say)
     if not ended:
-        raise stopped(out, run.what)
+        raise stopped(out, run.what, ended)
 
 
 @app.command()
@@ -225,7 +226,7 @@ def diffusion(
         save_run(run, out, resume=resume)
         ended = train(recipe, run.loop, out, resume=resume, report=say)
     if not ended:
-        raise stopped(out, run.what)
+        raise stopped(out, run.what, ended)
     if run.objective.lora_rank:
         report(f"draw: sanakit generate PROMPT --lora {out}")
     report(f"next: sanakit train export {out} --out models/{out.resolve().name}")
@@ -334,15 +335,17 @@ def running(out: Path, what: str) -> Iterator[None]:
             raise stopped(out, what) from None
 
 
-def stopped(out: Path, what: str) -> SanakitError:
-    """The end of a run that was told to stop before its last step."""
+def stopped(out: Path, what: str, ending: Ending | None = None) -> SanakitError:
+    """The end of a run that was told to stop before its last step; None is by Ctrl-C."""
     from sanakit.train.checkpoint import checkpoints
+    from sanakit.train.loop import Ending
 
+    kind = Terminated if ending is Ending.TERMINATED else Interrupted
     saved = checkpoints(out)
     if not saved:
-        return Interrupted(f"stopped before anything was saved in {out}")
+        return kind(f"stopped before anything was saved in {out}")
     images = int(saved[-1].name.rpartition("-")[2])
-    return Interrupted(
+    return kind(
         f"stopped; {out} holds what was learned of {images:,} images",
         hint=f"go on: sanakit train {what} --resume --out {shlex.quote(str(out))}",
     )

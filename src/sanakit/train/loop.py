@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from enum import Enum
 from pathlib import Path
 from types import FrameType
 from typing import Any, Generic
@@ -39,6 +40,17 @@ from sanakit.train.optim.build import build_optimizer, materialise, set_rate
 from sanakit.train.recipe import Batch, Recipe, Timers
 from sanakit.train.runs.log import RunLog, spoken
 from sanakit.train.sample_schedule import Prefetched, SampleSchedule
+
+
+class Ending(Enum):
+    """How a run ended; true where it has seen all of its images."""
+
+    REACHED = "reached"
+    INTERRUPTED = "interrupted"
+    TERMINATED = "terminated"
+
+    def __bool__(self) -> bool:
+        return self is Ending.REACHED
 
 
 @contextmanager
@@ -275,12 +287,12 @@ class Trainer(Generic[Batch]):
 
     # The run.
 
-    def go(self) -> bool:
-        """Step until the end, or until a signal; True at the end."""
+    def go(self) -> Ending:
+        """Step until the end, or until a signal."""
         config = self.config
         if self.images_seen >= config.total_images:
             self.log.close()
-            return True
+            return Ending.REACHED
         schedule = SampleSchedule(**{**asdict(self.schedule), "images_seen": self.images_seen})
         stream = Prefetched(lambda: self.recipe.stream(schedule))
         self.watchdog.start()
@@ -337,7 +349,9 @@ class Trainer(Generic[Batch]):
                 f"{self.run}: the last checkpoint could not be written: {self.failed_save}",
                 hint="make room and run the command again with --resume",
             )
-        return self.images_seen >= config.total_images
+        if self.images_seen >= config.total_images:
+            return Ending.REACHED
+        return Ending.TERMINATED if signal.SIGTERM in caught[:1] else Ending.INTERRUPTED
 
     def log_step(self, means: dict[str, float], per_second: float) -> None:
         """Log what training saw since the last line, over all ranks."""
@@ -395,8 +409,8 @@ def train(
     resume: bool,
     report: Report = print,
     ranks: Ranks | None = None,
-) -> bool:
-    """Run a recipe until it has seen ``config.total_images``; True if it got there.
+) -> Ending:
+    """Run a recipe until it has seen ``config.total_images``; true if it got there.
 
     SIGINT and SIGTERM end it after the step in flight with a checkpoint; ``resume=True`` then goes
     on with the same batches and the same noise as if it had not stopped, with any number of ranks.

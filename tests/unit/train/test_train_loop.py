@@ -17,7 +17,7 @@ from sanakit.errors import ConfigError, NumericsError
 from sanakit.train import loop
 from sanakit.train.checkpoint import checkpoints, read_manifest, read_tensors
 from sanakit.train.config import LoopConfig, learning_rate, with_overrides
-from sanakit.train.loop import train
+from sanakit.train.loop import Ending, train
 from sanakit.train.sample_schedule import SampleSchedule
 from tiny_recipe import TinyRecipe, weights
 
@@ -276,7 +276,9 @@ def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(
     recipe = TinyRecipe(lambda count: signal.raise_signal(number) if count == 2 else None)
     # Who sends a signal may soon send a harder one: nothing comes between the step and the save.
     recipe.evaluate = recipe.validation_grid = None  # type: ignore[assignment,method-assign]
-    assert not train(recipe, CONFIG, tmp_path, resume=False, report=quiet)
+    ending = train(recipe, CONFIG, tmp_path, resume=False, report=quiet)
+    assert not ending
+    assert ending == (Ending.TERMINATED if number == signal.SIGTERM else Ending.INTERRUPTED)
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-0000000012"]
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
 
