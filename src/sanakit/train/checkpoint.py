@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save, save
 from sanakit.errors import ConfigError, MissingModelError, WeightsError
 from sanakit.files import discard_folder, sha256_of, sync
 from sanakit.train.distributed.ranks import Ranks
-from sanakit.untrusted import number, parse_json, read_file, whole
+from sanakit.untrusted import number, parse_json, read_file, shown, whole
 
 KEEP = 2
 FORMAT = 2
@@ -64,6 +64,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = parse_json(read_file(path))
         if manifest["format"] != FORMAT or not isinstance(manifest["files"], dict):
             raise KeyError("format")
+        for name in manifest["files"]:
+            if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
+                raise ValueError(f"{shown(name)} leads out of the folder")
         if folder.name != f"checkpoint-{whole(manifest['images_seen'], name='images_seen'):010d}":
             raise ValueError(f"images_seen={manifest['images_seen']}")
         number(manifest["seconds"], name="seconds", low=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 from pathlib import Path
 
@@ -134,6 +135,17 @@ def test_the_newest_that_is_whole_is_chosen_and_the_fault_is_told(
     harm(tmp_path / "checkpoint-0000000004", kind)
     with pytest.raises(WeightsError, match=r"none of 2 checkpoints is whole\n"):
         newest_valid(tmp_path, ALONE, quiet)
+
+
+@pytest.mark.parametrize("name", ["../../x", "/etc/hostname", "model/../../x"])
+def test_files_outside_of_a_checkpoint_are_none_of_it(tmp_path: Path, name: str) -> None:
+    folder = save(tmp_path / "run", 4)
+    (tmp_path / "x").write_bytes(b"")
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["files"][name] = [0, hashlib.sha256(b"").hexdigest()]
+    path.write_text(json.dumps(manifest))
+    assert "leads out of the folder" in str(what_is_wrong(folder))
 
 
 def test_a_run_without_checkpoints_has_no_newest(tmp_path: Path) -> None:
