@@ -166,6 +166,11 @@ def check_fields(config: Any, ranges: Mapping[str, tuple[float, float]] | None =
     for field in fields(config):
         value, kind = getattr(config, field.name), kinds[field.name]
         if not fits(value, kind):
+            if type(value) in (int, float) and fits(0.0, kind):
+                raise ConfigError(
+                    f"{field.name}={shown(value)} is no number to calculate with",
+                    hint="it must be finite, and below 1e300",
+                )
             raise ConfigError(
                 f"{field.name}={shown(value)} is of the wrong type",
                 hint=f"its type is {formatannotation(kind)}",

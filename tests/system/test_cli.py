@@ -317,6 +317,7 @@ def test_latents_of_the_pipeline_need_only_the_name_of_a_model(model: str) -> No
     ("arguments", "code", "said"),
     [
         (["absent.safetensors"], 2, "no such file"),
+        (["."], 2, "is a folder\nhint: name the file of latents in it: x.safetensors"),
         (["x.safetensors", "--tile", "0"], 2, "--tile 0"),
         (["x.safetensors", "--dtype", "float16"], 2, "write --dtype bfloat16"),
         (["x.safetensors", "--device", "mps"], 2, "this machine has cpu"),

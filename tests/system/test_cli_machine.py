@@ -408,3 +408,16 @@ def test_offline_is_offline_for_an_adapter_too(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("sanakit.weights.hub.HfApi", asked)
     error = sanakit("generate", "cat", "--lora", "nobody/lora", "--offline", code=3)[1]
     assert "this is offline" in error
+    written = {"prompt": "a", "count": 1, "model": "nobody/model", "lora": ["nobody/lora"]}
+    Path("p.png").write_bytes(encode_png(np.zeros((8, 8, 3), dtype=np.uint8), written))
+    assert "this is offline" in sanakit("again", "p.png", "--offline", code=3)[1]
+    assert "this is offline" in sanakit("again", "p.png", "-m", "glyph", "--offline", code=3)[1]
+
+
+def test_an_adapter_that_is_not_there_is_refused_before_its_model_is_loaded(
+    loaded: list[Mapping[str, Any]],
+) -> None:
+    assert "no such file" in sanakit("generate", "cat", "--lora", "/no/where", code=3)[1]
+    assert not loaded
+    sanakit("generate", "cat", "--steps", 1, "-q")
+    assert loaded

@@ -171,6 +171,7 @@ def test_a_name_that_is_too_long_for_the_disk_is_one_line(argument: str) -> None
         ("generate a --steps=4,5", "--steps '4,5' must be a whole number"),
         ("generate a --steps many", "--steps 'many' must be a whole number"),
         ("generate a --guidance 4,5", "write --guidance 4.5"),
+        ("generate a --guidance nan", "--guidance 'nan' must be a number of at least 0"),
         ("train autoencoder --phase decodr", "did you mean 'decoder'?"),
         ("generate a --seed", "requires an argument"),
         ("models rm", "sanakit models rm needs NAME"),

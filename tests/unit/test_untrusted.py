@@ -136,6 +136,9 @@ def test_fields_are_within_their_ranges() -> None:
     check_fields(Shape(sizes=(1, 2)), {"sizes": (1, 2), "scale": (0, 1)})
     with pytest.raises(ConfigError, match="sizes=3 must be 1 to 2"):
         check_fields(Shape(sizes=(1, 3)), {"sizes": (1, 2)})
+    for scale in (math.nan, math.inf, 1e300):
+        with pytest.raises(ConfigError, match=r"is no number to calculate with\n.*be finite"):
+            check_fields(Shape(scale=scale))
     with pytest.raises(ConfigError, match="width=nan is of the wrong type"):
         check_fields(Shape(width=math.nan))  # type: ignore[arg-type]
     assert not fits(True, int)

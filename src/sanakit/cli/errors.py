@@ -179,6 +179,8 @@ def _wrong_value(error: Any, typed: Sequence[str]) -> SanakitError:
         near = min(bounds, key=lambda bound: abs(float(bound) - value))
         rule = "at least" if float(near) > value else "at most"
         return ConfigError(f"{shown} must be {rule} {near}", hint=_write(name, near))
+    if bounds:  # "nan", which is no more below a bound than above it
+        return ConfigError(f"{shown} must be a number of at least {bounds[0]}")
     if "not one of" in said:
         choices = re.findall(r"'([^']*)'", said.partition("not one of")[2])
         return ConfigError(f"{shown} is unknown", hint=did_you_mean(given, choices))

@@ -173,6 +173,7 @@ def again(
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="Another model than the one stored.")
     ] = None,
+    offline: Offline = False,
     device: Device = AUTO,
     dtype: Dtype = None,
     quantize: Quantize = None,
@@ -200,7 +201,7 @@ def again(
     if not isinstance(loras, list) or not all(isinstance(one, str) for one in loras):
         raise ConfigError(f"{image}: its setting 'lora' is no list of names")
     machine = _machine_of(settings, typed, image)
-    _check_size(name, wanted.get("height"), wanted.get("width"), offline=False)
+    _check_size(name, wanted.get("height"), wanted.get("width"), offline=offline)
     _note_other_loras(loras, settings.get("lora_hash"))
     report = _generate(
         # Pictures of before it was a setting were drawn at the very size that they have.
@@ -210,6 +211,7 @@ def again(
         paths=paths,
         shown=False if json_ or quiet else shown,
         quiet=quiet or json_,
+        offline=offline,
         loras=loras,
         metadata=not no_metadata,
     )
@@ -407,6 +409,7 @@ def _generate(
         from sanakit.pipeline.request import GenerateRequest
 
         request = GenerateRequest.from_json(wanted)
+        adapters = _read_loras(loras, offline=offline)
         model = _model_behind(loras) if model is None else model
         device = _placed(machine, model, quiet=quiet)
         check_memory(model, machine, device, quiet=quiet)
@@ -419,7 +422,7 @@ def _generate(
             offline=offline,
             quantization=machine.quantize,
         )
-        _add_loras(pipeline, loras, offline=offline)
+        _add_loras(pipeline, adapters)
         loaded = time.perf_counter()
         bar.stage("drawing")
 
@@ -652,28 +655,42 @@ def _model_behind(specs: Sequence[str]) -> str:
     return EMBEDDED
 
 
-def _add_loras(pipeline: Pipeline, specs: Sequence[str], *, offline: bool) -> None:
-    """Add the adapters to the transformer of a pipeline.
+def _read_loras(specs: Sequence[str], *, offline: bool) -> list[tuple[Any, float]]:
+    """Find the adapters, before a model is loaded for them: a file or tensors, and a strength.
 
     Raises:
-        MissingModelError: no such file, or a run without a checkpoint. WeightsError: a LoRA of
-            another model. ConfigError: a run that trained all weights.
+        MissingModelError: no such file, or a run without a checkpoint. ConfigError: a run that
+            trained all weights.
     """
     if not specs:
-        return
-    from sanakit.pipeline.published.base import PublishedPipeline
+        return []
+    from sanakit.train.recipes.diffusion_run import lora_of_run
+    from sanakit.weights.lora import find_lora, lora_tensors
 
-    pipe = PublishedPipeline(pipeline)
-    strengths = {}
-    for number, spec in enumerate(specs):
+    found: list[tuple[Any, float]] = []
+    for spec in specs:
         path, strength = _strength_of(spec)
-        name = f"lora-{number}"
         if (path / "run.json").is_file():
-            from sanakit.train.recipes.diffusion_run import lora_of_run
-            from sanakit.weights.lora import lora_tensors
-
-            pipe.load_lora_weights(lora_tensors(lora_of_run(path)), name)
+            found.append((lora_tensors(lora_of_run(path)), strength))
         else:
-            pipe.load_lora_weights(str(path), name, local_files_only=offline)
+            found.append((find_lora(str(path), offline=offline), strength))
+    return found
+
+
+def _add_loras(pipeline: Pipeline, adapters: Sequence[tuple[Any, float]]) -> None:
+    """Add adapters to the transformer of a pipeline.
+
+    Raises:
+        WeightsError: a LoRA of another model.
+    """
+    if not adapters:
+        return
+    from sanakit.pipeline.published.sana import SanaPipeline
+
+    pipe = SanaPipeline(pipeline)
+    strengths = {}
+    for number, (source, strength) in enumerate(adapters):
+        name = f"lora-{number}"
+        pipe.load_lora_weights(source, name)
         strengths[name] = strength
     pipe.set_adapters(list(strengths), list(strengths.values()))

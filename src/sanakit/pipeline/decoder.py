@@ -151,6 +151,14 @@ def rescue_latents(latent: Latent, origin: Origin) -> Path | None:
 def read_latents(path: str | Path) -> tuple[Latent, Origin]:
     """Give what :func:`write_latents` wrote, or the one ``b c h w`` tensor of a foreign file."""
     path = Path(path)
+    if path.is_dir():
+        files = sorted(path.glob("*.safetensors"))
+        raise DataError(
+            f"{path}: is a folder",
+            hint=f"name the file of latents in it: {files[0]}"
+            if files
+            else "name the safetensors file of latents; a decode that ran out of memory tells it",
+        )
     if not path.is_file():
         raise DataError(f"{path}: no such file", hint="a decode that ran out of memory names it")
     tensors = read_tensors(path)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sanakit.errors import ConfigError, MissingModelError, nearest_names
 from sanakit.files import expanded, listed, names_in
+from sanakit.models.published import say_once
 from sanakit.weights import hub
 from sanakit.weights.catalog import Checkpoint, find_checkpoint, nearest_models
 from sanakit.weights.layout import CONFIG, INDEX
@@ -18,6 +19,10 @@ __all__ = ["EMBEDDED", "INDEX", "component_folder", "embedded_folder", "resolve_
 
 EMBEDDED = ("glyph",)
 REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*(@\S+)?")
+ADDRESS = re.compile(
+    r"(https?://)?(www\.)?(huggingface\.co|hf\.co)/(?P<id>[\w.-]+/[\w.-]+)"
+    r"(/(tree|blob|resolve)/(?P<revision>[^/?#]+))?([/?#].*)?"
+)
 logger = logging.getLogger(__name__)
 
 
@@ -58,24 +63,20 @@ def resolve_model(
     Args:
         name_or_folder: as above.
         variant: see :func:`sanakit.weights.hub.fetch`; for a folder it is its reader's business.
-        revision: of a repository; see there.
+        revision: of a repository; see there. What is on this disk has none, and it is said.
         subfolder: of a repository: fetch this component only. The model's folder is given, not the
             component's.
         offline: never ask the network.
 
     Raises:
         MissingModelError: nothing of that name, with what there is instead.
-        ConfigError: a revision of something that has none.
         WeightsError: a repository that holds pickles only, or a file that was tampered with.
     """
     name = os.fspath(name_or_folder)
     place = _local(name_or_folder, name)
     if place is not None:
         if revision is not None:
-            raise ConfigError(
-                f"{name}: revision={revision!r} of something that is no repository of the hub",
-                hint="leave it out",
-            )
+            say_once(f"revision={revision!r} decides nothing here: {name} is on this disk")
         return place
     checkpoint = find_checkpoint(name) if isinstance(name_or_folder, str) else None
     if checkpoint is not None:
@@ -138,6 +139,11 @@ def _refuse_other_formats(checkpoint: Checkpoint) -> None:
 
 
 def _unknown(given: str | Path, name: str) -> MissingModelError:
+    if address := ADDRESS.fullmatch(name):
+        revision = f"@{address['revision']}" if address["revision"] else ""
+        return MissingModelError(
+            f"{name}: is a page of the hub", hint=f"name its repository: {address['id']}{revision}"
+        )
     plain = isinstance(given, str) and Path(name).name == name and not name.startswith("~")
     if not plain:
         return MissingModelError(f"{name}: no such folder", hint="check the path")

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from sanakit.errors import ConfigError, MissingModelError
+from sanakit.errors import MissingModelError
+from sanakit.models.published import say_once
 from sanakit.weights import hub, resolve
 from sanakit.weights.resolve import embedded_folder, resolve_model
 
@@ -130,8 +131,26 @@ def test_a_repository_that_is_no_pipeline_is_said_to_be_none(
     assert resolve_model("some/model", subfolder="transformer") == folder
 
 
-def test_a_folder_wins_over_an_alias_and_has_no_revision(package: Path) -> None:
+@pytest.mark.parametrize(
+    ("address", "repository"),
+    [
+        ("https://huggingface.co/owner/name", "owner/name"),
+        ("huggingface.co/owner/na.me/", "owner/na.me"),
+        ("https://hf.co/owner/name/tree/main", "owner/name@main"),
+        ("https://huggingface.co/owner/name/blob/v1/vae/config.json?x=1", "owner/name@v1"),
+    ],
+)
+def test_a_page_of_the_hub_is_answered_with_what_to_type(address: str, repository: str) -> None:
+    with pytest.raises(MissingModelError, match="is a page of the hub") as caught:
+        resolve_model(address)
+    assert caught.value.hint == f"name its repository: {repository}"
+
+
+def test_a_folder_wins_over_an_alias_and_has_no_revision(
+    package: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     model_at(Path("sana-1.6b").absolute())
     assert resolve_model("sana-1.6b").absolute() == Path("sana-1.6b").absolute()
-    with pytest.raises(ConfigError, match="revision='v1' of something that is no repository"):
-        resolve_model("sana-1.6b", revision="v1")
+    say_once.cache_clear()
+    assert resolve_model("sana-1.6b", revision="v1") == resolve_model("sana-1.6b")
+    assert caplog.messages == ["revision='v1' decides nothing here: sana-1.6b is on this disk"]
