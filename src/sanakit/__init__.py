@@ -10,7 +10,11 @@ if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, TorchAoConfig
 
     from sanakit.flow.projection import AdaptiveProjectedGuidance
-    from sanakit.pipeline.networks import AutoencoderDC, SanaTransformer2DModel
+    from sanakit.pipeline.networks import (
+        AutoencoderDC,
+        SanaControlNetModel,
+        SanaTransformer2DModel,
+    )
     from sanakit.pipeline.pipeline import GenerateResult, Pipeline
     from sanakit.pipeline.published.auto import (
         AutoModel,
@@ -20,6 +24,7 @@ if TYPE_CHECKING:
         DiffusionPipeline,
     )
     from sanakit.pipeline.published.base import SanaPipelineOutput
+    from sanakit.pipeline.published.controlnet import SanaControlNetPipeline
     from sanakit.pipeline.published.editing import SanaImg2ImgPipeline, SanaInpaintPipeline
     from sanakit.pipeline.published.pag import SanaPAGPipeline
     from sanakit.pipeline.published.pictures import load_image, make_image_grid
@@ -57,6 +62,8 @@ _HOMES = {
     "PipelineQuantizationConfig": "sanakit.quant.method",
     "SanaImg2ImgPipeline": "sanakit.pipeline.published.editing",
     "SanaInpaintPipeline": "sanakit.pipeline.published.editing",
+    "SanaControlNetModel": "sanakit.pipeline.networks",
+    "SanaControlNetPipeline": "sanakit.pipeline.published.controlnet",
     "SanaPAGPipeline": "sanakit.pipeline.published.pag",
     "SanaPipeline": "sanakit.pipeline.published.sana",
     "SanaPipelineOutput": "sanakit.pipeline.published.base",
@@ -82,6 +89,8 @@ __all__ = [
     "GenerateResult",
     "Pipeline",
     "PipelineQuantizationConfig",
+    "SanaControlNetModel",
+    "SanaControlNetPipeline",
     "SanaImg2ImgPipeline",
     "SanaInpaintPipeline",
     "SanaPAGPipeline",

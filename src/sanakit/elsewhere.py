@@ -13,8 +13,6 @@ SCHEDULERS = (
 INSTEAD = {
     "SanaSprintPipeline": "SanaTransformer2DModel, which reads its weights",
     "SanaSprintImg2ImgPipeline": TEXT_TO_IMAGE,
-    "SanaControlNetPipeline": "sanakit.models.controlnet: the branch is here, its pipeline is not",
-    "SanaControlNetModel": "sanakit.models.controlnet: the branch is here, under another name",
     "SanaVideoPipeline": TEXT_TO_IMAGE,
     "StableDiffusionPipeline": "SanaPipeline: these are SANA's models only",
     "StableDiffusionXLPipeline": "SanaPipeline: these are SANA's models only",

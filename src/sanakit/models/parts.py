@@ -15,7 +15,8 @@ from torch.nn.modules import module as torch_module
 
 from sanakit.errors import ConfigError
 from sanakit.models.autoencoder import Autoencoder, Decoder
-from sanakit.models.config import AutoencoderConfig, TransformerConfig
+from sanakit.models.config import AutoencoderConfig, ControlBranchConfig, TransformerConfig
+from sanakit.models.controlnet import ControlBranch
 from sanakit.models.transformer import Block, LinearDiT
 
 # As they were when this file was read: whoever sets another on the class is noticed, too.
@@ -25,12 +26,14 @@ _BUILT = {
         (LinearDiT, ("forward", "velocity", "prepare_text")),
         (Autoencoder, ("decode", "_decode")),
         (Decoder, ("forward",)),
+        (ControlBranch, ("forward", "steering", "prepare_text")),
     )
     for name in names
 }
 KINDS: dict[str, tuple[type[nn.Module], type[Any]]] = {
     "transformer": (LinearDiT, TransformerConfig),
     "vae": (Autoencoder, AutoencoderConfig),
+    "controlnet": (ControlBranch, ControlBranchConfig),
 }
 N = TypeVar("N", bound=nn.Module)
 
@@ -39,6 +42,11 @@ def draws_as_built(transformer: nn.Module) -> bool:
     """Whether `LinearDiT.velocity` with prepared text is all that a call of this one does."""
     blocks = getattr(transformer, "transformer_blocks", ())
     return _as_built(transformer, LinearDiT) and all(isinstance(each, Block) for each in blocks)
+
+
+def steers_as_built(controlnet: nn.Module) -> bool:
+    """Whether `ControlBranch.steering` with prepared text is all that a call of this one does."""
+    return _as_built(controlnet, ControlBranch)
 
 
 def decodes_as_built(vae: nn.Module) -> bool:

@@ -13,21 +13,24 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sanakit.errors import ConfigError, MissingVariantError, did_you_mean
+from sanakit.errors import ConfigError, MissingModelError, MissingVariantError, did_you_mean
 from sanakit.files import expanded, read_json, write_json
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.config import (
     TRANSFORMERS,
     AutoencoderConfig,
     TransformerConfig,
+    check_branch,
     check_fit,
 )
+from sanakit.models.controlnet import ControlBranch
 from sanakit.models.parts import network_in, require_network
 from sanakit.models.text_encoder import TextEncoder
 from sanakit.models.transformer import LinearDiT
 from sanakit.pipeline.language_models import build_llm, open_tokenizer
 from sanakit.pipeline.networks import (
     AutoencoderDC,
+    SanaControlNetModel,
     SanaTransformer2DModel,
     build,
     fill,
@@ -66,7 +69,7 @@ from sanakit.weights.dtypes import (
     tell_of_overflow,
 )
 from sanakit.weights.layout import CONFIG, LM_STEM, PLAIN, stored_variant
-from sanakit.weights.resolve import INDEX, resolve_model
+from sanakit.weights.resolve import INDEX, component_folder, resolve_model
 from sanakit.weights.store import (
     MAX_SHARD_BYTES,
     Storage,
@@ -75,8 +78,9 @@ from sanakit.weights.store import (
 
 LOADED: Any = "loaded"
 """In the place of a part: read it from the model. None means that there is to be none."""
-NETWORKS = ("transformer", "text_encoder", "vae")
-PARTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
+CONTROLNET = "controlnet"
+NETWORKS = (CONTROLNET, "text_encoder", "transformer", "vae")
+PARTS = ("scheduler", "tokenizer", *NETWORKS)
 logger = logging.getLogger(__name__)
 PUBLISHED_SCHEDULER = DPMSolverMultistepScheduler(flow_shift=3.0)
 
@@ -144,7 +148,7 @@ def absent(part: str, **known: Any) -> Any:
 class Components:
     """The networks of one model, ready to run. Nothing in here changes from call to call.
 
-    A part that is not wanted is `Absent`.
+    A part that is not wanted is `Absent`; most models have no control branch.
     """
 
     transformer: LinearDiT
@@ -155,6 +159,7 @@ class Components:
     fingerprint: str = ""
     pipeline_class: str = "SanaPipeline"
     """The published pipeline that ``model_index.json`` names for it."""
+    controlnet: ControlBranch | None = None
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -162,6 +167,7 @@ class Components:
         encoder = present(self.prompts.text_encoder)
         networks = {
             TEXT_ENCODER: encoder and encoder.llm,
+            CONTROLNET: self.controlnet,
             "transformer": present(self.transformer),
             "autoencoder": present(self.autoencoder),
         }
@@ -324,8 +330,8 @@ def load_components(
         quantization: what `method_of` reads, for transformer and text encoder, or a mapping from
             components to that.
         components: parts that are not read from disk: ``transformer``, ``vae``, ``text_encoder``,
-            ``tokenizer``, ``scheduler`` (also a solver's name, or a published
-                scheduler's config).
+            ``tokenizer``, ``scheduler`` (also a solver's name, or a published scheduler's
+            config), ``controlnet`` (also where one is, as `control_folder` takes it).
         allow_unsafe_dtype: run a dtype that is known to overflow.
 
     Raises:
@@ -343,20 +349,33 @@ def load_components(
     index = read_json(folder / INDEX)
     # A folder may have been saved without a part.
     absentees = {part for part, entry in index.items() if entry == [None, None]}
+    if CONTROLNET not in index:
+        absentees.add(CONTROLNET)
     given = {part: None for part in PARTS if part in absentees} | given
-    kinds = {"transformer": SanaTransformer2DModel, "vae": AutoencoderDC}
+    folders = {part: folder / part for part in PARTS}
+    origins = dict.fromkeys(NETWORKS, name_or_folder)
+    if isinstance(given.get(CONTROLNET), str | Path):
+        origins[CONTROLNET] = given.pop(CONTROLNET)
+        folders[CONTROLNET] = control_folder(
+            origins[CONTROLNET], variant=variant, revision=None, offline=offline
+        )
+    kinds = {
+        CONTROLNET: SanaControlNetModel,
+        "transformer": SanaTransformer2DModel,
+        "vae": AutoencoderDC,
+    }
     networks: dict[str, Any] = {part: given[part] for part in NETWORKS if part in given}
     for part in sorted(set(NETWORKS) - networks.keys()):
-        kind = kinds.get(part)
-        inside = folder / part
-        networks[part] = build_llm(inside) if kind is None else build(kind, inside, name_or_folder)
+        kind, inside = kinds.get(part), folders[part]
+        networks[part] = build_llm(inside) if kind is None else build(kind, inside, origins[part])
     encoder = networks["text_encoder"]
     if "text_encoder" in given and encoder is not None:
         encoder = adopt_llm(encoder, allow_unsafe=allow_unsafe_dtype)
     elif encoder is not None:
         encoder = TextEncoder(encoder)
     transformer, autoencoder = networks["transformer"], networks["vae"]
-    check_parts(transformer, autoencoder, encoder, source=str(folder))
+    branch = networks[CONTROLNET]
+    check_parts(transformer, autoencoder, encoder, branch, source=str(folder))
     overflowing = overflowing_of(text_encoder=networks["text_encoder"], vae=autoencoder)
     if (
         "vae" in overflowing
@@ -365,7 +384,8 @@ def load_components(
     ):
         tell_of_overflow("vae")
     missing: dict[str, nn.Module] = {p: networks[p] for p in NETWORKS if p not in given}
-    variants = _variants(folder, variant, checkpoint.variant if checkpoint else None, missing)
+    usual = checkpoint.variant if checkpoint else None
+    variants = _variants({part: folders[part] for part in missing}, variant, usual, folder)
     sizes = {part: 2 * sum(p.numel() for p in each.parameters()) for part, each in missing.items()}
     places = place(sizes, device, max_memory)
     dtypes = resolve_dtypes(
@@ -381,16 +401,16 @@ def load_components(
     for part, network in missing.items():
         fill(
             network,
-            folder / part,
-            dtype=getattr(dtypes, part),
+            folders[part],
+            dtype=getattr(dtypes, part) or dtypes.transformer,
             variant=variants[part],
             quantization=methods.get(part),
             device=places[part],
         )
     for part in (part for part in PARTS if part not in given):
-        logger.info("%s read from %s", part, folder / part)
-    as_published = len(missing) == len(NETWORKS) and not methods
-    made = join(transformer, autoencoder, encoder, tokenizer, defaults)
+        logger.info("%s read from %s", part, folders[part])
+    as_published = {*NETWORKS} - {CONTROLNET} <= missing.keys() and not methods
+    made = join(transformer, autoencoder, encoder, tokenizer, defaults, branch)
     return replace(
         made,
         name=str(name_or_folder),
@@ -400,12 +420,32 @@ def load_components(
     )
 
 
-def check_parts(transformer: Any, vae: Any, text_encoder: TextEncoder | None, source: str) -> None:
+def control_folder(name: str | Path, **where: Any) -> Path:
+    """Where a control branch is: its own folder, or that of a model with one; also on the hub.
+
+    Raises:
+        MissingModelError: neither.
+    """
+    if (expanded(name) / CONFIG).is_file():
+        return expanded(name)
+    try:
+        return component_folder(name, CONTROLNET, **where)
+    except MissingModelError:
+        return component_folder(name, None, **where)
+
+
+def check_parts(
+    transformer: Any, vae: Any, text_encoder: TextEncoder | None, controlnet: Any, source: str
+) -> None:
     """Refuse networks of another kind, and such as do not fit each other; None fits all."""
     if transformer is not None:
         require_network("transformer", transformer)
     if vae is not None:
         require_network("vae", vae)
+    if controlnet is not None:
+        require_network(CONTROLNET, controlnet)
+        if transformer is not None:
+            check_branch(controlnet.config, transformer.config)
     if transformer is not None:
         config: TransformerConfig = transformer.config
         check_fit(
@@ -422,9 +462,10 @@ def join(
     text_encoder: TextEncoder | None,
     tokenizer: PreTrainedTokenizerBase | None,
     defaults: GenerationDefaults,
+    controlnet: ControlBranch | None = None,
 ) -> Components:
-    """Make components of parts that fit each other; None is `Absent`."""
-    for module in (text_encoder, vae, transformer):
+    """Make components of parts that fit each other; None is `Absent`, but for a control branch."""
+    for module in (text_encoder, controlnet, vae, transformer):
         if module is not None:
             module.eval()
     if vae is None:
@@ -439,6 +480,7 @@ def join(
         autoencoder=vae,
         prompts=prompts,
         defaults=defaults,
+        controlnet=controlnet,
     )
 
 
@@ -468,13 +510,13 @@ def _by_component(quantization: Any, given: Mapping[str, Any]) -> dict[str, Meth
 
 
 def _variants(
-    folder: Path, asked: str | None, usual: str | None, missing: Iterable[str]
+    folders: Mapping[str, Path], asked: str | None, usual: str | None, source: Path
 ) -> Variants:
     """In which files each part is: published models vary only some of them."""
-    found = {part: stored_variant(folder / part, asked or usual) for part in missing}
+    found = {part: stored_variant(inside, asked or usual) for part, inside in folders.items()}
     if asked not in (None, PLAIN) and found and asked not in found.values():
         raise MissingVariantError(
-            f"{folder}: no part has weights of variant {asked!r}",
+            f"{source}: no part has weights of variant {asked!r}",
             hint="leave variant out, or download that variant",
         )
     return found
@@ -486,6 +528,7 @@ def assemble(
     text_encoder: PreTrainedModel | TextEncoder | None = LOADED,
     vae: Autoencoder | None = LOADED,
     transformer: LinearDiT | None = LOADED,
+    controlnet: ControlBranch | None = None,
 ) -> Components:
     """Make components of loaded parts, without copying any; a part may be None, but is to be named.
 
@@ -507,13 +550,13 @@ def assemble(
     encoder = text_encoder
     if encoder is not None and not isinstance(encoder, TextEncoder):
         encoder = TextEncoder(encoder)
-    check_parts(transformer, vae, encoder, source="the pipeline")
+    check_parts(transformer, vae, encoder, controlnet, source="the pipeline")
     defaults = None
     if transformer is not None:
         defaults = network_in(transformer, LinearDiT).generation_defaults
     if not isinstance(defaults, GenerationDefaults):
         defaults = GenerationDefaults()
-    return join(transformer, vae, encoder, tokenizer, defaults)
+    return join(transformer, vae, encoder, tokenizer, defaults, controlnet)
 
 
 def save_components(
@@ -535,23 +578,29 @@ def save_components(
     """
     networks = components.networks
     llm = networks.get(TEXT_ENCODER)
-    kinds: dict[str, type[nn.Module]] = {"transformer": LinearDiT, "autoencoder": Autoencoder}
+    kinds: dict[str, type[nn.Module]] = {
+        CONTROLNET: ControlBranch,
+        "transformer": LinearDiT,
+        "autoencoder": Autoencoder,
+    }
     ours = {name: network_in(networks[name], kinds[name]) for name in kinds if name in networks}
     transformer, autoencoder = ours.get("transformer"), ours.get("autoencoder")
+    branch = ours.get(CONTROLNET)
     tokenizer = present(components.prompts.tokenizer)
     if llm is not None and has_torchao(llm):
         raise ConfigError(
             "the text encoder holds weights of torchao, which have no published layout",
             hint="save the model before it is quantized, and quantize when loading",
         )
-    for network in (transformer, autoencoder):
-        if network is not None:
-            stored_as(network)  # refuses before the first file
+    for network in ours.values():
+        stored_as(network)  # refuses before the first file
     folder.mkdir(parents=True, exist_ok=True)
     shape: dict[str, Any] = {"variant": variant, "max_shard_bytes": max_shard_bytes}
     shape["storage"] = storage
     if transformer is not None:
         write(transformer, folder / "transformer", published_name="SanaTransformer2DModel", **shape)
+    if branch is not None:
+        write(branch, folder / CONTROLNET, published_name="SanaControlNetModel", **shape)
     if autoencoder is not None:
         write(autoencoder, folder / "vae", published_name="AutoencoderDC", **shape)
     if llm is not None:
@@ -581,4 +630,6 @@ def save_components(
         "transformer": entry("diffusers", "SanaTransformer2DModel", transformer),
         "vae": entry("diffusers", "AutoencoderDC", autoencoder),
     }
+    if branch is not None:
+        index[CONTROLNET] = entry("diffusers", "SanaControlNetModel", branch)
     write_json(folder / INDEX, index)

@@ -83,8 +83,8 @@ class Edit:
             return self
         mask = self.mask
         if mask is not None:
-            mask = (_covering(mask, height, width) > 0).float()
-        return replace(self, image=_covering(self.image, height, width), mask=mask)
+            mask = (covering(mask, height, width) > 0).float()
+        return replace(self, image=covering(self.image, height, width), mask=mask)
 
     def expanded(self, expand: Expand) -> Edit:
         """Give a canvas that is larger at its sides; what was added is the mask, too.
@@ -131,11 +131,11 @@ class Edit:
             cell = size[0] // noise.shape[-2]
             # Every position of the latent that the mask touches is drawn anew.
             free = F.max_pool2d((on_canvas(self.mask, *size) > 0).float(), cell)
-            free = _each(free, len(noise), "mask_image").to(noise.device)
+            free = each_picture(free, len(noise), "mask_image").to(noise.device)
         latent = noise
         if not pure or free is not None:
             latent = encode(on_canvas(self.image, *size))
-            latent = _each(latent, len(noise), "image").to(noise.device)
+            latent = each_picture(latent, len(noise), "image").to(noise.device)
         return Beginning(latent=latent, noise=noise, free=free, grid=grid, pure=pure)
 
     def pasted(self, drawn: Image, rows: slice, count: int) -> Image:
@@ -146,8 +146,10 @@ class Edit:
         """
         if self.mask is None:
             return drawn
-        alpha = _each(feathered(self.mask), count, "mask_image")[rows]
-        return torch.lerp(_each(self.image, count, "image")[rows], drawn.cpu().float(), alpha)
+        alpha = each_picture(feathered(self.mask), count, "mask_image")[rows]
+        return torch.lerp(
+            each_picture(self.image, count, "image")[rows], drawn.cpu().float(), alpha
+        )
 
     def pasted_pixels(self, drawn: Pixels, rows: slice, count: int) -> Pixels:
         """The same of ``b H W 3`` uint8."""
@@ -216,7 +218,8 @@ def feathered(mask: PixelMask) -> PixelMask:
     return depth / max(steps, 1)
 
 
-def _covering(image: Tensor, height: int, width: int) -> Tensor:
+def covering(image: Tensor, height: int, width: int) -> Tensor:
+    """Scale pictures to cover a size, and cut the centre out."""
     own_height, own_width = image.shape[-2:]
     high, wide, top, left = cover((own_height, own_width), (height, width))
     return _scaled(image, high, wide)[:, :, top : top + height, left : left + width]
@@ -229,7 +232,7 @@ def _scaled(image: Tensor, height: int, width: int) -> Tensor:
     return F.interpolate(image, size=size, mode="bicubic", antialias=True).clamp(-1, 1)
 
 
-def _each(rows: Tensor, count: int, name: str) -> Tensor:
+def each_picture(rows: Tensor, count: int, name: str) -> Tensor:
     """One row for each of ``count`` pictures; several stand for as many pictures in a row each."""
     if count % len(rows):
         raise ConfigError(

@@ -144,7 +144,7 @@ def _of_pil(picture: PILImage.Image) -> Image:
 def _values(one: object, name: str, *, channels: int) -> Tensor:
     """``b channels H W`` fp32 of an array, channels last, or of a tensor, channels first."""
     if isinstance(one, np.ndarray) and one.dtype.kind in "buif":
-        values = torch.from_numpy(np.ascontiguousarray(one))
+        values = torch.from_numpy(np.array(one, order="C"))
         if values.ndim > 2 and values.shape[-1] == channels:
             values = values.movedim(-1, -3)
     elif isinstance(one, Tensor) and not one.is_complex():

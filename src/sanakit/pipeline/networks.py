@@ -22,7 +22,15 @@ from sanakit.errors import (
 )
 from sanakit.files import read_json
 from sanakit.models.autoencoder import Autoencoder
-from sanakit.models.config import AutoencoderConfig, TransformerConfig, config_from_dict
+from sanakit.models.config import (
+    AutoencoderConfig,
+    ControlBranchConfig,
+    TransformerConfig,
+    Wiring,
+    config_from_dict,
+)
+from sanakit.models.controlnet import ControlBranch
+from sanakit.models.parts import first_weight, network_in
 from sanakit.models.published import PublishedNetwork, say_once
 from sanakit.models.transformer import LinearDiT
 from sanakit.nn.lora import lora_layers
@@ -33,7 +41,7 @@ from sanakit.pipeline.load_arguments import (
 )
 from sanakit.pipeline.placement import MaxMemory, Placed, place_one
 from sanakit.quant.method import BitsAndBytes, Method, method_of
-from sanakit.quant.quantize import quantize, restore
+from sanakit.quant.quantize import is_quantized, quantize, restore
 from sanakit.weights.catalog import checkpoint_behind, find_checkpoint
 from sanakit.weights.dtypes import as_trained, overflowing_of, resolve_dtypes
 from sanakit.weights.hub import upload
@@ -321,7 +329,8 @@ class Published(Saved, PublishedNetwork, Network):
         Args:
             pretrained_model_name_or_path: a model by name, folder or ``owner/name``; without
                 ``subfolder`` also the network's own folder.
-            subfolder: ``transformer`` or ``vae``; needed where the folder holds a whole model.
+            subfolder: ``transformer``, ``controlnet`` or ``vae``; needed where the folder holds a
+                whole model.
             torch_dtype: of what is not quantized; None is the checkpoint's own, fp32 for folders.
             dtype: the same by its newer name.
             variant: the ``fp16`` of ``diffusion_pytorch_model.fp16.safetensors``.
@@ -486,6 +495,52 @@ class SanaTransformer2DModel(Published, LinearDiT):
         if any("guidance_embedder" in name for name in names) != config.guidance_embeds:
             return f'"guidance_embeds": {str(not config.guidance_embeds).lower()} fits the weights'
         return None
+
+
+class SanaControlNetModel(Published, ControlBranch):
+    """`ControlBranch` under its published name.
+
+    Quantized, it keeps in full what `SanaTransformer2DModel` keeps, and its own projections.
+    """
+
+    config_class = ControlBranchConfig
+    published_name = "SanaControlNetModel"
+    role = "controlnet"
+    _supports_gradient_checkpointing = True
+    _no_split_modules: ClassVar[list[str] | None] = ["Block", "PatchEmbed"]
+    keep = ("time_embed", "caption_projection")
+    always_keep = ("input_block", "controlnet_blocks")
+
+    @classmethod
+    def from_transformer(
+        cls,
+        transformer: LinearDiT,
+        num_layers: int | None = None,
+        *,
+        wiring: Wiring = "diffusers",
+        load_weights_from_transformer: bool = True,
+    ) -> SanaControlNetModel:
+        """Make a new branch of a transformer's first blocks: until it learns, it changes nothing.
+
+        Of up to seven blocks unless ``num_layers`` says. Its weights are the transformer's, copied.
+
+        Raises:
+            ConfigError: a transformer of SANA 1.5 or Sprint, or a quantized one.
+        """
+        inner = network_in(transformer, LinearDiT)
+        if is_quantized(inner):
+            raise ConfigError(
+                "a control branch begins as a copy of real weights, these are quantized",
+                hint="load the transformer without quantization_config",
+            )
+        config = ControlBranchConfig.of(inner.config, num_layers=num_layers, wiring=wiring)
+        weight = first_weight(inner)
+        branch = cls(config).to(device=weight.device, dtype=weight.dtype)
+        if load_weights_from_transformer:
+            own, state = branch.state_dict(), inner.state_dict()
+            copied = {name: state[name] for name in own if name in state}
+            branch.load_state_dict(copied, strict=False)
+        return branch
 
 
 class AutoencoderDC(Published, Autoencoder):

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from sanakit.errors import NumericsError
 from sanakit.pipeline.images import Pixels
 
-Component = Literal["text encoder", "transformer", "autoencoder"]
+Component = Literal["text encoder", "controlnet", "transformer", "autoencoder"]
 M = TypeVar("M", bound=nn.Module)
 _ARGUMENT: dict[Component, str] = {
     "text encoder": "text_encoder",
+    "controlnet": "controlnet",
     "transformer": "transformer",
     "autoencoder": "vae",
 }
@@ -47,9 +48,10 @@ def require_finite(
 def safer_dtype(component: Component, dtype: torch.dtype) -> torch.dtype | None:
     """What to try after a failure in ``dtype``: fp16, bf16, fp32, in this order; None after fp32.
 
-    A transformer goes from fp16 straight to fp32: bf16 has fewer bits than it was trained with.
+    A transformer, and what steers it, goes from fp16 straight to fp32: bf16 has fewer bits than it
+    was trained with.
     """
-    if dtype == torch.float16 and component != "transformer":
+    if dtype == torch.float16 and component not in ("controlnet", "transformer"):
         return torch.bfloat16
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else None
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -47,6 +47,9 @@ from sanakit.pipeline.sampler import Change, Denoiser, GuardedDenoiser
 from sanakit.pipeline.schedulers import Scheduler, scheduler_named
 from sanakit.shapes import Image, Latent
 
+if TYPE_CHECKING:
+    from sanakit.pipeline.control import Steering
+
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
@@ -60,7 +63,8 @@ class Picture:
 class GenerateResult:
     """The pictures of a request in seed order, and where the time went.
 
-    ``seconds`` has the stages ``text``, ``denoise`` and ``decode``, of an edit also ``encode``.
+    ``seconds`` has the stages ``text``, ``denoise`` and ``decode``, and ``encode`` of pictures that
+    are edited or followed.
     Where a call asks for tensors there are no pictures, but ``tensors``: ``b 3 H W`` in [-1, 1], or
     scaled latents.
     """
@@ -107,6 +111,7 @@ class Sampling:
     grid: SigmaGrid
     guidance: Guidance
     pag_layers: frozenset[int] = frozenset()
+    steering: Steering | None = None
 
 
 class StepCount:
@@ -226,6 +231,8 @@ class Pipeline:
         edit = None if call.edit is None else call.edit.at(height, width)
         if edit is not None:
             sampling = replace(sampling, grid=edit.grid(sampling.grid))
+        control = None if call.control is None else call.control.at(height, width)
+        branch = None if control is None else control.branch_of(self.components)
 
         # 2. Text: embeddings of the prompts and, where guidance reads them, of the negative ones.
         embeds = self.components.transformer.config.guidance_embeds
@@ -233,12 +240,17 @@ class Pipeline:
         with watch.stage("text"):
             positive, negative = self.texts(call, guided=guided)
 
-        # 3. Noise: the caller's, or drawn; one latent for each text. An edit mixes its picture in.
+        # 3. Noise: the caller's, or drawn; one latent for each text. An edit mixes its picture in,
+        # a control image is encoded.
         noise = call.noise(len(positive.text), self.latent_shape(*size))
         begun = None
         if edit is not None:
             with watch.stage("encode"):
                 begun = edit.begin(self.encode, size, noise, sampling.grid)
+        steering = None
+        if control is not None and branch is not None:
+            with watch.stage("encode"):
+                steering = control.steering(branch, self.encode, size, len(noise))
 
         batches = self._batches(call, len(noise))
         steps = StepCount(len(batches) * len(sampling.grid.timesteps), on_step)
@@ -250,6 +262,8 @@ class Pipeline:
             if begun is not None:
                 latent = begun.state(rows)
                 walk = replace(sampling, step=begun.step(sampling.step, rows))
+            if steering is not None:
+                walk = replace(walk, steering=steering.rows(rows))
             if not steps.stopped:
                 given, null = positive.rows(rows), None if negative is None else negative.rows(rows)
                 if not draws_as_built(self.components.transformer):
@@ -400,18 +414,19 @@ class Pipeline:
     def sizes(self, call: Call) -> tuple[tuple[int, int], tuple[int, int]]:
         """The size of a call's pictures and the one to draw at, both height and width.
 
-        Pictures that are edited keep their own size where the caller names none, and a model that
-        has no table of trained sizes draws them at about its own area.
+        Pictures that are edited or followed keep their own size where the caller names none, and a
+        model that has no table of trained sizes draws them at about its own area.
 
         Raises:
             ConfigError: as :meth:`size_to_draw`.
         """
         side, binned = self.default_size, call.use_resolution_binning
-        own = (side, side) if call.edit is None else call.edit.size
+        given = call.edit or call.control
+        own = (side, side) if given is None else given.size
         height = own[0] if call.height is None else call.height
         width = own[1] if call.width is None else call.width
         named = (call.height, call.width) != (None, None)
-        if call.edit is not None and binned and not named and self._table is None:
+        if given is not None and binned and not named and self._table is None:
             return own, nearest_size(*own, side, self.spatial_factor)
         return (height, width), self.size_to_draw(height, width, binned=binned)
 
@@ -508,11 +523,17 @@ class Pipeline:
             )
             return change.latents.to(stepped.x)
 
-        transformer, layers = self.components.transformer, sampling.pag_layers
-        with self.visit(transformer):
+        transformer, steering = self.components.transformer, sampling.steering
+        branch = nullcontext() if steering is None else self.visit(steering.branch)
+        with branch, self.visit(transformer):
             velocity = GuardedDenoiser(
                 Denoiser.prepare(
-                    transformer, positive, negative, sampling.guidance, pag_layers=layers
+                    transformer,
+                    positive,
+                    negative,
+                    sampling.guidance,
+                    pag_layers=sampling.pag_layers,
+                    steering=steering,
                 ),
                 steps,
             )

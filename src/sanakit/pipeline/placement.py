@@ -227,9 +227,10 @@ def offload_sequentially(networks: Networks, device: str | torch.device | None =
     move(networks, "cpu")
     if (transformer := networks.get("transformer")) is not None:
         _offload_layers(transformer, place, resident=("", "proj_out"))
-    if (autoencoder := networks.get("autoencoder")) is not None:
-        first = next(name for name, _ in autoencoder.named_parameters()).rpartition(".")[0]
-        _offload_layers(autoencoder, place, resident=(first,))
+    for part in ("controlnet", "autoencoder"):
+        if (network := networks.get(part)) is not None:
+            first = next(name for name, _ in network.named_parameters()).rpartition(".")[0]
+            _offload_layers(network, place, resident=(first,))
     if (llm := networks.get(TEXT_ENCODER)) is not None:
         assert isinstance(llm, PreTrainedModel)
         embeddings = llm.get_input_embeddings()

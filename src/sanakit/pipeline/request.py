@@ -25,6 +25,7 @@ from sanakit.shapes import Latent
 from sanakit.untrusted import dataclass_from
 
 if TYPE_CHECKING:
+    from sanakit.pipeline.control import Control
     from sanakit.pipeline.editing import Edit
 
 REAL = ("guidance_scale", "pag_scale", "flow_shift")
@@ -135,7 +136,7 @@ class Call:
     Each is checked as far as it can be alone. None of ``scheduler``, ``guidance_scale``, ``height``
     and ``width`` means the model's own; ``at_once`` None draws one by one on a CPU, where matrix
     products of another batch size round differently and a batch gains little. ``edit`` is a picture
-    to begin with; its size is then the one that None means.
+    to begin with, ``control`` one to follow; its size is then the one that None means.
     """
 
     prompt: Prompts | None
@@ -172,6 +173,7 @@ class Call:
     scheduler: Scheduler | None = None
     at_once: int | None = None
     edit: Edit | None = None
+    control: Control | None = None
 
     def __post_init__(self) -> None:
         for name in ("num_images_per_prompt", "num_inference_steps"):

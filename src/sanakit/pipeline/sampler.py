@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,10 +12,13 @@ from sanakit.errors import ConfigError
 from sanakit.flow.grids import NoiseLevel
 from sanakit.flow.guidance import Guidance
 from sanakit.models.parts import draws_as_built, first_weight
-from sanakit.models.transformer import LinearDiT, PreparedText
+from sanakit.models.transformer import DIFFUSERS_FIRST, LinearDiT, PreparedText, Residuals
 from sanakit.pipeline.numerics import all_finite, require_finite, safer_copy
 from sanakit.pipeline.prompts import EncodedText
 from sanakit.shapes import Latent, Text, TextMask
+
+if TYPE_CHECKING:
+    from sanakit.pipeline.control import Steering
 
 
 class Change(NamedTuple):
@@ -55,6 +58,7 @@ class Denoiser:
     batch: int
     guidance: Guidance
     pag_layers: frozenset[int]
+    steering: Steering | None
 
     @classmethod
     def prepare(
@@ -65,6 +69,7 @@ class Denoiser:
         guidance: Guidance,
         *,
         pag_layers: frozenset[int] = frozenset(),
+        steering: Steering | None = None,
     ) -> Denoiser:
         """Project the text and compute every block's keys and values."""
         embeds = model.config.guidance_embeds
@@ -90,12 +95,24 @@ class Denoiser:
             batch=positive.text.shape[0],
             guidance=guidance,
             pag_layers=pag_layers,
+            steering=None if steering is None else steering.reading(both.text),
         )
 
-    def with_model(self, model: LinearDiT) -> Denoiser:
-        """Give the same of another network: of the same weights in another dtype, say."""
+    def safer(self, where: str) -> Denoiser:
+        """Give the same of networks of the same weights in a safer dtype, where there is one."""
+        steering = self.steering
+        if steering is not None and first_weight(steering.branch).dtype != torch.float32:
+            steering = steering.safer(where)
+        model = self.model
+        if steering is self.steering or self.dtype != torch.float32:
+            model = safer_copy(model, "transformer", where)
         return Denoiser.prepare(
-            model, self.positive, self.negative, self.guidance, pag_layers=self.pag_layers
+            model,
+            self.positive,
+            self.negative,
+            self.guidance,
+            pag_layers=self.pag_layers,
+            steering=steering,
         )
 
     def changed(self, change: Change) -> Denoiser:
@@ -106,7 +123,12 @@ class Denoiser:
             return replace(self, guidance=guidance)
         positive, negative = change.texts or (self.positive, self.negative)
         return Denoiser.prepare(
-            model or self.model, positive, negative, guidance, pag_layers=self.pag_layers
+            model or self.model,
+            positive,
+            negative,
+            guidance,
+            pag_layers=self.pag_layers,
+            steering=self.steering,
         )
 
     @property
@@ -165,9 +187,14 @@ class Denoiser:
         more: dict[str, Any] = {} if embedded is None else {"guidance": embedded}
         if mix is not None:
             more |= {"mix": mix, "mix_layers": self.pag_layers}
+        if self.steering is not None:
+            more["steer"] = self.steering.steer(x, timestep, None if every else rows, mask)
         if isinstance(prepared, PreparedText):
             velocity = self.model.velocity(x, timestep, prepared, mask, **more)
         else:
+            given = more.get("steer")
+            if isinstance(given, Residuals) and given.first == DIFFUSERS_FIRST:
+                more["controlnet_block_samples"] = more.pop("steer").tokens  # as published
             velocity = self.model(
                 x,
                 encoder_hidden_states=prepared,
@@ -209,8 +236,7 @@ class GuardedDenoiser:
     def _again(self, x: Latent, level: NoiseLevel, failed: Latent) -> Guided:
         if not isinstance(self.denoiser.prepared, PreparedText):  # a copy may not be a copy
             require_finite(failed, "transformer", self.where, dtype=self.denoiser.dtype)
-        safer = safer_copy(self.denoiser.model, "transformer", self.where)
-        self.denoiser = self.denoiser.with_model(safer)
+        self.denoiser = self.denoiser.safer(self.where)
         guided = self.denoiser.guided(x, level, self.difference)
         require_finite(guided.velocity, "transformer", self.where, dtype=self.denoiser.dtype)
         return guided

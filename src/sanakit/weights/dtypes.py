@@ -20,7 +20,7 @@ from sanakit.models.config import FP16_END, TransformerConfig
 from sanakit.models.published import say_once
 from sanakit.weights.catalog import Checkpoint
 
-COMPONENTS = ("transformer", "text_encoder", "vae")
+COMPONENTS = ("transformer", "text_encoder", "vae", "controlnet")
 OVERFLOWING = ("text_encoder", "vae")
 """Those that overflow in fp16 in every published model."""
 SMALL = 100_000_000
@@ -42,6 +42,8 @@ class Dtypes:
     transformer: torch.dtype
     text_encoder: torch.dtype
     vae: torch.dtype
+    controlnet: torch.dtype | None = None
+    """None is the transformer's."""
 
 
 def resolve_dtypes(
@@ -54,8 +56,8 @@ def resolve_dtypes(
 ) -> Dtypes:
     """Say in which dtype each component runs, from what was asked and what is known to work.
 
-    - A single dtype is the transformer's. Text encoder and VAE follow it, except that fp16 means
-      bf16 for them where they overflow in fp16.
+    - A single dtype is the transformer's. A control branch, text encoder and VAE follow it, except
+      that fp16 means bf16 for the last two where they overflow in fp16.
     - A mapping names components, and ``default`` for those it does not name, which is then read
       like a single dtype. It is taken at its word: fp16 for text encoder or VAE is what they get,
       and it is said once that they overflow.

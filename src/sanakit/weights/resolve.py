@@ -185,6 +185,6 @@ def component_folder(
     if not (folder / CONFIG).is_file():
         raise MissingModelError(
             f"{folder}: holds no {CONFIG}",
-            hint='name the part: subfolder="transformer" or "vae"',
+            hint='name the part: subfolder="transformer", "controlnet" or "vae"',
         )
     return folder

@@ -125,7 +125,8 @@ def test_permission_is_for_what_was_named_not_for_what_follows_from_it() -> None
 def test_an_unknown_component_names_the_nearest_one() -> None:
     with pytest.raises(ConfigError, match=r"'txt_encoder'.*\n.*did you mean 'text_encoder'"):
         resolve_dtypes(None, {"txt_encoder": BF16})
-    with pytest.raises(ConfigError, match=r"known: transformer, text_encoder, vae, default"):
+    every = "known: transformer, text_encoder, vae, controlnet, default"
+    with pytest.raises(ConfigError, match=every):
         resolve_dtypes(None, {"": BF16})
 
 

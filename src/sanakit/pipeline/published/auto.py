@@ -17,11 +17,13 @@ from sanakit.pipeline.load_arguments import one_dtype
 from sanakit.pipeline.networks import (
     AutoencoderDC,
     Published,
+    SanaControlNetModel,
     SanaTransformer2DModel,
     fill,
 )
 from sanakit.pipeline.placement import Placed, place_one
 from sanakit.pipeline.published.base import PublishedPipeline, published_face
+from sanakit.pipeline.published.controlnet import SanaControlNetPipeline
 from sanakit.pipeline.published.editing import SanaImg2ImgPipeline, SanaInpaintPipeline
 from sanakit.pipeline.published.pag import SanaPAGPipeline
 from sanakit.pipeline.published.sana import SanaPipeline
@@ -34,7 +36,7 @@ from sanakit.weights.resolve import component_folder
 OWN_KEYWORDS = ("pag_applied_layers",)  # which not all of them have
 # By the class that a model's ``model_index.json`` names.
 FACES: Mapping[str, type[PublishedPipeline]] = {
-    kind.__name__: kind for kind in (SanaPipeline, SanaPAGPipeline)
+    kind.__name__: kind for kind in (SanaPipeline, SanaPAGPipeline, SanaControlNetPipeline)
 }
 
 
@@ -59,6 +61,8 @@ class AutoPipelineForText2Image:
         ``pag_applied_layers`` among them chooses, too.
         """
         own = {name: loading.pop(name) for name in OWN_KEYWORDS if name in loading}
+        if loading.get("controlnet") is not None:
+            return SanaControlNetPipeline.from_pretrained(pretrained_model_name_or_path, **loading)
         loaded = PublishedPipeline.from_pretrained(pretrained_model_name_or_path, **loading)
         named = FACES.get(loaded.core.components.pipeline_class, SanaPipeline)
         return _face(named, enable_pag, own).from_pipe(loaded, **own)
@@ -69,6 +73,8 @@ class AutoPipelineForText2Image:
     ) -> PublishedPipeline:
         """Make a pipeline of another's parts, of its own kind unless ``enable_pag`` says."""
         named = FACES.get(published_face(type(pipeline)), SanaPipeline)
+        if parts.get("controlnet") is not None:
+            named = SanaControlNetPipeline
         return _face(named, enable_pag, parts).from_pipe(pipeline, **parts)
 
 
@@ -169,7 +175,8 @@ class AutoModel:
         name = pretrained_model_name_or_path
         where: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
         config = Published.load_config(name, subfolder=subfolder, **where)
-        own = {kind.published_name: kind for kind in (SanaTransformer2DModel, AutoencoderDC)}
+        kinds = (SanaTransformer2DModel, SanaControlNetModel, AutoencoderDC)
+        own = {kind.published_name: kind for kind in kinds}
         kind = own.get(str(config.get("_class_name")))
         if kind is not None:
             return kind.from_pretrained(name, subfolder=subfolder, **where, **loading)

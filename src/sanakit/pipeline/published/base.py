@@ -93,6 +93,8 @@ class PublishedPipeline(Steps, Saved, Placing, LoraMethods):
     "nvlabs", as the weights were trained. It may be set, and given to a single call.
     """
 
+    own_parts: ClassVar[tuple[str, ...]] = ()
+    """Parts that not all pipelines have, which loading takes."""
     # Read by the callback objects of the ecosystem.
     _callback_tensor_inputs: ClassVar[list[str]] = list(TENSOR_INPUTS)
 
@@ -179,6 +181,7 @@ class PublishedPipeline(Steps, Saved, Placing, LoraMethods):
         said, or are refused. Arguments and errors otherwise are those of `load_components`; an
         unknown keyword is an error.
         """
+        own = {part: needless.pop(part, LOADED) for part in cls.own_parts}
         known = inspect.signature(cls.from_pretrained).parameters
         heed_other_arguments(f"{cls.__name__}.from_pretrained", needless, known)
         refuse_pickle_readers(use_safetensors)
@@ -199,6 +202,7 @@ class PublishedPipeline(Steps, Saved, Placing, LoraMethods):
                 "text_encoder": text_encoder,
                 "tokenizer": tokenizer,
                 "scheduler": LOADED if scheduler is None else scheduler,
+                **own,
             },
             allow_unsafe_dtype=allow_unsafe_dtype,
         )
@@ -229,6 +233,7 @@ class PublishedPipeline(Steps, Saved, Placing, LoraMethods):
         parts = self.core.components
         parts = replace(
             parts,
+            controlnet=self.components.get("controlnet"),
             defaults=replace(parts.defaults, scheduler=self.scheduler),
             pipeline_class=published_face(type(self)),
         )
@@ -378,21 +383,20 @@ class PublishedPipeline(Steps, Saved, Placing, LoraMethods):
         Raises:
             ConfigError: as the constructor.
         """
-        named = {
-            "tokenizer": tokenizer,
-            "text_encoder": text_encoder,
-            "vae": vae,
-            "transformer": transformer,
-        }
-        changed = {part: value for part, value in named.items() if value is not LOADED}
         if scheduler is not LOADED:
             self.scheduler = scheduler
+        self._exchange(
+            tokenizer=tokenizer, text_encoder=text_encoder, vae=vae, transformer=transformer
+        )
+
+    def _exchange(self, **named: Any) -> None:
+        changed = {part: value for part, value in named.items() if value is not LOADED}
         if not changed:
             return
-        parts = {part: getattr(self, part) for part in named} | changed
         before = self.core.components
-        made = replace(assemble(**parts), defaults=before.defaults, name=before.name)
-        if changed.keys() <= {"transformer", "vae"}:  # what it knows of prompts stays
+        known = {"controlnet": before.controlnet} | {part: getattr(self, part) for part in named}
+        made = replace(assemble(**known | changed), defaults=before.defaults, name=before.name)
+        if changed.keys() <= {"controlnet", "transformer", "vae"}:  # its prompts stay
             made = replace(made, prompts=before.prompts)
         visit = self._offload(made.networks) if self._offload else nullcontext
         self.core = Pipeline(made, visit=visit)
@@ -484,7 +488,8 @@ class PublishedPipeline(Steps, Saved, Placing, LoraMethods):
         transformer, defaults = core.components.transformer, core.components.defaults
         asked = call.guidance_scale
         scale = defaults.guidance_scale if asked is None else asked
-        known = call.edit is None and transformer.config.sample_size in TABLES
+        own_size = call.edit is None and call.control is None
+        known = own_size and transformer.config.sample_size in TABLES
         published = PUBLISHED_SIZE if known else None
         call = replace(
             call,

@@ -55,7 +55,7 @@ INSTEAD: Mapping[str, str] = {
     "safety_checker": "these models have none; run one on the pictures",
     "feature_extractor": "these models have none",
     "image_encoder": "these models have none",
-    "controlnet": "sanakit.models.controlnet, beside the transformer",
+    "controlnet": "SanaControlNetPipeline.from_pipe(pipe, controlnet=...)",
     "guider": "pipe(..., guider=sanakit.AdaptiveProjectedGuidance(eta=0)), or SanaPAGPipeline",
     "enable_freeu": "these networks have no skip connections to weigh",
     "disable_freeu": "these networks have no skip connections to weigh",
@@ -136,6 +136,7 @@ class Placing:
                 checkpoint, dtype, allow_unsafe=allow_unsafe_dtype, overflowing=large
             )
             chosen = {TEXT_ENCODER: dtypes.text_encoder, "autoencoder": dtypes.vae}
+            chosen["controlnet"] = dtypes.controlnet or dtypes.transformer
             cast(parts, {"transformer": dtypes.transformer, **chosen})
         if device is not None:
             move(components.networks, device_named(device))

@@ -1,0 +1,201 @@
+"""`SanaControlNetPipeline`: a control image steers, under the arguments users of diffusers know."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sanakit.errors import ConfigError, refuse_unknown
+from sanakit.models.autoencoder import Autoencoder
+from sanakit.models.controlnet import ControlBranch
+from sanakit.models.text_encoder import TextEncoder
+from sanakit.models.transformer import LinearDiT
+from sanakit.pipeline.components import LOADED, assemble
+from sanakit.pipeline.control import Control
+from sanakit.pipeline.input_images import Images, as_image
+from sanakit.pipeline.pipeline import Pipeline
+from sanakit.pipeline.prompts import MODEL_DEFAULT, Compat
+from sanakit.pipeline.published.base import PublishedPipeline, SanaPipelineOutput
+from sanakit.pipeline.request import (
+    Call,
+    Callback,
+    Generators,
+    OutputType,
+    Prompts,
+)
+from sanakit.shapes import Latent
+
+
+class SanaControlNetPipeline(PublishedPipeline):
+    """Text to image along a control image, by a control branch beside the transformer.
+
+    ``from_pretrained(MODEL, controlnet=...)`` takes a branch, or where one is; without, the model's
+    own. The wiring is that of the branch's config.
+    """
+
+    own_parts: ClassVar[tuple[str, ...]] = ("controlnet",)
+    model_cpu_offload_seq: ClassVar[str] = "text_encoder->controlnet->transformer->vae"
+
+    @refuse_unknown
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase | Pipeline | None = LOADED,
+        text_encoder: PreTrainedModel | TextEncoder | None = LOADED,
+        vae: Autoencoder | None = LOADED,
+        transformer: LinearDiT | None = LOADED,
+        controlnet: ControlBranch = LOADED,
+        scheduler: object | None = None,
+        *,
+        core: Pipeline | None = None,
+        compat: Compat = "diffusers",
+    ) -> None:
+        """Take parts in their published order, or a core, as `PublishedPipeline` does.
+
+        Raises:
+            ConfigError: as there; no control branch, or one of another model.
+        """
+        if core is None and not isinstance(tokenizer, Pipeline):
+            branch = None if controlnet is LOADED else controlnet
+            parts = assemble(
+                tokenizer=tokenizer,
+                text_encoder=text_encoder,
+                vae=vae,
+                transformer=transformer,
+                controlnet=branch,
+            )
+            core = Pipeline(parts)
+        super().__init__(tokenizer, scheduler=scheduler, core=core, compat=compat)
+        if self.core.components.controlnet is None:
+            raise ConfigError(
+                "SanaControlNetPipeline needs a control branch, and there is none",
+                hint="controlnet=SanaControlNetModel.from_pretrained(...), or "
+                "SanaControlNetModel.from_transformer(...) for a new one",
+            )
+
+    @property
+    def controlnet(self) -> Any:
+        """The control branch. It may be set, and is checked as when made."""
+        return self.core.components.controlnet
+
+    @controlnet.setter
+    def controlnet(self, controlnet: ControlBranch) -> None:
+        self.register_modules(controlnet=controlnet)
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """The parts by their published names."""
+        parts = super().components
+        scheduler = parts.pop("scheduler")
+        return {**parts, "controlnet": self.controlnet, "scheduler": scheduler}
+
+    @refuse_unknown
+    def register_modules(
+        self,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = LOADED,
+        text_encoder: PreTrainedModel | TextEncoder | None = LOADED,
+        vae: Autoencoder | None = LOADED,
+        transformer: LinearDiT | None = LOADED,
+        controlnet: ControlBranch = LOADED,
+        scheduler: object | None = LOADED,
+    ) -> None:
+        """Exchange parts, several at once where they only fit each other; as all pipelines do."""
+        if controlnet is None:
+            raise ConfigError(
+                "controlnet=None: this pipeline needs one",
+                hint="SanaPipeline.from_pipe(pipe) draws without",
+            )
+        if scheduler is not LOADED:
+            self.scheduler = scheduler
+        self._exchange(
+            tokenizer=tokenizer,
+            text_encoder=text_encoder,
+            vae=vae,
+            transformer=transformer,
+            controlnet=controlnet,
+        )
+
+    @refuse_unknown
+    def __call__(
+        self,
+        prompt: Prompts | None = None,
+        negative_prompt: Prompts | None = "",
+        num_inference_steps: int = 20,
+        timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
+        guidance_scale: float | None = None,
+        control_image: Images | None = None,
+        controlnet_conditioning_scale: float = 1.0,
+        num_images_per_prompt: int = 1,
+        height: int | None = None,
+        width: int | None = None,
+        eta: float = 0.0,
+        generator: Generators | None = None,
+        latents: Latent | None = None,
+        prompt_embeds: Tensor | None = None,
+        prompt_attention_mask: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        negative_prompt_attention_mask: Tensor | None = None,
+        output_type: OutputType = "pil",
+        return_dict: bool = True,
+        clean_caption: bool = False,
+        use_resolution_binning: bool = True,
+        attention_kwargs: dict[str, Any] | None = None,
+        callback_on_step_end: Callback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        max_sequence_length: int = 300,
+        complex_human_instruction: Sequence[str] | None = MODEL_DEFAULT,
+        compat: Compat | None = None,
+    ) -> SanaPipelineOutput | tuple[Any]:
+        """Draw pictures; arguments as those of `SanaPipeline`, in the published order.
+
+        ``control_image`` is one for all pictures or one for each prompt, of the kinds and ranges of
+        `as_image`; tensors in [-1, 1] are taken as they are. Its size is the picture's unless
+        ``height`` and ``width`` say: then it is scaled to cover that, and its centre cut out.
+        ``controlnet_conditioning_scale`` from 0 weighs what it adds.
+
+        Raises:
+            ConfigError: as `SanaPipeline`; no control image, or one that is no picture.
+        """
+        if control_image is None:
+            raise ConfigError(
+                "control_image is None: there is nothing to follow",
+                hint="pass a picture, or draw with SanaPipeline.from_pipe(pipe)",
+            )
+        return self._draw(
+            Call(
+                prompt=prompt,
+                negative_prompt=negative_prompt,
+                num_inference_steps=num_inference_steps,
+                timesteps=timesteps,
+                sigmas=sigmas,
+                guidance_scale=guidance_scale,
+                control=Control(
+                    image=as_image(control_image, "control_image"),
+                    scale=controlnet_conditioning_scale,
+                ),
+                num_images_per_prompt=num_images_per_prompt,
+                height=height,
+                width=width,
+                eta=eta,
+                generator=generator,
+                latents=latents,
+                prompt_embeds=prompt_embeds,
+                prompt_attention_mask=prompt_attention_mask,
+                negative_prompt_embeds=negative_prompt_embeds,
+                negative_prompt_attention_mask=negative_prompt_attention_mask,
+                output_type=output_type,
+                return_dict=return_dict,
+                clean_caption=clean_caption,
+                use_resolution_binning=use_resolution_binning,
+                attention_kwargs=attention_kwargs,
+                callback_on_step_end=callback_on_step_end,
+                callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+                max_sequence_length=max_sequence_length,
+                complex_human_instruction=complex_human_instruction,
+                compat=compat or self.compat,
+            )
+        )
