@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         FlowMatchHeunDiscreteScheduler,
         UniPCMultistepScheduler,
     )
+    from sanakit.pipeline.sequence_parallel import sequence_parallel
     from sanakit.quant.method import PipelineQuantizationConfig
 
 try:
@@ -72,6 +73,7 @@ _HOMES = {
     "UniPCMultistepScheduler": "sanakit.pipeline.schedulers",
     "load_image": "sanakit.pipeline.published.pictures",
     "make_image_grid": "sanakit.pipeline.published.pictures",
+    "sequence_parallel": "sanakit.pipeline.sequence_parallel",
 }
 __all__ = [
     "AdaptiveProjectedGuidance",
@@ -102,6 +104,7 @@ __all__ = [
     "__version__",
     "load_image",
     "make_image_grid",
+    "sequence_parallel",
 ]
 
 

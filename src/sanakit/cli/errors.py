@@ -10,7 +10,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from sanakit.cli.terminal import say
+from sanakit.cli.terminal import say, say_error
 from sanakit.errors import ConfigError, SanakitError, did_you_mean, nearest_names
 
 # Typer brings its own click or the public one, by version.
@@ -97,12 +97,12 @@ def friendly(typed: Sequence[str]) -> Iterator[None]:
         about = f"{error.filename}: " if error.filename else ""
         raise _told(SanakitError(f"{about}{error.strerror or error}")) from None
     except MemoryError:
-        say("error: there is not enough memory for it", err=True)
+        say_error("there is not enough memory for it")
         raise SystemExit(NO_MEMORY) from None
 
 
 def _told(error: SanakitError) -> SystemExit:
-    say(f"error: {error.message}", err=True)
+    say_error(error.message)
     if error.hint:
         say(f"hint: {error.hint}", err=True)
     return SystemExit(error.exit_code)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -13,6 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sanakit.cli.loras import (
+    add_loras,
+    lora_hash,
+    model_behind,
+    note_other_loras,
+    read_loras,
+    strength_of,
+)
 from sanakit.cli.machine import (
     AUTO,
     Device,
@@ -21,6 +27,7 @@ from sanakit.cli.machine import (
     Quantize,
     check_memory,
     local_folder,
+    together,
 )
 from sanakit.cli.options import (
     SOLVERS,
@@ -45,20 +52,22 @@ from sanakit.cli.options import (
     Steps,
 )
 from sanakit.cli.progress import StopFlag, progress
-from sanakit.cli.terminal import say, say_bytes
+from sanakit.cli.terminal import processes, say, say_bytes, speaks
 from sanakit.errors import ConfigError, check_unicode, did_you_mean, plain
-from sanakit.files import expanded, read_json, sha256_of
+from sanakit.files import expanded, read_json
 
 if TYPE_CHECKING:
     import torch
 
     from sanakit.pipeline.decoder import Origin
-    from sanakit.pipeline.pipeline import Pipeline
 
 EMBEDDED = "glyph"
 STANDARD_OUTPUT = "-"
 MACHINE = ("device", "dtype", "quantize")
-ABOUT_THE_FILE = ("model", "model_hash", "version", "format", "lora", "lora_hash", *MACHINE)
+ABOUT_THE_FILE = (
+    *("model", "model_hash", "version", "format", "lora", "lora_hash", "processes"),
+    *MACHINE,
+)
 USUAL_AREA = (0.75, 4 / 3)
 """Pixels over those that a model was trained at, beyond which a picture tends to fail."""
 own_process = False
@@ -145,7 +154,7 @@ def draw(
     check_count(wanted["count"], wanted["seed"])
     paths = output_paths(out, wanted["count"], wanted["seed"])
     for spec in loras:
-        _strength_of(spec)
+        strength_of(spec)
     if model is None and not loras:
         model = EMBEDDED
     if model is not None:
@@ -202,7 +211,8 @@ def again(
         raise ConfigError(f"{image}: its setting 'lora' is no list of names")
     machine = _machine_of(settings, typed, image)
     _check_size(name, wanted.get("height"), wanted.get("width"), offline=offline)
-    _note_other_loras(loras, settings.get("lora_hash"))
+    note_other_loras(loras, settings.get("lora_hash"))
+    _note_other_processes(settings.get("processes", 1))
     report = _generate(
         # Pictures of before it was a setting were drawn at the very size that they have.
         {"use_resolution_binning": False, **wanted},
@@ -409,8 +419,8 @@ def _generate(
         from sanakit.pipeline.request import GenerateRequest
 
         request = GenerateRequest.from_json(wanted)
-        adapters = _read_loras(loras, offline=offline)
-        model = _model_behind(loras) if model is None else model
+        adapters = read_loras(loras, offline=offline)
+        model = (model_behind(loras) or EMBEDDED) if model is None else model
         device = _placed(machine, model, quiet=quiet)
         check_memory(model, machine, device, quiet=quiet)
         imported = time.perf_counter()
@@ -422,7 +432,7 @@ def _generate(
             offline=offline,
             quantization=machine.quantize,
         )
-        _add_loras(pipeline, adapters)
+        add_loras(pipeline, adapters)
         loaded = time.perf_counter()
         bar.stage("drawing")
 
@@ -430,12 +440,15 @@ def _generate(
             bar.step(done, total)
             stop.check(done, total)
 
-        result = pipeline.generate(request, on_step=on_step)
+        with together(*pipeline.components.networks.values()):
+            result = pipeline.generate(request, on_step=on_step)
         more: dict[str, Any] = machine.to_json()
         if device.type != "cpu":
             more["device"] = device.type
+        if (several := processes()[1]) > 1:
+            more["processes"] = several
         if loras:
-            more |= {"lora": list(loras), "lora_hash": [_lora_hash(one) for one in loras]}
+            more |= {"lora": list(loras), "lora_hash": [lora_hash(one) for one in loras]}
         for picture, path in zip(result.pictures, paths, strict=True):
             _write(path, picture.pixels, {**picture.settings, **more} if metadata else None)
     seconds = {
@@ -503,7 +516,8 @@ def _decode(
     if tile is not None:
         autoencoder.enable_tiling(tile, tile, tile, tile)
     loaded = time.perf_counter()
-    pixels = decode_pixels(autoencoder, latent, size=origin.size)
+    with together(autoencoder):
+        pixels = decode_pixels(autoencoder, latent, size=origin.size)
     decoded = time.perf_counter()
     for number, (picture, path) in enumerate(zip(pixels, paths, strict=True)):
         known = number < len(origin.settings)
@@ -537,15 +551,14 @@ def _note_other_weights(model: str, stored: str | None) -> None:
         say(note, err=True)
 
 
-def _note_other_loras(specs: Sequence[str], stored: object) -> None:
-    """Say of adapters that they are not those that drew a picture."""
-    hashes = stored if isinstance(stored, list) else []
-    for spec, then in zip(specs, hashes, strict=False):
-        if then is not None and _lora_hash(spec) != then:
-            say(
-                f"note: the LoRA at {spec} is not the one that drew it; the picture may differ",
-                err=True,
-            )
+def _note_other_processes(stored: object) -> None:
+    """Say that sums are in another order than when a picture was drawn."""
+    if stored != (now := processes()[1]):
+        say(
+            f"note: it was drawn by {plain(stored)} processes and is now by {now}; the picture may "
+            "differ in its last bits",
+            err=True,
+        )
 
 
 def _write(path: Path | None, pixels: Any, settings: Mapping[str, Any] | None) -> None:
@@ -555,7 +568,7 @@ def _write(path: Path | None, pixels: Any, settings: Mapping[str, Any] | None) -
     data = encode_png(pixels, settings)
     if path is None:
         say_bytes(data)
-    else:
+    elif speaks():
         write_atomically(path, data)
 
 
@@ -600,97 +613,3 @@ def _peak_memory_mb() -> float | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (1 << 20 if sys.platform == "darwin" else 1 << 10), 1)
-
-
-def _strength_of(spec: str) -> tuple[Path, float]:
-    """Take ``PATH:STRENGTH`` apart; without a number at the end the strength is one.
-
-    Raises:
-        ConfigError: no path, or a strength that is no finite number.
-    """
-    path, _, text = spec.rpartition(":")
-    try:
-        found, strength = (path, float(text)) if path else (spec, 1.0)
-    except ValueError:
-        found, strength = spec, 1.0
-    if not found or spec.startswith(":"):
-        raise ConfigError(f"--lora {spec!r} names no file", hint="write --lora FILE:0.7")
-    if not math.isfinite(strength):
-        raise ConfigError(f"--lora {spec!r}: its strength must be finite", hint="1 is usual")
-    return expanded(found), strength
-
-
-def _lora_hash(spec: str) -> str | None:
-    """Digest of the weights that a LoRA's name means now; None where they are not on this disk."""
-    path, _ = _strength_of(spec)
-    if (path / "run.json").is_file():
-        from sanakit.train.checkpoint import checkpoints
-
-        path = next(iter(checkpoints(path)[::-1]), path)
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    if not files or not all(file.is_file() for file in files):
-        return None
-    return sha256_of("".join(map(sha256_of, files)))[:16]
-
-
-def _model_behind(specs: Sequence[str]) -> str:
-    """The model that a run's LoRA is of, else the embedded one.
-
-    Raises:
-        ConfigError: the run began with parts of several models, or with another run.
-    """
-    for spec in specs:
-        run, _ = _strength_of(spec)
-        if (run / "run.json").is_file():
-            from sanakit.train.recipes.diffusion_run import begun_with_one_model
-
-            start = begun_with_one_model(run)
-            if start is None:
-                raise ConfigError(
-                    f"{run} did not begin with one model",
-                    hint="export it whole: sanakit train export RUN --merged",
-                )
-            # It goes into pictures, which should not tell where on a disk they were made.
-            return os.path.relpath(start) if start.startswith(str(Path.cwd())) else start
-    return EMBEDDED
-
-
-def _read_loras(specs: Sequence[str], *, offline: bool) -> list[tuple[Any, float]]:
-    """Find the adapters, before a model is loaded for them: a file or tensors, and a strength.
-
-    Raises:
-        MissingModelError: no such file, or a run without a checkpoint. ConfigError: a run that
-            trained all weights.
-    """
-    if not specs:
-        return []
-    from sanakit.train.recipes.diffusion_run import lora_of_run
-    from sanakit.weights.lora import find_lora, lora_tensors
-
-    found: list[tuple[Any, float]] = []
-    for spec in specs:
-        path, strength = _strength_of(spec)
-        if (path / "run.json").is_file():
-            found.append((lora_tensors(lora_of_run(path)), strength))
-        else:
-            found.append((find_lora(str(path), offline=offline), strength))
-    return found
-
-
-def _add_loras(pipeline: Pipeline, adapters: Sequence[tuple[Any, float]]) -> None:
-    """Add adapters to the transformer of a pipeline.
-
-    Raises:
-        WeightsError: a LoRA of another model.
-    """
-    if not adapters:
-        return
-    from sanakit.pipeline.published.sana import SanaPipeline
-
-    pipe = SanaPipeline(pipeline)
-    strengths = {}
-    for number, (source, strength) in enumerate(adapters):
-        name = f"lora-{number}"
-        pipe.load_lora_weights(source, name)
-        strengths[name] = strength
-    pipe.set_adapters(list(strengths), list(strengths.values()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from math import prod
@@ -11,12 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sanakit.cli.terminal import say
+from sanakit.cli.terminal import processes, say
 from sanakit.errors import ConfigError, MissingModelError, OutOfMemory, did_you_mean
 from sanakit.files import expanded
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from sanakit.weights.catalog import Checkpoint
 
@@ -122,6 +124,21 @@ class Machine:
                 f"--device {self.device!r} is not there", hint=f"this machine has {have}"
             )
         return device_named(self.device)
+
+
+@contextmanager
+def together(*networks: nn.Module) -> Iterator[None]:
+    """Within the block the processes that torchrun started, if any, compute these together."""
+    if processes()[1] == 1:
+        yield
+        return
+    import torch.distributed as dist
+
+    from sanakit.pipeline.sequence_parallel import sequence_parallel
+
+    with sequence_parallel(*networks):
+        yield
+    dist.destroy_process_group()
 
 
 def check_memory(

@@ -12,12 +12,37 @@ from typing import Any, TextIO
 from sanakit.errors import DataError, plain
 
 
+def processes() -> tuple[int, int]:
+    """Number of this process, and how many torchrun started: 0 and 1 where it started none."""
+    number, count = (os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE"))
+    known = number.isdecimal() and count.isdecimal() and int(number) < int(count)
+    return (int(number), int(count)) if known else (0, 1)
+
+
+def speaks() -> bool:
+    """Whether this process prints and writes, of those that torchrun started."""
+    return processes()[0] == 0
+
+
 def say(*lines: object, err: bool = False) -> None:
     """Print lines to standard output or standard error; what a line holds cannot make a second.
+
+    Of several processes the first one prints.
 
     Raises:
         DataError: standard output refuses. BrokenPipeError: its reader went away.
     """
+    if speaks():
+        _print(*lines, err=err)
+
+
+def say_error(message: str) -> None:
+    """Print why a command ends, on every process: one may fail alone."""
+    number, _ = processes()
+    _print(f"error: {message}" if number == 0 else f"error: process {number}: {message}", err=True)
+
+
+def _print(*lines: object, err: bool) -> None:
     stream = sys.stderr if err else sys.stdout
     try:
         print(*(plain(line) for line in lines), sep="\n", file=stream, flush=True)
@@ -31,11 +56,13 @@ def say(*lines: object, err: bool = False) -> None:
 
 
 def say_bytes(data: bytes) -> None:
-    """Write to standard output what is no text.
+    """Write to standard output what is no text; of several processes the first one does.
 
     Raises:
         DataError: standard output refuses. BrokenPipeError: its reader went away.
     """
+    if not speaks():
+        return
     try:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()

@@ -45,7 +45,8 @@ INSTEAD = {
     "set_attn_processor": "attention is not exchanged: a forward hook on "
     "transformer_blocks[i].attn1, or a forward of your own, acts",
     "set_default_attn_processor": "there is one way of attending",
-    "enable_parallelism": "train with strategy=fsdp; drawing runs on one device a picture",
+    "enable_parallelism": "sanakit.sequence_parallel(network) is a context for drawing; training "
+    "has strategy=fsdp",
     "enable_cache": "steps are not skipped; fewer num_inference_steps is what costs less",
     "register_for_auto_class": "code of a model is never run",
     "dequantize": "load it again without quantization_config",

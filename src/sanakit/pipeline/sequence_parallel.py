@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sanakit.errors import LostProcess
+from sanakit.errors import ConfigError, LostProcess
 from sanakit.models.autoencoder import Autoencoder, Decoder
 from sanakit.models.published import say_once
 from sanakit.nn.embed import PatchEmbed
@@ -151,12 +151,18 @@ def sequence_parallel(*networks: nn.Module) -> Iterator[Stripes]:
 
 def join() -> None:
     """Take this process's place among those that torchrun started, where it has none yet."""
-    if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if dist.is_initialized() or os.environ.get("WORLD_SIZE", "1") == "1":
         return
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    with _answered():
+    try:
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group(timeout=TIMEOUT)
+    except (RuntimeError, ValueError, KeyError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"the processes that torchrun started do not find each other ({reason})",
+            hint="torchrun --nproc-per-node 2 -m sanakit generate ...",
+        ) from error
 
 
 @contextmanager

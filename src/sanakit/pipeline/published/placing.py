@@ -65,7 +65,7 @@ INSTEAD: Mapping[str, str] = {
     "fuse_qkv_projections": "torch.compile(pipe.transformer): nothing is gained here by fusing",
     "unfuse_qkv_projections": "nothing: projections are not fused",
     "compile": "pipe.transformer = torch.compile(pipe.transformer)",
-    "enable_parallelism": "one process for each device, each with pictures of its own",
+    "enable_parallelism": "sanakit.sequence_parallel(pipe.transformer, pipe.vae), a context",
     "decode_latents": "pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample",
     "prepare_extra_step_kwargs": "nothing: step takes no more than velocity, timestep and state",
     "run_safety_checker": "these models have none",
