@@ -29,11 +29,13 @@ if TYPE_CHECKING:
     from sanakit.pipeline.published.pag import SanaPAGPipeline
     from sanakit.pipeline.published.pictures import load_image, make_image_grid
     from sanakit.pipeline.published.sana import SanaPipeline
+    from sanakit.pipeline.published.sprint import SanaSprintPipeline
     from sanakit.pipeline.request import GenerateRequest
     from sanakit.pipeline.schedulers import (
         DPMSolverMultistepScheduler,
         FlowMatchEulerDiscreteScheduler,
         FlowMatchHeunDiscreteScheduler,
+        SCMScheduler,
         UniPCMultistepScheduler,
     )
     from sanakit.pipeline.sequence_parallel import sequence_parallel
@@ -65,9 +67,11 @@ _HOMES = {
     "SanaInpaintPipeline": "sanakit.pipeline.published.editing",
     "SanaControlNetModel": "sanakit.pipeline.networks",
     "SanaControlNetPipeline": "sanakit.pipeline.published.controlnet",
+    "SCMScheduler": "sanakit.pipeline.schedulers",
     "SanaPAGPipeline": "sanakit.pipeline.published.pag",
     "SanaPipeline": "sanakit.pipeline.published.sana",
     "SanaPipelineOutput": "sanakit.pipeline.published.base",
+    "SanaSprintPipeline": "sanakit.pipeline.published.sprint",
     "SanaTransformer2DModel": "sanakit.pipeline.networks",
     "TorchAoConfig": "transformers",
     "UniPCMultistepScheduler": "sanakit.pipeline.schedulers",
@@ -91,6 +95,7 @@ __all__ = [
     "GenerateResult",
     "Pipeline",
     "PipelineQuantizationConfig",
+    "SCMScheduler",
     "SanaControlNetModel",
     "SanaControlNetPipeline",
     "SanaImg2ImgPipeline",
@@ -98,6 +103,7 @@ __all__ = [
     "SanaPAGPipeline",
     "SanaPipeline",
     "SanaPipelineOutput",
+    "SanaSprintPipeline",
     "SanaTransformer2DModel",
     "TorchAoConfig",
     "UniPCMultistepScheduler",

@@ -11,7 +11,6 @@ SCHEDULERS = (
     "FlowMatchHeunDiscreteScheduler: the solvers of flows"
 )
 INSTEAD = {
-    "SanaSprintPipeline": "SanaTransformer2DModel, which reads its weights",
     "SanaSprintImg2ImgPipeline": TEXT_TO_IMAGE,
     "SanaVideoPipeline": TEXT_TO_IMAGE,
     "StableDiffusionPipeline": "SanaPipeline: these are SANA's models only",
@@ -35,7 +34,6 @@ INSTEAD = {
     "ClassifierFreeGuidance": "pipe(..., guidance_scale=4.5)",
     "export_to_gif": 'images[0].save("a.gif", save_all=True, append_images=images[1:])',
     "export_to_video": "images: these models draw single pictures",
-    "SCMScheduler": SCHEDULERS,
     "EulerDiscreteScheduler": SCHEDULERS,
     "EulerAncestralDiscreteScheduler": SCHEDULERS,
     "DDIMScheduler": SCHEDULERS,

@@ -24,6 +24,7 @@ READ = {
         "prompts",
         "request",
         "sampler",
+        "scheduler_settings",
         "schedulers",
     },
     "sanakit.quant": {"method", "quantize"},

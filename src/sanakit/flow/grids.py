@@ -35,6 +35,8 @@ class Leg(NamedTuple):
     there: NoiseLevel
     position: int
     total: int
+    fresh: Latent | None = None
+    """Noise that the step adds, where its solver adds any."""
 
     @property
     def remaining(self) -> int:
@@ -80,7 +82,7 @@ def flow_dpm_sigmas(num_steps: int, flow_shift: float) -> SigmaGrid:
 
     Timesteps are integers, truncated; sigmas are fp32.
     """
-    _check_steps(num_steps)
+    check_steps(num_steps)
     # Truncation makes the last bit of fp64 visible where 1000 * sigma is all but whole, so the
     # order of these operations is part of the published grid.
     alphas = np.linspace(1, 1 / TRAIN_STEPS, num_steps + 1)
@@ -92,7 +94,7 @@ def flow_euler_sigmas(num_steps: int, flow_shift: float) -> SigmaGrid:
 
     Timesteps are not truncated; everything is fp32.
     """
-    _check_steps(num_steps)
+    check_steps(num_steps)
     lowest = shift_sigmas(torch.tensor(1 / TRAIN_STEPS), flow_shift).item()
     even = np.linspace(TRAIN_STEPS, lowest * TRAIN_STEPS, num_steps) / TRAIN_STEPS
     return _closed(shift_sigmas(even, flow_shift), whole_timesteps=False)
@@ -103,7 +105,7 @@ def flow_unipc_sigmas(num_steps: int, flow_shift: float) -> SigmaGrid:
 
     Timesteps are integers, truncated; sigmas are fp32.
     """
-    _check_steps(num_steps)
+    check_steps(num_steps)
     even = np.linspace(1, 1 / TRAIN_STEPS, num_steps + 1)[:-1]
     return _closed(shift_sigmas(even, flow_shift), whole_timesteps=True)
 
@@ -114,13 +116,13 @@ def sigmas_given(sigmas: Sequence[float], flow_shift: float, *, whole_timesteps:
     A closing 0 is added where it is missing. ``whole_timesteps`` truncates what the network is told
     and keeps it below 1000, as the published grids of multistep solvers do.
     """
-    levels = _falling(sigmas, 1.0, "sigmas")
+    levels = falling(sigmas, 1.0, "sigmas")
     return _closed(shift_sigmas(levels, flow_shift), whole_timesteps=whole_timesteps)
 
 
 def timesteps_given(timesteps: Sequence[float]) -> SigmaGrid:
     """Give the grid whose network is told just these timesteps: nothing shifts them. (S14)."""
-    told = _falling(timesteps, float(TRAIN_STEPS), "timesteps")
+    told = falling(timesteps, float(TRAIN_STEPS), "timesteps")
     sigmas = np.minimum(told / TRAIN_STEPS, ALMOST_NOISE)
     return _closed(sigmas, whole_timesteps=False)._replace(
         timesteps=torch.from_numpy(told.astype(np.float32))
@@ -144,7 +146,8 @@ def _closed(sigmas: np.ndarray, *, whole_timesteps: bool) -> SigmaGrid:
     return SigmaGrid(levels, timesteps)
 
 
-def _falling(values: Sequence[float], most: float, name: str) -> np.ndarray:
+def falling(values: Sequence[float], most: float, name: str) -> np.ndarray:
+    """Give levels of the caller's without a closing 0, which fall from at most ``most``."""
     levels = np.asarray(values, dtype=np.float64).reshape(-1)
     if len(levels) and levels[-1] == 0:
         levels = levels[:-1]
@@ -160,7 +163,8 @@ def _falling(values: Sequence[float], most: float, name: str) -> np.ndarray:
     return levels
 
 
-def _check_steps(num_steps: int) -> None:
+def check_steps(num_steps: int) -> None:
+    """Refuse a run of no steps."""
     if num_steps < 1:
         raise ConfigError(f"num_steps={num_steps} must be at least 1", hint="20 is usual")
 

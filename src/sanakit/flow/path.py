@@ -5,10 +5,32 @@ Nothing here divides, so both ends of the path are ordinary points.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sanakit.errors import ConfigError
 from sanakit.shapes import Latent, PerSample
+
+Generators = torch.Generator | Sequence[torch.Generator]
+
+
+def draw_noise(count: int, shape: Sequence[int], generator: Generators | None) -> Latent:
+    """Noise ``count c h w``: one generator draws all of it, a list one picture each.
+
+    Raises:
+        ConfigError: not as many generators as pictures.
+    """
+    if generator is None or isinstance(generator, torch.Generator):
+        device = "cpu" if generator is None else generator.device
+        return torch.randn(count, *shape, generator=generator, device=device)
+    if len(generator) != count:
+        raise ConfigError(
+            f"{len(generator)} generators for {count} pictures", hint="pass one a picture"
+        )
+    return torch.cat([torch.randn(1, *shape, generator=g, device=g.device) for g in generator])
 
 
 def interpolate(x0: Latent, noise: Latent, sigma: PerSample) -> Latent:

@@ -8,6 +8,8 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from sanakit.flow.grids import (
     Leg,
@@ -205,16 +207,19 @@ def integrate(
     grid: SigmaGrid,
     *,
     on_step: OnStep = lambda index, stepped: None,
+    fresh: Float[Tensor, "steps b c h w"] | None = None,
 ) -> Latent:
     """Carry ``x`` down the grid, which owns both ends; the state is at least fp32.
 
     ``velocity`` gets that state and a `NoiseLevel` of two scalars on the CPU; it may answer in any
     dtype. ``on_step`` is told of every finished step; the latent it returns, if any, takes the
-    place of the state, and what it raises stops the run.
+    place of the state, and what it raises stops the run. ``fresh`` is the noise of each step.
     """
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     past: Past = ()
     for leg in grid.legs():
+        if fresh is not None:
+            leg = leg._replace(fresh=fresh[leg.position])
         stepped = step(velocity, x, leg, past)
         past = (*past, stepped)[-HISTORY:]
         replaced = on_step(leg.position, stepped)
@@ -228,6 +233,8 @@ class Solver(NamedTuple):
     step: SolverStep
     grid: Callable[[int, float], SigmaGrid]
     whole_timesteps: bool
+    adds_noise: bool = False
+    """Whether each step needs fresh noise."""
 
     def grid_through(self, sigmas: Sequence[float], flow_shift: float) -> SigmaGrid:
         """Give the grid through a caller's own levels; as `sigmas_given`."""

@@ -42,3 +42,10 @@ class SchedulerOutput(ModelOutput):
     """``prev_sample`` is the state after a step."""
 
     prev_sample: Latent
+
+
+@dataclass
+class SCMSchedulerOutput(SchedulerOutput):
+    """``pred_original_sample`` is the estimate of the clean latent."""
+
+    pred_original_sample: Latent | None = None

@@ -48,6 +48,7 @@ from sanakit.pipeline.prompts import (
 from sanakit.pipeline.schedulers import (
     DPMSolverMultistepScheduler,
     Scheduler,
+    SCMScheduler,
     as_scheduler,
     read_scheduler,
     scheduler_from_config,
@@ -222,6 +223,23 @@ def read_defaults(folder: Path, scheduler: object | None = None) -> GenerationDe
         guidance_scale=number(ours.get("guidance_scale", 4.5), name=f"{source}: guidance_scale"),
         scheduler=as_scheduler(scheduler),
     )
+
+
+def suited(
+    defaults: GenerationDefaults, transformer: LinearDiT | None, source: str | None = None
+) -> GenerationDefaults:
+    """Give a model of few steps its own scheduler, with a word where ``source`` says another."""
+    of_few_steps = transformer is not None and transformer.config.guidance_embeds
+    if not of_few_steps or defaults.scheduler.solver.adds_noise:
+        return defaults
+    if source is not None:
+        logger.warning(
+            "%s: its scheduler is %s, which does not sample this model of few steps; "
+            "SCMScheduler does, and is used",
+            source,
+            type(defaults.scheduler).__name__,
+        )
+    return replace(defaults, scheduler=SCMScheduler())
 
 
 def fingerprint(folder: Path) -> str:
@@ -409,6 +427,8 @@ def load_components(
         )
     for part in (part for part in PARTS if part not in given):
         logger.info("%s read from %s", part, folders[part])
+    if given.get("scheduler") is None:
+        defaults = suited(defaults, transformer, str(folder))
     as_published = {*NETWORKS} - {CONTROLNET} <= missing.keys() and not methods
     made = join(transformer, autoencoder, encoder, tokenizer, defaults, branch)
     return replace(
@@ -555,7 +575,7 @@ def assemble(
     if transformer is not None:
         defaults = network_in(transformer, LinearDiT).generation_defaults
     if not isinstance(defaults, GenerationDefaults):
-        defaults = GenerationDefaults()
+        defaults = suited(GenerationDefaults(), transformer)
     return join(transformer, vae, encoder, tokenizer, defaults, controlnet)
 
 

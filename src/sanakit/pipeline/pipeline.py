@@ -112,6 +112,8 @@ class Sampling:
     guidance: Guidance
     pag_layers: frozenset[int] = frozenset()
     steering: Steering | None = None
+    fresh: Tensor | None = None
+    """Noise ``steps b c h w``, for solvers that add some."""
 
 
 class StepCount:
@@ -220,9 +222,10 @@ class Pipeline:
             require(self.components.autoencoder)
         (height, width), size = self.sizes(call)
         scheduler = call.scheduler or self.scheduler(call.compat)
+        call.check_model(scheduler, few_steps=self.components.transformer.config.guidance_embeds)
         sampling = self.sampling(
             scheduler=scheduler,
-            num_steps=call.num_inference_steps,
+            num_steps=call.num_inference_steps or scheduler.usual_steps,
             timesteps=call.timesteps,
             sigmas=call.sigmas,
             guidance=call.guidance(self.components.defaults.guidance_scale),
@@ -241,8 +244,12 @@ class Pipeline:
             positive, negative = self.texts(call, guided=guided)
 
         # 3. Noise: the caller's, or drawn; one latent for each text. An edit mixes its picture in,
-        # a control image is encoded.
-        noise = call.noise(len(positive.text), self.latent_shape(*size))
+        # a control image is encoded; some solvers add more noise in each step.
+        shape = self.latent_shape(*size)
+        noise = call.noise(len(positive.text), shape)
+        fresh = None
+        if scheduler.solver.adds_noise:
+            fresh = call.fresh_noise(len(noise), shape, len(sampling.grid.timesteps))
         begun = None
         if edit is not None:
             with watch.stage("encode"):
@@ -264,6 +271,8 @@ class Pipeline:
                 walk = replace(sampling, step=begun.step(sampling.step, rows))
             if steering is not None:
                 walk = replace(walk, steering=steering.rows(rows))
+            if fresh is not None:
+                walk = replace(walk, fresh=fresh[:, rows])
             if not steps.stopped:
                 given, null = positive.rows(rows), None if negative is None else negative.rows(rows)
                 if not draws_as_built(self.components.transformer):
@@ -305,7 +314,9 @@ class Pipeline:
         own = self.components.defaults.scheduler
         shift = own.flow_shift if request.flow_shift is None else request.flow_shift
         named = request.solver
-        scheduler = own.shifted(shift) if named is None else scheduler_named(named, shift)
+        scheduler = own if named is None else scheduler_named(named, 1.0)
+        if scheduler.solver.adds_noise == own.solver.adds_noise:
+            scheduler = scheduler.shifted(shift)
         seeds = range(request.seed, request.seed + request.count)
         return Call(
             prompt=request.prompt,
@@ -539,7 +550,8 @@ class Pipeline:
             )
             device = first_weight(transformer).device
             x = noise.to(device=device, dtype=torch.float32)
-            return integrate(step, velocity, x, sampling.grid, on_step=checked)
+            fresh = None if sampling.fresh is None else sampling.fresh.to(x)
+            return integrate(step, velocity, x, sampling.grid, on_step=checked, fresh=fresh)
 
     def _encoded(self, ask: Callable[[PromptEncoder], Texts]) -> Texts:
         """Give what ``ask`` makes of the prompt encoder, once more in a safer dtype if need be."""
@@ -663,6 +675,7 @@ class Pipeline:
             "count": 1,
             "height": size[0],
             "width": size[1],
+            "num_steps": request.num_steps or scheduler.usual_steps,
             "guidance_scale": sampling.guidance.guidance_scale,
             "solver": scheduler.solver_name,
             "flow_shift": scheduler.flow_shift,

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sanakit.errors import ConfigError, did_you_mean
 from sanakit.flow.guidance import Guidance
+from sanakit.flow.path import Generators, draw_noise
 from sanakit.flow.projection import AdaptiveProjectedGuidance
 from sanakit.pipeline.aspect_ratios import check_count
 from sanakit.pipeline.numerics import require_finite
@@ -47,7 +48,7 @@ class GenerateRequest:
     height: int | None = None
     width: int | None = None
     use_resolution_binning: bool = True
-    num_steps: int = 20
+    num_steps: int | None = None
     guidance_scale: float | None = None
     pag_scale: float = 0.0
     pag_layers: tuple[int, ...] = (0,)
@@ -59,9 +60,11 @@ class GenerateRequest:
     def __post_init__(self) -> None:
         for name in ("seed", "count", "num_steps"):
             value = getattr(self, name)
+            if value is None and name == "num_steps":
+                continue
             if isinstance(value, bool) or not isinstance(value, int):
                 raise ConfigError(f"{name}={value!r} must be a whole number")
-        if self.num_steps < 1 or self.num_steps > 1000:
+        if self.num_steps is not None and not 1 <= self.num_steps <= 1000:
             raise ConfigError(f"num_steps={self.num_steps} must be 1 to 1000", hint="20 is usual")
         check_count(self.count, self.seed)
         if self.solver is not None:
@@ -121,7 +124,6 @@ class GenerateRequest:
 
 
 Prompts = str | Sequence[str]
-Generators = torch.Generator | Sequence[torch.Generator]
 Callback = Callable[[Any, int, Tensor, dict[str, Tensor]], "dict[str, Tensor] | None"]
 OutputType = Literal["pil", "np", "pt", "latent"]
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -133,15 +135,16 @@ TENSOR_INPUTS = ("latents", "prompt_embeds", "negative_prompt_embeds")
 class Call:
     """The arguments of one call, by the names that users of diffusers know.
 
-    Each is checked as far as it can be alone. None of ``scheduler``, ``guidance_scale``, ``height``
-    and ``width`` means the model's own; ``at_once`` None draws one by one on a CPU, where matrix
-    products of another batch size round differently and a batch gains little. ``edit`` is a picture
-    to begin with, ``control`` one to follow; its size is then the one that None means.
+    Each is checked as far as it can be alone. None of ``scheduler``, ``num_inference_steps``,
+    ``guidance_scale``, ``height`` and ``width`` means the model's own; ``at_once`` None draws one
+    by one on a CPU, where matrix products of another batch size round differently and a batch gains
+    little. ``edit`` is a picture to begin with, ``control`` one to follow; its size is then the one
+    that None means.
     """
 
     prompt: Prompts | None
     negative_prompt: Prompts | None = ""
-    num_inference_steps: int = 20
+    num_inference_steps: int | None = None
     timesteps: Sequence[float] | None = None
     sigmas: Sequence[float] | None = None
     guidance_scale: float | None = None
@@ -178,6 +181,8 @@ class Call:
     def __post_init__(self) -> None:
         for name in ("num_images_per_prompt", "num_inference_steps"):
             value = getattr(self, name)
+            if name == "num_inference_steps" and value is None:
+                continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name}={value!r} must be a whole number of at least 1")
         if self.eta != 0.0:
@@ -205,6 +210,32 @@ class Call:
                 f"callback_on_step_end_tensor_inputs names {', '.join(unknown)}",
                 hint=f"to be had: {', '.join(TENSOR_INPUTS)}",
             )
+
+    def check_model(self, scheduler: Scheduler, *, few_steps: bool) -> None:
+        """Refuse a scheduler that is not for a model, and what a model of few steps never reads.
+
+        Raises:
+            ConfigError: naming it.
+        """
+        if scheduler.solver.adds_noise != few_steps:
+            kind = "embeds its guidance" if few_steps else "is not of few steps"
+            raise ConfigError(
+                f"{type(scheduler).__name__} does not sample this model, which {kind}",
+                hint="SCMScheduler() does" if few_steps else "leave the scheduler out",
+            )
+        asked = {
+            "negative_prompt": any(listed(self.negative_prompt, "negative_prompt") or []),
+            "negative_prompt_embeds": self.negative_prompt_embeds is not None,
+            "pag_scale": self.pag_scale != 0,
+            "sigma_interval": self.sigma_interval != (0.0, 1.0),
+            "guider": self.guider is not None,
+        }
+        for name, given in asked.items():
+            if given and few_steps:
+                raise ConfigError(
+                    f"{name} does nothing here: this model embeds its guidance, in one pass",
+                    hint="leave it out; guidance_scale is heeded",
+                )
 
     @property
     def tensor_inputs(self) -> Sequence[str]:
@@ -249,15 +280,11 @@ class Call:
                     "use_resolution_binning=False draws the very size asked for",
                 )
             return self.latents
-        given = self.generator
-        if given is None or isinstance(given, torch.Generator):
-            device = "cpu" if given is None else given.device
-            return torch.randn(count, *shape, generator=given, device=device)
-        if len(given) != count:
-            raise ConfigError(
-                f"{len(given)} generators for {count} pictures", hint="pass one a picture"
-            )
-        return torch.cat([torch.randn(1, *shape, generator=g, device=g.device) for g in given])
+        return draw_noise(count, shape, self.generator)
+
+    def fresh_noise(self, count: int, shape: tuple[int, int, int], num_steps: int) -> Tensor:
+        """Noise ``num_steps count c h w`` for solvers that add some in each step, drawn in turn."""
+        return torch.stack([draw_noise(count, shape, self.generator) for _ in range(num_steps)])
 
 
 def listed(prompt: Prompts | None, name: str = "prompt") -> list[str] | None:

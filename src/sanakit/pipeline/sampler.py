@@ -78,11 +78,6 @@ class Denoiser:
                 f"guidance_scale={guidance.guidance_scale} needs a negative prompt's embeddings",
                 hint="pass them, or guidance_scale=1 to do without",
             )
-        if guidance.guider is not None and embeds:
-            raise ConfigError(
-                f"guider={guidance.guider}: this model was taught its guidance",
-                hint="guidance_scale alone is what it knows",
-            )
         weight = first_weight(model)
         both = positive if negative is None else EncodedText.joined([negative, positive])
         text = both.text.to(device=weight.device, dtype=weight.dtype)

@@ -6,7 +6,6 @@ What ``scheduler_config.json`` of a published folder says is honoured or refused
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Collection, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, fields
@@ -29,134 +28,31 @@ from sanakit.flow.grids import (
     shift_sigmas,
     timesteps_given,
 )
+from sanakit.flow.path import Generators, draw_noise
+from sanakit.flow.scm import (
+    MAX_TIME,
+    SECOND_TIME,
+    SIGMA_DATA,
+    ArcWalk,
+    arc_grid,
+    scm_grid,
+    scm_grid_asked,
+    scm_step,
+)
 from sanakit.flow.solvers import Solver, dpmpp_step, euler_step, heun_step, unipc_step
 from sanakit.flow.walk import Walk
-from sanakit.models.outputs import SchedulerOutput
+from sanakit.models.outputs import SchedulerOutput, SCMSchedulerOutput
+from sanakit.pipeline.scheduler_settings import (
+    FLOW_SHIFTS,
+    NO_NOISE,
+    REFUSED,
+    SchedulerConfig,
+    positive,
+    settings_for,
+)
 from sanakit.shapes import Latent
 from sanakit.weights.lockfile import asking
 from sanakit.weights.resolve import resolve_model
-
-FLOW_SHIFTS = ("flow_shift", "shift")  # one thing, by the two names that published classes use
-# Published keys that decide nothing where levels are those of a flow: they describe a schedule of
-# betas, or an option that is refused when it is on.
-WITHOUT_EFFECT = frozenset(
-    {"beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr"}
-    | {"timestep_spacing", "steps_offset", "lambda_min_clipped", "sigma_min", "sigma_max"}
-    | {"dynamic_thresholding_ratio", "sample_max_value", "time_shift_type"}
-    | {"base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len"}
-)
-OTHER_SIGMAS = "these networks were trained at levels of a flow"
-NO_NOISE = "solvers here add no noise, so that a seed decides the picture"
-# Options that exist, the one value that can be honoured (the default of their field), and why.
-REFUSED = {
-    "num_train_timesteps": "networks are told timesteps of 0 to 1000",
-    "prediction_type": "these networks predict a flow's velocity",
-    "use_flow_sigmas": OTHER_SIGMAS,
-    "use_karras_sigmas": OTHER_SIGMAS,
-    "use_exponential_sigmas": OTHER_SIGMAS,
-    "use_beta_sigmas": OTHER_SIGMAS,
-    "use_lu_lambdas": OTHER_SIGMAS,
-    "use_dynamic_shifting": "the shift is a number of the model, not of a picture's size",
-    "shift_terminal": "grids end at no noise",
-    "final_sigmas_type": "grids end at no noise, or noise would be left in the picture",
-    "invert_sigmas": "1 is noise and 0 is data for these networks",
-    "thresholding": "it is made for pixels, not for latents",
-    "variance_type": "no variance is read",
-    "stochastic_sampling": NO_NOISE,
-    "predict_x0": "the flow is solved for x0",
-    "solver_p": "the predictor is its own",
-}
-# Published values of ``solver_type``; a class that has others takes its own default for them.
-SOLVER_TYPES = {
-    "DPMSolverMultistepScheduler": frozenset({"midpoint", "heun"}),
-    "UniPCMultistepScheduler": frozenset({"bh1", "bh2"}),
-}
-ELSEWHERE = frozenset(
-    {"algorithm_type", "disable_corrector", "euler_at_final", "lower_order_final"}
-)
-
-
-class SchedulerConfig(dict[str, Any]):
-    """A scheduler's settings, read as ``config["flow_shift"]`` or as ``config.flow_shift``.
-
-    A dict, as the schedulers of others demand in ``from_config``; it cannot be changed.
-    """
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name not in self:
-            raise AttributeError(f"the scheduler has no setting {name!r}")
-        return self[name]
-
-    def __reduce__(self) -> tuple[type[SchedulerConfig], tuple[dict[str, Any]]]:
-        return SchedulerConfig, (dict(self),)
-
-    def _fixed(self, *_: Any, **__: Any) -> NoReturn:
-        raise ConfigError(
-            "a scheduler's settings are fixed",
-            hint="pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, ...)",
-        )
-
-    __setitem__ = __delitem__ = __ior__ = __setattr__ = _fixed
-    clear = pop = popitem = setdefault = update = _fixed
-
-
-def settings_for(
-    class_name: str, own: Collection[str], config: Mapping[str, Any], changes: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Choose from any scheduler's settings those that a class has, and lay ``changes`` over them.
-
-    Args:
-        class_name: the class that will be built.
-        own: the settings that it has.
-        config: settings of this or another class, as published or as `SchedulerConfig`.
-        changes: settings that the caller asks for: each must be one of the class.
-    """
-    values: dict[str, Any] = {}
-    for name, value in config.items():
-        key = _known_as(name, own)
-        if key != name and key in config:
-            continue  # a shift of another class, carried along beside this one's own
-        if key in own:
-            values[key] = value
-        elif not (name.startswith("_") or name in PUBLISHED):
-            refuse_setting(name, {*own, *WITHOUT_EFFECT})
-    types = SOLVER_TYPES.get(class_name, frozenset())
-    if values.get("solver_type") not in types and values.get("solver_type") in ALL_SOLVER_TYPES:
-        del values["solver_type"]
-    for name, value in changes.items():
-        key = _known_as(name, own)
-        if key in WITHOUT_EFFECT:
-            raise ConfigError(
-                f"{name}={value!r} has no effect on the levels of a flow", hint="leave it out"
-            )
-        if key not in own:
-            refuse_setting(name, own)
-        values[key] = value
-    return values
-
-
-def refuse_setting(name: str, known: Collection[str]) -> NoReturn:
-    """Say that a scheduler has no such setting, and which is nearest."""
-    hint = did_you_mean(name, sorted(known))
-    raise ConfigError(f"{name!r} is no setting of this scheduler", hint=hint)
-
-
-def positive(value: object) -> bool:
-    """Whether a setting is a finite number above 0."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value) and value > 0  # type: ignore[arg-type,operator]
-
-
-def _known_as(name: str, own: Collection[str]) -> str:
-    """The class's own name of a setting."""
-    if name in FLOW_SHIFTS:
-        return next((known for known in FLOW_SHIFTS if known in own), name)
-    return name
-
-
-ALL_SOLVER_TYPES = frozenset({"logrho"}).union(*SOLVER_TYPES.values())
-PUBLISHED = WITHOUT_EFFECT | ELSEWHERE | {*REFUSED, *FLOW_SHIFTS, "solver_order", "solver_type"}
-
 
 CONFIG = "scheduler_config.json"
 INSTEAD = {
@@ -190,6 +86,12 @@ class Scheduler:
                 self._refuse("solver_order", "orders are 1, 2 and 3", "2 is usual with guidance")
 
     init_noise_sigma: ClassVar[float] = 1.0
+    usual_steps: ClassVar[int] = 20
+
+    @property
+    def latent_unit(self) -> float:
+        """What published callbacks see states multiplied by."""
+        return 1.0
 
     @property
     def solver(self) -> Solver:
@@ -231,7 +133,8 @@ class Scheduler:
     @property
     def solver_name(self) -> str | None:
         """Its name among the options of ``solver``; None where settings differ from all of them."""
-        names = (name for name in NAMED if scheduler_named(name, self.flow_shift) == self)
+        alike = (name for name, known in NAMED.items() if type(known) is type(self))
+        names = (name for name in alike if NAMED[name].shifted(self.flow_shift) == self)
         return next(names, None)
 
     @property
@@ -365,18 +268,22 @@ class Scheduler:
             raise ConfigError("set_timesteps needs num_inference_steps, sigmas or timesteps")
         else:
             grid = self.grid(num_inference_steps)
-        vars(self)["_walk"] = Walk(self.solver.step, grid, device)
+        vars(self)["_walk"] = self._walk_over(grid, device)
 
     def along(self: S, grid: SigmaGrid) -> S:
         """Give the same scheduler at the begin of a run over a grid of its own."""
         begun = copy(self)
-        vars(begun)["_walk"] = Walk(self.solver.step, grid, None)
+        vars(begun)["_walk"] = begun._walk_over(grid, None)
         return begun
+
+    def _walk_over(self, grid: SigmaGrid, device: str | torch.device | None) -> Any:
+        return Walk(self.solver.step, grid, device)
 
     @property
     def compatibles(self) -> list[type[Scheduler]]:
-        """The classes that can be made of these settings: all."""
-        return list(CLASSES.values())
+        """The classes that can be made of these settings: all that sample the same models."""
+        noisy = self.solver.adds_noise
+        return [kind for kind in CLASSES.values() if kind().solver.adds_noise == noisy]
 
     def __len__(self) -> int:
         return self.num_train_timesteps
@@ -588,6 +495,101 @@ class FlowMatchHeunDiscreteScheduler(_FlowMatch):
         return Solver(heun_step, flow_euler_sigmas, False)
 
 
+@dataclass(frozen=True, kw_only=True)
+class SCMScheduler(Scheduler):
+    """One to a few steps for Sprint models, each with fresh noise from the call's generators.
+
+    Of its own methods ``timesteps`` are angles that end with 0, and `step` takes predictions and
+    states in the published unit of ``sigma_data``; pipelines need none of them.
+    """
+
+    prediction_type: str = "trigflow"
+    sigma_data: float = SIGMA_DATA
+
+    usual_steps: ClassVar[int] = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not positive(self.sigma_data):
+            self._refuse("sigma_data", "it must be a positive number", f"{SIGMA_DATA} is usual")
+
+    @property
+    def flow_shift(self) -> float:
+        """None: times are not shifted."""
+        return 1.0
+
+    @property
+    def latent_unit(self) -> float:
+        """States of published callbacks are in the unit of the data."""
+        return self.sigma_data
+
+    @property
+    def solver(self) -> Solver:
+        """Consistency with fresh noise. (S22)."""
+        return Solver(scm_step, lambda num_steps, shift: scm_grid(num_steps), False, True)
+
+    def custom_grid(
+        self, timesteps: Sequence[float] | None = None, sigmas: Sequence[float] | None = None
+    ) -> SigmaGrid:
+        """Give a grid through angles of the caller's own, from noise to data.
+
+        Raises:
+            ConfigError: for sigmas, which this solver does not go by, or angles that do not fall.
+        """
+        if timesteps is None or sigmas is not None:
+            raise ConfigError(
+                "SCMScheduler takes no sigmas", hint="timesteps=[1.5708, 1.3, 0] are angles"
+            )
+        return arc_grid(timesteps)
+
+    @refuse_unknown
+    def set_timesteps(  # type: ignore[override]  # as published
+        self,
+        num_inference_steps: int | None = None,
+        timesteps: Sequence[float] | None = None,
+        device: str | torch.device | None = None,
+        max_timesteps: float | None = MAX_TIME,
+        intermediate_timesteps: float | None = SECOND_TIME,
+    ) -> None:
+        """Begin a run by hand; arguments and errors are those of `scm_grid_asked`."""
+        grid = scm_grid_asked(num_inference_steps, timesteps, max_timesteps, intermediate_timesteps)
+        vars(self)["_walk"] = self._walk_over(grid, device)
+
+    def _walk_over(self, grid: SigmaGrid, device: str | torch.device | None) -> ArcWalk:
+        return ArcWalk(grid, self.sigma_data, device)
+
+    @property
+    def num_inference_steps(self) -> int | None:
+        """Steps of the run by hand."""
+        walk: ArcWalk | None = vars(self).get("_walk")
+        return None if walk is None else len(walk.timesteps) - 1
+
+    @refuse_unknown
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: float | Tensor,
+        sample: Latent,
+        generator: Generators | None = None,
+        return_dict: bool = True,
+    ) -> Any:
+        """Take a prediction along the arc at an angle, and draw the noise to go on with.
+
+        ``prev_sample`` is the state at the next angle, ``pred_original_sample`` the estimate of x0.
+
+        Raises:
+            ConfigError: before `set_timesteps`, or for an angle that is not of the run.
+        """
+        walk: ArcWalk | None = vars(self).get("_walk")
+        if walk is None:
+            raise ConfigError("step before set_timesteps", hint="scheduler.set_timesteps(2)")
+        noise = draw_noise(len(sample), sample.shape[1:], generator).to(sample)
+        state, denoised = walk.step(model_output, timestep, sample, noise)
+        if not return_dict:
+            return state, denoised
+        return SCMSchedulerOutput(prev_sample=state, pred_original_sample=denoised)
+
+
 CLASSES: Mapping[str, type[Scheduler]] = MappingProxyType(
     {
         face.__name__: face
@@ -595,6 +597,7 @@ CLASSES: Mapping[str, type[Scheduler]] = MappingProxyType(
             DPMSolverMultistepScheduler,
             FlowMatchEulerDiscreteScheduler,
             FlowMatchHeunDiscreteScheduler,
+            SCMScheduler,
             UniPCMultistepScheduler,
         )
     }
@@ -617,7 +620,7 @@ def scheduler_named(solver: str, flow_shift: float) -> Scheduler:
     """Give the scheduler that a name of ``solver`` means."""
     if solver not in NAMED:
         raise ConfigError(f"solver {solver!r} is unknown", hint=did_you_mean(solver, NAMED))
-    return NAMED[solver].from_config(NAMED[solver].config, flow_shift=flow_shift)
+    return NAMED[solver].shifted(flow_shift)
 
 
 def scheduler_from_config(config: Mapping[str, Any]) -> Scheduler:

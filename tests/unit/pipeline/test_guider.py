@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from sanakit import AdaptiveProjectedGuidance, GenerateRequest, Pipeline, SanaPipeline
+from sanakit import AdaptiveProjectedGuidance, GenerateRequest, Pipeline, SanaPipeline, SCMScheduler
 from sanakit.errors import ConfigError
 from sanakit.flow.projection import Projected
 from sanakit.models.transformer import LinearDiT
-from sanakit.pipeline.components import Components
+from sanakit.pipeline.components import Components, GenerationDefaults
 from sanakit.pipeline.numerics import NumericsWarning
 from tiny import TRANSFORMER, tiny_components
 
@@ -115,9 +115,10 @@ def test_the_command_and_the_published_pipeline_draw_the_same(parts: Components)
 
 def test_a_model_that_was_taught_its_guidance_takes_no_guider() -> None:
     config = replace(TRANSFORMER, guidance_embeds=True, guidance_embeds_scale=0.1)
-    parts = replace(tiny_components(), transformer=LinearDiT(config))
-    with pytest.raises(ConfigError, match="this model was taught its guidance"):
-        drawn(parts, "a fox", noise(1))
+    defaults = GenerationDefaults(scheduler=SCMScheduler())
+    parts = replace(tiny_components(defaults), transformer=LinearDiT(config))
+    with pytest.raises(ConfigError, match="guider does nothing here"):
+        Pipeline(parts).generate(GenerateRequest(prompt="a fox", guider=GUIDER))
 
 
 def test_a_guider_of_another_library_is_told_ours(parts: Components) -> None:

@@ -27,6 +27,7 @@ from sanakit.pipeline.published.controlnet import SanaControlNetPipeline
 from sanakit.pipeline.published.editing import SanaImg2ImgPipeline, SanaInpaintPipeline
 from sanakit.pipeline.published.pag import SanaPAGPipeline
 from sanakit.pipeline.published.sana import SanaPipeline
+from sanakit.pipeline.published.sprint import SanaSprintPipeline
 from sanakit.untrusted import shown
 from sanakit.weights.catalog import Checkpoint, find_checkpoint
 from sanakit.weights.dtypes import overflowing_of, resolve_dtypes
@@ -36,7 +37,8 @@ from sanakit.weights.resolve import component_folder
 OWN_KEYWORDS = ("pag_applied_layers",)  # which not all of them have
 # By the class that a model's ``model_index.json`` names.
 FACES: Mapping[str, type[PublishedPipeline]] = {
-    kind.__name__: kind for kind in (SanaPipeline, SanaPAGPipeline, SanaControlNetPipeline)
+    kind.__name__: kind
+    for kind in (SanaPipeline, SanaPAGPipeline, SanaControlNetPipeline, SanaSprintPipeline)
 }
 
 

@@ -21,6 +21,7 @@ from transformers.utils.generic import ModelOutput
 from sanakit.errors import ConfigError, did_you_mean, refuse_unknown
 from sanakit.files import read_json
 from sanakit.models.autoencoder import Autoencoder
+from sanakit.models.config import TransformerConfig
 from sanakit.models.parts import network_in
 from sanakit.models.text_encoder import TextEncoder
 from sanakit.models.transformer import LinearDiT
@@ -95,6 +96,8 @@ class PublishedPipeline(Steps, Saved, Placing, LoraMethods):
 
     own_parts: ClassVar[tuple[str, ...]] = ()
     """Parts that not all pipelines have, which loading takes."""
+    few_steps: ClassVar[bool] = False
+    """Whether it draws with Sprint models, which embed their guidance."""
     # Read by the callback objects of the ecosystem.
     _callback_tensor_inputs: ClassVar[list[str]] = list(TENSOR_INPUTS)
 
@@ -130,6 +133,7 @@ class PublishedPipeline(Steps, Saved, Placing, LoraMethods):
                 f"core is a {type(core).__name__}",
                 hint=f"name the parts: {type(self).__name__}(vae=...)",
             )
+        self._check_kind(core.components.transformer)
         if (known := present(core.components.transformer)) is not None:
             # For pipelines that are made of its parts.
             network_in(known, LinearDiT).generation_defaults = core.components.defaults
@@ -141,6 +145,26 @@ class PublishedPipeline(Steps, Saved, Placing, LoraMethods):
         self._bar_options: dict[str, Any] = {"disable": None}
         self._offload: Callable[[Networks], Visit] | None = None
         self._runs = Runs()
+
+    @classmethod
+    def _check_kind(cls, transformer: LinearDiT | None) -> None:
+        """Refuse a transformer that is for another pipeline."""
+        config = getattr(transformer, "config", None)
+        if cls is PublishedPipeline or not isinstance(config, TransformerConfig):
+            return
+        if config.guidance_embeds and not cls.few_steps:
+            raise ConfigError(
+                f"{cls.__name__} does not draw with a Sprint model, which embeds its guidance",
+                hint="SanaSprintPipeline and SanaSprintImg2ImgPipeline do, in 1 to 4 steps",
+            )
+        if cls.few_steps and not config.guidance_embeds:
+            teacher = config.timestep_scale != 1.0
+            raise ConfigError(
+                f"{cls.__name__} does not draw with "
+                + ("the teacher of a Sprint model" if teacher else "a model of many steps")
+                + ", which embeds no guidance",
+                hint="SanaPipeline does, in 20 steps",
+            )
 
     @classmethod
     def from_pretrained(
@@ -395,6 +419,7 @@ class PublishedPipeline(Steps, Saved, Placing, LoraMethods):
             return
         before = self.core.components
         known = {"controlnet": before.controlnet} | {part: getattr(self, part) for part in named}
+        self._check_kind((known | changed).get("transformer"))
         made = replace(assemble(**known | changed), defaults=before.defaults, name=before.name)
         if changed.keys() <= {"controlnet", "transformer", "vae"}:  # its prompts stay
             made = replace(made, prompts=before.prompts)
@@ -484,6 +509,11 @@ class PublishedPipeline(Steps, Saved, Placing, LoraMethods):
 
     def _draw(self, call: Call) -> SanaPipelineOutput | tuple[Any]:
         """Draw a call by `Pipeline.generate`, which shows this pipeline to the callback."""
+        if unknown := sorted(set(call.tensor_inputs) - set(self._callback_tensor_inputs)):
+            raise ConfigError(
+                f"callback_on_step_end_tensor_inputs names {', '.join(unknown)}",
+                hint=f"to be had: {', '.join(self._callback_tensor_inputs)}",
+            )
         core = self.core  # another thread may exchange it
         transformer, defaults = core.components.transformer, core.components.defaults
         asked = call.guidance_scale
@@ -493,7 +523,7 @@ class PublishedPipeline(Steps, Saved, Placing, LoraMethods):
         published = PUBLISHED_SIZE if known else None
         call = replace(
             call,
-            guidance_scale=effective_scale(scale),
+            guidance_scale=effective_scale(scale, embedded=transformer.config.guidance_embeds),
             scheduler=self._scheduler,
             height=published if call.height is None else call.height,
             width=published if call.width is None else call.width,

@@ -20,9 +20,12 @@ from sanakit.pipeline.request import TENSOR_INPUTS, Call
 from sanakit.pipeline.sampler import Change
 
 
-def effective_scale(guidance_scale: float) -> float:
-    """Give the scale as guidance has it: published pipelines take 1 and below as off."""
-    return max(guidance_scale, 1.0)
+def effective_scale(guidance_scale: float, *, embedded: bool) -> float:
+    """Give the scale as guidance has it: published pipelines take 1 and below as off.
+
+    A network that embeds it is told the scale as it is.
+    """
+    return guidance_scale if embedded else max(guidance_scale, 1.0)
 
 
 class StepHook:
@@ -45,6 +48,8 @@ class StepHook:
         self.pipe, self.run = pipe, run
         self.call = call
         self.timesteps = sampling.grid.timesteps
+        self.embedded = self._network()[0].config.guidance_embeds
+        self.unit = run.scheduler.latent_unit if run.scheduler else 1.0
         self.guidance: Guidance = sampling.guidance
         self.positive, self.negative = positive, negative
         if call.callback_on_step_end is not None:
@@ -68,10 +73,10 @@ class StepHook:
                     raise ConfigError(
                         f"the callback gave back {name!r}", hint=did_you_mean(name, TENSOR_INPUTS)
                     )
-            latents = self._latents(changed, stepped.x)
+            latents = self._latents(changed, shown["latents"])
             texts = self._texts(changed, shown)
         guidance = None
-        scale = effective_scale(self.run.guidance_scale)
+        scale = effective_scale(self.run.guidance_scale, embedded=self.embedded)
         if scale != self.guidance.guidance_scale:
             guidance = self.guidance = replace(self.guidance, guidance_scale=scale)
         return Change(
@@ -97,7 +102,8 @@ class StepHook:
         return None if after[0] is before[0] and after[1] == before[1] else after[0]
 
     def _shown(self, stepped: Stepped) -> dict[str, Tensor]:
-        shown = {"latents": stepped.x, "prompt_embeds": self.positive.text}
+        latents = stepped.x if self.unit == 1.0 else self.unit * stepped.x
+        shown = {"latents": latents, "prompt_embeds": self.positive.text}
         if self.negative is not None:
             shown["negative_prompt_embeds"] = self.negative.text
             if self.guidance.guidance_scale != 1.0:
@@ -108,7 +114,7 @@ class StepHook:
         latents = changed.get("latents")
         if latents is None or latents is x:
             return None
-        return _fitting("latents", latents, x.shape)
+        return _fitting("latents", latents, x.shape) / self.unit
 
     def _texts(
         self, changed: dict[str, Tensor], shown: dict[str, Tensor]

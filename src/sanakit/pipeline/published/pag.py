@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sanakit.errors import ConfigError, refuse_unknown
+from sanakit.flow.path import Generators
 from sanakit.flow.projection import AdaptiveProjectedGuidance
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.text_encoder import TextEncoder
@@ -27,7 +28,6 @@ from sanakit.pipeline.published.base import PublishedPipeline, SanaPipelineOutpu
 from sanakit.pipeline.request import (
     Call,
     Callback,
-    Generators,
     OutputType,
     Prompts,
 )

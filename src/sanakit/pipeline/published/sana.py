@@ -8,13 +8,13 @@ from typing import Any
 from torch import Tensor
 
 from sanakit.errors import refuse_unknown
+from sanakit.flow.path import Generators
 from sanakit.flow.projection import AdaptiveProjectedGuidance
 from sanakit.pipeline.prompts import MODEL_DEFAULT, Compat
 from sanakit.pipeline.published.base import PublishedPipeline, SanaPipelineOutput
 from sanakit.pipeline.request import (
     Call,
     Callback,
-    Generators,
     OutputType,
     Prompts,
 )

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from sanakit.errors import refuse_unknown
+from sanakit.flow.path import Generators
 from sanakit.models.published import say_once
 from sanakit.pipeline.pipeline import Pipeline
 from sanakit.pipeline.prompts import MODEL_DEFAULT, Compat, EncodedText
-from sanakit.pipeline.request import Call, Generators, Prompts, listed
+from sanakit.pipeline.request import Call, Prompts, listed
 from sanakit.shapes import Latent
 
 # Names of published pipelines that a subclass may have in mind, where calls go another way.
@@ -172,7 +173,8 @@ class Steps:
 
     def _does_its_own_way(self, step: str) -> bool:
         """Whether a subclass, or whoever set it on the pipeline, has a method of their own."""
-        return getattr(type(self), step) is not getattr(Steps, step) or step in vars(self)
+        found = next(kind for kind in type(self).__mro__ if step in vars(kind))
+        return not found.__module__.startswith("sanakit.") or step in vars(self)
 
     def _check(self, call: Call) -> None:
         """Let a user's own ``check_inputs`` see a call."""

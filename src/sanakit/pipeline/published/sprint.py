@@ -1,0 +1,137 @@
+"""`SanaSprintPipeline`: Sprint models, in one to a few steps, under diffusers' arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from sanakit.errors import refuse_unknown
+from sanakit.flow.path import Generators
+from sanakit.flow.scm import MAX_TIME, SECOND_TIME, scm_grid_asked
+from sanakit.pipeline.prompts import MODEL_DEFAULT, Compat
+from sanakit.pipeline.published.base import PublishedPipeline, SanaPipelineOutput
+from sanakit.pipeline.request import Call, Callback, OutputType, Prompts
+from sanakit.shapes import Latent
+
+
+class SanaSprintPipeline(PublishedPipeline):
+    """Text to image in 1 to 4 steps: ``SanaSprintPipeline.from_pretrained("sprint-0.6b")("...")``.
+
+    The network is told how strongly to guide, so there is one pass a step and no negative prompt.
+    Each step adds noise, which the call's generators draw after the first.
+    """
+
+    few_steps: ClassVar[bool] = True
+    _callback_tensor_inputs: ClassVar[list[str]] = ["latents", "prompt_embeds"]
+
+    @refuse_unknown
+    def encode_prompt(  # type: ignore[override]  # as published: there is no negative side
+        self,
+        prompt: Prompts | None,
+        num_images_per_prompt: int = 1,
+        device: str | torch.device | None = None,
+        prompt_embeds: Tensor | None = None,
+        prompt_attention_mask: Tensor | None = None,
+        clean_caption: bool = False,
+        max_sequence_length: int = 300,
+        complex_human_instruction: Sequence[str] | None = None,
+        lora_scale: float | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Give embeddings and mask of the prompts; as `SanaPipeline.encode_prompt` otherwise."""
+        return super().encode_prompt(
+            prompt,
+            do_classifier_free_guidance=False,
+            num_images_per_prompt=num_images_per_prompt,
+            device=device,
+            prompt_embeds=prompt_embeds,
+            prompt_attention_mask=prompt_attention_mask,
+            clean_caption=clean_caption,
+            max_sequence_length=max_sequence_length,
+            complex_human_instruction=complex_human_instruction,
+            lora_scale=lora_scale,
+        )[:2]
+
+    @refuse_unknown
+    def __call__(
+        self,
+        prompt: Prompts | None = None,
+        num_inference_steps: int = 2,
+        timesteps: Sequence[float] | None = None,
+        max_timesteps: float | None = MAX_TIME,
+        intermediate_timesteps: float | None = SECOND_TIME,
+        guidance_scale: float | None = None,
+        num_images_per_prompt: int = 1,
+        height: int | None = None,
+        width: int | None = None,
+        eta: float = 0.0,
+        generator: Generators | None = None,
+        latents: Latent | None = None,
+        prompt_embeds: Tensor | None = None,
+        prompt_attention_mask: Tensor | None = None,
+        output_type: OutputType = "pil",
+        return_dict: bool = True,
+        clean_caption: bool = False,
+        use_resolution_binning: bool = True,
+        attention_kwargs: dict[str, Any] | None = None,
+        callback_on_step_end: Callback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        max_sequence_length: int = 300,
+        complex_human_instruction: Sequence[str] | None = MODEL_DEFAULT,
+        compat: Compat | None = None,
+    ) -> SanaPipelineOutput | tuple[Any]:
+        """Draw pictures; arguments mean what they mean in diffusers, and in `SanaPipeline`.
+
+        1, 2 and 4 steps are at the times found for the published models; other numbers, and all
+        with ``intermediate_timesteps=None``, at even ones from ``max_timesteps``. ``timesteps`` are
+        times of one's own, as angles: ``[1.5683, 1.3, 1.1, 0.6, 0]``. ``guidance_scale`` is told
+        to the network, 4.5 unless given.
+
+        Raises:
+            ConfigError: as `SanaPipeline`, and for times that do not fall.
+            NumericsError: for a number that is not finite, naming component and step.
+        """
+        return self._draw(
+            Call(
+                prompt=prompt,
+                negative_prompt=None,
+                timesteps=times_asked(
+                    num_inference_steps, timesteps, max_timesteps, intermediate_timesteps
+                ),
+                guidance_scale=guidance_scale,
+                num_images_per_prompt=num_images_per_prompt,
+                height=height,
+                width=width,
+                eta=eta,
+                generator=generator,
+                latents=latents,
+                prompt_embeds=prompt_embeds,
+                prompt_attention_mask=prompt_attention_mask,
+                output_type=output_type,
+                return_dict=return_dict,
+                clean_caption=clean_caption,
+                use_resolution_binning=use_resolution_binning,
+                attention_kwargs=attention_kwargs,
+                callback_on_step_end=callback_on_step_end,
+                callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+                max_sequence_length=max_sequence_length,
+                complex_human_instruction=complex_human_instruction,
+                compat=compat or self.compat,
+            )
+        )
+
+
+def times_asked(
+    num_inference_steps: int,
+    timesteps: Sequence[float] | None,
+    max_timesteps: float | None,
+    intermediate_timesteps: float | None,
+) -> list[float]:
+    """Give the angles that published arguments mean; the default of two steps asks for nothing."""
+    given = timesteps is not None and num_inference_steps == 2
+    grid = scm_grid_asked(
+        None if given else num_inference_steps, timesteps, max_timesteps, intermediate_timesteps
+    )
+    return grid.timesteps.tolist()
