@@ -41,6 +41,7 @@ import sanakit
 
 FILES = (
     "tests/pipelines/sana/test_sana.py",
+    "tests/pipelines/sana/test_sana_controlnet.py",
     "tests/pipelines/pag/test_pag_sana.py",
     "tests/models/transformers/test_models_transformer_sana.py",
     "tests/models/autoencoders/test_models_autoencoder_dc.py",
@@ -109,11 +110,26 @@ def substitutes() -> dict[str, Any]:
     return {
         "DiffusionPipeline": sanakit.DiffusionPipeline,
         "SanaPipeline": sanakit.SanaPipeline,
+        "SanaControlNetPipeline": sanakit.SanaControlNetPipeline,
+        "SanaControlNetModel": sanakit.SanaControlNetModel,
         "SanaPAGPipeline": sanakit.SanaPAGPipeline,
         "SanaTransformer2DModel": sanakit.SanaTransformer2DModel,
         "AutoencoderDC": sanakit.AutoencoderDC,
         "FlowMatchEulerDiscreteScheduler": sanakit.FlowMatchEulerDiscreteScheduler,
     }
+
+
+def _follow_a_picture(pipeline: type[Any]) -> None:
+    """Bring the noise that a test has for a control image into the range of pictures."""
+    call = pipeline.__call__
+
+    @wraps(call)
+    def in_range(self: Any, *given: Any, **named: Any) -> Any:
+        if isinstance(image := named.get("control_image"), torch.Tensor):
+            named["control_image"] = image.clamp(-1, 1)
+        return call(self, *given, **named)
+
+    pipeline.__call__ = in_range
 
 
 def _draw_at_the_size_asked(pipeline: type[Any]) -> None:
@@ -140,6 +156,8 @@ def substitute(*, reference: bool, binned: bool) -> None:
     if not binned:
         _draw_at_the_size_asked(diffusers.SanaPipeline)
         _draw_at_the_size_asked(diffusers.SanaPAGPipeline)
+        _draw_at_the_size_asked(diffusers.SanaControlNetPipeline)
+    _follow_a_picture(diffusers.SanaControlNetPipeline)
 
     def from_pretrained(name: str, *given: Any, **named: Any) -> Any:
         if str(name) == "hf-internal-testing/dummy-gemma":

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, TorchAoConfig
 
     from sanakit.flow.projection import AdaptiveProjectedGuidance
+    from sanakit.pipeline.control_images import control_image
     from sanakit.pipeline.networks import (
         AutoencoderDC,
         SanaControlNetModel,
@@ -75,6 +76,7 @@ _HOMES = {
     "SanaTransformer2DModel": "sanakit.pipeline.networks",
     "TorchAoConfig": "transformers",
     "UniPCMultistepScheduler": "sanakit.pipeline.schedulers",
+    "control_image": "sanakit.pipeline.control_images",
     "load_image": "sanakit.pipeline.published.pictures",
     "make_image_grid": "sanakit.pipeline.published.pictures",
     "sequence_parallel": "sanakit.pipeline.sequence_parallel",
@@ -108,6 +110,7 @@ __all__ = [
     "TorchAoConfig",
     "UniPCMultistepScheduler",
     "__version__",
+    "control_image",
     "load_image",
     "make_image_grid",
     "sequence_parallel",

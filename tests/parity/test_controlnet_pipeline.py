@@ -208,8 +208,9 @@ def test_parts_of_other_models_are_refused(pipe: SanaControlNetPipeline) -> None
             pipe.transformer = other
     with pytest.raises(ConfigError, match="qk_norm"):
         SanaControlNetModel.from_transformer(LinearDiT(replace(DEEPER, qk_norm=QK)))
-    with pytest.raises(ConfigError, match="controlnet=None"):
-        pipe.controlnet = None
+    without = SanaControlNetPipeline.from_pipe(pipe, controlnet=None)
+    with pytest.raises(ConfigError, match=r"(?s)needs a control branch.*--controlnet"):
+        without(**FEW, control_image=picture())
     with pytest.raises(ConfigError, match=r"(?s)needs a control branch.*from_transformer"):
         SanaControlNetPipeline.from_pipe(SanaPipeline.from_pretrained("glyph"))
     with pytest.raises(ConfigError, match="controlnet is a Linear"):
@@ -258,6 +259,9 @@ def test_dtypes_of_the_parts(folder: Path) -> None:
     assert drawn.isfinite().all()
     pipe.to(torch.float32)
     assert pipe.controlnet.dtype == torch.float32
+    for torch_dtype in ({"transformer": torch.float16}, torch.float16):
+        half = SanaControlNetPipeline.from_pretrained(folder, torch_dtype=torch_dtype)
+        assert half.controlnet.dtype == torch.float16
 
 
 def test_a_wrapped_branch_or_transformer_acts(pipe: SanaControlNetPipeline) -> None:

@@ -420,7 +420,7 @@ def load_components(
         fill(
             network,
             folders[part],
-            dtype=getattr(dtypes, part) or dtypes.transformer,
+            dtype=getattr(dtypes, part),
             variant=variants[part],
             quantization=methods.get(part),
             device=places[part],

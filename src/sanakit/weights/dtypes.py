@@ -42,8 +42,11 @@ class Dtypes:
     transformer: torch.dtype
     text_encoder: torch.dtype
     vae: torch.dtype
-    controlnet: torch.dtype | None = None
-    """None is the transformer's."""
+    controlnet: torch.dtype = None  # type: ignore[assignment]  # the transformer's
+
+    def __post_init__(self) -> None:
+        if self.controlnet is None:
+            object.__setattr__(self, "controlnet", self.transformer)
 
 
 def resolve_dtypes(
@@ -94,7 +97,8 @@ def resolve_dtypes(
         part: torch.bfloat16 if part in overflowing and beside == torch.float16 else beside
         for part in OVERFLOWING
     }
-    chosen = Dtypes(**{"transformer": usual, **followed, **named})
+    steering = {} if default is None else {"controlnet": default}
+    chosen = Dtypes(**{"transformer": usual, **steering, **followed, **named})
     if not allow_unsafe:
         _check_policy(checkpoint, chosen)
         for part in overflowing:

@@ -46,13 +46,15 @@ class SanaControlNetPipeline(PublishedPipeline):
         text_encoder: PreTrainedModel | TextEncoder | None = LOADED,
         vae: Autoencoder | None = LOADED,
         transformer: LinearDiT | None = LOADED,
-        controlnet: ControlBranch = LOADED,
+        controlnet: ControlBranch | None = LOADED,
         scheduler: object | None = None,
         *,
         core: Pipeline | None = None,
         compat: Compat = "diffusers",
     ) -> None:
         """Take parts in their published order, or a core, as `PublishedPipeline` does.
+
+        Without a control branch, by ``controlnet=None``, it does no more than encode prompts.
 
         Raises:
             ConfigError: as there; no control branch, or one of another model.
@@ -68,7 +70,7 @@ class SanaControlNetPipeline(PublishedPipeline):
             )
             core = Pipeline(parts)
         super().__init__(tokenizer, scheduler=scheduler, core=core, compat=compat)
-        if self.core.components.controlnet is None:
+        if controlnet is LOADED and self.controlnet is None:
             raise ConfigError(
                 "SanaControlNetPipeline needs a control branch, and there is none",
                 hint="controlnet=SanaControlNetModel.from_pretrained(...), or "
@@ -81,7 +83,7 @@ class SanaControlNetPipeline(PublishedPipeline):
         return self.core.components.controlnet
 
     @controlnet.setter
-    def controlnet(self, controlnet: ControlBranch) -> None:
+    def controlnet(self, controlnet: ControlBranch | None) -> None:
         self.register_modules(controlnet=controlnet)
 
     @property
@@ -99,15 +101,10 @@ class SanaControlNetPipeline(PublishedPipeline):
         text_encoder: PreTrainedModel | TextEncoder | None = LOADED,
         vae: Autoencoder | None = LOADED,
         transformer: LinearDiT | None = LOADED,
-        controlnet: ControlBranch = LOADED,
+        controlnet: ControlBranch | None = LOADED,
         scheduler: object | None = LOADED,
     ) -> None:
         """Exchange parts, several at once where they only fit each other; as all pipelines do."""
-        if controlnet is None:
-            raise ConfigError(
-                "controlnet=None: this pipeline needs one",
-                hint="SanaPipeline.from_pipe(pipe) draws without",
-            )
         if scheduler is not LOADED:
             self.scheduler = scheduler
         self._exchange(

@@ -136,7 +136,7 @@ class Placing:
                 checkpoint, dtype, allow_unsafe=allow_unsafe_dtype, overflowing=large
             )
             chosen = {TEXT_ENCODER: dtypes.text_encoder, "autoencoder": dtypes.vae}
-            chosen["controlnet"] = dtypes.controlnet or dtypes.transformer
+            chosen["controlnet"] = dtypes.controlnet
             cast(parts, {"transformer": dtypes.transformer, **chosen})
         if device is not None:
             move(components.networks, device_named(device))
