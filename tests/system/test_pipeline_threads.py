@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import random
 import threading
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,6 +20,9 @@ from sanakit import (
     SanaPipeline,
     UniPCMultistepScheduler,
 )
+from sanakit.errors import ConfigError
+from sanakit.pipeline.adapters import set_adapter
+from sanakit.pipeline.placement import changing
 from tiny import tiny_components
 
 CALL = {"height": 64, "width": 64, "use_resolution_binning": False, "output_type": "latent"}
@@ -179,3 +184,79 @@ def test_a_copy_of_a_pipeline_draws_the_same() -> None:
         for each in (pipe, copy.deepcopy(pipe))
     ]
     assert torch.equal(*pictures)
+
+
+CHANGES: dict[str, Callable[[SanaPipeline], object]] = {
+    "set_adapters": lambda pipe: pipe.set_adapters("default_0", 0.5),
+    "set_adapter": lambda pipe: set_adapter(pipe.transformer, "default_0"),
+    "disable_lora": lambda pipe: pipe.disable_lora(),
+    "enable_lora": lambda pipe: pipe.enable_lora(),
+    "delete_adapters": lambda pipe: pipe.delete_adapters("default_0"),
+    "unload_lora": lambda pipe: pipe.unload_lora_weights(),
+    "fuse_lora": lambda pipe: pipe.fuse_lora(),
+    "unfuse_lora": lambda pipe: pipe.unfuse_lora(),
+    "load_lora_adapter": with_lora,
+    "another dtype": lambda pipe: pipe.to(torch.bfloat16),
+    "moving to meta": lambda pipe: pipe.to("meta"),
+    "moving to cpu": lambda pipe: pipe.enable_model_cpu_offload(device="meta"),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_parts_that_another_thread_draws_with_are_changed_by_nobody(
+    what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = with_lora(SanaPipeline(Pipeline(tiny_components())))
+    other = SanaPAGPipeline.from_pipe(pipe)  # of the same parts
+    if what == "moving to cpu":  # where the parts are not
+        monkeypatch.setattr("sanakit.pipeline.placement._is_at", lambda *_: False)
+    refused: list[str] = []
+
+    def between(*_: Any) -> dict[str, Any]:
+        with ThreadPoolExecutor(1) as thread, pytest.raises(ConfigError) as caught:
+            thread.submit(CHANGES[what], other).result()
+        refused.append(str(caught.value))
+        return {}
+
+    alone = pipe(**CALL, prompt="a", generator=torch.Generator().manual_seed(0)).images
+    seen = pipe(
+        **CALL,
+        prompt="a",
+        generator=torch.Generator().manual_seed(0),
+        num_inference_steps=20,
+        callback_on_step_end=between,
+    ).images
+    assert torch.equal(seen, alone)
+    assert len(refused) == 20
+    assert refused[0].startswith(f"{what} would change the ")
+    assert "another thread draws with" in refused[0]
+
+
+def test_what_changes_nothing_is_no_change_and_a_callback_may() -> None:
+    pipe = with_lora(SanaPipeline(Pipeline(tiny_components())))
+
+    def between(running: Any, step: int, *_: Any) -> dict[str, Any]:
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(lambda: pipe.to("cpu").to(torch.float32)).result()
+        running.set_adapters("default_0", 0.5)
+        return {}
+
+    pipe(**CALL, prompt="a", num_inference_steps=2, callback_on_step_end=between)
+    pipe.set_adapters("default_0")
+    with pytest.raises(ZeroDivisionError):
+        pipe(**CALL, prompt="a", callback_on_step_end=lambda *_: 1 // 0)
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(pipe.fuse_lora).result()
+    assert pipe.num_fused_loras == 1
+
+
+def test_a_call_waits_for_a_change_that_is_at_work() -> None:
+    pipe = with_lora(SanaPipeline(Pipeline(tiny_components())))
+    order: list[str] = []
+    with ThreadPoolExecutor(1) as thread:
+        with changing([pipe.transformer], "a change"):
+            drawn = thread.submit(lambda: (pipe(**CALL, prompt="a"), order.append("drawn")))
+            time.sleep(0.3)
+            order.append("changed")
+        drawn.result(timeout=60)
+    assert order == ["changed", "drawn"]

@@ -6,15 +6,16 @@ The functions are the methods that users of diffusers know on a network (`SanaTr
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from sanakit.errors import ConfigError, did_you_mean
 from sanakit.files import disk_errors
 from sanakit.nn.lora import ByAdapter, LoraLayer, adapt, is_plain, lora_layers, restore
 from sanakit.pipeline.load_arguments import heed_other_arguments, refuse_pickle_readers
+from sanakit.pipeline.placement import changing
 from sanakit.untrusted import LARGEST, shown
 from sanakit.weights.lockfile import asking
 from sanakit.weights.lora import (
@@ -39,7 +41,21 @@ from sanakit.weights.lora import (
 Weight = float | Mapping[str, float] | None
 """Of an adapter: for all of its layers, or by names of layers or of what holds them."""
 STARTS = (True, False, "gaussian")
+P = ParamSpec("P")
+R = TypeVar("R")
 logger = logging.getLogger(__name__)
+
+
+def while_nobody_draws(function: Callable[P, R]) -> Callable[P, R]:
+    """Make a function of a network refuse, by name, while another thread draws with it."""
+
+    @functools.wraps(function)
+    def alone(*given: P.args, **named: P.kwargs) -> R:
+        network: Any = given[0] if given else named["network"]
+        with changing([network], function.__name__):
+            return function(*given, **named)
+
+    return alone
 
 
 def load_lora_adapter(
@@ -87,13 +103,14 @@ def load_lora_adapter(
     else:
         _require_new(held, name)
     fitted = fit_lora(network, pairs, source=source)
-    active = active_adapters(network) if hotswap else [name]
-    for layer in lora_layers(network).values() if hotswap else ():
-        layer.delete_adapter(name)
-    for layer_name, pair in fitted.items():
-        layer = adapt(network.get_submodule(layer_name))
-        _put(network, layer, name, pair)
-    _register(network, name, AdapterConfig.of(fitted), active)
+    with changing([network], "load_lora_adapter"):
+        active = active_adapters(network) if hotswap else [name]
+        for layer in lora_layers(network).values() if hotswap else ():
+            layer.delete_adapter(name)
+        for layer_name, pair in fitted.items():
+            layer = adapt(network.get_submodule(layer_name))
+            _put(network, layer, name, pair)
+        _register(network, name, AdapterConfig.of(fitted), active)
 
 
 def locate_lora(
@@ -122,6 +139,7 @@ def locate_lora(
         )
 
 
+@while_nobody_draws
 def add_adapter(network: nn.Module, adapter_config: Any, adapter_name: str = "default") -> None:
     """Put on a new adapter to train, described by PEFT's ``LoraConfig``; all else is frozen.
 
@@ -151,6 +169,7 @@ def add_adapter(network: nn.Module, adapter_config: Any, adapter_name: str = "de
     _register(network, adapter_name, config, [adapter_name])
 
 
+@while_nobody_draws
 def set_adapters(
     network: nn.Module,
     adapter_names: str | Sequence[str],
@@ -187,6 +206,7 @@ def set_adapters(
     _activate(network, names)
 
 
+@while_nobody_draws
 def set_adapter(network: nn.Module, adapter_name: str | Sequence[str]) -> None:
     """Make the named adapters, and no others, active, with the weights that they have.
 
@@ -204,12 +224,14 @@ def active_adapters(network: nn.Module) -> list[str]:
     return next((list(x.active_adapters) for x in lora_layers(network).values()), [])
 
 
+@while_nobody_draws
 def enable_lora(network: nn.Module) -> None:
     """Undo :func:`disable_lora`."""
     for layer in lora_layers(network).values():
         layer.disable_adapters = False
 
 
+@while_nobody_draws
 def disable_lora(network: nn.Module) -> None:
     """Let no adapter act until :func:`enable_lora`; merged ones are taken out of the weights."""
     for layer in lora_layers(network).values():
@@ -217,6 +239,7 @@ def disable_lora(network: nn.Module) -> None:
         layer.disable_adapters = True
 
 
+@while_nobody_draws
 def delete_adapters(network: nn.Module, adapter_names: str | Sequence[str]) -> None:
     """Let go of adapters; where none is active then, the oldest that is left becomes it.
 
@@ -241,6 +264,7 @@ def delete_adapters(network: nn.Module, adapter_names: str | Sequence[str]) -> N
         _forget(network)
 
 
+@while_nobody_draws
 def unload_lora(network: nn.Module) -> None:
     """Take all adapters off; what is merged stays in the weights."""
     for layer in lora_layers(network).values():
@@ -248,6 +272,7 @@ def unload_lora(network: nn.Module) -> None:
     _forget(network)
 
 
+@while_nobody_draws
 def fuse_lora(
     network: nn.Module,
     lora_scale: float = 1.0,
@@ -279,6 +304,7 @@ def fuse_lora(
         raise
 
 
+@while_nobody_draws
 def unfuse_lora(network: nn.Module) -> None:
     """Undo :func:`fuse_lora`, to the bit."""
     for layer in lora_layers(network).values():
@@ -290,6 +316,7 @@ def fused_adapters(network: nn.Module) -> set[str]:
     return {name for layer in lora_layers(network).values() for name in layer.merged_adapters}
 
 
+@while_nobody_draws
 def set_lora_device(
     network: nn.Module, adapter_names: Sequence[str], device: torch.device | str | int
 ) -> None:

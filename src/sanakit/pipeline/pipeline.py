@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -34,7 +35,7 @@ from sanakit.pipeline.numerics import (
     require_finite,
     safer_copy,
 )
-from sanakit.pipeline.placement import Visit
+from sanakit.pipeline.placement import Visit, drawing
 from sanakit.pipeline.prompts import (
     MODEL_DEFAULT,
     Compat,
@@ -78,6 +79,7 @@ OnStep = Callable[[int, int], None]
 OnSampled = Callable[[int, Stepped], "Change | None"]
 Texts = tuple[EncodedText, "EncodedText | None"]
 Made = TypeVar("Made", Tensor, Pixels)
+Draws = TypeVar("Draws", bound=Callable[..., Any])
 
 
 def seeded_noise(seed: int, channels: int, height: int, width: int) -> Latent:
@@ -132,6 +134,17 @@ class StepCount:
         change = None if self.listener is None else self.listener(index, stepped)
         self.stopped = change is not None and change.stop
         return change
+
+
+def draws(method: Draws) -> Draws:
+    """Make a method one that draws with its pipeline's parts, which nobody may change meanwhile."""
+
+    @functools.wraps(method)
+    def counted(self: Pipeline, *given: Any, **named: Any) -> Any:
+        with drawing(self.components.networks.values()):
+            return method(self, *given, **named)
+
+    return cast(Draws, counted)
 
 
 Begin = Callable[[Sampling, EncodedText, "EncodedText | None", int], OnSampled]
@@ -193,6 +206,7 @@ class Pipeline:
         channels = self.components.transformer.config.in_channels
         return channels, height // factor, width // factor
 
+    @draws
     def generate(
         self,
         request: GenerateRequest | Call,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from threading import RLock
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from threading import RLock, get_ident
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from accelerate.hooks import (
@@ -123,9 +126,78 @@ def device_named(name: str | int | torch.device) -> torch.device:
     return device
 
 
+@dataclass
+class _Use:
+    """How many calls of each thread draw with a network; whoever changes it holds the lock."""
+
+    threads: Counter[int] = field(default_factory=Counter)
+    lock: Any = field(default_factory=RLock)
+
+
+_USES: WeakKeyDictionary[nn.Module, _Use] = WeakKeyDictionary()
+
+
+def _use_of(network: nn.Module) -> _Use:
+    return _USES.setdefault(getattr(network, "_orig_mod", network), _Use())
+
+
+@contextmanager
+def drawing(networks: Iterable[nn.Module]) -> Iterator[None]:
+    """Count this thread as one that draws with networks; where one is being changed, wait."""
+    uses, thread = [_use_of(network) for network in networks], get_ident()
+    for use in uses:
+        with use.lock:
+            use.threads[thread] += 1
+    try:
+        yield
+    finally:
+        for use in uses:
+            with use.lock:
+                use.threads -= Counter({thread: 1})  # which drops what is down to zero
+
+
+@contextmanager
+def changing(networks: Iterable[nn.Module], what: str) -> Iterator[None]:
+    """Let no call begin with networks within the block. A callback may change what it draws with.
+
+    Raises:
+        ConfigError: another thread draws with one, and would see it half changed.
+    """
+    with ExitStack() as held:
+        for network in networks:
+            use = _use_of(network)
+            held.enter_context(use.lock)
+            if use.threads.keys() - {get_ident()}:
+                raise ConfigError(
+                    f"{what} would change the {type(network).__name__} that another thread draws "
+                    "with",
+                    hint="wait for its calls to end, or give threads pipelines of their own: "
+                    "copy.deepcopy(pipe)",
+                )
+        yield
+
+
 def move(networks: Networks, device: str | torch.device) -> None:
-    """Move all networks to a device; whatever was offloaded is so no longer."""
+    """Move all networks to a device; whatever was offloaded is so no longer.
+
+    Raises:
+        ConfigError: as `changing`, unless all are there; a quantized network that cannot be moved.
+    """
     place = device_named(device)
+    there = all(_is_at(network, place) for network in networks.values())
+    with nullcontext() if there else changing(networks.values(), f"moving to {place}"):
+        _move(networks, place)
+
+
+def _is_at(network: nn.Module, place: torch.device) -> bool:
+    """Whether a network is on a device for good."""
+    places = {p.device for p in network.parameters()}
+    return all(
+        one.type == place.type and place.index in (None, one.index) for one in places
+    ) and not any(hasattr(part, "_hf_hook") for part in network.modules())
+
+
+def _move(networks: Networks, place: torch.device) -> None:
     release(networks)
     for name, module in networks.items():
         here = next(module.parameters()).device
@@ -140,15 +212,25 @@ def move(networks: Networks, device: str | torch.device) -> None:
 
 
 def cast(networks: Networks, dtypes: Mapping[str, torch.dtype]) -> None:
-    """Bring all networks to their dtypes."""
+    """Bring all networks to their dtypes.
+
+    Raises:
+        ConfigError: a quantized network; or as `changing`.
+    """
     for name, module in networks.items():
         if is_quantized(module):
             raise ConfigError(
                 f"the {name} is quantized, its dtype cannot be changed",
                 hint="name the dtype where it is loaded: from_pretrained(..., torch_dtype=...)",
             )
-    for name, module in networks.items():
-        nn.Module.to(module, dtypes[name])
+    others = {
+        name: module
+        for name, module in networks.items()
+        if any(p.dtype != dtypes[name] for p in module.parameters() if p.is_floating_point())
+    }
+    with changing(others.values(), "another dtype"):
+        for name, module in others.items():
+            nn.Module.to(module, dtypes[name])
 
 
 def bring(module: nn.Module, device: torch.device) -> None:
