@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from sanakit.cli.options import GuidanceScale, Json, Seed, Side, Solver, Steps
 from sanakit.cli.terminal import say
 from sanakit.errors import ConfigError, MissingModelError
 
@@ -34,10 +35,6 @@ FeatureFolder = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(help="Where networks compute: cpu, cuda, mps.")]
-Seed = Annotated[int, typer.Option(help="Of the first picture; the next ones have the next seeds.")]
-Steps = Annotated[int, typer.Option(help="Solver steps.")]
-Guidance = Annotated[float | None, typer.Option(help="Guidance scale. Default: the model's.")]
-Solver = Annotated[str | None, typer.Option(help="Solver. Default: the model's.")]
 FlowShift = Annotated[float | None, typer.Option(help="Flow shift. Default: the model's.")]
 CACHE = Path("runs/eval/cache")
 
@@ -61,7 +58,6 @@ Clip = Annotated[
 Real = Annotated[
     Path | None, typer.Option(help="For fid: real pictures, as `sanakit data scan` reads them.")
 ]
-Side = Annotated[int | None, typer.Option(help="Pixels, a multiple of 32. Default: the model's.")]
 StandardOut = Annotated[
     Path | None,
     typer.Option("--out", "-o", help="Folder for pictures and figures. Default: by kind."),
@@ -157,16 +153,14 @@ def generation(
     height: Side = None,
     seed: Seed = 0,
     steps: Steps = 20,
-    guidance: Guidance = None,
+    guidance: GuidanceScale = None,
     solver: Solver = None,
     flow_shift: FlowShift = None,
     out: Out = Path("runs/eval/generation"),
     features: FeatureFolder = None,
     cache: Cache = CACHE,
     device: Device = "cpu",
-    json_: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object: evaluation.json.")
-    ] = False,
+    json_: Json = False,
 ) -> None:
     """Draw captions of a set; say how far, as a whole, the pictures lie from real ones."""
     from dataclasses import replace
@@ -211,7 +205,7 @@ def standard(
     height: Side = None,
     seed: Seed = 0,
     steps: Steps = 20,
-    guidance: Guidance = None,
+    guidance: GuidanceScale = None,
     solver: Solver = None,
     flow_shift: FlowShift = None,
     out: StandardOut = None,
