@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from sanakit.pipeline.published.pag import SanaPAGPipeline
     from sanakit.pipeline.published.pictures import load_image, make_image_grid
     from sanakit.pipeline.published.sana import SanaPipeline
-    from sanakit.pipeline.published.sprint import SanaSprintPipeline
+    from sanakit.pipeline.published.sprint import SanaSprintImg2ImgPipeline, SanaSprintPipeline
     from sanakit.pipeline.request import GenerateRequest
     from sanakit.pipeline.schedulers import (
         DPMSolverMultistepScheduler,
@@ -72,6 +72,7 @@ _HOMES = {
     "SanaPAGPipeline": "sanakit.pipeline.published.pag",
     "SanaPipeline": "sanakit.pipeline.published.sana",
     "SanaPipelineOutput": "sanakit.pipeline.published.base",
+    "SanaSprintImg2ImgPipeline": "sanakit.pipeline.published.sprint",
     "SanaSprintPipeline": "sanakit.pipeline.published.sprint",
     "SanaTransformer2DModel": "sanakit.pipeline.networks",
     "TorchAoConfig": "transformers",
@@ -105,6 +106,7 @@ __all__ = [
     "SanaPAGPipeline",
     "SanaPipeline",
     "SanaPipelineOutput",
+    "SanaSprintImg2ImgPipeline",
     "SanaSprintPipeline",
     "SanaTransformer2DModel",
     "TorchAoConfig",

@@ -11,7 +11,6 @@ SCHEDULERS = (
     "FlowMatchHeunDiscreteScheduler: the solvers of flows"
 )
 INSTEAD = {
-    "SanaSprintImg2ImgPipeline": TEXT_TO_IMAGE,
     "SanaVideoPipeline": TEXT_TO_IMAGE,
     "StableDiffusionPipeline": "SanaPipeline: these are SANA's models only",
     "StableDiffusionXLPipeline": "SanaPipeline: these are SANA's models only",

@@ -13,7 +13,7 @@ from sanakit import Pipeline
 from sanakit.errors import ConfigError
 from sanakit.flow.grids import SigmaGrid
 from sanakit.pipeline.aspect_ratios import nearest_size
-from sanakit.pipeline.editing import FEATHER, Edit, feathered, on_canvas, steps_run
+from sanakit.pipeline.editing import FEATHER, Edit, feathered, on_canvas
 from sanakit.pipeline.images import cut_to, from_pixels, to_pixels
 from sanakit.pipeline.request import Call
 from sanakit.pipeline.sampler import Denoiser
@@ -88,7 +88,7 @@ def test_latents_are_those_of_the_loop_written_out(
     latent = pipeline.encode(image)
     noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(3))
     whole = scheduler.grid(6)
-    assert steps_run(6, 0.7) == 4
+    assert len(whole.cut(0.7).timesteps) == 4
     grid = SigmaGrid(whole.sigmas[2:], whole.timesteps[2:])
     positive, negative = pipeline.texts(asked, guided=True)
     ask = Denoiser.prepare(pipeline.components.transformer, positive, negative, asked.guidance(1.0))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from sanakit import SanaSprintPipeline, SCMScheduler
+from sanakit import SanaSprintImg2ImgPipeline, SanaSprintPipeline, SCMScheduler
 from tiny import write_sprint
 
 CALL: dict[str, Any] = {
@@ -144,3 +144,52 @@ def test_the_schedule_of_the_paper_is_a_call_where_the_reference_fails(
     assert torch.equal(by_times, by_count)
     even = pipe(**CALL, num_inference_steps=4, generator=seeded(), **EVEN).images
     assert (even - by_times).abs().max() > 0.01
+
+
+PICTURE = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(5)) * 2 - 1
+EDITS: dict[str, dict[str, Any]] = {
+    "the second of two steps": {"strength": 0.5},
+    "little strength of two steps": {"strength": 0.2},
+    "three of four even steps": {"num_inference_steps": 4, "strength": 0.7, **EVEN},
+    "one of four even steps": {"num_inference_steps": 4, "strength": 0.25, **EVEN},
+    "two prompts": {"prompt": ["a tree", "two cats"], "strength": 0.5},
+}
+
+
+@pytest.fixture(scope="module")
+def published_edit(published: diffusers.SanaSprintPipeline) -> diffusers.SanaSprintImg2ImgPipeline:
+    found = diffusers.SanaSprintImg2ImgPipeline(**published.components)
+    found.set_progress_bar_config(disable=True)
+    return found
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_pictures_from_a_picture_are_those_of_the_reference(
+    name: str,
+    pipe: SanaSprintPipeline,
+    published_edit: diffusers.SanaSprintImg2ImgPipeline,
+) -> None:
+    call = {**CALL, "image": PICTURE, **EDITS[name]}
+    expected = published_edit(**call, generator=seeded()).images
+    found = SanaSprintImg2ImgPipeline.from_pipe(pipe)(**call, generator=seeded()).images
+    assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+def test_the_picture_counts_by_default_where_the_reference_forgets_it(
+    steps: int,
+    pipe: SanaSprintPipeline,
+    published_edit: diffusers.SanaSprintImg2ImgPipeline,
+) -> None:
+    def apart(draw: Any, **more: Any) -> float:
+        call = {**CALL, "num_inference_steps": steps, **more}
+        one, other = (draw(**call, image=p, generator=seeded()).images for p in (PICTURE, -PICTURE))
+        return float((one - other).abs().max())
+
+    edit = SanaSprintImg2ImgPipeline.from_pipe(pipe)
+    assert apart(edit) > 0.02
+    assert apart(edit, strength=1.0) == 0.0
+    assert apart(edit, strength=0.1) > apart(edit, strength=0.99)
+    if steps <= 2:  # of more, the reference leaves out one, and heeds the picture
+        even = EVEN if steps == 1 else {}
+        assert apart(published_edit, **even) < 1e-3

@@ -58,7 +58,26 @@ class SigmaGrid(NamedTuple):
 
     def after(self, steps: int) -> SigmaGrid:
         """Give what is left of the grid when its first ``steps`` are left out."""
-        return SigmaGrid(self.sigmas[steps:], self.timesteps[steps:])
+        return type(self)(self.sigmas[steps:], self.timesteps[steps:])
+
+    def cut(self, strength: float) -> SigmaGrid:
+        """Give the last ``int(steps * strength)`` steps, as published.
+
+        Raises:
+            ConfigError: a strength that leaves no step.
+        """
+        total = len(self.timesteps)
+        count = min(int(total * strength), total)
+        return self._last(count, strength)
+
+    def _last(self, count: int, strength: float) -> SigmaGrid:
+        total = len(self.timesteps)
+        if count < 1:
+            raise ConfigError(
+                f"strength={strength} of {total} steps leaves none to run",
+                hint=f"strength={1 / total:.2g} runs one, or take more steps",
+            )
+        return self.after(total - count)
 
     def mixed(self, position: int, x0: Latent, noise: Latent) -> Latent:
         """Give the state that the path from ``x0`` to ``noise`` has at a level of the grid."""

@@ -28,7 +28,7 @@ SIGMA_DATA = 0.5
 
 def scm_grid(
     num_steps: int, max_time: float = MAX_TIME, second_time: float | None = SECOND_TIME
-) -> SigmaGrid:
+) -> ArcGrid:
     """Give the published times of so many steps. (S19).
 
     Two steps begin at ``max_time`` and ``second_time``, four at the tuned times, others at even
@@ -55,7 +55,7 @@ def scm_grid_asked(
     timesteps: Sequence[float] | None,
     max_timesteps: float | None,
     intermediate_timesteps: float | None,
-) -> SigmaGrid:
+) -> ArcGrid:
     """Give the grid that published arguments mean: a number of steps, or times of one's own.
 
     Raises:
@@ -82,7 +82,7 @@ def scm_grid_asked(
     return grid
 
 
-def arc_grid(times: Sequence[float]) -> SigmaGrid:
+def arc_grid(times: Sequence[float]) -> ArcGrid:
     """Give the grid at times of the caller's own, which fall; a closing 0 is added.
 
     Raises:
@@ -101,8 +101,37 @@ def _checked(max_time: float) -> float:
     return max_time
 
 
-def _grid_of(times: Tensor) -> SigmaGrid:
-    return SigmaGrid(sigma_at(times), times[:-1])
+class ArcGrid(SigmaGrid):
+    """A falling run of times on the arc; its timesteps are angles."""
+
+    def mixed(self, position: int, x0: Latent, noise: Latent) -> Latent:
+        """Give the state that the arc from ``x0`` to ``noise`` has at a time of the grid."""
+        return on_arc(x0, noise, self.times[position].to(x0))
+
+    def cut(self, strength: float) -> SigmaGrid:
+        """Leave out the first ``steps * (1 - strength)`` steps; whole ones, as published.
+
+        Of less than one step nothing is left out as published: a run of few steps then begins with
+        pure noise, and forgets the picture. Here its first step begins that far on its way.
+
+        Raises:
+            ConfigError: a strength of about nothing, which leaves no step.
+        """
+        total = len(self.timesteps)
+        left_out = total - min(total * strength, total)
+        if left_out >= 1 or left_out == 0:
+            return self._last(total - int(left_out), strength)
+        times = self.times
+        return _grid_of(torch.cat([torch.lerp(times[:1], times[1:2], left_out), times[1:]]))
+
+    @property
+    def times(self) -> Tensor:
+        """All of them, and the closing 0."""
+        return torch.cat([self.timesteps, self.timesteps.new_zeros(1)])
+
+
+def _grid_of(times: Tensor) -> ArcGrid:
+    return ArcGrid(sigma_at(times), times[:-1])
 
 
 def sigma_at(time: Tensor) -> Tensor:
@@ -146,11 +175,9 @@ def scm_step(velocity: Velocity, x: Latent, leg: Leg, past: Past) -> Stepped:
 class ArcWalk:
     """A run that is given its predictions one by one, in the published unit of ``sigma_data``."""
 
-    def __init__(
-        self, grid: SigmaGrid, sigma_data: float, device: str | torch.device | None
-    ) -> None:
+    def __init__(self, grid: ArcGrid, sigma_data: float, device: str | torch.device | None) -> None:
         """Begin at the first time; ``timesteps`` end with 0."""
-        self.timesteps = torch.cat([grid.timesteps, grid.timesteps.new_zeros(1)]).to(device)
+        self.timesteps = grid.times.to(device)
         self.sigmas = grid.sigmas.to(device)
         self._unit = sigma_data
 

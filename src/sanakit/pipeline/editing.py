@@ -39,21 +39,6 @@ def check_strength(strength: object) -> None:
         )
 
 
-def steps_run(num_steps: int, strength: float) -> int:
-    """How many of the steps run, the last ones: ``int(num_steps * strength)``, as published.
-
-    Raises:
-        ConfigError: a strength that leaves no step.
-    """
-    count = min(int(num_steps * strength), num_steps)
-    if count < 1:
-        raise ConfigError(
-            f"strength={strength} of {num_steps} steps leaves none to run",
-            hint=f"strength={1 / num_steps:.2g} runs one, or take more steps",
-        )
-    return count
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Edit:
     """A picture to begin with, ``b 3 H W`` in [-1, 1]: one for all prompts, or one for each.
@@ -111,8 +96,7 @@ class Edit:
 
     def grid(self, grid: SigmaGrid) -> SigmaGrid:
         """Give the levels that are left of a grid."""
-        total = len(grid.timesteps)
-        return grid.after(total - steps_run(total, self.strength))
+        return grid.cut(self.strength)
 
     def begin(
         self,

@@ -33,6 +33,7 @@ from sanakit.flow.scm import (
     MAX_TIME,
     SECOND_TIME,
     SIGMA_DATA,
+    ArcGrid,
     ArcWalk,
     arc_grid,
     scm_grid,
@@ -556,6 +557,7 @@ class SCMScheduler(Scheduler):
         vars(self)["_walk"] = self._walk_over(grid, device)
 
     def _walk_over(self, grid: SigmaGrid, device: str | torch.device | None) -> ArcWalk:
+        assert isinstance(grid, ArcGrid)
         return ArcWalk(grid, self.sigma_data, device)
 
     @property

@@ -27,7 +27,7 @@ from sanakit.pipeline.published.controlnet import SanaControlNetPipeline
 from sanakit.pipeline.published.editing import SanaImg2ImgPipeline, SanaInpaintPipeline
 from sanakit.pipeline.published.pag import SanaPAGPipeline
 from sanakit.pipeline.published.sana import SanaPipeline
-from sanakit.pipeline.published.sprint import SanaSprintPipeline
+from sanakit.pipeline.published.sprint import SanaSprintImg2ImgPipeline, SanaSprintPipeline
 from sanakit.untrusted import shown
 from sanakit.weights.catalog import Checkpoint, find_checkpoint
 from sanakit.weights.dtypes import overflowing_of, resolve_dtypes
@@ -38,12 +38,22 @@ OWN_KEYWORDS = ("pag_applied_layers",)  # which not all of them have
 # By the class that a model's ``model_index.json`` names.
 FACES: Mapping[str, type[PublishedPipeline]] = {
     kind.__name__: kind
-    for kind in (SanaPipeline, SanaPAGPipeline, SanaControlNetPipeline, SanaSprintPipeline)
+    for kind in (
+        SanaPipeline,
+        SanaPAGPipeline,
+        SanaControlNetPipeline,
+        SanaSprintPipeline,
+        SanaSprintImg2ImgPipeline,
+    )
 }
 
 
 class AutoPipelineForText2Image:
     """Chooses the pipeline that a model names, and with ``enable_pag`` `SanaPAGPipeline`."""
+
+    faces: ClassVar[Mapping[str, type[PublishedPipeline]]] = MappingProxyType(
+        {**FACES, SanaSprintImg2ImgPipeline.__name__: SanaSprintPipeline}
+    )
 
     def __init__(self, *_: object, **__: object) -> None:
         raise ConfigError(
@@ -51,8 +61,9 @@ class AutoPipelineForText2Image:
             hint="of parts: SanaPipeline(**parts)",
         )
 
-    @staticmethod
+    @classmethod
     def from_pretrained(
+        cls,
         pretrained_model_name_or_path: str | Path,
         *,
         enable_pag: bool | None = None,
@@ -66,15 +77,15 @@ class AutoPipelineForText2Image:
         if loading.get("controlnet") is not None:
             return SanaControlNetPipeline.from_pretrained(pretrained_model_name_or_path, **loading)
         loaded = PublishedPipeline.from_pretrained(pretrained_model_name_or_path, **loading)
-        named = FACES.get(loaded.core.components.pipeline_class, SanaPipeline)
+        named = cls.faces.get(loaded.core.components.pipeline_class, SanaPipeline)
         return _face(named, enable_pag, own).from_pipe(loaded, **own)
 
-    @staticmethod
+    @classmethod
     def from_pipe(
-        pipeline: PublishedPipeline, *, enable_pag: bool | None = None, **parts: Any
+        cls, pipeline: PublishedPipeline, *, enable_pag: bool | None = None, **parts: Any
     ) -> PublishedPipeline:
         """Make a pipeline of another's parts, of its own kind unless ``enable_pag`` says."""
-        named = FACES.get(published_face(type(pipeline)), SanaPipeline)
+        named = cls.faces.get(published_face(type(pipeline)), SanaPipeline)
         if parts.get("controlnet") is not None:
             named = SanaControlNetPipeline
         return _face(named, enable_pag, parts).from_pipe(pipeline, **parts)
@@ -130,6 +141,9 @@ class AutoPipelineForImage2Image(_AutoPipelineForEditing):
 
     faces = MappingProxyType(
         dict.fromkeys(("SanaPipeline", "SanaPAGPipeline"), SanaImg2ImgPipeline)
+        | dict.fromkeys(
+            ("SanaSprintPipeline", "SanaSprintImg2ImgPipeline"), SanaSprintImg2ImgPipeline
+        )
     )
 
 
@@ -143,6 +157,8 @@ class AutoPipelineForInpainting(_AutoPipelineForEditing):
 
 class DiffusionPipeline(AutoPipelineForText2Image, metaclass=ABCMeta):
     """The same by the name of the class that all pipelines of diffusers have in common."""
+
+    faces = FACES
 
 
 DiffusionPipeline.register(PublishedPipeline)  # isinstance(pipe, DiffusionPipeline)

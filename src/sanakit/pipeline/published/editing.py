@@ -71,7 +71,7 @@ class SanaImg2ImgPipeline(PublishedPipeline):
             ConfigError: no picture, a strength that leaves no step, or as `SanaPipeline`.
             DataError: a file that is no picture. NumericsError: as `SanaPipeline`.
         """
-        edit = Edit(image=as_image(_given(image, "image")), strength=strength)
+        edit = Edit(image=as_image(given(image, "image")), strength=strength)
         return self._draw(
             Call(
                 edit=edit,
@@ -164,11 +164,11 @@ class SanaInpaintPipeline(PublishedPipeline):
                 f"padding_mask_crop={padding_mask_crop!r}: a picture is drawn as a whole",
                 hint="cut picture and mask out, and paste the result",
             )
-        picture = as_image(_given(image, "image"))
+        picture = as_image(given(image, "image"))
         mask = None
         if expand is None or mask_image is not None:
             height_width = (picture.shape[-2], picture.shape[-1])
-            mask = as_mask(_given(mask_image, "mask_image"), height_width)
+            mask = as_mask(given(mask_image, "mask_image"), height_width)
         edit = Edit(image=picture, mask=mask, strength=strength)
         return self._draw(
             Call(
@@ -203,7 +203,8 @@ class SanaInpaintPipeline(PublishedPipeline):
         )
 
 
-def _given(images: Images | None, name: str) -> Images:
+def given(images: Images | None, name: str) -> Images:
+    """Refuse a call without a picture."""
     if images is None:
         raise ConfigError(f"{name} is missing", hint="a picture, or SanaPipeline draws without one")
     return images
