@@ -19,7 +19,7 @@ INSTEAD = {
     "UNet2DConditionModel": "SanaTransformer2DModel",
     "AutoencoderKL": "AutoencoderDC",
     "QuantoConfig": QUANTIZE,
-    "GGUFQuantizationConfig": QUANTIZE,
+    "GGUFQuantizationConfig": "SanaTransformer2DModel.from_single_file(path), which reads a .gguf",
     "NVIDIAModelOptConfig": QUANTIZE,
     "TorchAoConfigMixin": QUANTIZE,
     "apply_group_offloading": OFFLOAD,

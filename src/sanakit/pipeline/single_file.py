@@ -15,10 +15,12 @@ from torch import Tensor
 from sanakit.errors import ConfigError, MissingModelError, refuse_unknown
 from sanakit.files import expanded
 from sanakit.models.config import AUTOENCODERS, TRANSFORMERS, TransformerConfig
+from sanakit.models.published import say_once
 from sanakit.pipeline.placement import Placed, place_one
 from sanakit.quant.method import method_of
 from sanakit.quant.quantize import quantize
 from sanakit.weights.catalog import checkpoint_of_file
+from sanakit.weights.convert.gguf_file import SUFFIX
 from sanakit.weights.convert.original_format import Part, identified, read_original
 from sanakit.weights.dtypes import as_trained, resolve_dtypes
 from sanakit.weights.layout import CONFIG
@@ -41,7 +43,9 @@ def from_single_file(
     device: Placed | None = None,
     allow_unsafe_dtype: bool = False,
 ) -> Any:
-    """Load a ``.pth`` or ``.safetensors`` of NVlabs' or MIT Han Lab's, or its tensors.
+    """Load a ``.pth`` or ``.safetensors`` of NVlabs' or MIT Han Lab's, a ``.gguf``, or tensors.
+
+    Weights of a ``.gguf`` are made real numbers as they are read, of the dtype that is asked for.
 
     Args:
         kind: `SanaTransformer2DModel` or `AutoencoderDC`.
@@ -51,7 +55,8 @@ def from_single_file(
         subfolder: of ``config``, else that of the network.
         torch_dtype: of what is not quantized; None is fp32.
         dtype: the same by its newer name.
-        quantization_config: as in ``from_pretrained``.
+        quantization_config: as in ``from_pretrained``; of a ``.gguf`` also the reference's
+            ``GGUFQuantizationConfig``, of which the dtype is heeded.
         device: as ``device_map`` there.
         allow_unsafe_dtype: run a dtype that is known to overflow.
 
@@ -59,18 +64,23 @@ def from_single_file(
         MissingModelError: no such file. WeightsError: a file that is damaged, of another kind of
             network, or does not fit. ConfigError: a config that is not there, an unsafe dtype.
     """
-    checkpoint = None
     described = None if config is None else _description(kind, str(config), subfolder)
+    path = None if isinstance(source, Mapping) else _file(str(source))
+    checkpoint = None if path is None else checkpoint_of_file(path)
+    asked_dtype = torch_dtype or dtype
+    if path is not None and path.suffix == SUFFIX and _is_of_gguf(quantization_config):
+        say_once(f"{path.name} is dequantized as it is read; its blocks are not kept")
+        asked_dtype = asked_dtype or getattr(quantization_config, "compute_dtype", None)
+        quantization_config = None
+    asked = {kind.role: asked_dtype or torch.float32}
+    dtypes = resolve_dtypes(checkpoint, asked, allow_unsafe=allow_unsafe_dtype)
+    chosen: torch.dtype = getattr(dtypes, kind.role)
     if isinstance(source, Mapping):
         name = "the state dict"
         found = identified(source, source=name, config=described)
     else:
-        path = _file(str(source))
-        name, checkpoint = str(path), checkpoint_of_file(path)
-        found = read_original(path, config=described)
-    asked = {kind.role: torch_dtype or dtype or torch.float32}
-    dtypes = resolve_dtypes(checkpoint, asked, allow_unsafe=allow_unsafe_dtype)
-    chosen: torch.dtype = getattr(dtypes, kind.role)
+        name = str(path)
+        found = read_original(Path(name), config=described, dtype=chosen)
     part = _part(found.parts, kind, name)
     shape = part.config
     if isinstance(shape, TransformerConfig):
@@ -88,6 +98,10 @@ def from_single_file(
         quantize(network, method, keep=keep, always_keep=always, dtype=chosen, device=where)
         network.quantized_with = method
     return network.to(where)
+
+
+def _is_of_gguf(quantization_config: Any) -> bool:
+    return getattr(quantization_config, "quant_method", None) == "gguf"
 
 
 def _part(parts: tuple[Part, ...], kind: Any, name: str) -> Part:

@@ -386,9 +386,9 @@ def test_a_folder_a_missing_file_and_another_ending_are_refused(tmp_path: Path) 
         read_original(tmp_path)
     with pytest.raises(WeightsError, match="no such file"):
         read_original(tmp_path / "m.pth")
-    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    (tmp_path / "m.onnx").write_bytes(b"ONNX")
     with pytest.raises(WeightsError, match="no checkpoint by its name"):
-        read_original(tmp_path / "m.gguf")
+        read_original(tmp_path / "m.onnx")
 
 
 def test_tensors_that_claim_more_than_the_file_holds_are_refused(tmp_path: Path) -> None:

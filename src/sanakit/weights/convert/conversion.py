@@ -35,6 +35,7 @@ from sanakit.models.config import (
     config_to_dict,
 )
 from sanakit.weights.catalog import checkpoint_of_file
+from sanakit.weights.convert.gguf_file import SUFFIX
 from sanakit.weights.convert.original_format import (
     AUTOENCODER,
     BRANCH,
@@ -147,6 +148,10 @@ def plan(source: Path, target: Path, options: Options) -> Plan:
 
 
 def _is_file(target: Path) -> bool:
+    if target.suffix == SUFFIX:
+        raise ConfigError(
+            f"{target}: GGUF is read and not written", hint=f"name {target.with_suffix(SAFE)}"
+        )
     return target.suffix in (*PICKLED, SAFE)
 
 

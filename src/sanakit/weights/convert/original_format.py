@@ -36,6 +36,7 @@ from sanakit.models.controlnet import ControlBranch
 from sanakit.models.transformer import LinearDiT
 from sanakit.nn.embed import sincos_positions
 from sanakit.untrusted import DEEPEST, other_readers
+from sanakit.weights.convert import gguf_file
 from sanakit.weights.convert.infer_config import (
     Kind,
     autoencoder_config,
@@ -70,19 +71,29 @@ HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
 ]
 
 
-def read_original(path: Path, *, config: str | None = None, average: bool = False) -> OriginalModel:
+def read_original(
+    path: Path,
+    *,
+    config: str | None = None,
+    average: bool = False,
+    dtype: torch.dtype | None = None,
+) -> OriginalModel:
     """Read an original file and give it in the published layout; tensors stay on disk until used.
 
     Args:
-        path: a ``.pth``, ``.pt``, ``.ckpt``, ``.bin`` or ``.safetensors`` file.
+        path: a ``.pth``, ``.pt``, ``.ckpt``, ``.bin``, ``.safetensors`` or ``.gguf`` file.
         config: a preset's name or a ``config.json``, in place of what the shapes say.
         average: take the moving average of a training checkpoint.
+        dtype: of the tensors of a ``.gguf`` file, else fp32 where they are quantized.
 
     Raises:
         WeightsError: a file that is cut, not of tensors alone, of another kind, or whose tensors
             do not fit. ConfigError: shapes that leave something open; a config that is not there.
     """
-    state, notes = unwrapped(read_file(path), source=str(path), average=average)
+    content = read_file(path, dtype=dtype)
+    state, notes = unwrapped(content, source=str(path), average=average)
+    if path.suffix == gguf_file.SUFFIX:
+        state = original_names(state, source=str(path))
     # Shapes and dtypes may be any.
     with other_readers(path, WeightsError, what="holds no model", hint="download it again"):
         return identified(state, source=str(path), config=config, notes=notes)
@@ -106,11 +117,14 @@ def write_original(path: Path, state: Mapping[str, Tensor]) -> None:
         torch.save({"state_dict": {name: t.contiguous() for name, t in own.items()}}, temporary)
 
 
-def read_file(path: Path) -> Mapping[str, Any]:
-    """Give what a pickle or a safetensors file holds, as it is nested there.
+def read_file(path: Path, *, dtype: torch.dtype | None = None) -> Mapping[str, Any]:
+    """Give what a pickle or a file of tensors holds, as it is nested there.
+
+    ``dtype`` is for files of GGUF, whose tensors are made one by one.
 
     Raises:
         WeightsError: not a file, cut, not a dictionary, or holding more than tensors and numbers.
+            ConfigError: GGUF, and its package is not there.
     """
     if path.is_dir():
         raise WeightsError(f"{path}: is a folder, not a checkpoint file", hint="name the file")
@@ -118,10 +132,11 @@ def read_file(path: Path) -> Mapping[str, Any]:
         raise WeightsError(f"{path}: no such file", hint="check the path")
     if path.suffix == SAFE:
         return read_tensors(path)
+    if path.suffix == gguf_file.SUFFIX:
+        return gguf_file.read_gguf(path, dtype=dtype)
     if path.suffix not in PICKLED:
-        raise WeightsError(
-            f"{path}: is no checkpoint by its name", hint=f"known: {', '.join((*PICKLED, SAFE))}"
-        )
+        known = ", ".join((*PICKLED, SAFE, gguf_file.SUFFIX))
+        raise WeightsError(f"{path}: is no checkpoint by its name", hint=f"known: {known}")
     with _diagnosed(path):
         content = _unpickled(path)
     if not isinstance(content, Mapping):
@@ -328,6 +343,19 @@ def identified(
         published = control_keymap().to_published(own, source=source)
         parts.insert(0, Part.checked(BRANCH, branch, published, source=source))
     return OriginalModel(kind=kind, parts=tuple(parts), notes=notes)
+
+
+def original_names(state: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor]:
+    """Give a transformer under its published names, as GGUF files may have it, under the original.
+
+    Raises:
+        WeightsError: names of neither.
+    """
+    if "patch_embed.proj.weight" not in state:
+        return dict(state)
+    guided = any(".guidance_embedder." in name for name in state)
+    known = transformer_keymap(TransformerConfig(guidance_embeds=guided))
+    return known.to_original(state, source=source)
 
 
 def original_state(part: Part, branch: Part | None = None, *, source: str) -> dict[str, Tensor]:
