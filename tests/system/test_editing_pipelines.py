@@ -25,6 +25,8 @@ from sanakit.errors import ConfigError, DataError, UnknownArgumentError
 PIXELS = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
 MASK = np.zeros((64, 64), np.uint8)
 MASK[:, 40:] = 255
+# The tiny model draws few sizes, all of them small.
+pytestmark = pytest.mark.filterwarnings("ignore:the picture is .* and is drawn at")
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from sanakit import __version__
-from sanakit.cli import convert, data, evaluate, generate, models, train
+from sanakit.cli import convert, data, edit, evaluate, generate, models, train
 from sanakit.cli.errors import FriendlyGroup
 from sanakit.cli.terminal import open_streams, say, tell_warnings
 
@@ -42,6 +42,7 @@ def about(
 
 
 app.command("generate")(generate.generate)
+app.command("edit")(edit.edit)
 app.command("decode")(generate.decode)
 app.command("info")(generate.info)
 app.command("again")(generate.again)

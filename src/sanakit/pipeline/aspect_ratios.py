@@ -56,6 +56,16 @@ def check_size(name: str, value: int, multiple: int) -> None:
     )
 
 
+def check_proportions(name: str, have: tuple[int, int], want: tuple[int, int]) -> None:
+    """Refuse what is laid over a picture of other proportions; heights and widths."""
+    tall, wide = have[0] * want[1], have[1] * want[0]
+    if abs(tall - wide) > max(tall, wide) / 50:
+        raise ConfigError(
+            f"{name} is {have[1]} x {have[0]}, the picture {want[1]} x {want[0]}",
+            hint="give both the same size",
+        )
+
+
 Table: TypeAlias = dict[float, tuple[int, int]]
 
 

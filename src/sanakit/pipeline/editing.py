@@ -7,6 +7,7 @@ keeps the picture its own latent comes back after every step, at that step's lev
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -17,17 +18,20 @@ from torch.nn import functional as F
 from sanakit.errors import ConfigError
 from sanakit.flow.grids import Leg, SigmaGrid
 from sanakit.flow.solvers import Past, SolverStep, Stepped, Velocity
+from sanakit.images.files import digest_of, read_image
 from sanakit.pipeline.aspect_ratios import check_size
 from sanakit.pipeline.images import Pixels, cover, from_pixels, to_pixels
+from sanakit.pipeline.input_images import BLACK, as_mask, of_pil
+from sanakit.pipeline.request import EditRequest, Expand
 from sanakit.shapes import Image, Latent, PixelMask
 from sanakit.untrusted import fits, shown
 
 IMAGE_STRENGTH = 0.6
 MASK_STRENGTH = 1.0
+ENLARGED = 2
+"""Pixels of a picture over those that are drawn, beyond which it is said."""
 FEATHER = 8
 """Pixels inside of a mask's edge over which the new picture comes in."""
-Expand = tuple[int, int, int, int]
-"""Pixels added at the left, top, right and bottom."""
 
 
 def check_strength(strength: object) -> None:
@@ -110,6 +114,13 @@ class Edit:
         ``size`` is the one that is drawn at, ``noise`` has one row for each picture to be drawn,
         ``grid`` is what :meth:`grid` left.
         """
+        height, width = self.size
+        if height * width > ENLARGED * size[0] * size[1]:
+            warnings.warn(
+                f"the picture is {width} x {height} and is drawn at {size[1]} x {size[0]}: what is "
+                "drawn anew is enlarged",
+                stacklevel=2,
+            )
         pure, free = self.strength == 1.0, None
         if self.mask is not None:
             cell = size[0] // noise.shape[-2]
@@ -140,6 +151,38 @@ class Edit:
         if self.mask is None:
             return drawn
         return to_pixels(self.pasted(from_pixels(drawn), rows, count))
+
+
+def remembered(request: EditRequest) -> EditRequest:
+    """Give the same request with the digests of its files and the strength that it means."""
+    strength, mask = request.strength, request.mask
+    if strength is None:
+        partial = mask is not None or any(request.expand)
+        strength = MASK_STRENGTH if partial else IMAGE_STRENGTH
+    return replace(
+        request,
+        image_sha256=request.image_sha256 or digest_of(request.image),
+        mask_sha256=request.mask_sha256 or (None if mask is None else digest_of(mask)),
+        strength=strength,
+    )
+
+
+def read_edit(request: EditRequest) -> Edit:
+    """Read the files of a request.
+
+    Raises:
+        DataError: one of them is no picture, or not the one that it was. ConfigError: a mask of
+            other proportions, a strength or sides that are none.
+    """
+    request = remembered(request)
+    image = of_pil(read_image(request.image, digest=request.image_sha256))
+    mask = None
+    if request.mask is not None:
+        picture = read_image(request.mask, digest=request.mask_sha256, over=BLACK)
+        mask = as_mask(picture, (image.shape[-2], image.shape[-1]), "the mask")
+    assert request.strength is not None
+    edit = Edit(image=image, mask=mask, strength=request.strength)
+    return edit.expanded(request.expand) if any(request.expand) else edit
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,10 +17,11 @@ from torch.nn import functional as F
 
 from sanakit.errors import ConfigError, DataError
 from sanakit.images.color import WHITE, UnclearColors, to_rgb
-from sanakit.images.decode import BadPicture, decoded_image
+from sanakit.images.files import read_image
+from sanakit.pipeline.aspect_ratios import check_proportions
 from sanakit.pipeline.images import from_pixels
 from sanakit.shapes import Image, PixelMask
-from sanakit.untrusted import other_readers, read_file
+from sanakit.untrusted import other_readers
 
 Color: TypeAlias = tuple[int, int, int]
 BLACK: Color = (0, 0, 0)
@@ -54,11 +54,7 @@ def as_mask(given: Images, size: tuple[int, int], name: str = "mask_image") -> P
     mask = _joined([_mask(one, name) for one in _several(given, name)], name)
     height, width = mask.shape[-2:]
     if (height, width) != size:
-        if abs(height * size[1] - width * size[0]) > max(height * size[1], width * size[0]) / 50:
-            raise ConfigError(
-                f"{name} is {width} x {height}, the picture {size[1]} x {size[0]}",
-                hint="give both the same size",
-            )
+        check_proportions(name, (height, width), size)
         warnings.warn(
             f"{name} is {width} x {height} and is taken at the picture's {size[1]} x {size[0]}",
             stacklevel=2,
@@ -67,28 +63,13 @@ def as_mask(given: Images, size: tuple[int, int], name: str = "mask_image") -> P
     return mask
 
 
-def read_picture(path: str | Path, *, digest: str | None = None, over: Color = WHITE) -> Image:
-    """Give ``1 3 H W`` in [-1, 1] of a file, upright; what is transparent is laid over a color.
+def of_pil(picture: PILImage.Image) -> Image:
+    """Give ``1 3 H W`` in [-1, 1] of an RGB picture."""
+    return from_pixels(np.asarray(picture)[None])
 
-    Raises:
-        DataError: it cannot be read, is no picture, or its sha256 is not ``digest``.
-    """
-    name = str(path)
-    try:
-        data = read_file(Path(path).expanduser())
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{name}: cannot be read ({reason})") from error
-    if digest is not None and sha256(data).hexdigest() != digest:
-        raise DataError(
-            f"{name}: is not the file that it was (its sha256 differs)",
-            hint="put the picture back that was edited then",
-        )
-    try:
-        picture, _, _ = decoded_image(data, over=over)
-    except BadPicture as error:
-        raise DataError(f"{name}: {error.message}") from error
-    return _of_pil(picture)
+
+def _grey_of(picture: PILImage.Image) -> PixelMask:
+    return of_pil(picture).mean(dim=1, keepdim=True) / 2 + 0.5
 
 
 def _several(given: Images, name: str) -> list[One]:
@@ -109,18 +90,18 @@ def _joined(images: list[Tensor], name: str) -> Tensor:
 
 def _image(one: One, name: str) -> Image:
     if isinstance(one, str | Path):
-        return read_picture(one)
+        return of_pil(read_image(one))
     if isinstance(one, PILImage.Image):
-        return _of_pil(_upright(one, name, WHITE))
+        return of_pil(_upright(one, name, WHITE))
     values = _values(one, name, channels=3)
     return values if values.min() < 0 else values * 2 - 1
 
 
 def _mask(one: One, name: str) -> PixelMask:
     if isinstance(one, str | Path):
-        grey = read_picture(one, over=BLACK).mean(dim=1, keepdim=True) / 2 + 0.5
+        grey = _grey_of(read_image(one, over=BLACK))
     elif isinstance(one, PILImage.Image):
-        grey = _of_pil(_upright(one, name, BLACK)).mean(dim=1, keepdim=True) / 2 + 0.5
+        grey = _grey_of(_upright(one, name, BLACK))
     elif isinstance(one, np.ndarray) and one.ndim > 2 and one.shape[-1] == 3:
         grey = _values(one, name, channels=3).mean(dim=1, keepdim=True)
     else:
@@ -135,10 +116,6 @@ def _upright(picture: PILImage.Image, name: str, over: Color) -> PILImage.Image:
             return to_rgb(ImageOps.exif_transpose(picture), over=over)
         except UnclearColors as error:
             raise DataError(f"{name}: {error}") from error
-
-
-def _of_pil(picture: PILImage.Image) -> Image:
-    return from_pixels(np.asarray(picture)[None])
 
 
 def _values(one: object, name: str, *, channels: int) -> Tensor:

@@ -227,6 +227,10 @@ class Pipeline:
             ConfigError: for a size, layer or combination that the model cannot do.
             NumericsError: for a number that is not finite.
         """
+        if isinstance(request, GenerateRequest) and request.edit is not None:
+            from sanakit.pipeline.editing import remembered  # noqa: PLC0415
+
+            request = replace(request, edit=remembered(request.edit))
         call = request if isinstance(request, Call) else self._call_of(request)
         watch = Stopwatch()
 
@@ -332,7 +336,13 @@ class Pipeline:
         if scheduler.solver.adds_noise == own.solver.adds_noise:
             scheduler = scheduler.shifted(shift)
         seeds = range(request.seed, request.seed + request.count)
+        edit = None
+        if request.edit is not None:  # a plain drawing needs nothing of it
+            from sanakit.pipeline.editing import read_edit  # noqa: PLC0415
+
+            edit = read_edit(request.edit)
         return Call(
+            edit=edit,
             prompt=request.prompt,
             negative_prompt=request.negative_prompt,
             num_images_per_prompt=request.count,
@@ -687,8 +697,9 @@ class Pipeline:
             return []
         decided = {
             "count": 1,
-            "height": size[0],
-            "width": size[1],
+            # A picture that was edited has its own size, which may be none that a model draws.
+            "height": size[0] if request.edit is None else request.height,
+            "width": size[1] if request.edit is None else request.width,
             "num_steps": request.num_steps or scheduler.usual_steps,
             "guidance_scale": sampling.guidance.guidance_scale,
             "solver": scheduler.solver_name,

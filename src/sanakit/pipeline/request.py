@@ -29,7 +29,24 @@ if TYPE_CHECKING:
     from sanakit.pipeline.control import Control
     from sanakit.pipeline.editing import Edit
 
+Expand = tuple[int, int, int, int]
+"""Pixels added at the left, top, right and bottom of a picture."""
 REAL = ("guidance_scale", "pag_scale", "flow_shift")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EditRequest:
+    """A picture file to begin with, and what of it is drawn anew; no strength is the usual one.
+
+    A digest that is given is that of the file's bytes, and another file is refused.
+    """
+
+    image: str
+    image_sha256: str | None = None
+    mask: str | None = None
+    mask_sha256: str | None = None
+    strength: float | None = None
+    expand: Expand = (0, 0, 0, 0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +55,8 @@ class GenerateRequest:
 
     ``count`` pictures are drawn, the i-th with seed ``seed + i``: each is the picture that its seed
     draws alone. ``use_resolution_binning`` draws at the nearest size that a published model was
-    trained at, and cuts to the size asked for.
+    trained at, and cuts to the size asked for. ``edit`` is a picture to begin with, whose size is
+    then the default.
     """
 
     prompt: str
@@ -56,6 +74,7 @@ class GenerateRequest:
     guider: AdaptiveProjectedGuidance | None = None
     solver: str | None = None
     flow_shift: float | None = None
+    edit: EditRequest | None = None
 
     def __post_init__(self) -> None:
         for name in ("seed", "count", "num_steps"):
@@ -116,6 +135,8 @@ class GenerateRequest:
             if (guider := values.get("guider")) is not None:
                 kind = AdaptiveProjectedGuidance
                 real["guider"] = dataclass_from(kind, guider, source="the settings' guider")
+            if (edit := values.get("edit")) is not None:
+                real["edit"] = dataclass_from(EditRequest, edit, source="the settings' edit")
             return dataclass_from(cls, {**values, **real}, source="the settings")
         except (ValueError, OverflowError) as error:
             if isinstance(error, ConfigError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from PIL import Image
 
 from sanakit.errors import ConfigError, DataError
 from sanakit.pipeline.images import to_pixels
-from sanakit.pipeline.input_images import as_image, as_mask, read_picture
+from sanakit.pipeline.input_images import as_image, as_mask
 from zoo import animals
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
@@ -101,21 +100,6 @@ def test_files_of_any_content_are_read_or_refused(animal: object, tmp_path: Path
             as_image(path)
     else:
         assert as_image(path).shape[1] == 3
-
-
-@pytest.mark.parametrize("name", ["none.png", ".", "~nobody-of-this-name/a.png", "\0", "a" * 300])
-def test_places_that_hold_no_file_are_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="cannot be read"):
-        read_picture(name if name.startswith("~") else str(tmp_path / name))
-
-
-def test_another_file_under_a_name_is_refused(tmp_path: Path) -> None:
-    path = written(tmp_path)
-    digest = sha256(path.read_bytes()).hexdigest()
-    assert read_picture(path, digest=digest).shape == (1, 3, 6, 9)
-    Image.fromarray(PIXELS[::-1]).save(path)
-    with pytest.raises(DataError, match="is not the file that it was"):
-        read_picture(path, digest=digest)
 
 
 MASK = np.zeros((6, 9), np.uint8)

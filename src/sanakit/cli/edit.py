@@ -1,0 +1,163 @@
+"""`sanakit edit`: draw a picture anew from another one, whole or where a mask is white."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sanakit.cli.generate import draw, guider_of, output_paths
+from sanakit.cli.machine import AUTO, Device, Dtype, Machine, Quantize
+from sanakit.cli.options import (
+    ApgEta,
+    ApgMomentum,
+    ApgNorm,
+    Count,
+    GuidanceScale,
+    Json,
+    Lora,
+    Model,
+    Negative,
+    NoMetadata,
+    Offline,
+    Prompt,
+    Quiet,
+    Seed,
+    Shown,
+    Side,
+    Solver,
+    Steps,
+)
+from sanakit.errors import ConfigError
+from sanakit.files import expanded
+
+
+def edit(
+    image: Annotated[Path, typer.Argument(help="The picture to begin with.")],
+    prompt: Prompt,
+    mask: Annotated[
+        Path | None,
+        typer.Option(help="Picture of the same size, white where it is drawn anew."),
+    ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(
+            help="How far from the picture, above 0 up to 1. Default: 0.6; 1 with --mask or "
+            "--expand."
+        ),
+    ] = None,
+    expand: Annotated[
+        str | None,
+        typer.Option(
+            help="Pixels of canvas to add and draw, LEFT,TOP,RIGHT,BOTTOM; one number is all four."
+        ),
+    ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option("--out", "-o", "--output", help="PNG to write. Default: NAME-edited.png."),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="--out may be IMAGE or the mask.")
+    ] = False,
+    model: Model = None,
+    lora: Lora = None,
+    seed: Seed = 0,
+    steps: Steps = 20,
+    guidance: GuidanceScale = None,
+    apg_eta: ApgEta = None,
+    apg_momentum: ApgMomentum = None,
+    apg_norm: ApgNorm = None,
+    negative: Negative = "",
+    width: Side = None,
+    height: Side = None,
+    count: Count = 1,
+    solver: Solver = None,
+    offline: Offline = False,
+    device: Device = AUTO,
+    dtype: Dtype = None,
+    quantize: Quantize = None,
+    no_metadata: NoMetadata = False,
+    shown: Shown = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Draw a picture anew: all of it, where a mask is white, or onto a larger canvas."""
+    if strength is not None and not 0 < strength <= 1:
+        raise ConfigError(f"--strength {strength:g} must be above 0, up to 1", hint="0.6 is usual")
+    if strength is not None and int(steps * strength) < 1:
+        raise ConfigError(
+            f"--strength {strength:g} of --steps {steps} leaves no step to run",
+            hint=f"--strength {1 / steps:.2g} runs one",
+        )
+    request: dict[str, Any] = {"strength": strength, "expand": _sides(expand)}
+    request |= _pictures(image, mask)
+    target = out or str(image.with_name(f"{image.stem}-edited.png"))
+    for path in output_paths(target, count, seed):
+        if not overwrite and path is not None and path.exists():
+            _keep(path, image, mask)
+    draw(
+        {
+            "prompt": prompt,
+            "negative_prompt": negative,
+            "seed": seed,
+            "count": count,
+            "height": height,
+            "width": width,
+            "num_steps": steps,
+            "guidance_scale": guidance,
+            "guider": guider_of(apg_eta, apg_momentum, apg_norm),
+            "solver": solver,
+            "edit": request,
+        },
+        out=target,
+        model=model,
+        loras=lora or [],
+        machine=Machine(device=device, dtype=dtype, quantize=quantize),
+        offline=offline,
+        metadata=not no_metadata,
+        shown=shown,
+        json_=json_,
+        quiet=quiet,
+    )
+
+
+def _sides(text: str | None) -> list[int]:
+    """``LEFT,TOP,RIGHT,BOTTOM``, or one number for all four."""
+    parts = (text or "0").split(",")
+    if len(parts) not in (1, 4) or not all(part.strip().isdecimal() for part in parts):
+        raise ConfigError(
+            f"--expand {text!r} is not LEFT,TOP,RIGHT,BOTTOM in pixels",
+            hint="--expand 0,0,128,0 adds 128 at the right",
+        )
+    sides = [int(part) for part in parts]
+    return sides * 4 if len(sides) == 1 else sides
+
+
+def _pictures(image: Path, mask: Path | None) -> dict[str, str]:
+    """Paths and digests of both files, which are refused before torch is loaded if they must be."""
+    from sanakit.images.files import digest_of, read_image
+    from sanakit.pipeline.aspect_ratios import check_proportions
+
+    found: dict[str, str] = {}
+    sizes = []
+    for name, path in (("image", image), ("mask", mask)):
+        if path is not None:
+            found |= {name: _as_told(path), f"{name}_sha256": digest_of(path)}
+            sizes.append(read_image(path).size[::-1])
+    check_proportions("the mask", sizes[-1], sizes[0])
+    return found
+
+
+def _as_told(path: Path) -> str:
+    """A path as it goes into pictures, which should not tell where on a disk they were made."""
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _keep(out: Path, image: Path, mask: Path | None) -> None:
+    for given in (image, mask):
+        if given is not None and out.samefile(expanded(str(given))):
+            raise ConfigError(
+                f"--out {out} is what is edited", hint="name another file, or add --overwrite"
+            )
