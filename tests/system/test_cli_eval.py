@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from command_line import sanakit
-from sanakit.data.captions.scoring import Scorer
+from sanakit.data.captions.scoring import DualEncoder
 from sanakit.evaluate import clip, features
 from sanakit.evaluate.frechet import frechet_distance
 from sanakit.evaluate.pictures import pictures_to_restore
@@ -216,7 +216,7 @@ def test_clip_score_of_a_local_model_and_what_it_needs(model: str, tmp_path: Pat
     assert figures["CLIP score"]["value"] == pytest.approx(
         np.mean(list(by_prompt.values())), abs=1e-3
     )
-    scorer = Scorer(clip, dtype="float32", device="cpu")
+    scorer = DualEncoder(clip, dtype="float32", device="cpu")
     with Image.open("runs/eval/standard/clip/pictures/00001.png") as image, torch.no_grad():
         cosine = (scorer.texts(["a blue house"]) * scorer.pictures([image])).sum()
     assert by_prompt["00001"] == pytest.approx(max(0.0, 100 * float(cosine)), abs=1e-3)

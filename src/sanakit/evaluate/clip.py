@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sanakit.data.captions.scoring import Scorer
+from sanakit.data.captions.scoring import DualEncoder
 from sanakit.data.captions.vision_models import find_vision_model
 from sanakit.errors import ConfigError, MissingModelError
 from sanakit.evaluate.benchmark_prompts import Job, Prompt
@@ -43,7 +43,7 @@ def clip_scores(
         MissingModelError: there is no such model. ConfigError: it is no CLIP.
     Source: Hessel et al. 2021, with w = 100 as published tables have it.
     """
-    scorer = Scorer(find_vision_model(clip), dtype="float32", device=device)
+    scorer = DualEncoder(find_vision_model(clip), dtype="float32", device=device)
     texts, seen = [], []
     with torch.inference_mode():
         found = list(read_generated(folder, jobs))

@@ -28,7 +28,7 @@ from sanakit.data.captions.captioning import (
     captioner_names,
 )
 from sanakit.data.captions.choice import NVLABS, CaptionChoice
-from sanakit.data.captions.scoring import Scorer, Scoring
+from sanakit.data.captions.scoring import DualEncoder, Scoring
 from sanakit.data.captions.vision_models import (
     find_vision_model,
     fingerprint_of_folder,
@@ -613,7 +613,7 @@ def test_a_caption_longer_than_the_model_reads_is_cut_and_counted(
     marks = run(scoring(training_set, models[name]))
     assert [mark.stats["cut"] for mark in marks.values()] == [1, 0]
     assert scores(training_set)["cats/tom"]["long"] is not None
-    scorer = Scorer(models[name], dtype="float32", device="cpu")
+    scorer = DualEncoder(models[name], dtype="float32", device="cpu")
     with torch.inference_mode():
         read, more = scorer.texts([LONG, LONG + " and more"])
     torch.testing.assert_close(read, more)
@@ -643,10 +643,10 @@ def test_a_set_without_captions_has_no_scores(models: dict[str, Path], tmp_path:
 
 def test_a_model_that_compares_nothing_is_refused(models: dict[str, Path]) -> None:
     with pytest.raises(ConfigError, match="does not compare pictures and texts"):
-        Scorer(models["llava"], dtype="float32", device="cpu")
+        DualEncoder(models["llava"], dtype="float32", device="cpu")
 
 
 def test_features_that_are_not_finite_are_no_scores(models: dict[str, Path]) -> None:
-    scorer = Scorer(models["clip"], dtype="float32", device="cpu")
+    scorer = DualEncoder(models["clip"], dtype="float32", device="cpu")
     with pytest.raises(NumericsError, match="not finite"):
         scorer._directions(torch.tensor([[float("inf"), 1.0]]))

@@ -26,7 +26,7 @@ SIDE = 1024
 """Pixels that pictures are shrunk to before the model's own processor sees them."""
 
 
-class Scorer:
+class DualEncoder:
     """A model with one space for pictures and texts.
 
     ``limit`` is the most tokens of a text that it reads.
@@ -90,7 +90,7 @@ class Scorer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scoring(VisionStage[Scorer]):
+class Scoring(VisionStage[DualEncoder]):
     """The stage: 100 times the cosine for each caption, in scores/NAME/UNIT.jsonl."""
 
     batch_size: int = 32
@@ -115,9 +115,9 @@ class Scoring(VisionStage[Scorer]):
             {name: value for name, value in captions.items() if value is not None},
         )
 
-    def load(self, folder: Path) -> Scorer:
+    def load(self, folder: Path) -> DualEncoder:
         """The model with its processor."""
-        return Scorer(folder, dtype=self.dtype, device=self.device)
+        return DualEncoder(folder, dtype=self.dtype, device=self.device)
 
     def process(self, unit: str, staging: Path) -> dict[str, Any]:
         """Score the captions of a unit; equal texts are read once."""
