@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, TorchAoConfig
 
+    from sanakit.evaluate.best_of import best_of, clip_scorer
     from sanakit.flow.projection import AdaptiveProjectedGuidance
     from sanakit.pipeline.control_images import control_image
     from sanakit.pipeline.networks import (
@@ -77,6 +78,8 @@ _HOMES = {
     "SanaTransformer2DModel": "sanakit.pipeline.networks",
     "TorchAoConfig": "transformers",
     "UniPCMultistepScheduler": "sanakit.pipeline.schedulers",
+    "best_of": "sanakit.evaluate.best_of",
+    "clip_scorer": "sanakit.evaluate.best_of",
     "control_image": "sanakit.pipeline.control_images",
     "load_image": "sanakit.pipeline.published.pictures",
     "make_image_grid": "sanakit.pipeline.published.pictures",
@@ -112,6 +115,8 @@ __all__ = [
     "TorchAoConfig",
     "UniPCMultistepScheduler",
     "__version__",
+    "best_of",
+    "clip_scorer",
     "control_image",
     "load_image",
     "make_image_grid",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sanakit.cli.best_of import REMEMBERED, Choice, choice_of
 from sanakit.cli.loras import (
     add_loras,
     lora_hash,
@@ -34,6 +35,7 @@ from sanakit.cli.options import (
     ApgEta,
     ApgMomentum,
     ApgNorm,
+    BestOf,
     Count,
     GuidanceScale,
     Json,
@@ -45,6 +47,7 @@ from sanakit.cli.options import (
     Out,
     Prompt,
     Quiet,
+    Scorer,
     Seed,
     Shown,
     Side,
@@ -60,12 +63,14 @@ if TYPE_CHECKING:
     import torch
 
     from sanakit.pipeline.decoder import Origin
+    from sanakit.pipeline.pipeline import Picture
 
 EMBEDDED = "glyph"
 STANDARD_OUTPUT = "-"
 MACHINE = ("device", "dtype", "quantize")
 ABOUT_THE_FILE = (
     *("model", "model_hash", "version", "format", "lora", "lora_hash", "processes"),
+    *REMEMBERED,
     *MACHINE,
 )
 USUAL_AREA = (0.75, 4 / 3)
@@ -91,6 +96,8 @@ def generate(
     width: Side = None,
     height: Side = None,
     count: Count = 1,
+    best_of: BestOf = None,
+    scorer: Scorer = None,
     solver: Solver = None,
     offline: Offline = False,
     device: Device = AUTO,
@@ -118,6 +125,7 @@ def generate(
         out=out,
         model=model,
         loras=lora or [],
+        choice=choice_of(best_of, scorer, count),
         machine=Machine(device=device, dtype=dtype, quantize=quantize),
         offline=offline,
         metadata=not no_metadata,
@@ -133,6 +141,7 @@ def draw(
     out: str,
     model: str | None,
     loras: Sequence[str],
+    choice: Choice | None = None,
     machine: Machine,
     offline: bool,
     metadata: bool,
@@ -142,7 +151,7 @@ def draw(
 ) -> None:
     """Draw what was typed, write it and tell of it; what can be refused is, before torch is loaded.
 
-    ``wanted`` are the fields of a request.
+    ``wanted`` are the fields of a request; its count is of what is kept, where there is a choice.
     """
     check_unicode(wanted["prompt"], "the prompt")
     check_unicode(wanted["negative_prompt"], "--negative")
@@ -151,8 +160,12 @@ def draw(
         raise ConfigError(f"--solver {solver!r} is unknown", hint=did_you_mean(solver, SOLVERS))
     from sanakit.pipeline.aspect_ratios import check_count
 
-    check_count(wanted["count"], wanted["seed"])
-    paths = output_paths(out, wanted["count"], wanted["seed"])
+    kept, seed = wanted["count"], wanted["seed"]
+    drawn = kept if choice is None else choice.of
+    check_count(drawn, seed)
+    paths = output_paths(out, kept, seed)
+    if kept > 1:  # each is named by its own seed
+        paths = output_paths(out, drawn, seed)
     for spec in loras:
         strength_of(spec)
     if model is None and not loras:
@@ -160,7 +173,7 @@ def draw(
     if model is not None:
         _check_size(model, wanted["height"], wanted["width"], offline=offline)
     report = _generate(
-        wanted,
+        {**wanted, "count": drawn},
         model=model,
         machine=machine,
         paths=paths,
@@ -168,6 +181,7 @@ def draw(
         quiet=quiet or json_,
         offline=offline,
         loras=loras,
+        choice=choice,
         metadata=metadata,
     )
     _tell(report, as_json=json_, quiet=quiet)
@@ -409,6 +423,7 @@ def _generate(
     quiet: bool,
     offline: bool = False,
     loras: Sequence[str] = (),
+    choice: Choice | None = None,
     metadata: bool,
 ) -> dict[str, Any]:
     """Load the model, draw, write; give what there is to report."""
@@ -425,6 +440,7 @@ def _generate(
         check_memory(model, machine, device, quiet=quiet)
         imported = time.perf_counter()
         bar.stage(f"loading {plain(model)}")
+        pick = None if choice is None else choice.opened(device)
         pipeline = Pipeline.load(
             model,
             dtype=machine.torch_dtype,
@@ -449,7 +465,13 @@ def _generate(
             more["processes"] = several
         if loras:
             more |= {"lora": list(loras), "lora_hash": [lora_hash(one) for one in loras]}
-        for picture, path in zip(result.pictures, paths, strict=True):
+        pictures: Sequence[Picture] = result.pictures
+        if pick is not None:
+            bar.stage("choosing")
+            chosen = pick(pictures, request.prompt)
+            paths = [paths[place] if len(paths) > 1 else paths[0] for place, _ in chosen]
+            pictures = [picture for _, picture in chosen]
+        for picture, path in zip(pictures, paths, strict=True):
             _write(path, picture.pixels, {**picture.settings, **more} if metadata else None)
     seconds = {
         "start": imported - started,
@@ -457,8 +479,11 @@ def _generate(
         **result.seconds,
         "total": time.perf_counter() - started,
     }
-    seeds = [picture.settings["seed"] for picture in result.pictures]
-    return _report(paths, model, device, seconds, {"seed": request.seed, "seeds": seeds})
+    told: dict[str, Any] = {"seed": request.seed}
+    told["seeds"] = [picture.settings["seed"] for picture in pictures]
+    if pick is not None:
+        told["scores"] = [picture.settings["score"] for picture in pictures]
+    return _report(paths, model, device, seconds, told)
 
 
 def _begun() -> float:
@@ -599,6 +624,8 @@ def _tell(report: dict[str, Any], *, as_json: bool, quiet: bool) -> None:
         names = report["files"]
         if "seeds" in report:
             names = [f"{f}  seed {s}" for f, s in zip(names, report["seeds"], strict=True)]
+        if "scores" in report:
+            names = [f"{n}  score {s:g}" for n, s in zip(names, report["scores"], strict=True)]
         say(*names, err=to_error)
         seconds = report["seconds"]
         parts = ", ".join(f"{k} {v:.2f} s" for k, v in seconds.items() if k != "total")

@@ -58,6 +58,18 @@ Count = Annotated[
         "--count", "-n", "--num-images", min=1, help="Pictures, at seeds SEED, SEED+1, ..."
     ),
 ]
+BestOf = Annotated[
+    int | None,
+    typer.Option(
+        "--best-of",
+        min=1,
+        help="Draw so many, at seeds SEED, SEED+1, ..., and keep the --count best by --scorer.",
+    ),
+]
+Scorer = Annotated[
+    str | None,
+    typer.Option(help="What says which are best: a folder of CLIP or SigLIP, or owner/name."),
+]
 Solver = Annotated[
     str | None,
     typer.Option(
