@@ -10,7 +10,6 @@ from pathlib import Path
 
 from sanakit.errors import ConfigError, MissingModelError, nearest_names
 from sanakit.files import expanded, listed, names_in
-from sanakit.models.published import say_once
 from sanakit.weights import hub
 from sanakit.weights.catalog import Checkpoint, find_checkpoint, nearest_models
 from sanakit.weights.layout import CONFIG, INDEX
@@ -76,7 +75,7 @@ def resolve_model(
     place = _local(name_or_folder, name)
     if place is not None:
         if revision is not None:
-            say_once(f"revision={revision!r} decides nothing here: {name} is on this disk")
+            logger.warning("revision=%r decides nothing here: %s is on this disk", revision, name)
         return place
     checkpoint = find_checkpoint(name) if isinstance(name_or_folder, str) else None
     if checkpoint is not None:
