@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         AutoPipelineForInpainting,
         AutoPipelineForText2Image,
         DiffusionPipeline,
+        load,
     )
     from sanakit.pipeline.published.base import SanaPipelineOutput
     from sanakit.pipeline.published.controlnet import SanaControlNetPipeline
@@ -81,6 +82,7 @@ _HOMES = {
     "best_of": "sanakit.evaluate.best_of",
     "clip_scorer": "sanakit.evaluate.best_of",
     "control_image": "sanakit.pipeline.control_images",
+    "load": "sanakit.pipeline.published.auto",
     "load_image": "sanakit.pipeline.published.pictures",
     "make_image_grid": "sanakit.pipeline.published.pictures",
     "sequence_parallel": "sanakit.pipeline.sequence_parallel",
@@ -118,6 +120,7 @@ __all__ = [
     "best_of",
     "clip_scorer",
     "control_image",
+    "load",
     "load_image",
     "make_image_grid",
     "sequence_parallel",

@@ -28,11 +28,11 @@ from sanakit import (
     make_image_grid,
 )
 from sanakit.elsewhere import INSTEAD as NAMES_INSTEAD
-from sanakit.errors import ConfigError, DataError, MissingModelError
+from sanakit.errors import ConfigError, DataError, MissingModelError, UnknownArgumentError
 from sanakit.models.published import say_once
 from sanakit.pipeline.published.placing import INSTEAD, NO_OPS, SILENT
 from sanakit.quant.method import mapping_of, method_of
-from tiny import tiny_components
+from tiny import tiny_components, write_sprint
 
 CALL: dict[str, Any] = {
     "height": 64,
@@ -254,9 +254,22 @@ def test_a_saved_pipeline_is_loaded_as_what_it_was(folder: Path, tmp_path: Path)
         kind.from_pretrained(folder).save_pretrained(tmp_path / kind.__name__)
         again = DiffusionPipeline.from_pretrained(tmp_path / kind.__name__)
         assert type(again) is (SanaPAGPipeline if kind is Mine else kind)
+        assert type(sanakit.load(tmp_path / kind.__name__)) is type(again)
     plain = DiffusionPipeline.from_pretrained(tmp_path / "Mine", enable_pag=False, device_map="cpu")
     assert type(plain) is SanaPipeline
     assert plain.hf_device_map is not None
+
+
+def test_load_gives_what_a_folder_asks_for_ready_to_call(tmp_path: Path) -> None:
+    write_sprint(tmp_path)
+    pipe = sanakit.load(tmp_path, torch_dtype=torch.float32)
+    assert type(pipe) is sanakit.SanaSprintPipeline
+    assert len(pipe("a red apple", height=64, width=64).images) == 1
+    assert type(sanakit.load("glyph")) is SanaPipeline
+    with pytest.raises(MissingModelError):
+        sanakit.load(tmp_path / "nothing", local_files_only=True)
+    with pytest.raises(UnknownArgumentError, match="'variants'"):
+        sanakit.load(tmp_path, variants="fp16")
 
 
 def test_a_pipeline_tells_what_it_is_made_of(folder: Path, pipe: SanaPipeline) -> None:

@@ -164,6 +164,14 @@ class DiffusionPipeline(AutoPipelineForText2Image, metaclass=ABCMeta):
 DiffusionPipeline.register(PublishedPipeline)  # isinstance(pipe, DiffusionPipeline)
 
 
+def load(name_or_folder: str | Path, **loading: Any) -> PublishedPipeline:
+    """Load a model as the pipeline that it names: ``load("glyph")("a red apple").images[0]``.
+
+    ``loading`` are the keywords of that pipeline's ``from_pretrained``; errors are its, too.
+    """
+    return DiffusionPipeline.from_pretrained(name_or_folder, **loading)
+
+
 class AutoModel:
     """Chooses the class of one part of a model by what its ``config.json`` says."""
 
