@@ -156,8 +156,10 @@ def test_the_same_words_give_the_same(
             snippet(sanakit, at)
         return
     ours = snippet(sanakit, at)
-    if name in OTHERWISE:
-        return
     torch.manual_seed(0)
     at = replace(places, folder=tmp_path / "theirs", other_library=sanakit)
-    assert_same(ours, snippet(libraries["theirs"], at))
+    if name in OTHERWISE:  # a reason that no longer holds is to be taken away
+        with pytest.raises(Exception):  # noqa: B017, PT011 - that of the reference, or a difference
+            assert_same(ours, snippet(libraries["theirs"], at))
+    else:
+        assert_same(ours, snippet(libraries["theirs"], at))
