@@ -121,6 +121,7 @@ def test_blocks_are_recomputed_by_the_published_switch() -> None:
     vae = AutoencoderDC(AUTOENCODERS["tiny"])
     with pytest.raises(ValueError, match="does not support gradient checkpointing"):
         vae.enable_gradient_checkpointing()
+    assert not vae.is_gradient_checkpointing
 
 
 def test_what_was_loaded_is_ready_to_train(network: Any, tmp_path: Path) -> None:

@@ -86,6 +86,17 @@ def test_a_walk_begins_in_the_middle_and_starts_over() -> None:
         ours.step(x, 3.0, x)
 
 
+def test_a_walk_goes_through_levels_of_the_caller() -> None:
+    ours, theirs = pair("FlowMatchEulerDiscreteScheduler", shift=1.0)
+    for given in ({"sigmas": [1.0, 0.7, 0.2]}, {"timesteps": [990.0, 700.0, 20.0]}):
+        for scheduler in (ours, theirs):
+            scheduler.set_timesteps(**given)
+        torch.testing.assert_close(ours.timesteps, theirs.timesteps, atol=1e-4, rtol=0)
+        torch.testing.assert_close(walked(ours), walked(theirs), atol=1e-5, rtol=0)
+    with pytest.raises(ConfigError, match="timesteps and sigmas: both given"):
+        ours.set_timesteps(sigmas=[1.0, 0.5], timesteps=[990.0, 20.0])
+
+
 def test_steps_before_any_levels_are_refused() -> None:
     ours, _ = pair("FlowMatchEulerDiscreteScheduler")
     x = torch.ones(1, 1, 2, 2)

@@ -71,6 +71,16 @@ def test_published_models_go_to_the_accelerator_and_glyph_stays() -> None:
     assert caught.value.hint == "this machine has cpu and cuda"
 
 
+def test_a_machine_without_an_accelerator_has_its_processor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sanakit.pipeline.placement.accelerator", lambda: CPU)
+    assert Machine().place("owner/name") == CPU
+    with pytest.raises(ConfigError, match="'cuda' is not there") as caught:
+        Machine(device="cuda").place("owner/name")
+    assert caught.value.hint == "this machine has cpu"
+
+
 @pytest.mark.parametrize(
     ("given", "hint"),
     [
