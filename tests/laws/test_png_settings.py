@@ -73,6 +73,14 @@ def test_a_file_with_any_damage_is_read_or_a_data_error(noise: bytes, place: int
         assert settings["prompt"] == "x"
 
 
+@pytest.mark.parametrize("bit", range(8))
+def test_a_setting_that_lost_a_bit_is_damage_and_no_other_setting(bit: int) -> None:
+    data = bytearray(encode_png(PIXELS, {"prompt": "x", "seed": 1}))
+    data[data.index(b'"seed": 1') + 8] ^= 1 << bit
+    with pytest.raises(DataError, match="the checksum of its 'iTXt' differs"):
+        read_settings(bytes(data))
+
+
 @pytest.mark.parametrize("key", ["sanakit", "parameters"])
 def test_a_text_behind_the_picture_counts_as_well(key: str) -> None:
     text = {"sanakit": '{"format": 1, "settings": {"prompt": "x"}}', "parameters": "x"}[key]

@@ -41,6 +41,23 @@ def test_the_largest_part_goes_where_most_room_is_and_what_fits_nowhere_stays() 
     assert set(balanced(SIZES, {}).values()) == {CPU}
 
 
+def test_a_share_is_left_free_unless_the_caller_says_what_weights_may_take(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sanakit.pipeline.placement.accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(
+        "sanakit.pipeline.placement.get_max_memory", lambda named: named or {0: 100, "cpu": 900}
+    )
+    for size, limit, expected in [
+        (79, None, FIRST),
+        (81, None, CPU),
+        (99, {0: 100}, FIRST),
+        (101, {0: 100}, CPU),
+        (79, {"cpu": 900}, CPU),
+    ]:
+        assert place({"vae": size}, "balanced", limit) == {"vae": expected}
+
+
 def test_a_map_names_parts_and_a_default() -> None:
     named = place(SIZES, {"vae": "meta", "": "cpu"})
     assert named == {"transformer": CPU, "text_encoder": CPU, "vae": torch.device("meta")}
