@@ -24,7 +24,7 @@ from original_files import original_transformer
 from sanakit import SanaPAGPipeline, SanaPipeline, SanaTransformer2DModel
 from sanakit.errors import ConfigError, NumericsError
 from sanakit.models.config import FP16_END, TransformerConfig, config_from_dict, config_to_dict
-from sanakit.nn.linear_attention import LinearAttention
+from sanakit.nn.linear_attention import LinearAttention, clipped
 from sanakit.pipeline.components import save_components
 from sanakit.weights.catalog import CATALOG, checkpoint_behind
 from sanakit.weights.dtypes import as_trained
@@ -173,6 +173,14 @@ def test_a_layer_is_its_definition_cut_at_the_end(
     got = layer.to(dtype)(x.to(dtype), mix=mix)
     exact = 1e-9 if dtype == torch.float64 else 20 * torch.finfo(dtype).eps
     torch.testing.assert_close(got.double(), whole.clamp(-2.0, 2.0), rtol=exact, atol=exact)
+
+
+def test_fp16_ends_at_its_largest_value_and_other_dtypes_at_the_networks_alone() -> None:
+    loud = torch.tensor([[[1e9, -1e9, 1.0]]])
+    for clip, end in ((None, FP16_END), (1e6, FP16_END), (2.0, 2.0)):
+        assert clipped(loud.half(), clip).flatten().tolist() == [end, -end, 1.0]
+    assert torch.equal(clipped(loud, None), loud)
+    assert clipped(loud, 1e6).flatten().tolist() == [1e6, -1e6, 1.0]
 
 
 def test_the_bound_stops_the_gradient_where_it_acts() -> None:

@@ -81,6 +81,19 @@ def test_a_machine_without_an_accelerator_has_its_processor(
     assert caught.value.hint == "this machine has cpu"
 
 
+@pytest.mark.usefixtures("with_cuda")
+def test_a_small_model_says_what_stays_idle_where_nobody_chose(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for asked, quiet, told in [
+        (Machine(), False, True),
+        (Machine(), True, False),
+        (Machine(device="cpu"), False, False),
+    ]:
+        assert generate._placed(asked, "glyph", quiet=quiet) == CPU
+        assert ("--device cuda moves it" in capsys.readouterr().err) == told
+
+
 @pytest.mark.parametrize(
     ("given", "hint"),
     [

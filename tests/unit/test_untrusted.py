@@ -144,6 +144,9 @@ def test_fields_are_within_their_ranges() -> None:
     assert not fits(True, int)
     assert not fits(10**400, float)
     assert not fits(True, Literal[1])
+    assert fits((1, 2.0), tuple[int, float])
+    for other in ((1,), (1, 2.0, 3.0), (1.5, 2.0), [1, 2.0]):
+        assert not fits(other, tuple[int, float])
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), MemoryError(), RecursionError("deep\nmore")])

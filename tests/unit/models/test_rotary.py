@@ -125,3 +125,4 @@ def test_they_move_with_the_network() -> None:
     llm = TextEncoder(gemma()).llm
     llm.to("meta")
     assert frequencies(llm).device.type == "meta"
+    assert frequencies(TextEncoder(llm).llm).device.type == "meta", "no values yet, none compared"
