@@ -18,7 +18,7 @@ from typing import Any
 from platformdirs import user_cache_path
 
 from sanakit.errors import ConfigError, DataError, MissingModelError
-from sanakit.untrusted import parse_json, read_file
+from sanakit.untrusted import open_file, parse_json, read_file
 
 HINT = "check the folder's permissions and free space"
 
@@ -155,7 +155,7 @@ def sha256_of(content: Path | bytes | memoryview | str) -> str:
     if not isinstance(content, Path):
         return hashlib.sha256(content).hexdigest()
     digest = hashlib.sha256()
-    with content.open("rb") as file:
+    with open_file(content) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

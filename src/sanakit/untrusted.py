@@ -12,17 +12,21 @@ import math
 import os
 import stat
 import types
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from inspect import formatannotation
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from sanakit.errors import ConfigError, SanakitError, did_you_mean
 
-LARGEST_FILE = 1 << 30
-"""Bytes of a text file that is read at once."""
+LARGEST_FILE = 1 << 29
+"""Bytes of a file that is read at once; as text, one sign takes up to four times its bytes."""
+MOST_VALUES = 1 << 24
+"""Values in a JSON text, about: the smallest takes three bytes of text and 100 of memory."""
 DEEPEST = 100
 """Objects and arrays inside each other; deeper ones would exhaust the stack of their reader."""
 LARGEST = 2**31 - 1
@@ -31,19 +35,30 @@ SHOWN = 60
 T = TypeVar("T")
 
 
-def read_file(path: Path, *, most: int = LARGEST_FILE) -> bytes:
-    """Give the content of a regular file; a pipe or a device, which might never end, is none.
+def open_file(path: Path) -> BufferedReader:
+    """Open a regular file to be read; a pipe or a device, which might never end, is none.
 
     Raises:
-        OSError: it cannot be read, or is no regular file. ValueError: more than ``most`` bytes.
+        OSError: it cannot be read, or is no regular file.
     """
 
     def waiting_for_nobody(name: str, flags: int) -> int:
         return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
 
-    with open(path, "rb", opener=waiting_for_nobody) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError("is a pipe or a device, not a file")
+    file = open(path, "rb", opener=waiting_for_nobody)  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError("is a pipe or a device, not a file")
+    return file
+
+
+def read_file(path: Path, *, most: int = LARGEST_FILE) -> bytes:
+    """Give the content of a file.
+
+    Raises:
+        OSError: as :func:`open_file`. ValueError: more than ``most`` bytes.
+    """
+    with open_file(path) as file:
         content = file.read(most + 1)
     if len(content) > most:
         raise ValueError(f"larger than {most} bytes")
@@ -57,10 +72,14 @@ def parse_json(text: str | bytes) -> Any:
     number reads it with :func:`number`.
 
     Raises:
-        ValueError: not JSON, nested without end, or an object that says one thing twice.
+        ValueError: not JSON, nested without end, too many values for the memory, or an object that
+            says one thing twice.
     """
     if isinstance(text, bytes):
         text = text.decode("utf-8")
+    # Signs inside texts count too, so the bound is far above what files of models and sets have.
+    if len(text) > MOST_VALUES and sum(map(text.count, ",[{")) > MOST_VALUES:
+        raise ValueError(f"more than {MOST_VALUES} values")
     try:
         value = json.loads(text, object_pairs_hook=_without_twins)
     except RecursionError:
@@ -72,8 +91,7 @@ def parse_json(text: str | bytes) -> Any:
 def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twin = next(key for key in keys if keys.count(key) > 1)
+        [(twin, _)] = Counter(key for key, _ in pairs).most_common(1)
         raise ValueError(f"an object has the key {shown(twin)} twice")
     return found
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -72,6 +73,24 @@ def test_json_of_no_use_is_a_value_error_that_says_why(text: str, says: str) -> 
     with pytest.raises(ValueError, match=says):
         parse_json(text)
     parse_json("[" * DEEPEST + "]" * DEEPEST)
+
+
+def test_a_twin_among_many_keys_is_found_in_time() -> None:
+    keys = ",".join(f'"{number}":0' for number in range(200_000))
+    started = time.process_time()
+    with pytest.raises(ValueError, match="'199999' twice"):
+        parse_json(f'{{{keys},"199999":0}}')
+    assert time.process_time() - started < 5
+
+
+@pytest.mark.parametrize("one", ["[]", "{}", '{"":0}', "0"])
+def test_more_values_than_the_memory_holds_are_refused_unread(
+    one: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sanakit.untrusted.MOST_VALUES", 100)
+    assert len(parse_json("[" + ",".join([one] * 30) + "]")) == 30
+    with pytest.raises(ValueError, match="more than 100 values"):
+        parse_json("[" + ",".join([one] * 110) + "]")
 
 
 def test_only_regular_files_are_read_and_no_larger_than_allowed(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from sanakit.data.resize_and_crop import Bucket
 from sanakit.data.samples import reading
 from sanakit.errors import DataError
 from sanakit.files import sha256_of
-from sanakit.untrusted import parse_json, read_file
+from sanakit.untrusted import open_file, parse_json, read_file
 
 FORMAT = 1
 _AGAIN = "run `sanakit data build` again"
@@ -143,7 +143,7 @@ def read_keys(folder: Path, unit: str) -> Keys:
 def read_span(path: Path, span: Span) -> bytes:
     """Some bytes of a shard."""
     start, length = span
-    with reading(path, _AGAIN), path.open("rb") as file:
+    with reading(path, _AGAIN), open_file(path) as file:
         file.seek(start)
         data = file.read(length)
     if len(data) != length:

@@ -192,7 +192,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """The JSON values of a file, one a line."""
     with reading(path, "run the stage that made it again"):
         # Not splitlines(): captions may hold other characters that it takes for line ends.
-        found = [parse_json(line) for line in path.read_text("utf-8").split("\n") if line]
+        found = [parse_json(line) for line in read_file(path).decode().split("\n") if line]
         if not all(isinstance(value, dict) for value in found):
             raise ValueError("a line is no object")
         return found

@@ -6,7 +6,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from io import FileIO
+from io import RawIOBase
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -18,7 +18,7 @@ from sanakit.data.loader.folders import ShardFolder
 from sanakit.data.samples import Caption
 from sanakit.data.shards import Keys, ShardFile, Span, read_keys
 from sanakit.errors import DataError
-from sanakit.untrusted import parse_json
+from sanakit.untrusted import open_file, parse_json
 
 _MOST_OPEN = 64  # shards of a reader
 _REBUILD = "build again: sanakit data build"
@@ -72,7 +72,7 @@ def _close_all(opened: OrderedDict[str, Any]) -> None:
 class _Shard(NamedTuple):
     """An open tar with the list of what it holds."""
 
-    file: FileIO
+    file: RawIOBase
     keys: Keys
 
     def close(self) -> None:
@@ -128,14 +128,14 @@ class ShardReader(_KeepsOpen[_Shard]):
             )
         try:
             # Unbuffered: each read is one known span, and read-ahead would be thrown away.
-            return _Shard((folder / shard.file).open("rb", buffering=0), keys)
+            return _Shard(open_file(folder / shard.file).detach(), keys)
         except OSError as error:
             raise DataError(
                 f"{folder / shard.file} cannot be read ({error.strerror or error})", hint=_REBUILD
             ) from error
 
 
-def _span(file: FileIO, span: Span, where: str) -> bytes:
+def _span(file: RawIOBase, span: Span, where: str) -> bytes:
     start, length = span
     try:
         file.seek(start)

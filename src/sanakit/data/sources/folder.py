@@ -47,9 +47,9 @@ from sanakit.data.sources.table import Columns, named_file, recognise, told
 from sanakit.data.training_set import SCAN
 from sanakit.data.units import SET
 from sanakit.errors import DataError
+from sanakit.untrusted import LARGEST_FILE
 
 LIST = "meta_data.json"
-LARGEST_LIST = 1 << 30
 _TEXTS = (".txt", ".caption", ".json")
 _TABLE_NAMES = frozenset(("metadata", "captions", "caption", "prompts", "labels", "meta_cap"))
 _REPEATS = re.compile(r"\d{1,3}_(.*\w.*)")  # kohya's folders: repeats, then words for what it holds
@@ -285,7 +285,7 @@ class FolderSource(ListSource):
     def _keep_listed(self, pictures: dict[str, Entry], entries: list[Entry | Refusal]) -> None:
         """Keep what NVlabs' list of pictures names, with or without endings."""
         try:
-            names = parsed(read_inside(self.root, LIST, limit=LARGEST_LIST))["img_names"]
+            names = parsed(read_inside(self.root, LIST, limit=LARGEST_FILE))["img_names"]
             wanted = [safe_name(str(name)) for name in names]
         except (KeyError, TypeError):
             return  # another program's file of that name

@@ -18,6 +18,7 @@ from sanakit.data.sources.captions import BadCaptions, parsed
 from sanakit.data.sources.names import PICTURES, ending
 from sanakit.data.sources.source import file_state
 from sanakit.errors import DataError
+from sanakit.untrusted import open_file, read_file
 
 KEPT = 1 << 28
 """Bytes of pictures of parquet files that stay decoded, beside those of the last row group."""
@@ -203,6 +204,8 @@ def _is_text(kind: Any) -> bool:
 
 TEXT_TABLES = frozenset((".csv", ".tsv", ".jsonl", ".ndjson", ".json"))
 TABLES = TEXT_TABLES | {".parquet"}
+LARGEST_LINE = 1 << 26
+"""Bytes of a line of a table."""
 PROBED = 100
 """Rows of a `.jsonl` that are read to learn its keys."""
 
@@ -244,7 +247,7 @@ class _Lines:
     """Lines of a file as text, counting bytes; what is not UTF-8 becomes lone surrogates."""
 
     def __init__(self, path: Path, start: int = 0) -> None:
-        self._file = path.open("rb")
+        self._file = open_file(path)
         self._file.seek(start)
         self.at = start
 
@@ -258,7 +261,11 @@ class _Lines:
         return self
 
     def __next__(self) -> str:
-        line = next(self._file)
+        line = self._file.readline(LARGEST_LINE)
+        if not line:
+            raise StopIteration
+        if len(line) == LARGEST_LINE and not line.endswith(b"\n"):
+            raise DataError(f"{self._file.name}: a line is longer than {LARGEST_LINE} bytes")
         text = line.decode("utf-8", "surrogateescape")
         text = text.removeprefix("\ufeff") if self.at == 0 else text
         self.at += len(line)
@@ -367,9 +374,13 @@ class JsonRows:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            value = parsed(path.read_bytes())
+            value = parsed(read_file(path))
         except BadCaptions as error:
             raise DataError(f"{path}: {error.message}", hint=error.hint) from error
+        except ValueError as error:
+            raise DataError(
+                f"{path}: {error}", hint="one object a line, .jsonl, is read"
+            ) from error
         self._rows = _listed(value)
         if self._rows is None:
             raise DataError(

@@ -31,12 +31,12 @@ from sanakit.data.sources.source import UNREADABLE, SourceSettings, file_state
 from sanakit.data.sources.tars import Keyed, Shard, TarSource, index_tar
 from sanakit.errors import DataError
 from sanakit.files import write_atomically
+from sanakit.untrusted import LARGEST_FILE
 
 META = "wids-meta.json"
 KIND = "SANA-WebDataset"
 PROMPT = "prompt"
 SCORES = "_clip_score.json"
-LARGEST_META = 1 << 30
 
 
 class WidsSource(TarSource):
@@ -104,7 +104,7 @@ def read_meta(root: Path) -> list[Shard]:
     """The tars that `wids-meta.json` lists, in its order."""
     path = root / META
     try:
-        value = parsed(read_inside(root, META, limit=LARGEST_META))
+        value = parsed(read_inside(root, META, limit=LARGEST_FILE))
         shards = [Shard(str(item["url"]), int(item["nsamples"])) for item in value["shardlist"]]
     except DataError as error:
         raise DataError(f"{path}: {error.message}", hint=error.hint) from error
@@ -188,7 +188,7 @@ def _captions_of(shards: Path, file: str) -> Iterator[tuple[str, dict[str, Capti
         if isinstance(entry, Refusal):
             raise DataError(f"{shards / file}: {entry.detail}", hint="build it again")
         start, length = entry.texts.get("json", (0, 0))
-        data = read_inside(shards, file, start=start, length=length, limit=LARGEST_META)
+        data = read_inside(shards, file, start=start, length=length, limit=LARGEST_FILE)
         yield entry.key, captions_by_kind(parsed(data))
 
 
@@ -199,7 +199,7 @@ def _write(path: Path, value: Any) -> None:
 @lru_cache(maxsize=16)
 def _external(root: Path, name: str, state: tuple[int, int]) -> tuple[Mapping[str, Any], str]:
     try:
-        value = parsed(read_inside(root, name, limit=LARGEST_META))
+        value = parsed(read_inside(root, name, limit=LARGEST_FILE))
     except DataError as error:
         return {}, error.message
     return (value, "") if isinstance(value, Mapping) else ({}, "not {key: {kind: text or score}}")

@@ -10,6 +10,7 @@ from urllib.request import Request, urlopen
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sanakit.errors import ConfigError, DataError
+from sanakit.untrusted import read_file
 
 MOST_BYTES = 64 * 2**20
 SECONDS = 30
@@ -48,7 +49,7 @@ def _opened(place: str | Path) -> Image.Image:
             if len(data) > MOST_BYTES:
                 raise DataError(f"{name}: is larger than {MOST_BYTES >> 20} MiB")
         else:
-            data = Path(name).expanduser().read_bytes()
+            data = read_file(Path(name).expanduser())
         picture = Image.open(io.BytesIO(data))
         picture.load()
     except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
