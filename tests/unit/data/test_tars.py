@@ -7,6 +7,7 @@ import json
 import os
 import struct
 import tarfile
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -552,3 +553,28 @@ def test_a_text_whose_picture_is_not_there_is_a_line_of_the_report(tmp_path: Pat
     assert refusals(open_source(tmp_path)) == [("a/x_1.1", "no picture")]
     tar(tmp_path / "a.tar", [("1.txt", "x"), B, ("1.png", png(1)), B_SAYS, ("1.txt", "y")])
     assert refusals(open_source(tmp_path)) == [("a/1", "bad captions")]
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE])
+@pytest.mark.parametrize("size", ["17777777777", "00001000000"])
+def test_a_name_that_asks_for_gigabytes_ends_the_tar_unread(
+    tmp_path: Path, kind: bytes, size: str
+) -> None:
+    long = tarfile.TarInfo("././@LongLink")
+    long.type = kind
+    header = bytearray(long.tobuf(tarfile.GNU_FORMAT))
+    header[124:136] = f"{size}\0".encode()
+    header[148:156] = b"%06o\0 " % (sum(header[:148]) + 8 * 32 + sum(header[156:]))
+    path = tar(tmp_path / "a.tar", numbered(1))
+    with path.open("r+b") as file:
+        with tarfile.open(path) as members:
+            file.seek(members.getmembers()[-1].offset_data + tarfile.BLOCKSIZE)
+        file.write(header)
+        file.truncate(1 << 32)  # takes no room: there is nothing in it
+    tracemalloc.start()
+    entries = index_tar(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 23
+    assert [one.key for one in entries if not isinstance(one, Refusal)] == ["000"]
+    assert [one.reason for one in entries if isinstance(one, Refusal)] == ["unreadable"]

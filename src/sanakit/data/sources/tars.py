@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from sanakit.data.samples import Caption, Place, Refusal, Sample
 from sanakit.data.sources.captions import (
@@ -39,10 +39,13 @@ from sanakit.data.sources.source import (
 )
 from sanakit.data.sources.table import text_at
 from sanakit.errors import DataError
+from sanakit.untrusted import open_file
 
 Span = tuple[int, int]  # first byte in the tar, number of bytes
 _TEXTS = ("txt", "caption", "json", "cls")
 _BROKEN = (tarfile.TarError, OSError, ValueError, EOFError, OverflowError, RecursionError)
+_LARGEST_HEADER = 1 << 16
+"""Bytes of a long name, or of the further fields of a member; and their number for all members."""
 _TAIL = 1 << 16  # bytes after the end of the archive that are looked at
 
 
@@ -96,7 +99,7 @@ def _index(path: Path, state: tuple[int, int]) -> tuple[Keyed | Refusal, ...]:
     members: list[_Member] = []
     refusals: list[Refusal] = []
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             for member in _members(file, state[0]):
                 try:
                     _note(member, state[0], members, refusals)
@@ -184,18 +187,33 @@ def _plain(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+class _Headers:
+    """A tar to `tarfile`, which reads a long name or further fields whole, however long."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, length: int) -> bytes:
+        if not 0 <= length <= _LARGEST_HEADER:
+            raise DataError(f"a name or fields of {length} bytes before byte {self.tell()}")
+        return self._file.read(length)
+
+
 def _members(file: BinaryIO, size: int) -> Iterator[tarfile.TarInfo]:
     """The members of a tar by their headers, checking that it goes on to its end."""
     if file.read(2) == b"\x1f\x8b":
         raise DataError("the tar is compressed: unpack it with gunzip")
     file.seek(0)
-    with tarfile.open(fileobj=file, mode="r:") as tar:
+    with tarfile.open(fileobj=cast(BinaryIO, _Headers(file)), mode="r:") as tar:
         end = -1
         while (member := tar.next()) is not None:
             vars(tar)["members"].clear()  # it would keep every header
             if tar.offset <= end:
                 raise DataError(f"the header at byte {member.offset} leads backwards")
             end = tar.offset
+            if len(tar.pax_headers) > _LARGEST_HEADER:  # each member has a copy of them
+                raise DataError(f"{len(tar.pax_headers)} fields for all members")
             yield member
         at = tar.offset
     file.seek(at)
