@@ -81,6 +81,16 @@ def test_a_setting_that_lost_a_bit_is_damage_and_no_other_setting(bit: int) -> N
         read_settings(bytes(data))
 
 
+def test_of_texts_under_one_name_only_the_first_is_unpacked() -> None:
+    bomb = chunk(b"zTXt", b"parameters\0\0" + zlib.compress(b"a" * (1 << 24)))
+    first = chunk(b"tEXt", b"parameters\0x\nSteps: 3, Seed: 1")
+    data = png_with()
+    head = data[: 8 + 25]
+    started = time.process_time()
+    assert read_settings(head + first + 300 * bomb + data[33:])["seed"] == 1
+    assert time.process_time() - started < 2
+
+
 @pytest.mark.parametrize("key", ["sanakit", "parameters"])
 def test_a_text_behind_the_picture_counts_as_well(key: str) -> None:
     text = {"sanakit": '{"format": 1, "settings": {"prompt": "x"}}', "parameters": "x"}[key]

@@ -218,8 +218,9 @@ def _texts(data: bytes, name: str) -> dict[str, str]:
     try:
         for kind, content in _chunks(data):
             if kind in TEXTS:
-                key, text = _text(kind, content)
-                found.setdefault(key, text)
+                key = content.partition(b"\0")[0].decode("latin-1")
+                if key not in found:  # each is unpacked once, however often it is there
+                    found[key] = _text(kind, content) if key in (KEY, PARAMETERS) else ""
                 if key == KEY:
                     break
     except DAMAGED as error:
@@ -245,12 +246,9 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     raise ValueError("its end is missing")
 
 
-def _text(kind: bytes, content: bytes) -> tuple[str, str]:
-    """Keyword and text of a chunk; ISO 8859-1 but for iTXt, which is UTF-8."""
-    keyword, _, rest = content.partition(b"\0")
-    key = keyword.decode("latin-1")
-    if key not in (KEY, PARAMETERS):
-        return key, ""
+def _text(kind: bytes, content: bytes) -> str:
+    """The text of a chunk; ISO 8859-1 but for iTXt, which is UTF-8."""
+    rest = content.partition(b"\0")[2]
     packed = kind == b"zTXt"
     if kind == b"iTXt":
         packed, method, rest = bool(rest[0]), rest[1], rest[2:].split(b"\0", 2)[2]
@@ -263,7 +261,7 @@ def _text(kind: bytes, content: bytes) -> tuple[str, str]:
         rest = unpacking.decompress(rest, LARGEST_TEXT)
         if not unpacking.eof:
             raise ValueError(f"a text is too large, more than {LARGEST_TEXT} bytes, or cut off")
-    return key, rest.decode("utf-8" if kind == b"iTXt" else "latin-1")
+    return rest.decode("utf-8" if kind == b"iTXt" else "latin-1")
 
 
 def _other_format(data: bytes) -> str:
