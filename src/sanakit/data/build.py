@@ -11,6 +11,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
@@ -336,17 +337,14 @@ def build_shards(
     index = _index(settings, marks)
     if _write_if_other(folder / INDEX, index.to_bytes()) or not (folder / META).exists():
         write_wids(folder)
-    totals = Counter[str]()
-    for mark in marks.values():
-        totals.update({name: count for name, count in mark.stats.items() if name != "captioners"})
     return BuildSummary(
         samples=index.samples,
         shards=len(index.shards),
         fresh=sum(mark.fresh for mark in marks.values()),
         buckets=len(index.buckets),
         bytes=sum(shard.bytes for shard in index.shards),
-        enlarged=totals["enlarged"],
-        without_captions=totals["without_captions"],
+        enlarged=sum(mark.count("enlarged") for mark in marks.values()),
+        without_captions=sum(mark.count("without_captions") for mark in marks.values()),
         left_out=dict(Counter(one.reason for one in (*plan.left_out, *lost)).most_common()),
     )
 
@@ -382,7 +380,7 @@ def _prepare(stage: BuildShards, plan: ShardPlan) -> None:
     for unit in plan.shards:
         mark = read_mark(folder, unit)
         if mark is not None and mark.made_from == stage.made_from(unit):
-            whole |= set() if mark.stats["left_out"] else {unit}
+            whole |= set() if mark.count("left_out") else {unit}
     found = {path: _OF_UNIT.match(path.name) for path in sorted(folder.iterdir())}
     stale = [path for path, match in found.items() if match and match[1] not in whole]
     if stale or len(whole) < len(plan.shards):
@@ -407,11 +405,9 @@ def _write_manifest(training_set: TrainingSet, more: Iterable[Refusal]) -> None:
 def _index(settings: BuildSettings, marks: dict[str, Mark]) -> Index:
     buckets: dict[Bucket, tuple[ShardFile, ...]] = {}
     for unit, mark in marks.items():
-        if mark.stats["samples"]:
+        if samples := mark.count("samples"):
             size, digest = mark.files[f"{unit}{TAR}"]
-            shard = ShardFile(
-                file=f"{unit}{TAR}", samples=mark.stats["samples"], bytes=size, sha256=digest
-            )
+            shard = ShardFile(file=f"{unit}{TAR}", samples=samples, bytes=size, sha256=digest)
             buckets[bucket_of(unit)] = (*buckets.get(bucket_of(unit), ()), shard)
     files = [(one.file, one.sha256) for shards in buckets.values() for one in shards]
     return Index(
@@ -428,7 +424,8 @@ def _refused(folder: Path, unit: str) -> list[Refusal]:
 
 
 def _write_if_other(path: Path, data: bytes) -> bool:
-    if path.exists() and path.read_bytes() == data:
-        return False
+    with suppress(OSError, ValueError):
+        if read_file(path, most=len(data)) == data:
+            return False
     write_atomically(path, data)
     return True

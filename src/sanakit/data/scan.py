@@ -23,10 +23,21 @@ from sanakit.data.samples import Place, Refusal, Sample, reading, to_line
 from sanakit.data.sources.places import read_place
 from sanakit.data.sources.source import Source
 from sanakit.data.training_set import DUPLICATES, QUARANTINE, REFUSED, SCAN, TrainingSet
-from sanakit.data.units import MARK, SET, Engine, Mark, Report, fingerprint, read_mark, run_stage
+from sanakit.data.units import (
+    MARK,
+    SET,
+    Engine,
+    Mark,
+    Report,
+    fingerprint,
+    own_folder,
+    read_mark,
+    run_stage,
+)
 from sanakit.errors import ConfigError, DataError
 from sanakit.files import sha256_of, write_atomically
 from sanakit.images.decode import DEFAULT, BadPicture, DecodeLimits, decoded_image
+from sanakit.untrusted import open_file
 
 VERSION = 1
 DUPLICATE = "duplicate picture"
@@ -249,7 +260,7 @@ def scan_source(
         same_look=finder.same_look,
         without_captions=sum(not captions for _, captions in kept),
         captions=sum(captions for _, captions in kept),
-        misnamed=sum(mark.stats["misnamed"] for mark in marks.values()),
+        misnamed=sum(mark.count("misnamed") for mark in marks.values()),
         sides=(min(sides), int(statistics.median(sides)), max(sides)),
         smaller_than={size: sum(side < size for side in sides) for size in SIZES},
     )
@@ -271,8 +282,8 @@ class _Watch:
 
     def count(self, marks: Sequence[Mark]) -> None:
         for mark in marks:
-            self.passed += mark.stats["samples"]
-            self.refused.update(mark.stats["refused"])
+            self.passed += mark.count("samples")
+            self.refused.update(mark.counts("refused"))
         self.judge()
 
     def judge(self, *, final: bool = False) -> None:
@@ -307,6 +318,7 @@ def _set_of(
     training_set = TrainingSet(
         folder=folder, source=str(given), units=tuple(units), settings=settings
     )
+    own_folder(stage.folder)
     training_set.save()
     # Until the scan is whole again nothing can be built from a part of it.
     (stage.folder / DUPLICATES).unlink(missing_ok=True)
@@ -322,8 +334,9 @@ def _looks(training_set: TrainingSet) -> Iterator[tuple[Sample, Look]]:
     for unit in training_set.units:
         samples = training_set.scanned(unit)
         path = training_set.folder / SCAN / f"{unit}{COLORS}"
-        with reading(path, f"remove {path.with_name(f'{unit}{MARK}')} and run the scan again"):
-            colors = np.load(path, allow_pickle=False)
+        again = f"remove {path.with_name(f'{unit}{MARK}')} and run the scan again"
+        with reading(path, again), open_file(path) as file:
+            colors = np.load(file, allow_pickle=False)
         for sample, shown in zip(samples, colors, strict=True):
             yield sample, Look(phash=int(sample.phash, 16), colors=shown)
 

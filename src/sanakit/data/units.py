@@ -23,9 +23,9 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
-from sanakit.errors import DataError
+from sanakit.errors import ConfigError, DataError
 from sanakit.files import disk_errors, sha256_of, write_atomically
-from sanakit.untrusted import parse_json, read_file
+from sanakit.untrusted import parse_json, read_file, shown, whole
 
 Report: TypeAlias = Callable[[str], object]
 MARK = ".done.json"
@@ -71,6 +71,33 @@ class Mark:
     stats: dict[str, Any] = field(default_factory=dict)
     fresh: bool = True
 
+    def count(self, name: str) -> int:
+        """A number among the statistics.
+
+        Raises:
+            DataError: there is none, in a mark that no stage wrote so.
+        """
+        return self._whole(name, self.stats.get(name))
+
+    def counts(self, name: str) -> dict[str, int]:
+        """Numbers by name among the statistics; raises as :meth:`count`."""
+        found = self.stats.get(name)
+        if not isinstance(found, dict):
+            raise self._other(name, found)
+        return {key: self._whole(f"{name}.{shown(key)}", value) for key, value in found.items()}
+
+    def _whole(self, name: str, value: object) -> int:
+        try:
+            return whole(value, name=name)
+        except ConfigError as error:
+            raise self._other(name, value) from error
+
+    def _other(self, name: str, value: object) -> DataError:
+        return DataError(
+            f"{self.unit}{MARK}: {name}={shown(value)} is no count",
+            hint="remove the file and run the same command again",
+        )
+
 
 class Engine(Protocol):
     """Runs units of a stage somewhere and gives their marks as they finish, in any order."""
@@ -97,13 +124,13 @@ def read_mark(folder: Path, unit: str) -> Mark | None:
             unit=value["unit"],
             made_from=value["made_from"],
             files=files,
-            stats=value["stats"],
+            stats=dict(value["stats"]),
             fresh=False,
         )
-        whole = all((folder / name).stat().st_size == size for name, (size, _) in files.items())
+        are_whole = all((folder / name).stat().st_size == size for name, (size, _) in files.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return mark if whole and mark.unit == unit else None
+    return mark if are_whole and mark.unit == unit else None
 
 
 def finish_unit(stage: Stage, unit: str) -> Mark:

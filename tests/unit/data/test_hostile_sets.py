@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,7 @@ def typed(*arguments: object) -> tuple[int, str]:
 
 @pytest.mark.parametrize("folder", ["scan", "shards", "shards/plan", "report"])
 def test_nothing_is_written_or_removed_through_a_link_inside_a_set(
-    given: Path, tmp_path: Path, folder: str
+    made: Path, given: Path, tmp_path: Path, folder: str
 ) -> None:
     outside = tmp_path / "outside"
     shutil.move(given / folder, outside)
@@ -48,7 +50,7 @@ def test_nothing_is_written_or_removed_through_a_link_inside_a_set(
     before = {path: path.stat().st_mtime_ns for path in outside.rglob("*")}
     (given / folder).symlink_to(outside)
     verbs: dict[str, list[Any]] = {
-        "scan": ["scan", given.parent / "none", "--out", given],
+        "scan": ["scan", made / "pictures", "--out", given],
         "report": ["stats", given],
     }
     code, said = typed("data", *verbs.get(folder, ["build", given, "--min-side", "5"]))
@@ -80,6 +82,47 @@ def test_damaged_files_of_a_set_are_one_error(given: Path, file: str, content: s
     code, said = typed("data", "build", given)
     assert code == 2, said
     assert len(said.strip().splitlines()) <= 2
+
+
+@pytest.mark.parametrize("name", ["set.json", "*.colours.npy", "0*.jsonl", "64*.jsonl", "*.tar"])
+def test_pipes_among_the_files_of_a_set_are_not_waited_for(given: Path, name: str) -> None:
+    def waited(*_: object) -> None:
+        raise AssertionError(f"a command waits for {name}")
+
+    for path in list(given.rglob(name)):
+        path.unlink()
+        os.mkfifo(path)
+    before = signal.signal(signal.SIGALRM, waited)
+    signal.alarm(200)
+    try:
+        for verb in (["stats", given], ["encode", given, "--model", "glyph"], ["build", given]):
+            code, said = typed("data", *verb)
+            assert code in (0, 2), said
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("stage", ["scan", "shards"])
+@pytest.mark.parametrize(
+    "stats",
+    [
+        -1,
+        {},
+        {"samples": 10**400, "left_out": 0},
+        {"samples": 3, "refused": {"x": None}, "left_out": 0, "enlarged": [1]},
+    ],
+)
+def test_statistics_of_a_unit_that_are_no_counts_are_one_error_or_made_again(
+    made: Path, given: Path, stage: str, stats: Any
+) -> None:
+    mark = next((given / stage).glob("*.done.json"))
+    mark.write_text(json.dumps({**json.loads(mark.read_text()), "stats": stats}))
+    build = ["build", made / "pictures", "--out", given, "--resolution", "64"]
+    for verb in (["stats", given], build):
+        code, said = typed("data", *verb)
+        assert code in (0, 2), said
+        assert code == 0 or "again" in said
 
 
 @pytest.mark.parametrize("limits", [{"x": 1}, {"max_pixels": "x"}, {"max_pixels": 0}, 5])

@@ -153,7 +153,7 @@ def _by_reason(refusals: Iterable[Refusal]) -> tuple[Refused, ...]:
 
 def _enlarged(folder: Path, index: Index | None) -> int:
     marks: list[Any] = [read_mark(folder, shard.unit) for shard in index.shards] if index else []
-    return sum(mark.stats["enlarged"] for mark in marks if mark is not None)
+    return sum(mark.count("enlarged") for mark in marks if mark is not None)
 
 
 def _hash(identity: str) -> int:
