@@ -179,6 +179,7 @@ def test_memory_that_does_not_suffice_is_said_before_loading_with_what_would(
     need = machine._needed(sizes, Machine(), CPU, None)
     parts = Pipeline.load(model, offline=False).components.networks.values()
     assert need == 4 * sum(p.numel() for part in parts for p in part.parameters())
+    monkeypatch.setattr(machine, "_drawing", lambda *_: 0)
     loaded.clear()
     monkeypatch.setattr(machine, "_free", lambda device: need * 0.7)
     _, err = sanakit("generate", "a", "--model", model, "-q", code=4)
@@ -187,6 +188,21 @@ def test_memory_that_does_not_suffice_is_said_before_loading_with_what_would(
     monkeypatch.setattr(machine, "_free", lambda device: need * 1.1)
     _, err = sanakit("generate", "a", "--model", model, "--steps", "1", "-q")
     assert "may be too few: --dtype bfloat16 needs" in err
+
+
+def test_memory_of_a_large_picture_is_asked_for_first_whoever_wants_it(
+    loaded: list[Mapping[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "_free", lambda device: 1.5e9)
+    wanted = {"prompt": "a", "count": 1, "model": "glyph", "height": 16384, "width": 16384}
+    Path("p.png").write_bytes(encode_png(np.zeros((8, 8, 3), dtype=np.uint8), wanted))
+    for typed in (["again", "p.png"], ["generate", "a", "--height", 16384, "--width", 16384]):
+        _, err = sanakit(*typed, code=4)
+        assert "glyph needs 1.8 GB" in err
+        assert "hint: " in err
+    assert loaded == []
+    monkeypatch.setattr(machine, "_free", lambda device: 0.5e9)
+    assert "hint: draw a smaller picture" in sanakit("again", "p.png", code=4)[1]
 
 
 def test_memory_of_a_model_that_is_still_to_be_fetched_is_known_too(

@@ -28,6 +28,7 @@ from sanakit.cli.machine import (
     Quantize,
     check_memory,
     local_folder,
+    shapes_of,
     together,
 )
 from sanakit.cli.options import (
@@ -57,7 +58,7 @@ from sanakit.cli.options import (
 from sanakit.cli.progress import StopFlag, progress
 from sanakit.cli.terminal import processes, say, say_bytes, speaks
 from sanakit.errors import ConfigError, check_unicode, did_you_mean, plain
-from sanakit.files import expanded, read_json
+from sanakit.files import expanded
 
 if TYPE_CHECKING:
     import torch
@@ -353,17 +354,9 @@ def _check_size(model: str, height: object, width: object, *, offline: bool) -> 
     sides = {"height": height, "width": width}
     if folder is None or not any(isinstance(side, int) for side in sides.values()):
         return
-    from sanakit.models.config import AutoencoderConfig, TransformerConfig, config_from_dict
     from sanakit.pipeline.aspect_ratios import TABLES, check_size
-    from sanakit.weights.layout import CONFIG
 
-    configs = {part: folder / part / CONFIG for part in ("transformer", "vae")}
-    transformer = config_from_dict(
-        TransformerConfig, read_json(configs["transformer"]), source=str(configs["transformer"])
-    )
-    autoencoder = config_from_dict(
-        AutoencoderConfig, read_json(configs["vae"]), source=str(configs["vae"])
-    )
+    transformer, autoencoder = shapes_of(folder)
     factor = autoencoder.spatial_factor
     for name, side in sides.items():
         if isinstance(side, int):
@@ -437,7 +430,8 @@ def _generate(
         adapters = read_loras(loras, offline=offline)
         model = (model_behind(loras) or EMBEDDED) if model is None else model
         device = _placed(machine, model, quiet=quiet)
-        check_memory(model, machine, device, quiet=quiet)
+        size = request.height, request.width
+        check_memory(model, machine, device, size=size, quiet=quiet)
         imported = time.perf_counter()
         bar.stage(f"loading {plain(model)}")
         pick = None if choice is None else choice.opened(device)

@@ -14,12 +14,13 @@ import typer
 
 from sanakit.cli.terminal import processes, say
 from sanakit.errors import ConfigError, MissingModelError, OutOfMemory, did_you_mean
-from sanakit.files import expanded
+from sanakit.files import expanded, read_json
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from sanakit.models.config import AutoencoderConfig, TransformerConfig
     from sanakit.weights.catalog import Checkpoint
 
 AUTO = "auto"
@@ -147,9 +148,12 @@ def check_memory(
     device: torch.device,
     *,
     parts: tuple[str, ...] = ("transformer", "text_encoder", "vae"),
+    size: tuple[int | None, int | None] = (None, None),
     quiet: bool,
 ) -> None:
-    """Say what the weights of a model need and what is free, where that is much.
+    """Say what a model and a picture of ``size``, height and width, need and what is free.
+
+    It is said where that is much. Of a model that is still to be fetched only weights are counted.
 
     Raises:
         OutOfMemory: they cannot fit, with what would.
@@ -160,17 +164,50 @@ def check_memory(
     sizes = _sizes(model, checkpoint, parts)
     if not sizes:
         return
-    need = _needed(sizes, machine, device, checkpoint)
+    drawing = _drawing(model, size) if "transformer" in parts else 0
+    need = _needed(sizes, machine, device, checkpoint) + drawing
     free = _free(device)
     what = _described(machine, device, checkpoint)
     said = f"{model} needs {need / 1e9:.1f} GB {what}; {free / 1e9:.1f} GB of {device} are free"
     if need > free:
-        raise OutOfMemory(said, hint=_frugal(sizes, machine, device, checkpoint, free))
+        hint = _frugal(sizes, machine, device, checkpoint, free - drawing)
+        raise OutOfMemory(said, hint=hint if drawing < free else "draw a smaller picture")
     if need > SPARE * free:
-        less = _frugal(sizes, machine, device, checkpoint, SPARE * free)
+        less = _frugal(sizes, machine, device, checkpoint, SPARE * free - drawing)
         say(f"note: {said}, which may be too few: {less}", err=True)
     elif need > TOLD_FROM and not quiet:
         say(said, err=True)
+
+
+def _drawing(model: str, size: tuple[int | None, int | None]) -> int:
+    """Bytes that drawing takes at the least, beside weights; nothing where that is not known.
+
+    Two passes' widest activations in 16 bits, or the picture's own bytes with those of its file.
+    """
+    folder = local_folder(model)
+    if folder is None:
+        return 0
+    transformer, autoencoder = shapes_of(folder)
+    factor = autoencoder.spatial_factor
+    height, width = (transformer.sample_size * factor if side is None else side for side in size)
+    tokens = height * width // (factor * transformer.patch_size) ** 2
+    return max(2 * tokens * 4 * transformer.ffn_width * 2, 2 * 3 * height * width)
+
+
+def shapes_of(folder: Path) -> tuple[TransformerConfig, AutoencoderConfig]:
+    """Read what a model's transformer and autoencoder are, before torch is loaded.
+
+    Raises:
+        ConfigError: a config that cannot be built. DataError: none that can be read.
+    """
+    from sanakit.models.config import AutoencoderConfig, TransformerConfig, config_from_dict
+    from sanakit.weights.layout import CONFIG
+
+    first, last = (folder / part / CONFIG for part in ("transformer", "vae"))
+    return (
+        config_from_dict(TransformerConfig, read_json(first), source=str(first)),
+        config_from_dict(AutoencoderConfig, read_json(last), source=str(last)),
+    )
 
 
 def _free(device: torch.device) -> int:
