@@ -558,6 +558,32 @@ def test_the_decoded_row_groups_that_are_kept_have_a_limit(
         open_source(tmp_path / "large.parquet")
 
 
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("typed", [False, True])
+def test_a_text_that_is_stored_once_for_all_rows_is_not_unpacked_for_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nested: bool, typed: bool
+) -> None:
+    monkeypatch.setattr(rows, "UNPACKED", 1 << 20)
+    text = pa.DictionaryArray.from_arrays([0] * 1000, ["x" * 10_000])
+    values = text if typed else text.dictionary_decode()
+    if nested:
+        values = pa.ListArray.from_arrays(list(range(1001)), values)
+    table = pa.table({"file_name": [f"{n}.png" for n in range(1000)], "text": values})
+    parquet.write_table(table, tmp_path / "t.parquet")
+    assert (tmp_path / "t.parquet").stat().st_size < 50_000
+    with pytest.raises(DataError, match="unpacks to more than"):
+        list(open_rows(tmp_path / "t.parquet").rows(0, 1, ["text"]))
+    monkeypatch.setattr(rows, "UNPACKED", 1 << 24)
+    assert len(list(open_rows(tmp_path / "t.parquet").rows(0, 1000, ["text"]))) == 1000
+
+
+def test_rows_without_end_in_a_small_file_are_refused(tmp_path: Path) -> None:
+    table = pa.table({"text": pa.nulls(200_000, pa.string())})
+    parquet.write_table(table, tmp_path / "t.parquet")
+    with pytest.raises(DataError, match="200000 rows in"):
+        open_rows(tmp_path / "t.parquet")
+
+
 def test_a_folder_of_parquet_files_is_one_table(tmp_path: Path) -> None:
     for name in ("data/train-00000-of-00002", "data/train-00001-of-00002"):
         fill(tmp_path, {f"{name}.md": ""})

@@ -22,6 +22,11 @@ from sanakit.untrusted import open_file, read_file
 
 KEPT = 1 << 28
 """Bytes of pictures of parquet files that stay decoded, beside those of the last row group."""
+UNPACKED = 1 << 29
+"""Bytes that a row group may unpack to beyond the size of its file."""
+FEW_ROWS = 100_000
+"""Rows that a file may have beyond the number of its bytes."""
+MOST_AT_ONCE = 256
 LARGEST_GROUP = 1 << 32
 """Bytes of a column in a row group of parquet: it is decoded whole, so more cannot be held."""
 
@@ -103,9 +108,16 @@ def _open(path: Path, state: State) -> _Opened:
 
 
 def _parquet(path: Path) -> _Opened:
-    """A parquet file; its row groups are compressed whole and so decoded whole."""
+    """A parquet file; its row groups are compressed whole and so decoded whole.
+
+    A value that is stored once may stand in every row: what a file claims and what it unpacks to
+    are bounded by its own size.
+    """
     file = _pyarrow(".parquet").ParquetFile(path)
+    size = path.stat().st_size
     starts = [0]
+    if file.metadata.num_rows > size + FEW_ROWS:
+        raise DataError(f"{path}: {file.metadata.num_rows} rows in {size} bytes cannot be pictures")
     for number in range(file.metadata.num_row_groups):
         group = file.metadata.row_group(number)
         starts.append(starts[-1] + group.num_rows)
@@ -118,9 +130,34 @@ def _parquet(path: Path) -> _Opened:
             )
 
     def read(group: int, columns: Sequence[str]) -> Any:
-        return file.read_row_group(group, columns=list(columns), use_threads=False)
+        stored = file.metadata.row_group(group)
+        sizes = [stored.column(i).total_uncompressed_size for i in range(stored.num_columns)]
+        at_once = max(1, min(MOST_AT_ONCE, UNPACKED // max(1, *sizes)))
+        batches, unpacked = [], 0
+        for batch in file.iter_batches(at_once, [group], list(columns), use_threads=False):
+            batches.append(batch)
+            unpacked += sum(map(_unpacked, batch.columns))
+            if unpacked > size + UNPACKED:
+                raise DataError(
+                    f"{path}: row group {group} unpacks to more than {size + UNPACKED} bytes",
+                    hint="write it again in smaller row groups: row_group_size=256",
+                )
+        return _pyarrow("").Table.from_batches(batches)
 
     return _Opened(file.schema_arrow, starts, read, keep=True)
+
+
+def _unpacked(values: Any) -> int:
+    """Bytes of an Arrow array where each row has a copy of what is stored once."""
+    types, compute = _pyarrow(".types"), _pyarrow(".compute")
+    if types.is_dictionary(values.type) and not types.is_primitive(values.type.value_type):
+        lengths = compute.binary_length(values.dictionary)
+        return int(compute.sum(lengths.take(values.indices)).as_py() or 0)
+    if types.is_list(values.type) or types.is_large_list(values.type):
+        return 8 * len(values) + _unpacked(values.flatten())
+    if types.is_struct(values.type):
+        return sum(map(_unpacked, values.flatten()))
+    return int(values.nbytes)
 
 
 def _mapped(path: Path) -> _Opened:
