@@ -133,7 +133,7 @@ class PublishedPipeline(Steps, Saved, Placing, LoraMethods):
                 f"core is a {type(core).__name__}",
                 hint=f"name the parts: {type(self).__name__}(vae=...)",
             )
-        self._check_kind(core.components.transformer)
+        self._check_kind(present(core.components.transformer))
         if (known := present(core.components.transformer)) is not None:
             # For pipelines that are made of its parts.
             network_in(known, LinearDiT).generation_defaults = core.components.defaults
