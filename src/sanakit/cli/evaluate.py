@@ -152,7 +152,7 @@ def generation(
     width: Side = None,
     height: Side = None,
     seed: Seed = 0,
-    steps: Steps = 20,
+    steps: Steps = None,
     guidance: GuidanceScale = None,
     solver: Solver = None,
     flow_shift: FlowShift = None,
@@ -204,7 +204,7 @@ def standard(
     width: Side = None,
     height: Side = None,
     seed: Seed = 0,
-    steps: Steps = 20,
+    steps: Steps = None,
     guidance: GuidanceScale = None,
     solver: Solver = None,
     flow_shift: FlowShift = None,
@@ -320,7 +320,11 @@ def feature_network(folder: Path | None, device: str) -> FeatureNetwork:
 
 
 def generation_settings(
-    seed: int, steps: int, guidance: float | None, solver: str | None, flow_shift: float | None
+    seed: int,
+    steps: int | None,
+    guidance: float | None,
+    solver: str | None,
+    flow_shift: float | None,
 ) -> GenerationSettings:
     """How to generate, by the names that users know."""
     from sanakit.evaluate.pictures import GenerationSettings

@@ -88,7 +88,7 @@ def generate(
     model: Model = None,
     lora: Lora = None,
     seed: Seed = 0,
-    steps: Steps = 20,
+    steps: Steps = None,
     guidance: GuidanceScale = None,
     apg_eta: ApgEta = None,
     apg_momentum: ApgMomentum = None,
@@ -173,6 +173,7 @@ def draw(
         model = EMBEDDED
     if model is not None:
         _check_size(model, wanted["height"], wanted["width"], offline=offline)
+        _check_few_steps(model, wanted, offline=offline)
     report = _generate(
         {**wanted, "count": drawn},
         model=model,
@@ -371,6 +372,38 @@ def _check_size(model: str, height: object, width: object, *, offline: bool) -> 
             "be missing or there twice",
             err=True,
         )
+
+
+def _check_few_steps(model: str, wanted: Mapping[str, Any], *, offline: bool) -> None:
+    """Refuse what a Sprint model never reads, by the option that was typed."""
+    typed = {
+        "--negative": bool(wanted["negative_prompt"]),
+        "--solver": wanted["solver"] is not None,
+        "--apg-eta and its like": wanted.get("guider") is not None,
+    }
+    option = next((option for option, given in typed.items() if given), None)
+    if option is None or not _is_of_few_steps(model, offline=offline):
+        return
+    raise ConfigError(
+        f"{option} does nothing with {model}, a Sprint model: it was taught its guidance and steps",
+        hint="leave it out; --guidance and --steps 1, 2 or 4 are heeded",
+    )
+
+
+def _is_of_few_steps(model: str, *, offline: bool) -> bool:
+    from sanakit.models.config import TRANSFORMERS
+    from sanakit.weights.catalog import find_checkpoint
+    from sanakit.weights.layout import CONFIG
+
+    folder = local_folder(model, offline=offline)
+    if folder is not None:
+        return bool(read_json(folder / "transformer" / CONFIG).get("guidance_embeds"))
+    checkpoint = find_checkpoint(model)
+    return (
+        checkpoint is not None
+        and checkpoint.preset is not None
+        and TRANSFORMERS[checkpoint.preset].guidance_embeds
+    )
 
 
 def output_paths(out: str, count: int, seed: int) -> list[Path | None]:

@@ -28,7 +28,10 @@ Lora = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Same seed, same picture.")]
-Steps = Annotated[int, typer.Option(min=1, max=1000, help="Solver steps.")]
+Steps = Annotated[
+    int | None,
+    typer.Option(min=1, max=1000, help="Solver steps. Default: 20, or 2 of Sprint models."),
+]
 GuidanceScale = Annotated[
     float | None, typer.Option(min=0, help="Guidance scale; 1 is off. Default: the model's.")
 ]

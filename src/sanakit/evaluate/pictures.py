@@ -116,7 +116,7 @@ class GenerationSettings:
 
     seed: int = 0
     """Of the first prompt; prompt i is generated with seed + i, so that noise differs."""
-    num_steps: int = 20
+    num_steps: int | None = None
     guidance_scale: float | None = None
     sigma_interval: tuple[float, float] = (0.0, 1.0)
     solver: str | None = None

@@ -228,18 +228,23 @@ def read_defaults(folder: Path, scheduler: object | None = None) -> GenerationDe
 def suited(
     defaults: GenerationDefaults, transformer: LinearDiT | None, source: str | None = None
 ) -> GenerationDefaults:
-    """Give a model of few steps its own scheduler, with a word where ``source`` says another."""
-    of_few_steps = transformer is not None and transformer.config.guidance_embeds
-    if not of_few_steps or defaults.scheduler.solver.adds_noise:
+    """Give a model the scheduler of its kind, with a word where ``source`` says the other.
+
+    Sprint models have one of few steps; their teachers, which are published beside it, do not.
+    """
+    few_steps = transformer is not None and transformer.config.guidance_embeds
+    if transformer is None or defaults.scheduler.solver.adds_noise == few_steps:
         return defaults
+    scheduler = SCMScheduler() if few_steps else PUBLISHED_SCHEDULER
     if source is not None:
         logger.warning(
-            "%s: its scheduler is %s, which does not sample this model of few steps; "
-            "SCMScheduler does, and is used",
+            "%s: its %s does not sample its transformer, which embeds %s guidance; %s is used",
             source,
             type(defaults.scheduler).__name__,
+            "the" if few_steps else "no",
+            type(scheduler).__name__,
         )
-    return replace(defaults, scheduler=SCMScheduler())
+    return replace(defaults, scheduler=scheduler)
 
 
 def fingerprint(folder: Path) -> str:

@@ -57,6 +57,50 @@ class SanaSprintPipeline(PublishedPipeline):
             lora_scale=lora_scale,
         )[:2]
 
+    def _negative_side(self, call: Call) -> tuple[tuple[bool, ...], dict[str, Any]]:
+        return (), {}
+
+    @refuse_unknown
+    def check_inputs(  # type: ignore[override]  # as published
+        self,
+        prompt: Prompts | None,
+        height: int,
+        width: int,
+        num_inference_steps: int = 2,
+        timesteps: Sequence[float] | None = None,
+        max_timesteps: float | None = MAX_TIME,
+        intermediate_timesteps: float | None = SECOND_TIME,
+        callback_on_step_end_tensor_inputs: Sequence[str] | None = None,
+        prompt_embeds: Tensor | None = None,
+        prompt_attention_mask: Tensor | None = None,
+    ) -> None:
+        """Refuse arguments that cannot be drawn; as `SanaPipeline.check_inputs` otherwise."""
+        times_asked(num_inference_steps, timesteps, max_timesteps, intermediate_timesteps)
+        super().check_inputs(
+            prompt,
+            height,
+            width,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            prompt_embeds=prompt_embeds,
+            prompt_attention_mask=prompt_attention_mask,
+        )
+
+    def _check(self, call: Call) -> None:
+        height, width = self._size(call)
+        times = list(call.timesteps or ())
+        self.check_inputs(
+            call.prompt,
+            height,
+            width,
+            num_inference_steps=len(times),
+            timesteps=[*times, 0.0],
+            max_timesteps=None,
+            intermediate_timesteps=None,
+            callback_on_step_end_tensor_inputs=call.callback_on_step_end_tensor_inputs,
+            prompt_embeds=call.prompt_embeds,
+            prompt_attention_mask=call.prompt_attention_mask,
+        )
+
     @refuse_unknown
     def __call__(
         self,

@@ -214,24 +214,24 @@ class Steps:
     def _encoded(self, call: Call) -> Call:
         """The same call with embeddings that a user's own ``encode_prompt`` made of its prompts."""
         components = self.core.components
-        embeds = components.transformer.config.guidance_embeds
         instruction = call.complex_human_instruction
         if instruction is MODEL_DEFAULT:
             instruction = components.defaults.instruction
-        text, mask, null, null_mask = self.encode_prompt(
+        guided, negative = self._negative_side(call)
+        encode: Any = self.encode_prompt  # which pipelines have with other arguments
+        text, mask, *behind = encode(
             call.prompt,
-            call.guidance_scale != 1.0 and not embeds,
-            negative_prompt=call.negative_prompt,
+            *guided,
+            **negative,
             num_images_per_prompt=call.num_images_per_prompt,
             device=self.device,
             prompt_embeds=call.prompt_embeds,
-            negative_prompt_embeds=call.negative_prompt_embeds,
             prompt_attention_mask=call.prompt_attention_mask,
-            negative_prompt_attention_mask=call.negative_prompt_attention_mask,
             clean_caption=call.clean_caption,
             max_sequence_length=call.max_sequence_length,
             complex_human_instruction=None if instruction is None else list(instruction),
         )
+        null, null_mask = behind or (None, None)
         return replace(
             call,
             prompt=None,
@@ -242,3 +242,11 @@ class Steps:
             negative_prompt_embeds=null,
             negative_prompt_attention_mask=null_mask,
         )
+
+    def _negative_side(self, call: Call) -> tuple[tuple[bool, ...], dict[str, Any]]:
+        """What `encode_prompt` is asked of negative prompts, in order and by name."""
+        return (call.guidance_scale != 1.0,), {
+            "negative_prompt": call.negative_prompt,
+            "negative_prompt_embeds": call.negative_prompt_embeds,
+            "negative_prompt_attention_mask": call.negative_prompt_attention_mask,
+        }

@@ -1,0 +1,218 @@
+"""Sprint models from a folder to a picture: the command, its defaults, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from command_line import sanakit
+from sanakit import (
+    AutoPipelineForImage2Image,
+    AutoPipelineForText2Image,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    Pipeline,
+    SanaImg2ImgPipeline,
+    SanaPAGPipeline,
+    SanaPipeline,
+    SanaSprintImg2ImgPipeline,
+    SanaSprintPipeline,
+    SCMScheduler,
+)
+from sanakit.errors import ConfigError
+from sanakit.pipeline.png import read_settings
+from sanakit.pipeline.request import GenerateRequest
+from tiny import write_sprint, write_tiny
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_sprint(tmp_path_factory.mktemp("sprint"))
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("plain"))
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def pixels(name: str) -> bytes:
+    from PIL import Image
+
+    with Image.open(name) as image:
+        return image.tobytes()
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_the_command_draws_by_the_models_own_defaults(folder: Path) -> None:
+    sanakit("generate", "a tree", "-m", folder)
+    settings = read_settings("out.png")
+    assert settings["num_steps"] == 2
+    assert settings["guidance_scale"] == 4.5
+    sanakit("again", "out.png")
+    assert pixels("out-again.png") == pixels("out.png")
+    generator = torch.Generator().manual_seed(0)
+    picture = SanaSprintPipeline.from_pretrained(folder)("a tree", generator=generator).images[0]
+    assert picture.tobytes() == pixels("out.png")
+    # However many are drawn, each is the picture of its seed.
+    sanakit("generate", "a tree", "-m", folder, "--seed", 3, "-n", 2, "-o", "n.png")
+    sanakit("generate", "a tree", "-m", folder, "--seed", 4)
+    assert pixels("n-4.png") == pixels("out.png")
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_the_number_of_steps_and_the_guidance_are_heeded(folder: Path) -> None:
+    seen = set()
+    for more in (["--steps", 1], ["--steps", 2], ["--steps", 4], ["--guidance", 8]):
+        sanakit("generate", "a tree", "-m", folder, *more)
+        seen.add(pixels("out.png"))
+    assert len(seen) == 4
+
+
+@pytest.mark.usefixtures("elsewhere")
+@pytest.mark.parametrize(
+    "option", [["--negative", "blurry"], ["--solver", "flow-euler"], ["--apg-eta", "0"]]
+)
+def test_options_that_do_nothing_are_refused_by_name(option: list[str], folder: Path) -> None:
+    for model in (folder, "sprint-0.6b"):  # of one that is to be fetched, before it is
+        _, error = sanakit("generate", "a tree", "-m", model, *option, code=2)
+        assert option[0] in error
+        assert "Sprint" in error
+    assert not Path("out.png").exists()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"negative_prompt": "blurry"},
+        {"pag_scale": 2.0},
+        {"sigma_interval": (0.1, 0.9)},
+        {"solver": "flow-euler"},
+        {"flow_shift": 3.0},
+    ],
+)
+def test_fields_that_do_nothing_are_refused_by_name(given: dict[str, Any], folder: Path) -> None:
+    name = {"solver": "FlowMatchEulerDiscreteScheduler"}.get(next(iter(given)), next(iter(given)))
+    with pytest.raises(ConfigError, match=name):
+        Pipeline.load(folder).generate(GenerateRequest(prompt="a tree", **given))
+
+
+def test_a_folder_is_loaded_as_what_it_says(folder: Path, tmp_path: Path) -> None:
+    assert type(DiffusionPipeline.from_pretrained(folder)) is SanaSprintPipeline
+    assert type(AutoPipelineForText2Image.from_pretrained(folder)) is SanaSprintPipeline
+    edit = AutoPipelineForImage2Image.from_pretrained(folder)
+    assert type(edit) is SanaSprintImg2ImgPipeline
+    edit.save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text("utf-8"))
+    assert index["_class_name"] == "SanaSprintImg2ImgPipeline"
+    assert index["scheduler"] == ["diffusers", "SCMScheduler"]
+    assert type(DiffusionPipeline.from_pretrained(tmp_path)) is SanaSprintImg2ImgPipeline
+    assert type(AutoPipelineForText2Image.from_pretrained(tmp_path)) is SanaSprintPipeline
+    again = SanaSprintPipeline(**edit.components)
+    assert isinstance(again.scheduler, SCMScheduler)
+
+
+def write_scheduler(folder: Path, scheduler: Any) -> Path:
+    scheduler.save_pretrained(folder / "scheduler")
+    return folder
+
+
+def test_the_scheduler_follows_the_model_with_a_word(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    drawn = SanaSprintPipeline.from_pretrained(folder)("a tree", generator=seeded()).images[0]
+    odd = write_scheduler(
+        write_sprint(tmp_path / "sprint"), DPMSolverMultistepScheduler(flow_shift=3.0)
+    )
+    with caplog.at_level(logging.WARNING):
+        pipe = SanaSprintPipeline.from_pretrained(odd)
+    assert "DPMSolverMultistepScheduler does not sample its transformer" in caplog.text
+    assert pipe("a tree", generator=seeded()).images[0].tobytes() == drawn.tobytes()
+    pipe.scheduler = DPMSolverMultistepScheduler()
+    with pytest.raises(ConfigError, match=r"DPMSolver.*does not sample this model"):
+        pipe("a tree")
+    pipe.scheduler = SCMScheduler.from_config(pipe.scheduler.config)
+    assert pipe("a tree", generator=seeded()).images[0].tobytes() == drawn.tobytes()
+
+
+def test_a_teacher_is_drawn_with_by_the_flow(tmp_path: Path, plain: Path) -> None:
+    teacher = write_scheduler(write_tiny(tmp_path / "teacher"), SCMScheduler())
+    expected = SanaPipeline.from_pretrained(plain)
+    expected.scheduler = expected.scheduler.shifted(3.0)
+    found = SanaPipeline.from_pretrained(teacher)
+    pictures = [p("a tree", generator=seeded()).images[0].tobytes() for p in (found, expected)]
+    assert pictures[0] == pictures[1]
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(7)
+
+
+def test_pipelines_of_the_other_kind_name_the_right_one(folder: Path, plain: Path) -> None:
+    for kind in (SanaPipeline, SanaPAGPipeline, SanaImg2ImgPipeline):
+        with pytest.raises(ConfigError, match=kind.__name__) as caught:
+            kind.from_pretrained(folder)
+        assert "SanaSprintPipeline" in str(caught.value.hint)
+    sprint = SanaSprintPipeline.from_pretrained(folder)
+    for kind in (SanaSprintPipeline, SanaSprintImg2ImgPipeline):
+        with pytest.raises(ConfigError, match="a model of many steps") as caught:
+            kind.from_pretrained(plain)
+        assert "SanaPipeline" in str(caught.value.hint)
+    other = SanaPipeline.from_pretrained(plain)
+    for pipe, part in ((sprint, other), (other, sprint)):
+        before = pipe.transformer
+        with pytest.raises(ConfigError, match="does not draw with"):
+            pipe.transformer = part.transformer
+        assert pipe.transformer is before
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"num_inference_steps": 0}, "num_steps=0"),
+        ({"timesteps": [0.3, 0.5, 0]}, "must fall"),
+        ({"timesteps": [1.7, 0.5, 0]}, "must fall, within"),
+        ({"timesteps": [1.5, 0.5, 0], "max_timesteps": 1.2}, "max_timesteps=1.2: both"),
+        ({"timesteps": [1.5, 0.5, 0], "num_inference_steps": 3}, "are 2 steps, and 3 asked"),
+        ({"max_timesteps": None}, "neither timesteps nor"),
+        ({"max_timesteps": 2.0, "intermediate_timesteps": None}, "max_timesteps=2.0"),
+        ({"num_inference_steps": 3, "intermediate_timesteps": 1.0}, "intermediate_timesteps=1.0"),
+        ({"callback_on_step_end_tensor_inputs": ["negative_prompt_embeds"]}, "negative_prompt"),
+    ],
+)
+def test_arguments_that_cannot_be_drawn_are_refused(
+    given: dict[str, Any], said: str, folder: Path
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        SanaSprintPipeline.from_pretrained(folder)("a tree", **given)
+    with pytest.raises(TypeError, match="negative_prompt"):
+        SanaSprintPipeline.from_pretrained(folder)("a tree", negative_prompt="blurry")
+    with pytest.raises(ConfigError, match="image is missing"):
+        SanaSprintImg2ImgPipeline.from_pretrained(folder)("a tree")
+
+
+def test_a_subclass_has_its_own_way_with_prompts(folder: Path) -> None:
+    asked = []
+
+    class Mine(SanaSprintPipeline):
+        def encode_prompt(self, prompt: Any, *given: Any, **named: Any) -> Any:
+            asked.append(prompt)
+            return super().encode_prompt("a red apple", *given, **named)
+
+        def check_inputs(self, prompt: Any, height: int, width: int, *_: Any, **named: Any) -> None:
+            asked.append((height, width, named["num_inference_steps"]))
+            super().check_inputs(prompt, height, width, *_, **named)
+
+    mine = Mine.from_pretrained(folder)("a tree", generator=seeded()).images[0]
+    usual = SanaSprintPipeline.from_pretrained(folder)("a red apple", generator=seeded()).images[0]
+    assert asked == [(64, 64, 2), "a tree"]
+    assert mine.tobytes() == usual.tobytes()
