@@ -10,7 +10,7 @@ import torch
 
 from sanakit import GenerateRequest, Pipeline
 from sanakit.flow.guidance import Guidance
-from sanakit.pipeline.pipeline import seeded_noise
+from sanakit.flow.path import seeded_noise
 from sanakit.pipeline.request import Call
 
 

@@ -216,3 +216,15 @@ def test_a_subclass_has_its_own_way_with_prompts(folder: Path) -> None:
     usual = SanaSprintPipeline.from_pretrained(folder)("a red apple", generator=seeded()).images[0]
     assert asked == [(64, 64, 2), "a tree"]
     assert mine.tobytes() == usual.tobytes()
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_edit_begins_at_the_picture_at_any_number_of_steps(folder: Path) -> None:
+    sanakit("generate", "a tree", "-m", folder)
+    seen = {pixels("out.png")}
+    for more in ([], ["--strength", 1], ["--steps", 1], ["--steps", 1, "--strength", 0.1]):
+        sanakit("edit", "out.png", "a cat", "-m", folder, *more, "-o", "cat.png")
+        seen.add(pixels("cat.png"))
+    assert len(seen) == 5
+    sanakit("again", "cat.png", "-o", "again.png")
+    assert pixels("again.png") == pixels("cat.png")

@@ -14,11 +14,11 @@ from recipes.glyph.research.short_run import economy
 from sanakit.evaluate.features import FeatureNetwork, Features, features_of
 from sanakit.evaluate.frechet import Reference
 from sanakit.flow.guidance import Guidance
+from sanakit.flow.path import seeded_noise
 from sanakit.flow.solvers import integrate
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.transformer import LinearDiT
 from sanakit.pipeline.images import Pixels, to_pixels
-from sanakit.pipeline.pipeline import seeded_noise
 from sanakit.pipeline.prompts import EncodedText
 from sanakit.pipeline.sampler import Denoiser
 from sanakit.pipeline.schedulers import NAMED

@@ -8,9 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from sanakit.cli.generate import draw, guider_of, output_paths
+from sanakit.cli.generate import EMBEDDED, draw, guider_of, is_of_few_steps, output_paths
 from sanakit.cli.machine import AUTO, Device, Dtype, Machine, Quantize
 from sanakit.cli.options import (
+    USUAL_STEPS,
     ApgEta,
     ApgMomentum,
     ApgNorm,
@@ -64,7 +65,7 @@ def edit(
     model: Model = None,
     lora: Lora = None,
     seed: Seed = 0,
-    steps: Steps = 20,
+    steps: Steps = None,
     guidance: GuidanceScale = None,
     apg_eta: ApgEta = None,
     apg_momentum: ApgMomentum = None,
@@ -86,10 +87,12 @@ def edit(
     """Draw a picture anew: all of it, where a mask is white, or onto a larger canvas."""
     if strength is not None and not 0 < strength <= 1:
         raise ConfigError(f"--strength {strength:g} must be above 0, up to 1", hint="0.6 is usual")
-    if strength is not None and int(steps * strength) < 1:
+    total = USUAL_STEPS if steps is None else steps
+    none_left = strength is not None and int(total * strength) < 1
+    if none_left and not is_of_few_steps(model or EMBEDDED, offline=offline):
         raise ConfigError(
-            f"--strength {strength:g} of --steps {steps} leaves no step to run",
-            hint=f"--strength {1 / steps:.2g} runs one",
+            f"--strength {strength:g} of --steps {total} leaves no step to run",
+            hint=f"--strength {1 / total:.2g} runs one",
         )
     request: dict[str, Any] = {"strength": strength, "expand": _sides(expand)}
     request |= _pictures(image, mask)

@@ -382,7 +382,7 @@ def _check_few_steps(model: str, wanted: Mapping[str, Any], *, offline: bool) ->
         "--apg-eta and its like": wanted.get("guider") is not None,
     }
     option = next((option for option, given in typed.items() if given), None)
-    if option is None or not _is_of_few_steps(model, offline=offline):
+    if option is None or not is_of_few_steps(model, offline=offline):
         return
     raise ConfigError(
         f"{option} does nothing with {model}, a Sprint model: it was taught its guidance and steps",
@@ -390,14 +390,14 @@ def _check_few_steps(model: str, wanted: Mapping[str, Any], *, offline: bool) ->
     )
 
 
-def _is_of_few_steps(model: str, *, offline: bool) -> bool:
+def is_of_few_steps(model: str, *, offline: bool) -> bool:
+    """Whether it is a Sprint model, as far as is known before it is fetched."""
     from sanakit.models.config import TRANSFORMERS
     from sanakit.weights.catalog import find_checkpoint
-    from sanakit.weights.layout import CONFIG
 
     folder = local_folder(model, offline=offline)
     if folder is not None:
-        return bool(read_json(folder / "transformer" / CONFIG).get("guidance_embeds"))
+        return shapes_of(folder)[0].guidance_embeds
     checkpoint = find_checkpoint(model)
     return (
         checkpoint is not None

@@ -28,6 +28,7 @@ Lora = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Same seed, same picture.")]
+USUAL_STEPS = 20
 Steps = Annotated[
     int | None,
     typer.Option(min=1, max=1000, help="Solver steps. Default: 20, or 2 of Sprint models."),

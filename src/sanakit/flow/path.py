@@ -17,6 +17,11 @@ from sanakit.shapes import Latent, PerSample
 Generators = torch.Generator | Sequence[torch.Generator]
 
 
+def seeded_noise(seed: int, channels: int, height: int, width: int) -> Latent:
+    """Noise ``1 c h w`` of one picture, drawn on the CPU in fp32: the same on every machine."""
+    return draw_noise(1, (channels, height, width), torch.Generator().manual_seed(seed))
+
+
 def draw_noise(count: int, shape: Sequence[int], generator: Generators | None) -> Latent:
     """Noise ``count c h w``: one generator draws all of it, a list one picture each.
 

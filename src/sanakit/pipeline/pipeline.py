@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from sanakit.errors import ConfigError, NumericsError
-from sanakit.flow.grids import Leg, SigmaGrid
+from sanakit.flow.grids import Leg
 from sanakit.flow.guidance import Guidance
-from sanakit.flow.solvers import Past, SolverStep, Stepped, Velocity, integrate
+from sanakit.flow.solvers import Past, Stepped, Velocity, integrate
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.parts import draws_as_built, first_weight
 from sanakit.pipeline.aspect_ratios import TABLES, Table, check_size, nearest_bin, nearest_size
@@ -44,12 +44,12 @@ from sanakit.pipeline.prompts import (
     instruction_as,
 )
 from sanakit.pipeline.request import Call, GenerateRequest, listed
-from sanakit.pipeline.sampler import Change, Denoiser, GuardedDenoiser
+from sanakit.pipeline.sampler import Change, Denoiser, GuardedDenoiser, Sampling
 from sanakit.pipeline.schedulers import Scheduler, scheduler_named
 from sanakit.shapes import Image, Latent
 
 if TYPE_CHECKING:
-    from sanakit.pipeline.control import Steering
+    pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,12 +82,6 @@ Made = TypeVar("Made", Tensor, Pixels)
 Draws = TypeVar("Draws", bound=Callable[..., Any])
 
 
-def seeded_noise(seed: int, channels: int, height: int, width: int) -> Latent:
-    """Noise ``1 c h w`` of one picture, drawn on the CPU in fp32: the same on every machine."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(1, channels, height, width, generator=generator)
-
-
 @dataclass
 class Stopwatch:
     """Seconds by stage."""
@@ -103,19 +97,6 @@ class Stopwatch:
         finally:
             passed = time.perf_counter() - started
             self.seconds[name] = self.seconds.get(name, 0.0) + passed
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How to walk from noise to a latent: a solver's step, its grid, and the guidance."""
-
-    step: SolverStep
-    grid: SigmaGrid
-    guidance: Guidance
-    pag_layers: frozenset[int] = frozenset()
-    steering: Steering | None = None
-    fresh: Tensor | None = None
-    """Noise ``steps b c h w``, for solvers that add some."""
 
 
 class StepCount:

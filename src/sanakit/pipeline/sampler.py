@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from sanakit.errors import ConfigError
-from sanakit.flow.grids import NoiseLevel
+from sanakit.flow.grids import NoiseLevel, SigmaGrid
 from sanakit.flow.guidance import Guidance
+from sanakit.flow.solvers import SolverStep
 from sanakit.models.parts import draws_as_built, first_weight
 from sanakit.models.transformer import DIFFUSERS_FIRST, LinearDiT, PreparedText, Residuals
 from sanakit.pipeline.numerics import all_finite, require_finite, safer_copy
@@ -19,6 +20,19 @@ from sanakit.shapes import Latent, Text, TextMask
 
 if TYPE_CHECKING:
     from sanakit.pipeline.control import Steering
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How to walk from noise to a latent: a solver's step, its grid, and the guidance."""
+
+    step: SolverStep
+    grid: SigmaGrid
+    guidance: Guidance
+    pag_layers: frozenset[int] = frozenset()
+    steering: Steering | None = None
+    fresh: Tensor | None = None
+    """Noise ``steps b c h w``, for solvers that add some."""
 
 
 class Change(NamedTuple):

@@ -40,7 +40,7 @@ from sanakit.pipeline.load_arguments import (
     refuse_pickle_readers,
 )
 from sanakit.pipeline.networks import Saved
-from sanakit.pipeline.pipeline import OnSampled, Pipeline, Sampling
+from sanakit.pipeline.pipeline import OnSampled, Pipeline
 from sanakit.pipeline.placement import (
     MaxMemory,
     Networks,
@@ -58,6 +58,7 @@ from sanakit.pipeline.request import (
     TENSOR_INPUTS,
     Call,
 )
+from sanakit.pipeline.sampler import Sampling
 from sanakit.pipeline.schedulers import Scheduler, as_scheduler
 from sanakit.weights.dtypes import Requested
 from sanakit.weights.layout import INDEX

@@ -13,11 +13,10 @@ from sanakit.errors import ConfigError, did_you_mean
 from sanakit.flow.guidance import Guidance
 from sanakit.flow.solvers import Stepped
 from sanakit.models.stamp import settings_of
-from sanakit.pipeline.pipeline import Sampling
 from sanakit.pipeline.prompts import EncodedText
 from sanakit.pipeline.published.running import Run
 from sanakit.pipeline.request import TENSOR_INPUTS, Call
-from sanakit.pipeline.sampler import Change
+from sanakit.pipeline.sampler import Change, Sampling
 
 
 def effective_scale(guidance_scale: float, *, embedded: bool) -> float:

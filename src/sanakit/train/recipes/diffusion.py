@@ -22,13 +22,12 @@ from sanakit.data.loader.batches import Batch as Read
 from sanakit.errors import ConfigError, NumericsError
 from sanakit.flow.grids import NoiseLevel, levels_at
 from sanakit.flow.guidance import Guidance
-from sanakit.flow.path import flow_matching_loss, interpolate
+from sanakit.flow.path import flow_matching_loss, interpolate, seeded_noise
 from sanakit.flow.solvers import integrate
 from sanakit.models.transformer import LinearDiT
 from sanakit.pipeline.components import GenerationDefaults
 from sanakit.pipeline.decoder import decode_pixels
 from sanakit.pipeline.images import Pixels
-from sanakit.pipeline.pipeline import seeded_noise
 from sanakit.shapes import Latent, PerSample, Text, TextMask
 from sanakit.train.config import LoopConfig
 from sanakit.train.mfu import SeenShapes, Shapes, counted
