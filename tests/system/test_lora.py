@@ -273,6 +273,9 @@ def test_what_makes_no_sense_without_or_with_an_adapter_is_refused(tmp_path: Pat
     with pytest.raises(MissingModelError, match="has no pytorch_lora_weights"):
         pipe.load_lora_weights(tmp_path)
     pipe.load_lora_weights(adapter(), adapter_name="ink")
+    for scale in (float("nan"), float("inf"), "much"):
+        with pytest.raises(ConfigError, match="scale="):
+            draw(pipe, attention_kwargs={"scale": scale})
     with pytest.raises(ConfigError, match="'ink' is taken"):
         pipe.load_lora_weights(adapter(), adapter_name="ink")
     with pytest.raises(ConfigError, match="did you mean 'ink'"):

@@ -168,8 +168,15 @@ def test_fields_are_within_their_ranges() -> None:
         assert not fits(other, tuple[int, float])
 
 
-@pytest.mark.parametrize("error", [KeyError("x"), MemoryError(), RecursionError("deep\nmore")])
-def test_errors_of_other_libraries_become_one_of_ours(error: Exception) -> None:
+class PanicException(BaseException):
+    """As extensions in Rust name theirs."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [KeyError("x"), MemoryError(), RecursionError("deep\nmore"), PanicException("lost\nhead")],
+)
+def test_errors_of_other_libraries_become_one_of_ours(error: BaseException) -> None:
     with pytest.raises(DataError, match="it: cannot be read") as caught:  # noqa: SIM117
         with other_readers("it", DataError, hint="copy it again"):
             raise error

@@ -137,9 +137,10 @@ def test_any_single_number_changes_the_sum(shape: tuple[int, ...], dtype: torch.
     held = holder.get_buffer("held")
     before = checksum_of(holder)
     assert checksum_of(holder) == before
-    for place in {0, held.numel() // 2, held.numel() - 1}:
-        held.view(-1)[place] = 2
-        assert checksum_of(holder) != before
+    for place in {0, held.numel() // 3, held.numel() // 2, held.numel() - 1}:
+        for value in (2, -1):  # a sign is the highest bit of a word, which an even weight loses
+            held.view(-1)[place] = value
+            assert checksum_of(holder) != before
         held.view(-1)[place] = 1
     assert checksum_of(holder) == before
 
@@ -149,3 +150,14 @@ def test_using_a_network_changes_no_setting() -> None:
     before = settings_of(encoder.text_encoder.llm)
     encoder.encode(["a cat"], instruction=INSTRUCTION)
     assert settings_of(encoder.text_encoder.llm) == before
+
+
+def test_each_dtype_of_autocast_is_a_setting() -> None:
+    llm = made().text_encoder.llm
+    found = {settings_of(llm)}
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype):
+            found.add(settings_of(llm))
+    assert len(found) == 3
+    assert settings_of(llm) in found
+    assert settings_of(llm.to("meta")) not in found
