@@ -1,4 +1,4 @@
-"""What a training run takes, on paper: `python -m benchmarks.scaling [--write]`.
+"""What training, and one picture on several GPUs, take on paper: `python -m benchmarks.scaling`.
 
 Counts parameters, operations, memory and traffic of the published sizes from their configs, and
 puts assumed speeds beside them. ``--write`` renews the tables of docs/scaling.md, which says what
@@ -187,6 +187,60 @@ def utilisation(run: Run, assumed: Assumed) -> float:
     return useful / (max(step_seconds(run, assumed)) * assumed.peak)
 
 
+DRAWN = 4096
+PASSES = 2
+"""Of a step: conditional and unconditional, in one batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sent:
+    """Bytes that one of several processes sends in a block, or for a step where it says so."""
+
+    sums: float
+    """Its share of an all-reduce of the sums of keys and values, fp32, in a ring."""
+    halo: float
+    """A row of the widened Mix-FFN to each neighbour, bf16."""
+    step: float
+    """The latent to start with and the velocity, bf16, as rings hand them on."""
+
+
+def sent(config: TransformerConfig, side: int, processes: int) -> Sent:
+    """What sequence parallelism sends for a picture, both passes."""
+    columns = side // PIXELS_A_TOKEN  # of tokens, whatever the patch
+    heads, dh = config.num_attention_heads, config.attention_head_dim
+    summary = PASSES * heads * dh * (dh + 1) * 4
+    latent = PASSES * config.in_channels * (columns * config.patch_size) ** 2
+    others = (processes - 1) / processes
+    return Sent(
+        sums=2 * others * summary,
+        halo=min(2, processes - 1) * PASSES * columns * 2 * config.ffn_width * 2,
+        step=2 * latent * (1 + others),
+    )
+
+
+def drawing() -> Iterator[list[str]]:
+    assumed = Assumed()
+    for name, preset in MODELS.items():
+        config = TRANSFORMERS[preset]
+        work = PASSES * forward_flops(config, (DRAWN // PIXELS_A_TOKEN) ** 2)
+        for processes in (1, 2, 4, 8):
+            seconds = work / processes / (assumed.peak * assumed.efficiency)
+            if processes == 1:
+                yield [name, "1", f"{1000 * seconds:.0f}", "", "", "", ""]
+                continue
+            own = sent(config, DRAWN, processes)
+            total = config.num_layers * (own.sums + own.halo) + own.step
+            yield [
+                name,
+                str(processes),
+                f"{1000 * seconds:.0f}",
+                f"{own.sums / 1e6:.2f}",
+                f"{own.halo / 1e6:.1f}",
+                f"{1000 * total / assumed.inside:.2f}",
+                f"{1000 * total / assumed.card:.1f}",
+            ]
+
+
 def table(head: list[str], rows: list[list[str]]) -> str:
     """Markdown."""
     lines = [head, ["---"] * len(head), *rows]
@@ -273,6 +327,18 @@ def tables() -> dict[str, str]:
         ),
         "steps": table(["model", "px", "GPUs", "seconds of computing", *ways], list(steps())),
         "days": table(["model", "steps", *by_gpus], list(days())),
+        "drawing": table(
+            [
+                "model",
+                "GPUs",
+                "ms of computing a step",
+                "MB of sums a block",
+                "MB of halo a block",
+                "ms of sending a step",
+                "the same over one network card",
+            ],
+            list(drawing()),
+        ),
     }
 
 

@@ -16,6 +16,7 @@ from benchmarks.scaling import (
     memory,
     parameters,
     renewed,
+    sent,
     step_seconds,
     traffic,
     utilisation,
@@ -25,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sanakit.models.config import TRANSFORMERS
 from sanakit.models.transformer import LinearDiT
+from sanakit.pipeline import sequence_parallel
 
 RUN = Run(model="1.6B", side=512, gpus=64, strategy="fsdp")
 WAYS = ("ddp", "fsdp", "hsdp")
@@ -94,5 +96,55 @@ def test_without_a_network_to_wait_for_the_mfu_is_the_efficiency() -> None:
 
 def test_the_page_holds_the_tables_that_the_script_prints() -> None:
     page = PAGE.read_text(encoding="utf-8")
-    assert page.count("<!-- end -->") == 4
+    assert page.count("<!-- end -->") == 5
     assert renewed(page) == page
+
+
+class Sending:
+    """Stands in for `torch.distributed` in process 1 of three, and counts the bytes it sends."""
+
+    isend, irecv = "isend", "irecv"
+
+    def __init__(self) -> None:
+        self.sums = self.halo = self.begin = self.end = 0
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def get_rank(self) -> int:
+        return 1
+
+    def get_world_size(self) -> int:
+        return 3
+
+    def all_reduce(self, part: torch.Tensor) -> None:
+        assert part.dtype == torch.float32
+        self.sums += part.nbytes
+
+    def broadcast(self, x: torch.Tensor, src: int) -> None:
+        self.begin += x.nbytes
+
+    def all_gather(self, parts: list[torch.Tensor], part: torch.Tensor) -> None:
+        self.end += part.nbytes
+
+    def P2POp(self, way: str, edge: torch.Tensor, peer: int) -> int:
+        return edge.nbytes if way == self.isend else 0
+
+    def batch_isend_irecv(self, operations: list[int]) -> list[object]:
+        self.halo += sum(operations)
+        return []
+
+
+def test_what_is_sent_on_paper_is_what_a_process_sends(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(TRANSFORMERS["tiny"], num_layers=3)
+    network, counted = LinearDiT(config).bfloat16(), Sending()
+    monkeypatch.setattr(sequence_parallel, "dist", counted)
+    side = 6 * 32
+    x = torch.randn(2, config.in_channels, *[6 * config.patch_size] * 2, dtype=torch.bfloat16)
+    text = torch.randn(2, 5, config.caption_channels, dtype=torch.bfloat16)
+    with torch.no_grad(), sequence_parallel.sequence_parallel(network):
+        network.velocity(x, torch.tensor([500.0, 500.0]), text, None)
+    on_paper = sent(config, side, 3)
+    assert counted.sums * 2 * 2 / 3 == pytest.approx(config.num_layers * on_paper.sums)
+    assert counted.halo == config.num_layers * on_paper.halo
+    assert counted.begin + 2 * counted.end == pytest.approx(on_paper.step)
