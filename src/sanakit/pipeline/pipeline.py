@@ -217,7 +217,7 @@ class Pipeline:
 
         # 1. Size and sampling: what cannot be drawn is refused before any work is done.
         require(self.components.transformer)
-        if call.output_type != "latent":
+        if call.output_type != "latent" or call.edit is not None:
             require(self.components.autoencoder)
         (height, width), size = self.sizes(call)
         scheduler = call.scheduler or self.scheduler(call.compat)
