@@ -181,10 +181,15 @@ def _group(path: Path, state: State, group: int, columns: tuple[str, ...]) -> An
         return file.read(group, columns)
     key = (path, state, group, columns)
     if key not in _decoded:
-        _decoded[key] = file.read(group, columns)
+        try:
+            _decoded[key] = file.read(group, columns)
+        except DataError as error:
+            _decoded[key] = error  # each of its rows asks for it
     _decoded.move_to_end(key)
-    while len(_decoded) > 1 and sum(kept.nbytes for kept in _decoded.values()) > KEPT:
+    while len(_decoded) > 1 and sum(getattr(one, "nbytes", 0) for one in _decoded.values()) > KEPT:
         _decoded.popitem(last=False)
+    if isinstance(_decoded[key], DataError):
+        raise _decoded[key]
     return _decoded[key]
 
 
