@@ -71,7 +71,8 @@ class Checkpoint:
     def loadable(self) -> bool:
         """Whether `sanakit` reads it as published: safetensors in the published folder layout."""
         return self.kind == "pipeline" or (
-            self.kind == "autoencoder" and self.repository.endswith("-diffusers")
+            self.kind in ("autoencoder", "controlnet")
+            and self.repository.endswith(("-diffusers", "_diffusers"))
         )
 
     @property
@@ -94,7 +95,7 @@ class Checkpoint:
         weights = Licence(
             subject="weights", name=WEIGHTS_NAME, url=f"{self.page}/blob/main/LICENSE.txt"
         )
-        if self.kind == "quantized":
+        if not self.repository.startswith(f"{OWNER}/"):
             weights = Licence(subject="weights", name="as its page states", url=self.page)
         return (CODE, weights, *GEMMA)
 
@@ -165,12 +166,16 @@ def _sana(
     )
 
 
-def _control(name: str, alias: str, parameters: int, dtype: HalfDtype, shift: float) -> Checkpoint:
+def _control(
+    name: str, alias: str, preset: str, parameters: int, dtype: HalfDtype, shift: float
+) -> Checkpoint:
+    folder = name.endswith("_diffusers")
     return Checkpoint(
-        repository=f"{OWNER}/{name}",
+        repository=name,
         aliases=(alias,),
         kind="controlnet",
-        preset=alias.removesuffix("-hed"),
+        preset=preset,
+        variant=VARIANTS[dtype] if folder else None,
         parameters=parameters,
         dtype=dtype,
         resolution=1024,
@@ -244,10 +249,37 @@ CATALOG: tuple[Checkpoint, ...] = (
         shift=None,
     ),
     _control(
-        "Sana_600M_1024px_ControlNet_HED", "controlnet-0.6b-hed", 168_765_696, FP16, shift=4.0
+        f"{OWNER}/Sana_600M_1024px_ControlNet_HED",
+        "controlnet-0.6b-hed",
+        "controlnet-0.6b",
+        168_765_696,
+        FP16,
+        shift=4.0,
     ),
     _control(
-        "Sana_1600M_1024px_BF16_ControlNet_HED", "controlnet-1.6b-hed", 631_576_960, BF16, shift=3.0
+        f"{OWNER}/Sana_1600M_1024px_BF16_ControlNet_HED",
+        "controlnet-1.6b-hed",
+        "controlnet-1.6b",
+        631_576_960,
+        BF16,
+        shift=3.0,
+    ),
+    # Whole models with a branch; the documentation of diffusers draws with the second.
+    _control(
+        "ishan24/Sana_600M_1024px_ControlNet_diffusers",
+        "controlnet-0.6b",
+        "controlnet-0.6b",
+        168_765_696,
+        FP16,
+        shift=3.0,
+    ),
+    _control(
+        "ishan24/Sana_600M_1024px_ControlNetPlus_diffusers",
+        "controlnet-0.6b-plus",
+        "controlnet-0.6b",
+        168_765_696,
+        FP16,
+        shift=3.0,
     ),
     Checkpoint(
         repository="mit-han-lab/svdq-int4-sana-1600m",
