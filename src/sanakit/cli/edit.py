@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from sanakit.cli.control import as_told
 from sanakit.cli.generate import EMBEDDED, draw, guider_of, is_of_few_steps, output_paths
 from sanakit.cli.machine import AUTO, Device, Dtype, Machine, Quantize
 from sanakit.cli.options import (
@@ -147,15 +147,10 @@ def _pictures(image: Path, mask: Path | None) -> dict[str, str]:
     sizes = []
     for name, path in (("image", image), ("mask", mask)):
         if path is not None:
-            found |= {name: _as_told(path), f"{name}_sha256": digest_of(path)}
+            found |= {name: as_told(path), f"{name}_sha256": digest_of(path)}
             sizes.append(read_image(path).size[::-1])
     check_proportions("the mask", sizes[-1], sizes[0])
     return found
-
-
-def _as_told(path: Path) -> str:
-    """A path as it goes into pictures, which should not tell where on a disk they were made."""
-    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def _keep(out: Path, image: Path, mask: Path | None) -> None:

@@ -12,6 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sanakit.cli.best_of import REMEMBERED, Choice, choice_of
+from sanakit.cli.control import (
+    as_told,
+    branch_hash,
+    check_branch_of,
+    control_of,
+    note_other_branch,
+)
 from sanakit.cli.loras import (
     add_loras,
     lora_hash,
@@ -37,6 +44,10 @@ from sanakit.cli.options import (
     ApgMomentum,
     ApgNorm,
     BestOf,
+    ControlImage,
+    ControlKind,
+    ControlNet,
+    ControlScale,
     Count,
     GuidanceScale,
     Json,
@@ -72,6 +83,7 @@ MACHINE = ("device", "dtype", "quantize")
 ABOUT_THE_FILE = (
     *("model", "model_hash", "version", "format", "lora", "lora_hash", "processes"),
     *REMEMBERED,
+    *("controlnet", "controlnet_hash"),
     *MACHINE,
 )
 USUAL_AREA = (0.75, 4 / 3)
@@ -100,6 +112,10 @@ def generate(
     best_of: BestOf = None,
     scorer: Scorer = None,
     solver: Solver = None,
+    control: ControlImage = None,
+    control_kind: ControlKind = "none",
+    control_scale: ControlScale = 1.0,
+    controlnet: ControlNet = None,
     offline: Offline = False,
     device: Device = AUTO,
     dtype: Dtype = None,
@@ -110,6 +126,8 @@ def generate(
     quiet: Quiet = False,
 ) -> None:
     """Draw pictures from a prompt and store all settings inside them."""
+    if control is None and (controlnet, control_kind, control_scale) != (None, "none", 1.0):
+        raise ConfigError("there is nothing to follow", hint="add --control IMAGE")
     draw(
         {
             "prompt": prompt,
@@ -122,11 +140,13 @@ def generate(
             "guidance_scale": guidance,
             "guider": guider_of(apg_eta, apg_momentum, apg_norm),
             "solver": solver,
+            "control": control and control_of(control, control_kind, control_scale),
         },
         out=out,
         model=model,
         loras=lora or [],
         choice=choice_of(best_of, scorer, count),
+        controlnet=controlnet,
         machine=Machine(device=device, dtype=dtype, quantize=quantize),
         offline=offline,
         metadata=not no_metadata,
@@ -149,6 +169,7 @@ def draw(
     shown: bool | None,
     json_: bool,
     quiet: bool,
+    controlnet: str | None = None,
 ) -> None:
     """Draw what was typed, write it and tell of it; what can be refused is, before torch is loaded.
 
@@ -174,6 +195,8 @@ def draw(
     if model is not None:
         _check_size(model, wanted["height"], wanted["width"], offline=offline)
         _check_few_steps(model, wanted, offline=offline)
+    if wanted.get("control") is not None:
+        check_branch_of(model, controlnet, offline=offline)
     report = _generate(
         {**wanted, "count": drawn},
         model=model,
@@ -184,6 +207,7 @@ def draw(
         offline=offline,
         loras=loras,
         choice=choice,
+        controlnet=controlnet,
         metadata=metadata,
     )
     _tell(report, as_json=json_, quiet=quiet)
@@ -225,9 +249,13 @@ def again(
     loras = settings.get("lora", [])
     if not isinstance(loras, list) or not all(isinstance(one, str) for one in loras):
         raise ConfigError(f"{image}: its setting 'lora' is no list of names")
+    controlnet = settings.get("controlnet")
+    if not isinstance(controlnet, str | None):
+        raise ConfigError(f"{image}: its setting 'controlnet' is no name")
     machine = _machine_of(settings, typed, image)
     _check_size(name, wanted.get("height"), wanted.get("width"), offline=offline)
     note_other_loras(loras, settings.get("lora_hash"))
+    note_other_branch(controlnet, settings.get("controlnet_hash"))
     _note_other_processes(settings.get("processes", 1))
     report = _generate(
         # Pictures of before it was a setting were drawn at the very size that they have.
@@ -239,6 +267,7 @@ def again(
         quiet=quiet or json_,
         offline=offline,
         loras=loras,
+        controlnet=controlnet,
         metadata=not no_metadata,
     )
     _note_other_weights(name, settings.get("model_hash"))
@@ -450,6 +479,7 @@ def _generate(
     offline: bool = False,
     loras: Sequence[str] = (),
     choice: Choice | None = None,
+    controlnet: str | None = None,
     metadata: bool,
 ) -> dict[str, Any]:
     """Load the model, draw, write; give what there is to report."""
@@ -474,6 +504,7 @@ def _generate(
             device=device,
             offline=offline,
             quantization=machine.quantize,
+            controlnet=controlnet,
         )
         add_loras(pipeline, adapters)
         loaded = time.perf_counter()
@@ -492,6 +523,10 @@ def _generate(
             more["processes"] = several
         if loras:
             more |= {"lora": list(loras), "lora_hash": [lora_hash(one) for one in loras]}
+        if controlnet is not None:
+            where = Path(controlnet)
+            name = as_told(where) if where.exists() else controlnet
+            more |= {"controlnet": name, "controlnet_hash": branch_hash(controlnet)}
         pictures: Sequence[Picture] = result.pictures
         if pick is not None:
             bar.stage("choosing")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -73,6 +74,26 @@ BestOf = Annotated[
 Scorer = Annotated[
     str | None,
     typer.Option(help="What says which are best: a folder of CLIP or SigLIP, or owner/name."),
+]
+CONTROL_KINDS = ("none", "canny", "scribble", "soft-edges")
+"""The values of `request.ControlKind`, known before torch is."""
+ControlImage = Annotated[
+    Path | None, typer.Option("--control", help="Picture to follow, by a control branch.")
+]
+ControlKind = Annotated[
+    str,
+    typer.Option(
+        help="What to make of --control first: canny, scribble, soft-edges; none: it is ready."
+    ),
+]
+ControlScale = Annotated[
+    float, typer.Option(min=0, help="How strongly --control is followed; 0 is not at all.")
+]
+ControlNet = Annotated[
+    str | None,
+    typer.Option(
+        "--controlnet", help="Control branch: folder, or owner/name. Default: the model's own."
+    ),
 ]
 Solver = Annotated[
     str | None,

@@ -13,12 +13,16 @@ from math import isfinite
 from torch import Tensor
 
 from sanakit.errors import ConfigError
+from sanakit.images.files import digest_of, read_image
 from sanakit.models.controlnet import ControlBranch
 from sanakit.models.parts import first_weight, steers_as_built
 from sanakit.models.transformer import DIFFUSERS_FIRST, PreparedText, Residuals, Steer
 from sanakit.pipeline.components import Components
+from sanakit.pipeline.control_images import control_image
 from sanakit.pipeline.editing import covering, each_picture, on_canvas
+from sanakit.pipeline.input_images import of_pil
 from sanakit.pipeline.numerics import safer_copy
+from sanakit.pipeline.request import ControlRequest
 from sanakit.shapes import Image, Latent, PerSample, Text, TextMask
 from sanakit.untrusted import shown
 
@@ -91,6 +95,23 @@ class Control:
         """
         latent = each_picture(encode(on_canvas(self.image, *size)), count, "control_image")
         return Steering(branch=branch, latent=latent, scale=self.scale)
+
+
+def remembered(request: ControlRequest) -> ControlRequest:
+    """Give the same request with the digest of its file."""
+    return replace(request, image_sha256=request.image_sha256 or digest_of(request.image))
+
+
+def read_control(request: ControlRequest) -> Control:
+    """Read the file of a request and make a control image of it.
+
+    Raises:
+        DataError: it is no picture, or not the one that it was. ConfigError: a kind that is not
+            made here, a scale that is none.
+    """
+    check_scale(request.scale)
+    picture = read_image(request.image, digest=request.image_sha256)
+    return Control(image=of_pil(control_image(picture, request.kind)), scale=request.scale)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

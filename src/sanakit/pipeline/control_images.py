@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +17,9 @@ from PIL import Image as PILImage
 from sanakit.errors import ConfigError, did_you_mean
 from sanakit.pipeline.images import to_pixels
 from sanakit.pipeline.input_images import One, as_image
+from sanakit.pipeline.request import ControlKind
 from sanakit.untrusted import shown
 
-ControlKind: TypeAlias = Literal["none", "canny", "scribble", "soft-edges"]
 KINDS: tuple[str, ...] = get_args(ControlKind)
 Picture: TypeAlias = NDArray[np.float64]  # H W 3 in [0, 1]
 Map: TypeAlias = NDArray[np.float64]  # H W in [0, 1], 1 on a line

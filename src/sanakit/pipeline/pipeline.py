@@ -148,14 +148,19 @@ class Pipeline:
         device: str | torch.device = "cpu",
         offline: bool = False,
         quantization: Any = None,
+        controlnet: str | Path | None = None,
     ) -> Pipeline:
-        """Load a model; arguments and errors are those of `load_components`."""
+        """Load a model; arguments and errors are those of `load_components`.
+
+        ``controlnet`` is where a control branch is that is not the model's own.
+        """
         parts = load_components(
             name_or_folder,
             dtype=dtype,
             device=device,
             offline=offline,
             quantization=quantization,
+            components={} if controlnet is None else {"controlnet": controlnet},
         )
         return cls(parts)
 
@@ -208,10 +213,8 @@ class Pipeline:
             ConfigError: for a size, layer or combination that the model cannot do.
             NumericsError: for a number that is not finite.
         """
-        if isinstance(request, GenerateRequest) and request.edit is not None:
-            from sanakit.pipeline.editing import remembered  # noqa: PLC0415
-
-            request = replace(request, edit=remembered(request.edit))
+        if isinstance(request, GenerateRequest):
+            request = self._with_digests(request)
         call = request if isinstance(request, Call) else self._call_of(request)
         watch = Stopwatch()
 
@@ -304,6 +307,19 @@ class Pipeline:
             tensors=torch.cat(tensors) if tensors else None,
         )
 
+    @staticmethod
+    def _with_digests(request: GenerateRequest) -> GenerateRequest:
+        """The same request with what its picture files are; a plain drawing reads nothing here."""
+        if request.edit is not None:
+            from sanakit.pipeline import editing  # noqa: PLC0415
+
+            request = replace(request, edit=editing.remembered(request.edit))
+        if request.control is not None:
+            from sanakit.pipeline import control  # noqa: PLC0415
+
+            request = replace(request, control=control.remembered(request.control))
+        return request
+
     def _call_of(self, request: GenerateRequest) -> Call:
         """A request in the terms of a call: one prompt, one generator and one batch a picture.
 
@@ -322,8 +338,14 @@ class Pipeline:
             from sanakit.pipeline.editing import read_edit  # noqa: PLC0415
 
             edit = read_edit(request.edit)
+        control = None
+        if request.control is not None:
+            from sanakit.pipeline.control import read_control  # noqa: PLC0415
+
+            control = read_control(request.control)
         return Call(
             edit=edit,
+            control=control,
             prompt=request.prompt,
             negative_prompt=request.negative_prompt,
             num_images_per_prompt=request.count,
@@ -676,11 +698,12 @@ class Pipeline:
         """What draws each picture of a request again; a call cannot be written down."""
         if isinstance(request, Call):
             return []
+        # What was edited or followed has its own size, which may be none that a model draws.
+        own_size = request.edit or request.control
         decided = {
             "count": 1,
-            # A picture that was edited has its own size, which may be none that a model draws.
-            "height": size[0] if request.edit is None else request.height,
-            "width": size[1] if request.edit is None else request.width,
+            "height": request.height if own_size else size[0],
+            "width": request.width if own_size else size[1],
             "num_steps": request.num_steps or scheduler.usual_steps,
             "guidance_scale": sampling.guidance.guidance_scale,
             "solver": scheduler.solver_name,

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from sanakit.pipeline.control import Control
     from sanakit.pipeline.editing import Edit
 
+ControlKind = Literal["none", "canny", "scribble", "soft-edges"]
 Expand = tuple[int, int, int, int]
 """Pixels added at the left, top, right and bottom of a picture."""
 REAL = ("guidance_scale", "pag_scale", "flow_shift")
@@ -50,13 +51,26 @@ class EditRequest:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ControlRequest:
+    """A picture file to follow, what is made of it first, and how strongly it is followed.
+
+    A digest that is given is that of the file's bytes, and another file is refused.
+    """
+
+    image: str
+    image_sha256: str | None = None
+    kind: ControlKind = "none"
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class GenerateRequest:
     """One prompt and everything that decides its pictures; None means the model's own default.
 
     ``count`` pictures are drawn, the i-th with seed ``seed + i``: each is the picture that its seed
     draws alone. ``use_resolution_binning`` draws at the nearest size that a published model was
-    trained at, and cuts to the size asked for. ``edit`` is a picture to begin with, whose size is
-    then the default.
+    trained at, and cuts to the size asked for. ``edit`` is a picture to begin with, ``control`` one
+    to follow; its size is then the default.
     """
 
     prompt: str
@@ -75,6 +89,7 @@ class GenerateRequest:
     solver: str | None = None
     flow_shift: float | None = None
     edit: EditRequest | None = None
+    control: ControlRequest | None = None
 
     def __post_init__(self) -> None:
         for name in ("seed", "count", "num_steps"):
@@ -137,6 +152,10 @@ class GenerateRequest:
                 real["guider"] = dataclass_from(kind, guider, source="the settings' guider")
             if (edit := values.get("edit")) is not None:
                 real["edit"] = dataclass_from(EditRequest, edit, source="the settings' edit")
+            if (control := values.get("control")) is not None:
+                real["control"] = dataclass_from(
+                    ControlRequest, control, source="the settings' control"
+                )
             return dataclass_from(cls, {**values, **real}, source="the settings")
         except (ValueError, OverflowError) as error:
             if isinstance(error, ConfigError):
