@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -45,11 +45,8 @@ from sanakit.pipeline.prompts import (
 )
 from sanakit.pipeline.request import Call, GenerateRequest, listed
 from sanakit.pipeline.sampler import Change, Denoiser, GuardedDenoiser, Sampling
-from sanakit.pipeline.schedulers import Scheduler, scheduler_named
+from sanakit.pipeline.schedulers import Scheduler
 from sanakit.shapes import Image, Latent
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +62,8 @@ class GenerateResult:
     """The pictures of a request in seed order, and where the time went.
 
     ``seconds`` has the stages ``text``, ``denoise`` and ``decode``, and ``encode`` of pictures that
-    are edited or followed.
-    Where a call asks for tensors there are no pictures, but ``tensors``: ``b 3 H W`` in [-1, 1], or
-    scaled latents.
+    are edited or followed. Where a call asks for tensors there are no pictures, but ``tensors``:
+    ``b 3 H W`` in [-1, 1], or scaled latents.
     """
 
     pictures: tuple[Picture, ...]
@@ -214,8 +210,12 @@ class Pipeline:
             NumericsError: for a number that is not finite.
         """
         if isinstance(request, GenerateRequest):
-            request = self._with_digests(request)
-        call = request if isinstance(request, Call) else self._call_of(request)
+            request = request.with_digests()
+            most = self.components.prompts.max_sequence_length
+            own_scheduler = self.components.defaults.scheduler
+            call = request.as_call(own_scheduler, max_sequence_length=most)
+        else:
+            call = request
         watch = Stopwatch()
 
         # 1. Size and sampling: what cannot be drawn is refused before any work is done.
@@ -305,63 +305,6 @@ class Pipeline:
             pictures=tuple(pictures),
             seconds=watch.seconds,
             tensors=torch.cat(tensors) if tensors else None,
-        )
-
-    @staticmethod
-    def _with_digests(request: GenerateRequest) -> GenerateRequest:
-        """The same request with what its picture files are; a plain drawing reads nothing here."""
-        if request.edit is not None:
-            from sanakit.pipeline import editing  # noqa: PLC0415
-
-            request = replace(request, edit=editing.remembered(request.edit))
-        if request.control is not None:
-            from sanakit.pipeline import control  # noqa: PLC0415
-
-            request = replace(request, control=control.remembered(request.control))
-        return request
-
-    def _call_of(self, request: GenerateRequest) -> Call:
-        """A request in the terms of a call: one prompt, one generator and one batch a picture.
-
-        Matrix products of another batch size round differently, and a seed must give the same
-        picture however many were asked for.
-        """
-        own = self.components.defaults.scheduler
-        shift = own.flow_shift if request.flow_shift is None else request.flow_shift
-        named = request.solver
-        scheduler = own if named is None else scheduler_named(named, 1.0)
-        if scheduler.solver.adds_noise == own.solver.adds_noise:
-            scheduler = scheduler.shifted(shift)
-        seeds = range(request.seed, request.seed + request.count)
-        edit = None
-        if request.edit is not None:  # a plain drawing needs nothing of it
-            from sanakit.pipeline.editing import read_edit  # noqa: PLC0415
-
-            edit = read_edit(request.edit)
-        control = None
-        if request.control is not None:
-            from sanakit.pipeline.control import read_control  # noqa: PLC0415
-
-            control = read_control(request.control)
-        return Call(
-            edit=edit,
-            control=control,
-            prompt=request.prompt,
-            negative_prompt=request.negative_prompt,
-            num_images_per_prompt=request.count,
-            at_once=1,
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-            height=request.height,
-            width=request.width,
-            use_resolution_binning=request.use_resolution_binning,
-            scheduler=scheduler,
-            num_inference_steps=request.num_steps,
-            guidance_scale=request.guidance_scale,
-            sigma_interval=request.sigma_interval,
-            guider=request.guider,
-            pag_scale=request.pag_scale,
-            pag_layers=request.pag_layers,
-            max_sequence_length=self.components.prompts.max_sequence_length,
         )
 
     def scheduler(self, compat: Compat = "diffusers") -> Scheduler:

@@ -125,6 +125,65 @@ class GenerateRequest:
             guider=self.guider,
         )
 
+    def with_digests(self) -> GenerateRequest:
+        """Give the same with what its picture files are; a plain drawing reads nothing here."""
+        edit, control = self.edit, self.control
+        if edit is not None:
+            from sanakit.pipeline import editing  # noqa: PLC0415
+
+            edit = editing.remembered(edit)
+        if control is not None:
+            from sanakit.pipeline import control as controls  # noqa: PLC0415
+
+            control = controls.remembered(control)
+        return dataclasses.replace(self, edit=edit, control=control)
+
+    def as_call(self, own: Scheduler, *, max_sequence_length: int) -> Call:
+        """Give this as a call: one prompt, one generator and one batch a picture.
+
+        Matrix products of another batch size round differently, and a seed must give the same
+        picture however many were asked for. ``own`` is the model's scheduler.
+
+        Raises:
+            DataError: a file that is no picture, or not the one that it was.
+        """
+        scheduler = own if self.solver is None else scheduler_named(self.solver, 1.0)
+        if scheduler.solver.adds_noise == own.solver.adds_noise:
+            scheduler = scheduler.shifted(
+                own.flow_shift if self.flow_shift is None else self.flow_shift
+            )
+        edit = control = None
+        if self.edit is not None:
+            from sanakit.pipeline.editing import read_edit  # noqa: PLC0415
+
+            edit = read_edit(self.edit)
+        if self.control is not None:
+            from sanakit.pipeline.control import read_control  # noqa: PLC0415
+
+            control = read_control(self.control)
+        return Call(
+            edit=edit,
+            control=control,
+            prompt=self.prompt,
+            negative_prompt=self.negative_prompt,
+            num_images_per_prompt=self.count,
+            at_once=1,
+            generator=[
+                torch.Generator().manual_seed(self.seed + place) for place in range(self.count)
+            ],
+            height=self.height,
+            width=self.width,
+            use_resolution_binning=self.use_resolution_binning,
+            scheduler=scheduler,
+            num_inference_steps=self.num_steps,
+            guidance_scale=self.guidance_scale,
+            sigma_interval=self.sigma_interval,
+            guider=self.guider,
+            pag_scale=self.pag_scale,
+            pag_layers=self.pag_layers,
+            max_sequence_length=max_sequence_length,
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Give all fields as JSON values."""
         return dataclasses.asdict(self)
