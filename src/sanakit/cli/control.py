@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,19 @@ from sanakit.files import expanded, read_json, sha256_of
 BRANCH = "controlnet"
 
 
-def control_of(image: Path, kind: str, scale: float) -> dict[str, Any]:
-    """What a request's control is.
+def control_of(
+    image: Path | None, kind: str, scale: float, branch: str | None
+) -> dict[str, Any] | None:
+    """What a request's control is; None where no picture is to be followed.
 
     Raises:
-        ConfigError: an unknown kind, a scale that is none, a library that is not there. DataError:
-            the file is no picture.
+        ConfigError: options without a picture, an unknown kind, a scale that is none, a library
+            that is not there. DataError: the file is no picture.
     """
+    if image is None:
+        if (kind, scale, branch) != ("none", 1.0, None):
+            raise ConfigError("there is nothing to follow", hint="add --control IMAGE")
+        return None
     from sanakit.images.files import digest_of, read_image
 
     if kind not in CONTROL_KINDS:
@@ -65,20 +72,37 @@ def check_branch_of(model: str | None, named: str | None, *, offline: bool) -> N
             )
 
 
-def branch_hash(named: str) -> str | None:
-    """Digest of a control branch that is on this disk; None where it is not."""
-    folder = _branch_folder(named, offline=True)
-    files = [] if folder is None else sorted(folder.glob("*.safetensors"))
-    return sha256_of("".join(map(sha256_of, files)))[:16] if files else None
+def remembered(named: str | None) -> dict[str, Any]:
+    """What a picture says of the control branch that is not its model's own."""
+    if named is None:
+        return {}
+    place = expanded(named)
+    told = as_told(place) if place.exists() else named
+    return {"controlnet": told, "controlnet_hash": _branch_hash(named)}
 
 
-def note_other_branch(named: str | None, stored: object) -> None:
-    """Say of a control branch that it is not the one that drew a picture."""
-    if named is not None and stored is not None and branch_hash(named) != stored:
+def branch_in(settings: Mapping[str, Any], image: Path) -> str | None:
+    """The control branch that a picture names, with a word if it is another one by now.
+
+    Raises:
+        ConfigError: it is no name.
+    """
+    named, stored = settings.get("controlnet"), settings.get("controlnet_hash")
+    if not isinstance(named, str | None):
+        raise ConfigError(f"{image}: its setting 'controlnet' is no name")
+    if named is not None and stored is not None and _branch_hash(named) != stored:
         say(
             f"note: the control branch {named} is not the one that drew it; the picture may differ",
             err=True,
         )
+    return named
+
+
+def _branch_hash(named: str) -> str | None:
+    """Digest of a control branch that is on this disk; None where it is not."""
+    folder = _branch_folder(named, offline=True)
+    files = [] if folder is None else sorted(folder.glob("*.safetensors"))
+    return sha256_of("".join(map(sha256_of, files)))[:16] if files else None
 
 
 def _branch_folder(named: str, *, offline: bool) -> Path | None:

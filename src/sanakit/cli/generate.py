@@ -12,13 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sanakit.cli.best_of import REMEMBERED, Choice, choice_of
-from sanakit.cli.control import (
-    as_told,
-    branch_hash,
-    check_branch_of,
-    control_of,
-    note_other_branch,
-)
+from sanakit.cli.control import branch_in, check_branch_of, control_of, remembered
 from sanakit.cli.loras import (
     add_loras,
     lora_hash,
@@ -126,8 +120,6 @@ def generate(
     quiet: Quiet = False,
 ) -> None:
     """Draw pictures from a prompt and store all settings inside them."""
-    if control is None and (controlnet, control_kind, control_scale) != (None, "none", 1.0):
-        raise ConfigError("there is nothing to follow", hint="add --control IMAGE")
     draw(
         {
             "prompt": prompt,
@@ -140,7 +132,7 @@ def generate(
             "guidance_scale": guidance,
             "guider": guider_of(apg_eta, apg_momentum, apg_norm),
             "solver": solver,
-            "control": control and control_of(control, control_kind, control_scale),
+            "control": control_of(control, control_kind, control_scale, controlnet),
         },
         out=out,
         model=model,
@@ -249,13 +241,10 @@ def again(
     loras = settings.get("lora", [])
     if not isinstance(loras, list) or not all(isinstance(one, str) for one in loras):
         raise ConfigError(f"{image}: its setting 'lora' is no list of names")
-    controlnet = settings.get("controlnet")
-    if not isinstance(controlnet, str | None):
-        raise ConfigError(f"{image}: its setting 'controlnet' is no name")
+    controlnet = branch_in(settings, image)
     machine = _machine_of(settings, typed, image)
     _check_size(name, wanted.get("height"), wanted.get("width"), offline=offline)
     note_other_loras(loras, settings.get("lora_hash"))
-    note_other_branch(controlnet, settings.get("controlnet_hash"))
     _note_other_processes(settings.get("processes", 1))
     report = _generate(
         # Pictures of before it was a setting were drawn at the very size that they have.
@@ -523,10 +512,7 @@ def _generate(
             more["processes"] = several
         if loras:
             more |= {"lora": list(loras), "lora_hash": [lora_hash(one) for one in loras]}
-        if controlnet is not None:
-            where = Path(controlnet)
-            name = as_told(where) if where.exists() else controlnet
-            more |= {"controlnet": name, "controlnet_hash": branch_hash(controlnet)}
+        more |= remembered(controlnet)
         pictures: Sequence[Picture] = result.pictures
         if pick is not None:
             bar.stage("choosing")
