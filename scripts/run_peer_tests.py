@@ -41,6 +41,8 @@ import sanakit
 
 FILES = (
     "tests/pipelines/sana/test_sana.py",
+    "tests/pipelines/sana/test_sana_sprint.py",
+    "tests/pipelines/sana/test_sana_sprint_img2img.py",
     "tests/pipelines/sana/test_sana_controlnet.py",
     "tests/pipelines/pag/test_pag_sana.py",
     "tests/models/transformers/test_models_transformer_sana.py",
@@ -113,6 +115,9 @@ def substitutes() -> dict[str, Any]:
         "SanaControlNetPipeline": sanakit.SanaControlNetPipeline,
         "SanaControlNetModel": sanakit.SanaControlNetModel,
         "SanaPAGPipeline": sanakit.SanaPAGPipeline,
+        "SanaSprintPipeline": sanakit.SanaSprintPipeline,
+        "SanaSprintImg2ImgPipeline": sanakit.SanaSprintImg2ImgPipeline,
+        "SCMScheduler": sanakit.SCMScheduler,
         "SanaTransformer2DModel": sanakit.SanaTransformer2DModel,
         "AutoencoderDC": sanakit.AutoencoderDC,
         "FlowMatchEulerDiscreteScheduler": sanakit.FlowMatchEulerDiscreteScheduler,
@@ -120,13 +125,18 @@ def substitutes() -> dict[str, Any]:
 
 
 def _follow_a_picture(pipeline: type[Any]) -> None:
-    """Bring the noise that a test has for a control image into the range of pictures."""
+    """Bring the noise that a test has for a picture into the range of pictures."""
     call = pipeline.__call__
+
+    def clamped(image: Any) -> Any:
+        if isinstance(image, list):
+            return [clamped(one) for one in image]
+        return image.clamp(-1, 1) if isinstance(image, torch.Tensor) else image
 
     @wraps(call)
     def in_range(self: Any, *given: Any, **named: Any) -> Any:
-        if isinstance(image := named.get("control_image"), torch.Tensor):
-            named["control_image"] = image.clamp(-1, 1)
+        for name in {"control_image", "image"} & named.keys():
+            named[name] = clamped(named[name])
         return call(self, *given, **named)
 
     pipeline.__call__ = in_range
@@ -157,7 +167,10 @@ def substitute(*, reference: bool, binned: bool) -> None:
         _draw_at_the_size_asked(diffusers.SanaPipeline)
         _draw_at_the_size_asked(diffusers.SanaPAGPipeline)
         _draw_at_the_size_asked(diffusers.SanaControlNetPipeline)
+        _draw_at_the_size_asked(diffusers.SanaSprintPipeline)
+        _draw_at_the_size_asked(diffusers.SanaSprintImg2ImgPipeline)
     _follow_a_picture(diffusers.SanaControlNetPipeline)
+    _follow_a_picture(diffusers.SanaSprintImg2ImgPipeline)
 
     def from_pretrained(name: str, *given: Any, **named: Any) -> Any:
         if str(name) == "hf-internal-testing/dummy-gemma":
