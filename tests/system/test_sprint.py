@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 
 from command_line import sanakit
 from sanakit import (
+    AutoencoderDC,
     AutoPipelineForImage2Image,
     AutoPipelineForText2Image,
     DiffusionPipeline,
@@ -25,6 +27,7 @@ from sanakit import (
     SCMScheduler,
 )
 from sanakit.errors import ConfigError
+from sanakit.models.config import AUTOENCODERS
 from sanakit.pipeline.png import read_settings
 from sanakit.pipeline.request import GenerateRequest
 from tiny import write_sprint, write_tiny
@@ -228,3 +231,24 @@ def test_edit_begins_at_the_picture_at_any_number_of_steps(folder: Path) -> None
     assert len(seen) == 5
     sanakit("again", "cat.png", "-o", "again.png")
     assert pixels("again.png") == pixels("cat.png")
+
+
+def test_the_light_decoder_takes_the_place_of_the_other(folder: Path, tmp_path: Path) -> None:
+    shape = replace(
+        AUTOENCODERS["dc-ae-lite-f32c32-sana-1.1"],
+        attention_head_dim=4,
+        latent_channels=4,
+        encoder_block_out_channels=(8,) * 6,
+        decoder_block_out_channels=(8,) * 6,
+    )
+    torch.manual_seed(0)
+    AutoencoderDC(shape).save_pretrained(tmp_path / "lite")
+    light = AutoencoderDC.from_pretrained(tmp_path / "lite")
+    assert light.config.decoder_conv_act_fn == "silu"
+    pipe = SanaSprintPipeline.from_pretrained(folder, vae=light)
+    drawn = pipe("a tree", generator=seeded()).images[0]
+    pipe.save_pretrained(tmp_path / "whole")
+    again = DiffusionPipeline.from_pretrained(tmp_path / "whole")("a tree", generator=seeded())
+    assert again.images[0].tobytes() == drawn.tobytes()
+    other = SanaSprintPipeline.from_pretrained(folder)("a tree", generator=seeded()).images[0]
+    assert other.tobytes() != drawn.tobytes()
