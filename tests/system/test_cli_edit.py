@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from command_line import sanakit
 from sanakit.cli import edit as verb
+from sanakit.pipeline.decoder import Origin, write_latents
 from sanakit.pipeline.editing import IMAGE_STRENGTH, MASK_STRENGTH
 from sanakit.pipeline.png import read_settings
 from zoo import animals
@@ -161,3 +163,18 @@ def test_a_large_picture_is_told_that_it_is_drawn_smaller(model: str) -> None:
         out, _ = edit(model, "--json")
     assert json.loads(out)["files"] == ["in-edited.png"]
     assert pixels("in-edited.png").shape == (300, 400, 3)
+
+
+def test_latents_that_ran_out_of_memory_become_the_edit(model: str) -> None:
+    edit(model, "--mask", "mask.png", "-o", "out.png")
+    settings = read_settings("out.png")
+    latent = torch.randn(1, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+    write_latents(Path("saved.safetensors"), latent, Origin(model=model, settings=(settings,)))
+    sanakit("decode", "saved.safetensors", "-o", "late.png", "-q")
+    late = pixels("late.png")
+    np.testing.assert_array_equal(late[KEPT], PIXELS[KEPT])
+    assert (late[~KEPT] != PIXELS[~KEPT]).any()
+    Path("mask.png").unlink()
+    _, err = sanakit("decode", "saved.safetensors", "-o", "late.png", "-q")
+    assert "what was edited is not pasted back: mask.png: cannot be read" in err
+    assert (pixels("late.png") != late).any()

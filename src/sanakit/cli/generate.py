@@ -62,13 +62,14 @@ from sanakit.cli.options import (
 )
 from sanakit.cli.progress import StopFlag, progress
 from sanakit.cli.terminal import processes, say, say_bytes, speaks
-from sanakit.errors import ConfigError, check_unicode, did_you_mean, plain
+from sanakit.errors import ConfigError, SanakitError, check_unicode, did_you_mean, plain
 from sanakit.files import expanded
 
 if TYPE_CHECKING:
     import torch
 
     from sanakit.pipeline.decoder import Origin
+    from sanakit.pipeline.editing import Edit
     from sanakit.pipeline.pipeline import Picture
 
 EMBEDDED = "glyph"
@@ -590,7 +591,11 @@ def _decode(
         autoencoder.enable_tiling(tile, tile, tile, tile)
     loaded = time.perf_counter()
     with together(autoencoder):
-        pixels = decode_pixels(autoencoder, latent, size=origin.size)
+        edit = _edit_behind(origin)
+        size = edit.size if edit is not None and origin.size is None else origin.size
+        pixels = decode_pixels(autoencoder, latent, size=size)
+        if edit is not None:
+            pixels = edit.at(*pixels.shape[1:3]).pasted_pixels(pixels, slice(None), len(pixels))
     decoded = time.perf_counter()
     for number, (picture, path) in enumerate(zip(pixels, paths, strict=True)):
         known = number < len(origin.settings)
@@ -603,6 +608,22 @@ def _decode(
         "total": time.perf_counter() - started,
     }
     return _report(paths, model, device, seconds, {})
+
+
+def _edit_behind(origin: Origin) -> Edit | None:
+    """The picture that latents are an edit of, whose kept part is pasted over what they give."""
+    asked = origin.settings[0].get("edit") if origin.settings else None
+    if asked is None:
+        return None
+    from sanakit.pipeline.editing import read_edit
+    from sanakit.pipeline.request import EditRequest
+    from sanakit.untrusted import dataclass_from
+
+    try:
+        return read_edit(dataclass_from(EditRequest, asked, source="the settings' edit"))
+    except SanakitError as error:
+        say(f"note: what was edited is not pasted back: {error.message}", err=True)
+        return None
 
 
 def _named(model: str | None, stored: object, file: Path) -> str:

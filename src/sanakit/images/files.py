@@ -9,8 +9,11 @@ from PIL import Image
 
 from sanakit.errors import DataError
 from sanakit.images.color import WHITE
-from sanakit.images.decode import BadPicture, decoded_image
+from sanakit.images.decode import BadPicture, DecodeLimits, decoded_image
 from sanakit.untrusted import read_file
+
+LIMITS = DecodeLimits(max_pixels=1 << 26)
+"""As real numbers a picture takes many times its bytes."""
 
 
 def digest_of(path: str | Path) -> str:
@@ -33,7 +36,7 @@ def read_image(
             hint="put the picture back that was there then",
         )
     try:
-        image, _, _ = decoded_image(data, over=over)
+        image, _, _ = decoded_image(data, limits=LIMITS, over=over)
     except BadPicture as error:
         raise DataError(f"{path}: {error.message}") from error
     return image

@@ -100,6 +100,6 @@ def nearest_bin(height: int, width: int, table: Table) -> tuple[int, int]:
 
 def nearest_size(height: int, width: int, side: int, multiple: int) -> tuple[int, int]:
     """Give a size of about these proportions and the area of a square, in whole multiples."""
-    scale = side / (height * width) ** 0.5
-    high, wide = (max(1, round(length * scale / multiple)) for length in (height, width))
+    scale, most = side / (height * width) ** 0.5, max(1, side**2 // multiple**2)
+    high, wide = (min(max(1, round(length * scale / multiple)), most) for length in (height, width))
     return high * multiple, wide * multiple

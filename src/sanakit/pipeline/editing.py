@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ FEATHER = 8
 
 def check_strength(strength: object) -> None:
     """Refuse a strength that is not in (0, 1]."""
-    if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 < strength <= 1:
+    if isinstance(strength, bool) or not isinstance(strength, Real) or not 0 < float(strength) <= 1:
         raise ConfigError(
             f"strength={shown(strength)} must be above 0, up to 1",
             hint="0.6 is usual; 1 begins with pure noise",
