@@ -10,16 +10,19 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig
 from PIL import Image
 from torch import Tensor, nn
 from torch.testing import assert_close
 
 import sanakit
+from original_files import original_transformer
 from sanakit import SanaControlNetModel, SanaControlNetPipeline, SanaPAGPipeline, SanaPipeline
 from sanakit.errors import ConfigError, UnknownArgumentError
 from sanakit.models.config import TransformerConfig
 from sanakit.models.transformer import LinearDiT
 from sanakit.pipeline.components import Components, save_components
+from sanakit.pipeline.prompts import COMPLEX_HUMAN_INSTRUCTION
 from tiny import TRANSFORMER, assert_same_weights, tiny_components
 
 CALL = {
@@ -281,6 +284,94 @@ def test_a_wrapped_branch_or_transformer_acts(pipe: SanaControlNetPipeline) -> N
         made = SanaControlNetPipeline.from_pipe(pipe, **{part: around})
         assert_close(made(**call, generator=seeded()).images, expected, atol=1e-5, rtol=0)
         assert around.calls == 3
+
+
+def test_a_wrapped_branch_of_the_original_wiring_is_refused_with_what_does(
+    pipe: SanaControlNetPipeline,
+) -> None:
+    branch = steering_branch(pipe.transformer, wiring="original")
+    made = SanaControlNetPipeline.from_pipe(pipe, controlnet=branch)
+    call = FEW | {"control_image": picture()}
+    expected = made(**call, generator=seeded()).images
+    hook = branch.register_forward_hook(lambda *_: None)
+    with pytest.raises(ConfigError, match=r"(?s)wired as the original.*transformer_blocks"):
+        made(**call)
+    hook.remove()
+    seen: list[int] = []
+    branch.transformer_blocks[0].register_forward_hook(lambda *_: seen.append(1))
+    assert torch.equal(made(**call, generator=seeded()).images, expected)
+    assert len(seen) == 3
+
+
+def test_a_loop_of_ones_own_draws_the_same(pipe: SanaControlNetPipeline) -> None:
+    """As published loops are written, in the wiring of diffusers."""
+    text, mask, null, null_mask = pipe.encode_prompt(
+        "a red apple", complex_human_instruction=list(COMPLEX_HUMAN_INSTRUCTION)
+    )
+    text, mask = torch.cat([null, text]), torch.cat([null_mask, mask])
+    image = pipe.prepare_image(picture(), 64, 64, 1, 1, "cpu", torch.float32, True)
+    assert image.shape == (2, 3, 64, 64)
+    control = pipe.vae.encode(image).latent * pipe.vae.config.scaling_factor
+    pipe.scheduler.set_timesteps(3)
+    latents = pipe.prepare_latents(1, 4, 64, 64, torch.float32, "cpu", seeded())
+    for t in pipe.scheduler.timesteps:
+        given = {"encoder_hidden_states": text, "encoder_attention_mask": mask}
+        given |= {"timestep": t.expand(2), "return_dict": False}
+        x = torch.cat([latents] * 2)
+        (samples,) = pipe.controlnet(x, controlnet_cond=control, conditioning_scale=0.5, **given)
+        (velocity,) = pipe.transformer(x, controlnet_block_samples=tuple(samples), **given)
+        uncond, cond = velocity.chunk(2)
+        velocity = uncond + 4.5 * (cond - uncond)
+        latents = pipe.scheduler.step(velocity, t, latents, return_dict=False)[0]
+    call = FEW | {"control_image": picture(), "controlnet_conditioning_scale": 0.5}
+    assert_close(latents, pipe(**call, generator=seeded()).images, atol=1e-5, rtol=0)
+
+
+def test_adapters_act_on_both_networks(pipe: SanaControlNetPipeline, tmp_path: Path) -> None:
+    config = LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False)
+    call = FEW | {"control_image": picture()}
+    before = pipe(**call, generator=seeded()).images
+    found = []
+    for network in (pipe.transformer, pipe.controlnet):
+        torch.manual_seed(0)
+        network.add_adapter(config)
+        drawn = pipe(**call, generator=seeded()).images
+        assert (drawn - before).abs().max() > 1e-4
+        half = call | {"attention_kwargs": {"scale": 0.5}}
+        if network is pipe.transformer:
+            weaker = pipe(**half, generator=seeded()).images
+            assert (weaker - before).abs().max() < (drawn - before).abs().max()
+            pipe.transformer.save_lora_adapter(tmp_path / "lora")
+        found.append(drawn)
+        network.delete_adapters("default")
+        assert torch.equal(pipe(**call, generator=seeded()).images, before)
+    assert (found[0] - found[1]).abs().max() > 1e-4
+    pipe.load_lora_weights(str(tmp_path / "lora"))
+    assert_close(pipe(**call, generator=seeded()).images, found[0], atol=1e-5, rtol=0)
+    pipe.unload_lora_weights()
+
+
+def test_a_quantized_branch_steers(folder: Path) -> None:
+    quantized = {"controlnet": "int8"}
+    pipe = SanaControlNetPipeline.from_pretrained(folder, quantization_config=quantized)
+    assert pipe.controlnet.quantized_with is not None
+    call = FEW | {"control_image": picture()}
+    expected = SanaControlNetPipeline.from_pretrained(folder)(**call, generator=seeded()).images
+    assert_close(pipe(**call, generator=seeded()).images, expected, atol=0.05, rtol=0)
+    with pytest.raises(ConfigError, match="quantized"):
+        SanaControlNetModel.from_transformer(
+            SanaPipeline.from_pretrained(folder, quantization_config="int8").transformer
+        )
+
+
+def test_an_original_file_gives_a_branch_of_the_original_wiring(tmp_path: Path) -> None:
+    transformer = sanakit.SanaTransformer2DModel(replace(TRANSFORMER, num_layers=3))
+    transformer.save_config(tmp_path)
+    state = original_transformer(transformer.config, branch=2)
+    config = tmp_path / "config.json"
+    branch = SanaControlNetModel.from_single_file(state, config=config)
+    assert (branch.config.wiring, branch.config.num_layers) == ("original", 2)
+    assert torch.equal(branch.input_block.weight, state["controlnet.0.before_proj.weight"])
 
 
 @pytest.mark.parametrize("wiring", ["diffusers", "original"])

@@ -135,6 +135,12 @@ class Steering:
         """Give the same with the texts of a run."""
         near = text.to(first_weight(self.branch))
         ours = steers_as_built(self.branch)
+        if not ours and self.branch.config.wiring != "diffusers":
+            raise ConfigError(
+                "the control branch is wrapped, hooked or compiled, and is wired as the original: "
+                "what is called then is not its forward",
+                hint="hook or wrap its transformer_blocks; compile_repeated_blocks() compiles them",
+            )
         return replace(self, text=self.branch.prepare_text(near) if ours else near)
 
     def safer(self, where: str) -> Steering:

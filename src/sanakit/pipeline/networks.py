@@ -452,20 +452,8 @@ class OfAdapters:
         return function if network is None else MethodType(function, network)
 
 
-class SanaTransformer2DModel(Published, LinearDiT):
-    """`LinearDiT` under its published name.
-
-    Quantized, it keeps in full what is small and what all blocks hang on: the timestep and caption
-    embedders, 3 percent of the weights, and the last projection.
-    """
-
-    config_class = TransformerConfig
-    published_name = "SanaTransformer2DModel"
-    role = "transformer"
-    _supports_gradient_checkpointing = True
-    _no_split_modules: ClassVar[list[str] | None] = ["Block", "PatchEmbed"]
-    keep = ("time_embed", "caption_projection")
-    always_keep = ("proj_out",)
+class Adapted:
+    """The methods of a network for its LoRA adapters."""
 
     load_lora_adapter = OfAdapters("load_lora_adapter")
     save_lora_adapter = OfAdapters("save_lora_adapter")
@@ -480,6 +468,22 @@ class SanaTransformer2DModel(Published, LinearDiT):
     unfuse_lora = OfAdapters("unfuse_lora")
     unload_lora = OfAdapters("unload_lora")
     enable_lora_hotswap = OfAdapters("enable_lora_hotswap")
+
+
+class SanaTransformer2DModel(Adapted, Published, LinearDiT):
+    """`LinearDiT` under its published name.
+
+    Quantized, it keeps in full what is small and what all blocks hang on: the timestep and caption
+    embedders, 3 percent of the weights, and the last projection.
+    """
+
+    config_class = TransformerConfig
+    published_name = "SanaTransformer2DModel"
+    role = "transformer"
+    _supports_gradient_checkpointing = True
+    _no_split_modules: ClassVar[list[str] | None] = ["Block", "PatchEmbed"]
+    keep = ("time_embed", "caption_projection")
+    always_keep = ("proj_out",)
 
     @classmethod
     def explain_misfit(cls, names: Collection[str], config: TransformerConfig) -> str | None:
@@ -497,7 +501,7 @@ class SanaTransformer2DModel(Published, LinearDiT):
         return None
 
 
-class SanaControlNetModel(Published, ControlBranch):
+class SanaControlNetModel(Adapted, Published, ControlBranch):
     """`ControlBranch` under its published name.
 
     Quantized, it keeps in full what `SanaTransformer2DModel` keeps, and its own projections.

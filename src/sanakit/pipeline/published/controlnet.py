@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sanakit.errors import ConfigError, refuse_unknown
 from sanakit.flow.path import Generators
+from sanakit.flow.projection import AdaptiveProjectedGuidance
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.controlnet import ControlBranch
 from sanakit.models.text_encoder import TextEncoder
@@ -26,7 +28,7 @@ from sanakit.pipeline.request import (
     OutputType,
     Prompts,
 )
-from sanakit.shapes import Latent
+from sanakit.shapes import Image, Latent
 
 
 class SanaControlNetPipeline(PublishedPipeline):
@@ -116,6 +118,32 @@ class SanaControlNetPipeline(PublishedPipeline):
         )
 
     @refuse_unknown
+    def prepare_image(
+        self,
+        image: Images,
+        width: int,
+        height: int,
+        batch_size: int,
+        num_images_per_prompt: int,
+        device: str | torch.device,
+        dtype: torch.dtype,
+        do_classifier_free_guidance: bool = False,
+        guess_mode: bool = False,
+    ) -> Image:
+        """Give control images as a loop of one's own encodes them, twice under guidance.
+
+        ``batch_size`` is that of all pictures; in ``guess_mode`` they are given once.
+
+        Raises:
+            ConfigError: as a call.
+        """
+        control = Control(image=as_image(image, "image")).at(height, width).image
+        each = batch_size if len(control) == 1 else num_images_per_prompt
+        control = control.repeat_interleave(each, dim=0).to(device=device, dtype=dtype)
+        twice = do_classifier_free_guidance and not guess_mode
+        return torch.cat([control] * 2) if twice else control
+
+    @refuse_unknown
     def __call__(
         self,
         prompt: Prompts | None = None,
@@ -145,6 +173,7 @@ class SanaControlNetPipeline(PublishedPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         max_sequence_length: int = 300,
         complex_human_instruction: Sequence[str] | None = MODEL_DEFAULT,
+        guider: AdaptiveProjectedGuidance | None = None,
         compat: Compat | None = None,
     ) -> SanaPipelineOutput | tuple[Any]:
         """Draw pictures; arguments as those of `SanaPipeline`, in the published order.
@@ -193,6 +222,7 @@ class SanaControlNetPipeline(PublishedPipeline):
                 callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
                 max_sequence_length=max_sequence_length,
                 complex_human_instruction=complex_human_instruction,
+                guider=guider,
                 compat=compat or self.compat,
             )
         )

@@ -27,6 +27,7 @@ NOT_CALLED = (
         ("guidance_scale", "do_classifier_free_guidance", "interrupt", "attention_kwargs"),
         "pass it to the call, or set it in a callback",
     )
+    | {"prepare_image": "pass control_image as it is to be"}
     | {"prepare_extra_step_kwargs": "solvers take no more arguments"}
 )
 
