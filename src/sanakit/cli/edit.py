@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from sanakit.cli.control import as_told
-from sanakit.cli.generate import EMBEDDED, draw, guider_of, is_of_few_steps, output_paths
+from sanakit.cli.generate import EMBEDDED, draw, guider_of, output_paths
+from sanakit.cli.known import is_of_few_steps
 from sanakit.cli.machine import AUTO, Device, Dtype, Machine, Quantize
 from sanakit.cli.options import (
     USUAL_STEPS,

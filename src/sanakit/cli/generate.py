@@ -13,6 +13,7 @@ import typer
 
 from sanakit.cli.best_of import REMEMBERED, Choice, choice_of
 from sanakit.cli.control import branch_in, check_branch_of, control_of, remembered
+from sanakit.cli.known import check_few_steps, check_size_of
 from sanakit.cli.loras import (
     add_loras,
     lora_hash,
@@ -28,8 +29,6 @@ from sanakit.cli.machine import (
     Machine,
     Quantize,
     check_memory,
-    local_folder,
-    shapes_of,
     together,
 )
 from sanakit.cli.options import (
@@ -81,8 +80,6 @@ ABOUT_THE_FILE = (
     *("controlnet", "controlnet_hash"),
     *MACHINE,
 )
-USUAL_AREA = (0.75, 4 / 3)
-"""Pixels over those that a model was trained at, beyond which a picture tends to fail."""
 own_process = False
 """Whether this process is the command's; then its times include Python's own start."""
 
@@ -186,8 +183,8 @@ def draw(
     if model is None and not loras:
         model = EMBEDDED
     if model is not None:
-        _check_size(model, wanted["height"], wanted["width"], offline=offline)
-        _check_few_steps(model, wanted, offline=offline)
+        check_size_of(model, wanted["height"], wanted["width"], offline=offline)
+        check_few_steps(model, wanted, offline=offline)
     if wanted.get("control") is not None:
         check_branch_of(model, controlnet, offline=offline)
     report = _generate(
@@ -244,7 +241,7 @@ def again(
         raise ConfigError(f"{image}: its setting 'lora' is no list of names")
     controlnet = branch_in(settings, image)
     machine = _machine_of(settings, typed, image)
-    _check_size(name, wanted.get("height"), wanted.get("width"), offline=offline)
+    check_size_of(name, wanted.get("height"), wanted.get("width"), offline=offline)
     note_other_loras(loras, settings.get("lora_hash"))
     _note_other_processes(settings.get("processes", 1))
     report = _generate(
@@ -363,66 +360,6 @@ def decode(
         metadata=not no_metadata,
     )
     _tell(report, as_json=json_, quiet=quiet)
-
-
-def _check_size(model: str, height: object, width: object, *, offline: bool) -> None:
-    """Refuse a size that a model cannot draw; say of one that it was not trained at.
-
-    Of a model that is still to be fetched nothing is known yet.
-    """
-    folder = local_folder(model, offline=offline)
-    sides = {"height": height, "width": width}
-    if folder is None or not any(isinstance(side, int) for side in sides.values()):
-        return
-    from sanakit.pipeline.aspect_ratios import TABLES, check_size
-
-    transformer, autoencoder = shapes_of(folder)
-    factor = autoencoder.spatial_factor
-    for name, side in sides.items():
-        if isinstance(side, int):
-            check_size(name, side, factor * transformer.patch_size)
-    own = transformer.sample_size * factor
-    drawn = [side if isinstance(side, int) else own for side in sides.values()]
-    low, high = USUAL_AREA
-    share = drawn[0] * drawn[1] / own**2
-    if transformer.sample_size not in TABLES and not low <= share <= high:
-        say(
-            f"note: {model} was trained at {own} x {own}; at {drawn[1]} x {drawn[0]} things may "
-            "be missing or there twice",
-            err=True,
-        )
-
-
-def _check_few_steps(model: str, wanted: Mapping[str, Any], *, offline: bool) -> None:
-    """Refuse what a Sprint model never reads, by the option that was typed."""
-    typed = {
-        "--negative": bool(wanted["negative_prompt"]),
-        "--solver": wanted["solver"] is not None,
-        "--apg-eta and its like": wanted.get("guider") is not None,
-    }
-    option = next((option for option, given in typed.items() if given), None)
-    if option is None or not is_of_few_steps(model, offline=offline):
-        return
-    raise ConfigError(
-        f"{option} does nothing with {model}, a Sprint model: it was taught its guidance and steps",
-        hint="leave it out; --guidance and --steps 1, 2 or 4 are heeded",
-    )
-
-
-def is_of_few_steps(model: str, *, offline: bool) -> bool:
-    """Whether it is a Sprint model, as far as is known before it is fetched."""
-    from sanakit.models.config import TRANSFORMERS
-    from sanakit.weights.catalog import find_checkpoint
-
-    folder = local_folder(model, offline=offline)
-    if folder is not None:
-        return shapes_of(folder)[0].guidance_embeds
-    checkpoint = find_checkpoint(model)
-    return (
-        checkpoint is not None
-        and checkpoint.preset is not None
-        and TRANSFORMERS[checkpoint.preset].guidance_embeds
-    )
 
 
 def output_paths(out: str, count: int, seed: int) -> list[Path | None]:
