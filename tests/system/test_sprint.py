@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -252,3 +254,20 @@ def test_the_light_decoder_takes_the_place_of_the_other(folder: Path, tmp_path: 
     assert again.images[0].tobytes() == drawn.tobytes()
     other = SanaSprintPipeline.from_pretrained(folder)("a tree", generator=seeded()).images[0]
     assert other.tobytes() != drawn.tobytes()
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_what_the_page_makes_of_the_embedded_model_draws() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "sprint.md").read_text("utf-8")
+    code = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)[1]
+    exec(compile(code, "docs/sprint.md", "exec"), {})
+    # At its noisiest level the network says what the flow's own says: one step is one of Euler's.
+    found = Pipeline.load("glyph-in-few-steps").generate(
+        GenerateRequest(prompt="a red apple", num_steps=1)
+    )
+    flow = Pipeline.load("glyph").generate(
+        GenerateRequest(prompt="a red apple", num_steps=1, guidance_scale=1.0, solver="flow-euler")
+    )
+    apart = np.abs(found.pictures[0].pixels.astype(int) - flow.pictures[0].pixels.astype(int))
+    assert apart.mean() < 1.0
+    assert found.pictures[0].pixels.std() > 30
