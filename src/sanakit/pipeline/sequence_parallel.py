@@ -224,7 +224,9 @@ def _striped(network: nn.Module) -> Iterator[None]:
             after(part, no_halo)
         if isinstance(head := getattr(network, "proj_out", None), nn.Module):
             after(head, all_tokens)
-        if tiled is not None:  # stripes are what tiles are for
+        if tiled is not None and tiling is not None:
+            if stripes.first:
+                say_once("no tiles are cut of a picture whose rows several processes share")
             tiled.tiling = None
             ends.callback(setattr, tiled, "tiling", tiling)
         yield

@@ -23,8 +23,8 @@ from sanakit.untrusted import other_readers, shown_text
 
 SUFFIX = ".gguf"
 VERSIONS = (2, 3)
-LARGEST_HEADER = 1 << 24
-"""Bytes; that of a transformer takes a hundredth, and each of its strings takes time to read."""
+LARGEST_HEADER = 1 << 22
+"""Bytes; that of the largest transformer takes a twentieth, and to read strings takes time."""
 MOST_DIMENSIONS = 4
 STRING, ARRAY = 8, 9
 FORMATS = dict(zip((*range(8), *range(10, 13)), "BbHhIif?Qqd", strict=True))
@@ -168,7 +168,7 @@ class _Cursor:
     def _pass(self, kind: int, count: int) -> None:
         if kind == STRING:
             for _ in range(count):
-                self.text()
+                self.take(self.number("Q"))
         elif kind in FORMATS:
             self.take(count * struct.calcsize(f"<{FORMATS[kind]}"))
         else:
