@@ -546,7 +546,8 @@ class PublishedPipeline(Steps, Saved, Placing, LoraMethods):
                 bars.append(ends.enter_context(self.progress_bar(total=total)))
             return StepHook(self, run, call, sampling, positive, negative)
 
-        weighed = strength_of_call(transformer, call.lora_scale)
+        branch = None if call.control is None else core.components.controlnet
+        weighed = strength_of_call(call.lora_scale, transformer, *([branch] if branch else []))
         bars: list[Any] = []
         with self._runs.begin(run), weighed, ExitStack() as ends:
             drawn = core.generate(

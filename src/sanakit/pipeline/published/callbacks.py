@@ -87,11 +87,12 @@ class StepHook:
         )
 
     def _network(self) -> tuple[Any, Hashable]:
-        network = self.pipe.core.components.transformer
-        return network, settings_of(network)
+        parts = self.pipe.core.components
+        branch = None if self.call.control is None else settings_of(parts.controlnet)
+        return parts.transformer, (settings_of(parts.transformer), branch)
 
     def _changed_since(self, before: tuple[Any, Hashable]) -> Any:
-        """The transformer where the callback exchanged it, or changed its adapters or weights."""
+        """The transformer, where the callback exchanged it or changed any weights or adapters."""
         after = self._network()
         if after[0] is not before[0] and self.pipe._offload is not None:
             raise ConfigError(

@@ -175,6 +175,8 @@ class SanaControlNetPipeline(PublishedPipeline):
         complex_human_instruction: Sequence[str] | None = MODEL_DEFAULT,
         guider: AdaptiveProjectedGuidance | None = None,
         compat: Compat | None = None,
+        *,
+        guider: AdaptiveProjectedGuidance | None = None,
     ) -> SanaPipelineOutput | tuple[Any]:
         """Draw pictures; arguments as those of `SanaPipeline`, in the published order.
 
@@ -224,5 +226,6 @@ class SanaControlNetPipeline(PublishedPipeline):
                 complex_human_instruction=complex_human_instruction,
                 guider=guider,
                 compat=compat or self.compat,
+                guider=guider,
             )
         )

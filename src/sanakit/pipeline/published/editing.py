@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sanakit.errors import ConfigError, refuse_unknown
 from sanakit.flow.path import Generators
+from sanakit.flow.projection import AdaptiveProjectedGuidance
 from sanakit.pipeline.editing import IMAGE_STRENGTH, MASK_STRENGTH, Edit
 from sanakit.pipeline.input_images import Images, as_image, as_mask
 from sanakit.pipeline.prompts import MODEL_DEFAULT, Compat
@@ -59,6 +60,8 @@ class SanaImg2ImgPipeline(PublishedPipeline):
         max_sequence_length: int = 300,
         complex_human_instruction: Sequence[str] | None = MODEL_DEFAULT,
         compat: Compat | None = None,
+        *,
+        guider: AdaptiveProjectedGuidance | None = None,
     ) -> SanaPipelineOutput | tuple[Any]:
         """Draw pictures that begin at ``image``; arguments otherwise as those of `SanaPipeline`.
 
@@ -101,6 +104,7 @@ class SanaImg2ImgPipeline(PublishedPipeline):
                 max_sequence_length=max_sequence_length,
                 complex_human_instruction=complex_human_instruction,
                 compat=compat or self.compat,
+                guider=guider,
             )
         )
 
@@ -147,6 +151,8 @@ class SanaInpaintPipeline(PublishedPipeline):
         padding_mask_crop: int | None = None,
         expand: Expand | None = None,
         compat: Compat | None = None,
+        *,
+        guider: AdaptiveProjectedGuidance | None = None,
     ) -> SanaPipelineOutput | tuple[Any]:
         """Draw the white part of ``mask_image``; arguments otherwise as `SanaImg2ImgPipeline`.
 
@@ -199,6 +205,7 @@ class SanaInpaintPipeline(PublishedPipeline):
                 max_sequence_length=max_sequence_length,
                 complex_human_instruction=complex_human_instruction,
                 compat=compat or self.compat,
+                guider=guider,
             )
         )
 

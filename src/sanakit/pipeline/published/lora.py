@@ -24,13 +24,13 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def strength_of_call(module: nn.Module, strength: float | None) -> Iterator[None]:
-    """Weigh all adapters within the block; None leaves them as they are."""
-    layers = lora_layers(module)
+def strength_of_call(strength: float | None, *modules: nn.Module) -> Iterator[None]:
+    """Weigh all adapters within the block, of modules that draw; None leaves them as they are."""
+    layers = [layer for module in modules for layer in lora_layers(module).values()]
     if strength is None or (strength == 1.0 and not layers):
         yield
         return
-    if not layers or adapters.fused_adapters(module):
+    if not layers or any(map(adapters.fused_adapters, modules)):
         raise ConfigError(
             f"attention_kwargs asks for LoRA of strength {strength}, and "
             + ("the LoRA is merged into the weights" if layers else "no LoRA is loaded"),
