@@ -175,8 +175,6 @@ class SanaControlNetPipeline(PublishedPipeline):
         complex_human_instruction: Sequence[str] | None = MODEL_DEFAULT,
         guider: AdaptiveProjectedGuidance | None = None,
         compat: Compat | None = None,
-        *,
-        guider: AdaptiveProjectedGuidance | None = None,
     ) -> SanaPipelineOutput | tuple[Any]:
         """Draw pictures; arguments as those of `SanaPipeline`, in the published order.
 
@@ -224,7 +222,6 @@ class SanaControlNetPipeline(PublishedPipeline):
                 callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
                 max_sequence_length=max_sequence_length,
                 complex_human_instruction=complex_human_instruction,
-                guider=guider,
                 compat=compat or self.compat,
                 guider=guider,
             )
