@@ -194,6 +194,7 @@ def test_the_picture_has_the_size_of_its_control(pipe: SanaControlNetPipeline) -
         ({"control_image": [picture(), picture()]}, "2 of control_image for 1 pictures"),
         ({"controlnet_conditioning_scale": -1.0}, "controlnet_conditioning_scale=-1.0 must be"),
         ({"controlnet_conditioning_scale": float("nan")}, "controlnet_conditioning_scale=nan"),
+        ({"controlnet_conditioning_scale": 10**400}, "controlnet_conditioning_scale=a whole"),
         ({"controlnet_conditioning_scale": [1.0]}, "controlnet_conditioning_scale=.*number"),
     ],
 )
@@ -202,6 +203,18 @@ def test_what_cannot_be_followed_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         pipe(**FEW | {"control_image": picture()} | change)
+
+
+def test_a_grey_map_is_followed_as_a_picture_of_it(pipe: SanaControlNetPipeline) -> None:
+    grey = picture().convert("L")
+    array = np.asarray(grey)
+    tensor = torch.from_numpy(array.copy()) / 255
+    kinds = [grey, array, array[..., None], array[None, ..., None], tensor, tensor[None, None]]
+    drawn = [pipe(**FEW | {"control_image": one}, generator=seeded()).images for one in kinds]
+    for other in drawn[1:]:
+        assert_close(other, drawn[0], atol=1e-5, rtol=0)
+    weak = {"control_image": grey, "controlnet_conditioning_scale": np.float32(0.5)}
+    assert pipe(**FEW | weak).images.dtype == torch.float32
 
 
 def test_parts_of_other_models_are_refused(pipe: SanaControlNetPipeline) -> None:

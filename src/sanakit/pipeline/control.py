@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import isfinite
+from numbers import Real
+from typing import cast
 
 from torch import Tensor
 
@@ -26,19 +27,15 @@ from sanakit.pipeline.request import ControlRequest
 from sanakit.shapes import Image, Latent, PerSample, Text, TextMask
 from sanakit.untrusted import shown
 
-USUAL_SCALE = 1.0
+USUAL_SCALE, LARGEST_SCALE = 1.0, 1e6
 
 
 def check_scale(scale: object) -> None:
     """Refuse a strength of the control that is no finite number from 0."""
-    if (
-        isinstance(scale, bool)
-        or not isinstance(scale, int | float)
-        or not isfinite(scale)
-        or scale < 0
-    ):
+    real = isinstance(scale, Real) and not isinstance(scale, bool)
+    if not real or not 0 <= cast(float, scale) < LARGEST_SCALE:
         raise ConfigError(
-            f"controlnet_conditioning_scale={shown(scale)} must be a number from 0",
+            f"controlnet_conditioning_scale={shown(scale)} must be a number from 0 to 1e6",
             hint="1 is usual; 0 draws without the control",
         )
 
@@ -94,7 +91,7 @@ class Control:
             ConfigError: images that are neither one nor one for each prompt.
         """
         latent = each_picture(encode(on_canvas(self.image, *size)), count, "control_image")
-        return Steering(branch=branch, latent=latent, scale=self.scale)
+        return Steering(branch=branch, latent=latent, scale=float(self.scale))
 
 
 def remembered(request: ControlRequest) -> ControlRequest:

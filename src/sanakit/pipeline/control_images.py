@@ -55,7 +55,7 @@ def control_image(image: One, kind: ControlKind = "canny") -> PILImage.Image:
         ConfigError: an unknown kind, several pictures, or scikit-image is not installed.
     """
     check_kind(kind)
-    (picture, *others) = to_pixels(as_image(image), component="control image")
+    (picture, *others) = to_pixels(as_image(image, grey=True), component="control image")
     if others:
         raise ConfigError(f"{len(others) + 1} pictures", hint="one at a time")
     if kind == "none":

@@ -30,16 +30,17 @@ Images: TypeAlias = One | Sequence[One]
 KINDS = "a PIL picture, an array H W 3, a tensor 3 H W in [0, 1], or a path"
 
 
-def as_image(given: Images, name: str = "image") -> Image:
+def as_image(given: Images, name: str = "image", *, grey: bool = False) -> Image:
     """Give ``b 3 H W`` fp32 in [-1, 1] of one picture or several of one size.
 
     Pictures and files are turned upright and laid over white. Arrays are uint8, or in [0, 1];
-    tensors in [0, 1], or [-1, 1] where one of their values is negative.
+    tensors in [0, 1], or [-1, 1] where one of their values is negative. With ``grey`` they may have
+    one channel.
 
     Raises:
         ConfigError: it is none of these, or they differ in size. DataError: a file is no picture.
     """
-    return _joined([_image(one, name) for one in _several(given, name)], name)
+    return _joined([_image(one, name, grey=grey) for one in _several(given, name)], name)
 
 
 def as_mask(given: Images, size: tuple[int, int], name: str = "mask_image") -> PixelMask:
@@ -88,13 +89,21 @@ def _joined(images: list[Tensor], name: str) -> Tensor:
     return torch.cat(images)
 
 
-def _image(one: One, name: str) -> Image:
+def _image(one: One, name: str, *, grey: bool) -> Image:
     if isinstance(one, str | Path):
         return of_pil(read_image(one))
     if isinstance(one, PILImage.Image):
         return of_pil(_upright(one, name, WHITE))
-    values = _values(one, name, channels=3)
+    channels = 1 if grey and _is_grey(one) else 3
+    values = _values(one, name, channels=channels, lowest=-1).expand(-1, 3, -1, -1)
     return values if values.min() < 0 else values * 2 - 1
+
+
+def _is_grey(one: object) -> bool:
+    """Whether an array or a tensor has one channel, or tells of none."""
+    if not isinstance(one, np.ndarray | Tensor) or one.ndim < 3:
+        return isinstance(one, np.ndarray | Tensor) and one.ndim == 2
+    return bool(one.shape[-3 if isinstance(one, Tensor) else -1] == 1)
 
 
 def _mask(one: One, name: str) -> PixelMask:
@@ -118,7 +127,7 @@ def _upright(picture: PILImage.Image, name: str, over: Color) -> PILImage.Image:
             raise DataError(f"{name}: {error}") from error
 
 
-def _values(one: object, name: str, *, channels: int) -> Tensor:
+def _values(one: object, name: str, *, channels: int, lowest: int = 0) -> Tensor:
     """``b channels H W`` fp32 of an array, channels last, or of a tensor, channels first."""
     if isinstance(one, np.ndarray) and one.dtype.kind in "buif":
         values = torch.from_numpy(np.array(one, order="C"))
@@ -135,7 +144,7 @@ def _values(one: object, name: str, *, channels: int) -> Tensor:
         raise ConfigError(f"{name} has the shape {tuple(values.shape)}", hint=KINDS)
     whole = whole.float() / (255 if whole.dtype == torch.uint8 else 1)
     low, high = float(whole.min()), float(whole.max())
-    if not (high <= 1 and low >= (-1 if channels == 3 else 0)):
+    if not (high <= 1 and low >= lowest):
         raise ConfigError(
             f"{name} has values from {low:g} to {high:g}", hint="in [0, 1], or uint8 to 255"
         )

@@ -137,7 +137,7 @@ class SanaControlNetPipeline(PublishedPipeline):
         Raises:
             ConfigError: as a call.
         """
-        control = Control(image=as_image(image, "image")).at(height, width).image
+        control = Control(image=as_image(image, "image", grey=True)).at(height, width).image
         each = batch_size if len(control) == 1 else num_images_per_prompt
         control = control.repeat_interleave(each, dim=0).to(device=device, dtype=dtype)
         twice = do_classifier_free_guidance and not guess_mode
@@ -200,7 +200,7 @@ class SanaControlNetPipeline(PublishedPipeline):
                 sigmas=sigmas,
                 guidance_scale=guidance_scale,
                 control=Control(
-                    image=as_image(control_image, "control_image"),
+                    image=as_image(control_image, "control_image", grey=True),
                     scale=controlnet_conditioning_scale,
                 ),
                 num_images_per_prompt=num_images_per_prompt,
