@@ -583,10 +583,95 @@ def test_a_text_that_is_stored_once_for_all_rows_is_not_unpacked_for_each(
 
 
 def test_rows_without_end_in_a_small_file_are_refused(tmp_path: Path) -> None:
-    table = pa.table({"text": pa.nulls(200_000, pa.string())})
+    table = pa.table({"text": pa.nulls(200_000)})
     parquet.write_table(table, tmp_path / "t.parquet")
-    with pytest.raises(DataError, match="200000 rows in"):
-        open_rows(tmp_path / "t.parquet")
+    with pa.ipc.new_stream(str(tmp_path / "t.arrow"), table.schema) as writer:
+        writer.write_table(table)
+    for name in ("t.parquet", "t.arrow"):
+        with pytest.raises(DataError, match="200000 rows in"):
+            open_rows(tmp_path / name)
+
+
+@pytest.mark.parametrize("new", [pa.ipc.new_stream, pa.ipc.new_file])
+@pytest.mark.parametrize("compression", [None, "zstd", "lz4"])
+def test_a_compressed_arrow_file_is_unpacked_as_far_as_its_size_allows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new: Any, compression: str | None
+) -> None:
+    monkeypatch.setattr(rows, "UNPACKED", 1 << 20)
+    options = pa.ipc.IpcWriteOptions(compression=compression)
+    for name, length in (("small", 1 << 16), ("large", 1 << 18)):
+        table = pa.table({"image": [bytes(length)] * 8, "text": ["x"] * 8})
+        with new(str(tmp_path / f"{name}.arrow"), table.schema, options=options) as writer:
+            writer.write_table(table, max_chunksize=3)
+    assert [row["text"] for row in open_rows(tmp_path / "small.arrow").rows(0, 8, ["text"])] == [
+        "x"
+    ] * 8
+    assert rows.read_cell(tmp_path / "small.arrow", 7, "image") == bytes(1 << 16)
+    if compression is None:
+        assert len(open_rows(tmp_path / "large.arrow")) == 8
+        return
+    before = pa.default_memory_pool().max_memory()
+    with pytest.raises(DataError, match="unpacks to more than"):
+        open_rows(tmp_path / "large.arrow")
+    assert pa.default_memory_pool().max_memory() == before
+
+
+def test_a_compressed_dictionary_counts_in_what_an_arrow_file_unpacks_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows, "UNPACKED", 1 << 20)
+    text = pa.DictionaryArray.from_arrays([0], ["x" * (1 << 21)])
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.ipc.new_stream(
+        str(tmp_path / "t.arrow"), pa.schema({"text": text.type}), options=options
+    ) as writer:
+        writer.write_batch(pa.record_batch({"text": text}))
+    with pytest.raises(DataError, match="unpacks to more than"):
+        open_rows(tmp_path / "t.arrow")
+
+
+NOTHING = pa.nulls(1 << 18)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pa.DictionaryArray.from_arrays([0] * 1000, ["x" * 10_000]),
+        pa.ListArray.from_arrays([0, 1 << 18], NOTHING),
+        pa.FixedSizeListArray.from_arrays(NOTHING, 1 << 18),
+        pa.MapArray.from_arrays([0, 1 << 18], pa.array([0] * (1 << 18), pa.int8()), NOTHING),
+        pa.RunEndEncodedArray.from_arrays([1000], ["x" * 10_000]),
+        pa.array(["x" * 1000], pa.string_view()),
+    ],
+    ids=lambda values: str(values.type)[:12],
+)
+def test_values_of_arrow_that_are_many_in_few_bytes_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: Any
+) -> None:
+    monkeypatch.setattr(rows, "UNPACKED", 1 << 20)
+    with pa.ipc.new_stream(str(tmp_path / "t.arrow"), pa.schema({"text": values.type})) as writer:
+        writer.write_batch(pa.record_batch({"text": values}))
+    found = open_rows(tmp_path / "t.arrow")
+    with pytest.raises(DataError, match=r"unpacks to more than|are not read"):
+        list(found.rows(0, 1000, ["text"]))
+
+
+def test_an_arrow_file_that_lists_other_batches_than_it_holds_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "t.arrow"
+    table = pa.table({"text": ["x"] * 8})
+    with pa.ipc.new_file(str(path), table.schema) as writer:
+        writer.write_table(table, max_chunksize=1)
+    whole = path.read_bytes()
+    begins = [found.start() for found in re.finditer(b"\xff\xff\xff\xff", whole)]
+    for damaged in (whole[:-1], whole[: begins[4]] + b"\xff\xff\xff\xff" + bytes(4) + whole[-500:]):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"t\.arrow"):
+            open_rows(path)
+    ended = bytearray(whole)
+    ended[begins[4] + 4 : begins[4] + 8] = bytes(4)
+    path.write_bytes(ended)
+    with pytest.raises(DataError, match="not those that it lists"):
+        open_rows(path)
 
 
 def test_a_folder_of_parquet_files_is_one_table(tmp_path: Path) -> None:

@@ -6,14 +6,15 @@ import csv
 import importlib
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
+from sanakit.data.sources.arrow_messages import unpacked_by_its_word
 from sanakit.data.sources.captions import BadCaptions, parsed
 from sanakit.data.sources.names import PICTURES, ending
 from sanakit.data.sources.source import file_state
@@ -27,6 +28,8 @@ UNPACKED = 1 << 29
 FEW_ROWS = 100_000
 """Rows that a file may have beyond the number of its bytes."""
 MOST_AT_ONCE = 256
+SMALLER_GROUPS = "write it again in smaller row groups: row_group_size=256"
+ARROW_FILE = b"ARROW1"
 LARGEST_GROUP = 1 << 32
 """Bytes of a column in a row group of parquet: it is decoded whole, so more cannot be held."""
 
@@ -63,7 +66,8 @@ class ArrowRows:
             elif low < high:
                 with _reading(self.path):
                     table = _group(self.path, file_state(self.path), group, wanted)
-                    yield from _values(table.slice(low - first, high - low))
+                    table = table.slice(low - first, high - low)
+                    yield from _values(_bounded(table.to_batches(), self.path, group))
 
 
 def read_cell(path: Path, row: int, column: str) -> bytes | str:
@@ -108,16 +112,10 @@ def _open(path: Path, state: State) -> _Opened:
 
 
 def _parquet(path: Path) -> _Opened:
-    """A parquet file; its row groups are compressed whole and so decoded whole.
-
-    A value that is stored once may stand in every row: what a file claims and what it unpacks to
-    are bounded by its own size.
-    """
+    """A parquet file; its row groups are compressed whole and so decoded whole."""
     file = _pyarrow(".parquet").ParquetFile(path)
-    size = path.stat().st_size
     starts = [0]
-    if file.metadata.num_rows > size + FEW_ROWS:
-        raise DataError(f"{path}: {file.metadata.num_rows} rows in {size} bytes cannot be pictures")
+    _check_rows(path, file.metadata.num_rows)
     for number in range(file.metadata.num_row_groups):
         group = file.metadata.row_group(number)
         starts.append(starts[-1] + group.num_rows)
@@ -126,49 +124,89 @@ def _parquet(path: Path) -> _Opened:
             raise DataError(
                 f"{path}: row group {number} has a column of {max(sizes)} bytes, which cannot"
                 f" be decoded at once (at most {LARGEST_GROUP})",
-                hint="write it again in smaller row groups: row_group_size=256",
+                hint=SMALLER_GROUPS,
             )
 
     def read(group: int, columns: Sequence[str]) -> Any:
         stored = file.metadata.row_group(group)
         sizes = [stored.column(i).total_uncompressed_size for i in range(stored.num_columns)]
         at_once = max(1, min(MOST_AT_ONCE, UNPACKED // max(1, *sizes)))
-        batches, unpacked = [], 0
-        for batch in file.iter_batches(at_once, [group], list(columns), use_threads=False):
-            batches.append(batch)
-            unpacked += sum(map(_unpacked, batch.columns))
-            if unpacked > size + UNPACKED:
-                raise DataError(
-                    f"{path}: row group {group} unpacks to more than {size + UNPACKED} bytes",
-                    hint="write it again in smaller row groups: row_group_size=256",
-                )
-        return _pyarrow("").Table.from_batches(batches)
+        batches = file.iter_batches(at_once, [group], list(columns), use_threads=False)
+        return _bounded(batches, path, group)
 
     return _Opened(file.schema_arrow, starts, read, keep=True)
 
 
-def _unpacked(values: Any) -> int:
-    """Bytes of an Arrow array where each row has a copy of what is stored once."""
-    types, compute = _pyarrow(".types"), _pyarrow(".compute")
-    if types.is_dictionary(values.type) and not types.is_primitive(values.type.value_type):
-        lengths = compute.binary_length(values.dictionary)
-        return int(compute.sum(lengths.take(values.indices)).as_py() or 0)
-    if types.is_list(values.type) or types.is_large_list(values.type):
-        return 8 * len(values) + _unpacked(values.flatten())
-    if types.is_struct(values.type):
-        return sum(map(_unpacked, values.flatten()))
-    return int(values.nbytes)
-
-
 def _mapped(path: Path) -> _Opened:
-    """An Arrow file mapped into memory: any row is read by itself."""
+    """An Arrow file mapped into memory: any row is read by itself.
+
+    What is compressed is unpacked here, all of it, unless it says that it is too much.
+    """
     ipc = _pyarrow(".ipc")
     mapped = _pyarrow("").memory_map(str(path))
-    magic = mapped.read(6)
-    mapped.seek(0)
-    table = (ipc.open_file if magic == b"ARROW1" else ipc.open_stream)(mapped).read_all()
-    starts = [0, table.num_rows]
-    return _Opened(table.schema, starts, lambda _, columns: table.select(list(columns)), keep=False)
+    whole = mapped.read(len(ARROW_FILE)) == ARROW_FILE
+    start = 8 if whole else 0  # behind the mark a file is a stream, with a list of batches after it
+    mapped.seek(start)
+    most = path.stat().st_size + UNPACKED
+    if sum(map(unpacked_by_its_word, ipc.MessageReader.open_stream(mapped))) > most:
+        raise DataError(
+            f"{path}: unpacks to more than {most} bytes",
+            hint="write it again without compression: it is then read without unpacking",
+        )
+    mapped.seek(start)
+    stream = ipc.open_stream(mapped)
+    batches = list(stream)
+    if whole and ipc.open_file(mapped).num_record_batches != len(batches):
+        raise DataError(f"{path}: its batches are not those that it lists")
+    starts = [0, *accumulate(batch.num_rows for batch in batches)]
+    _check_rows(path, starts[-1])
+
+    def read(group: int, columns: Sequence[str]) -> Any:
+        return _pyarrow("").Table.from_batches([batches[group]]).select(list(columns))
+
+    return _Opened(stream.schema, starts, read, keep=False)
+
+
+def _check_rows(path: Path, rows: int) -> None:
+    size = path.stat().st_size
+    if rows > size + FEW_ROWS:
+        raise DataError(f"{path}: {rows} rows in {size} bytes cannot be pictures")
+
+
+def _bounded(batches: Iterable[Any], path: Path, group: int) -> Any:
+    """The table of batches that have values for as many bytes as their file may unpack to.
+
+    A value that is stored once may stand in every row: what a file claims and what it unpacks to
+    are bounded by its own size.
+    """
+    most = path.stat().st_size + UNPACKED
+    kept, unpacked = [], 0
+    for batch in batches:
+        kept.append(batch)
+        unpacked += sum(map(_unpacked, batch.columns))
+        if unpacked > most:
+            raise DataError(
+                f"{path}: row group {group} unpacks to more than {most} bytes", hint=SMALLER_GROUPS
+            )
+    return _pyarrow("").Table.from_batches(kept)
+
+
+def _unpacked(values: Any) -> int:
+    """Bytes of an Arrow array where each row has a copy of what is stored once, and a place."""
+    kind, places = values.type, 8 * len(values)
+    types, compute = _pyarrow(".types"), _pyarrow(".compute")
+    if types.is_dictionary(kind) and not types.is_primitive(kind.value_type):
+        lengths = compute.binary_length(values.dictionary)
+        return places + int(compute.sum(lengths.take(values.indices)).as_py() or 0)
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        return places + _unpacked(values.flatten())
+    if types.is_map(kind):
+        return places + _unpacked(values.keys) + _unpacked(values.items)
+    if types.is_struct(kind):
+        return places + sum(map(_unpacked, values.flatten()))
+    if types.is_run_end_encoded(kind) or types.is_string_view(kind) or types.is_binary_view(kind):
+        raise DataError(f"values of the type {kind} are not read", hint="cast them to plain ones")
+    return places + int(values.nbytes)
 
 
 _decoded: OrderedDict[tuple[Path, State, int, tuple[str, ...]], Any] = OrderedDict()
