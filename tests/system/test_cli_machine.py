@@ -163,6 +163,19 @@ def test_the_environment_names_a_device_and_the_option_wins(
     assert [given["device"] for given in loaded] == [CPU, CUDA]
 
 
+@pytest.mark.parametrize("device", ["rubbish", "gpu", "xpu"])
+def test_a_device_that_cannot_be_is_refused_by_the_name_of_what_named_it(
+    monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    _, err = sanakit("generate", "a", "--device", device, code=2)
+    assert err.startswith(f"error: --device '{device}' is ")
+    monkeypatch.setenv("SANAKIT_DEVICE", device)
+    _, err = sanakit("generate", "a", code=2)
+    assert err.startswith(f"error: SANAKIT_DEVICE='{device}' is ")
+    _, err = sanakit("generate", "a", "--device", "cud", code=2)
+    assert err.startswith("error: --device 'cud' is ")
+
+
 def test_a_dtype_draws_other_numbers_and_almost_the_same_picture(model: str) -> None:
     call = ["generate", "a", "--model", model, "--steps", "2", "-q"]
     sanakit(*call)

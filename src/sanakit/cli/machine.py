@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from sanakit.weights.catalog import Checkpoint
 
 AUTO = "auto"
+DEVICE = "SANAKIT_DEVICE"
 KINDS = (AUTO, "cpu", "cuda", "mps", "xpu")
 OTHER_NAMES = {"gpu": "cuda", "nvidia": "cuda", "rocm": "cuda", "amd": "cuda", "metal": "mps"}
 DTYPES = {
@@ -51,7 +53,7 @@ FRUGAL = (
 Device = Annotated[
     str,
     typer.Option(
-        envvar="SANAKIT_DEVICE",
+        envvar=DEVICE,
         help="cpu, cuda, cuda:1, mps or xpu. auto: the accelerator there is; the CPU for glyph, "
         "which is as quick there.",
     ),
@@ -87,12 +89,18 @@ class Machine:
         if kind not in KINDS or (colon and not index.isdecimal()):
             other = OTHER_NAMES.get(kind.lower())
             hint = f"it is --device {other}" if other else did_you_mean(self.device, KINDS)
-            raise ConfigError(f"--device {self.device!r} is unknown", hint=hint)
+            raise ConfigError(f"{self._asked} is unknown", hint=hint)
         if self.dtype is not None and self.dtype not in DTYPES:
             full = ", ".join(dict.fromkeys(DTYPES.values()))
             raise ConfigError(f"--dtype {self.dtype!r} is unknown", hint=f"one of {full}")
         if self.quantize is not None:
             method_of(self.quantize)
+
+    @property
+    def _asked(self) -> str:
+        """The device with what named it: the variable, where that says the same."""
+        asked = f"{DEVICE}=" if os.environ.get(DEVICE) == self.device else "--device "
+        return f"{asked}{self.device!r}"
 
     @property
     def torch_dtype(self) -> torch.dtype | None:
@@ -121,9 +129,7 @@ class Machine:
         kind = self.device.partition(":")[0]
         if kind not in ("cpu", there.type):
             have = "cpu" if there.type == "cpu" else f"cpu and {there.type}"
-            raise ConfigError(
-                f"--device {self.device!r} is not there", hint=f"this machine has {have}"
-            )
+            raise ConfigError(f"{self._asked} is not there", hint=f"this machine has {have}")
         return device_named(self.device)
 
 
