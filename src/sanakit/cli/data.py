@@ -114,8 +114,6 @@ def build(
     from sanakit.data.engines import engine_named
     from sanakit.data.units import SET
 
-    if max_bad is not None:
-        number(max_bad, name="--max-bad", low=0, high=1)
     given: dict[str, Any] = {
         "resolution": resolution, "buckets": buckets, "store": store, "min_side": min_side,
         "shard_samples": shard_samples, "seed": seed, "max_bad": max_bad,

@@ -132,12 +132,3 @@ def test_limits_of_a_set_are_typed(given: Path, limits: Any) -> None:
     value["settings"]["limits"] = limits
     path.write_text(json.dumps(value))
     assert typed("data", "build", given, "--min-side", "9")[0] == 2
-
-
-@pytest.mark.parametrize("share", ["-1", "2", "nan"])
-def test_a_share_that_is_none_is_refused_before_anything_is_scanned(
-    made: Path, tmp_path: Path, share: str
-) -> None:
-    out = tmp_path / "new"
-    code, said = typed("data", "build", made / "pictures", "--out", out, "--max-bad", share)
-    assert (code, out.exists()) == (2, False), said
