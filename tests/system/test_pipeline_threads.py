@@ -21,6 +21,7 @@ from sanakit import (
     UniPCMultistepScheduler,
 )
 from sanakit.errors import ConfigError
+from sanakit.models.transformer import Block
 from sanakit.pipeline.adapters import set_adapter
 from sanakit.pipeline.placement import changing
 from tiny import tiny_components
@@ -107,7 +108,23 @@ def test_mixed_calls_in_twelve_threads_equal_the_same_calls_alone() -> None:
 
 
 @pytest.mark.parametrize("way", ["enable_model_cpu_offload", "enable_sequential_cpu_offload"])
-def test_offloaded_networks_serve_one_thread_at_a_time(way: str) -> None:
+def test_offloaded_networks_serve_one_thread_at_a_time(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside: list[Block] = []
+    at_once: list[int] = []
+    run = Block.forward
+
+    def watched(block: Block, *given: Any, **named: Any) -> torch.Tensor:
+        inside.append(block)
+        at_once.append(len(inside))
+        time.sleep(0.001)  # others would come meanwhile
+        try:
+            return run(block, *given, **named)
+        finally:
+            inside.remove(block)
+
+    monkeypatch.setattr(Block, "forward", watched)
     pipe = SanaPipeline(Pipeline(tiny_components()))
     getattr(pipe, way)("cpu")
 
@@ -118,6 +135,7 @@ def test_offloaded_networks_serve_one_thread_at_a_time(way: str) -> None:
     alone = [one(index) for index in range(8)]
     with ThreadPoolExecutor(8) as pool:
         among = list(pool.map(one, range(8)))
+    assert set(at_once) == {1}
     assert all(torch.equal(a, b) for a, b in zip(alone, among, strict=True))
 
 

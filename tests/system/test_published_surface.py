@@ -14,6 +14,7 @@ import pytest
 import torch
 from diffusers.image_processor import PixArtImageProcessor as ReferenceProcessor
 from PIL import Image
+from torch import nn
 
 import sanakit
 from sanakit import (
@@ -30,6 +31,7 @@ from sanakit import (
 from sanakit.elsewhere import INSTEAD as NAMES_INSTEAD
 from sanakit.errors import ConfigError, DataError, MissingModelError, UnknownArgumentError
 from sanakit.models.published import say_once
+from sanakit.pipeline import placement
 from sanakit.pipeline.published.placing import INSTEAD, NO_OPS, SILENT
 from sanakit.quant.method import mapping_of, method_of
 from tiny import tiny_components, write_sprint
@@ -53,6 +55,34 @@ def said(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]
     caplog.set_level(logging.WARNING, logger="sanakit")
     yield caplog
     say_once.cache_clear()
+
+
+@pytest.fixture
+def brought(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
+    """Networks that a stage brought to a device, or back."""
+    seen: list[nn.Module] = []
+    bring = placement.bring
+
+    def watched(module: nn.Module, device: torch.device) -> None:
+        seen.append(module)
+        bring(module, device)
+
+    monkeypatch.setattr(placement, "bring", watched)
+    return seen
+
+
+def offloaded(pipe: SanaPipeline, brought: list[nn.Module]) -> str:
+    """By what the parts are offloaded, as a call shows it; "" where they are not."""
+    pipe.core.components.prompts.cache.clear()
+    brought.clear()
+    draw(pipe)
+    away = pipe.transformer.transformer_blocks[0].attn1.to_q.weight.is_meta
+    if away:
+        assert not brought
+        return "layer"
+    come = list(dict.fromkeys(brought))
+    assert come in ([], [pipe.text_encoder, pipe.transformer, pipe.vae])
+    return "stage" if come else ""
 
 
 def draw(pipe: SanaPipeline, **more: Any) -> Any:
@@ -133,17 +163,28 @@ def test_a_pipeline_is_moved_in_all_published_ways(pipe: SanaPipeline) -> None:
         ((), {"gpu_id": 0, "device": "cpu"}),
     ],
 )
-@pytest.mark.parametrize("way", ["enable_model_cpu_offload", "enable_sequential_cpu_offload"])
+@pytest.mark.parametrize(
+    ("way", "by"),
+    [("enable_model_cpu_offload", "stage"), ("enable_sequential_cpu_offload", "layer")],
+)
 def test_offloading_is_asked_for_in_all_published_ways(
-    way: str, arguments: tuple[Any, ...], named: dict[str, Any], pipe: SanaPipeline
+    way: str,
+    by: str,
+    arguments: tuple[Any, ...],
+    named: dict[str, Any],
+    pipe: SanaPipeline,
+    brought: list[nn.Module],
 ) -> None:
     before = draw(pipe)
     getattr(pipe, way)(*arguments, **named)
     assert pipe._execution_device.type == "cpu"
+    assert offloaded(pipe, brought) == by
     assert torch.equal(draw(pipe), before)
     pipe.maybe_free_model_hooks()
+    assert offloaded(pipe, brought) == by
     pipe.remove_all_hooks()
     pipe.reset_device_map()
+    assert offloaded(pipe, brought) == ""
     assert torch.equal(draw(pipe), before)
     assert pipe.hf_device_map is None
 
@@ -164,9 +205,9 @@ def test_a_subclass_is_told_which_of_its_methods_no_call_asks(
     assert issubclass(Mine, SanaPipeline)
 
 
-@pytest.mark.parametrize("kind", ["block_level", "leaf_level"])
+@pytest.mark.parametrize(("kind", "by"), [("block_level", "stage"), ("leaf_level", "layer")])
 def test_groups_are_offloaded_by_stage_or_by_layer_and_it_is_said(
-    kind: str, pipe: SanaPipeline, said: pytest.LogCaptureFixture
+    kind: str, by: str, pipe: SanaPipeline, brought: list[nn.Module], said: pytest.LogCaptureFixture
 ) -> None:
     before = draw(pipe)
     pipe.enable_group_offload(
@@ -177,10 +218,18 @@ def test_groups_are_offloaded_by_stage_or_by_layer_and_it_is_said(
         use_stream=True,
     )
     assert torch.equal(draw(pipe), before)
+    assert offloaded(pipe, brought) == by
     assert "enable_group_offload" in said.messages[0]
-    for wrong in ({"offload_type": "none"}, {"offload_to_disk_path": "x"}):
-        with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match="offload_type='none'"):
+        pipe.enable_group_offload("cpu", offload_type="none")
+    for wrong in (
+        {"offload_device": "meta"},
+        {"offload_to_disk_path": "x"},
+        {"exclude_modules": "vae"},
+    ):
+        with pytest.raises(ConfigError, match="on the CPU, and nothing on the disk"):
             pipe.enable_group_offload("cpu", **wrong)
+    assert offloaded(pipe, brought) == by
 
 
 def test_a_loop_of_ones_own_decodes_what_a_call_draws(pipe: SanaPipeline) -> None:
