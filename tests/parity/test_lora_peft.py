@@ -19,6 +19,7 @@ from torch.testing import assert_close
 
 import sanakit
 from sanakit.models.config import TRANSFORMERS, config_to_dict
+from sanakit.nn.lora import lora_layers
 
 # PEFT warns of biases, of groups, and of what it makes active.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -227,6 +228,9 @@ def test_any_order_of_calls_leaves_the_same_network(seed: int) -> None:
             rank = both[0].peft_config[name].r
             do("load_lora_adapter", adapters(rank - 1), adapter_name=name, hotswap=True)
         close(answer(both[0]), answer(both[1]))
+        for layer in lora_layers(both[0]).values():  # nothing is left of what was deleted
+            held = (layer.scales, layer.weights, layer.lora_dropout)
+            assert all(values.keys() == set(layer.lora_A) for values in held)
         if names:
             assert list(both[0].peft_config) == names
             assert both[0].active_adapters() == list(both[1].active_adapters())

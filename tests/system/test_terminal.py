@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 import unicodedata
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from command_line import sanakit
 from sanakit.cli import terminal
 from sanakit.errors import ConfigError, plain
 from sanakit.files import expanded
-from sanakit.pipeline.png import encode_png
+from sanakit.pipeline.png import encode_png, read_settings
 
 COMMAND = [sys.executable, "-m", "sanakit"]
 POSIX = pytest.mark.skipif(os.name != "posix", reason="devices and signals of POSIX")
@@ -118,6 +117,13 @@ def test_closed_streams_are_no_error_and_no_file_takes_their_place(closed: str) 
 
 
 @POSIX
+def test_a_picture_is_drawn_where_all_streams_are_closed(model: str) -> None:
+    line = f"{sys.executable} -m sanakit generate a -m {model} --steps 1 >&- 2>&- <&-"
+    subprocess.run(["sh", "-c", line], check=True)
+    assert read_settings("out.png")["prompt"] == "a"
+
+
+@POSIX
 def test_a_reader_that_goes_away_is_no_error() -> None:
     line = f"{sys.executable} -m sanakit models list | true"
     done = subprocess.run(["sh", "-c", line], capture_output=True, check=True)
@@ -134,8 +140,9 @@ def test_warnings_and_logs_are_notes_on_one_line(capsys: pytest.CaptureFixture[s
 @POSIX
 def test_termination_ends_by_143_and_leaves_nothing(model: str) -> None:
     call = [*COMMAND, "generate", "a", "--model", model, "--steps", "1000", "-n", "1000"]
-    process = subprocess.Popen(call, stderr=subprocess.PIPE)
-    time.sleep(3)
+    process = subprocess.Popen([*call, "--progress"], stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    assert any(line.startswith(b"drawing 1/") for line in process.stderr)
     process.terminate()
     _, err = process.communicate(timeout=60)
     assert process.returncode == 143, err

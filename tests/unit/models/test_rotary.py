@@ -123,6 +123,7 @@ def test_the_300th_token_stands_where_it_stood() -> None:
 
 def test_they_move_with_the_network() -> None:
     llm = TextEncoder(gemma()).llm
-    llm.to("meta")
+    llm.to("meta", torch.bfloat16)
     assert frequencies(llm).device.type == "meta"
+    assert frequencies(llm).dtype == torch.float32
     assert frequencies(TextEncoder(llm).llm).device.type == "meta", "no values yet, none compared"

@@ -181,6 +181,8 @@ def test_a_stride_above_the_minimum_is_the_size_of_exact_tiles() -> None:
     torch.testing.assert_close(autoencoder.decode(latent).sample, whole, atol=1e-5, rtol=0)
     autoencoder.enable_tiling(None, 16)
     assert autoencoder.tiling == Tiling(512, 16, 448, 14)
+    autoencoder.enable_tiling(1, 1)
+    assert autoencoder.tiling == Tiling(1, 1, 1, 1)
 
 
 @pytest.mark.parametrize(

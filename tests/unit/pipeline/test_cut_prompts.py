@@ -11,7 +11,12 @@ import torch
 
 from command_line import sanakit
 from sanakit import GenerateRequest, Pipeline, SanaPipeline
-from sanakit.pipeline.prompts import COMPLEX_HUMAN_INSTRUCTION, PromptCutWarning
+from sanakit.pipeline.prompts import (
+    COMPLEX_HUMAN_INSTRUCTION,
+    SHOWN,
+    EncodedText,
+    PromptCutWarning,
+)
 from tiny import tiny_components, write_tiny
 from tiny_sana import TinySana, tiny_sana
 
@@ -107,6 +112,11 @@ def test_an_endless_prompt_is_told_in_part(pipe: SanaPipeline) -> None:
     (message,) = told(pipe, LONG * 40, **CALL)
     assert len(message) < 1200
     assert message.endswith(" ...'")
+    one = {"text": torch.zeros(1, 1, 8), "mask": torch.ones(1, 1, dtype=torch.bool)}
+    for length, end in ((SHOWN, "xx'"), (SHOWN + 1, "xx ...'")):
+        text = EncodedText(**one, dropped=(1,), lost=("x" * length,))
+        (message,) = told(text.warn_of_lost, "prompt", 300)
+        assert message.endswith(end)
 
 
 @pytest.mark.parametrize("learning", [False, True])

@@ -101,6 +101,8 @@ def test_a_line_alone_says_its_rate_itself(tmp_path: Path) -> None:
     assert stuck.per_second == 1.0
     beyond = summary_of_run(logged(tmp_path / "beyond", line(10, 5.0), line(120, 6.0)))
     assert beyond.seconds_left == 0
+    begun = summary_of_run(logged(tmp_path / "begun"))
+    assert (begun.images_seen, begun.seconds, begun.per_second) == (0, 0, None)
 
 
 def test_losses_are_those_of_the_last_line_and_held_figures_of_their_own(tmp_path: Path) -> None:
