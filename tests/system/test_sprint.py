@@ -33,6 +33,7 @@ from sanakit.models.config import AUTOENCODERS
 from sanakit.pipeline.png import read_settings
 from sanakit.pipeline.request import GenerateRequest
 from tiny import write_sprint, write_tiny
+from tiny_sana import tiny_sana
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +157,15 @@ def test_a_teacher_is_drawn_with_by_the_flow(tmp_path: Path, plain: Path) -> Non
     found = SanaPipeline.from_pretrained(teacher)
     pictures = [p("a tree", generator=seeded()).images[0].tobytes() for p in (found, expected)]
     assert pictures[0] == pictures[1]
+
+
+def test_a_teacher_is_trained_on_by_the_flow(tmp_path: Path) -> None:
+    sana = tiny_sana(tmp_path)
+    write_scheduler(sana.model, SCMScheduler())
+    assert not sana.recipe().defaults.scheduler.solver.adds_noise
+    write_sprint(sana.model)
+    with pytest.raises(ConfigError, match="embeds its guidance scale"):
+        sana.recipe()
 
 
 def seeded() -> torch.Generator:

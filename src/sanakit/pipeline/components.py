@@ -226,14 +226,13 @@ def read_defaults(folder: Path, scheduler: object | None = None) -> GenerationDe
 
 
 def suited(
-    defaults: GenerationDefaults, transformer: LinearDiT | None, source: str | None = None
+    defaults: GenerationDefaults, *, few_steps: bool, source: str | None = None
 ) -> GenerationDefaults:
     """Give a model the scheduler of its kind, with a word where ``source`` says the other.
 
     Sprint models have one of few steps; their teachers, which are published beside it, do not.
     """
-    few_steps = transformer is not None and transformer.config.guidance_embeds
-    if transformer is None or defaults.scheduler.solver.adds_noise == few_steps:
+    if defaults.scheduler.solver.adds_noise == few_steps:
         return defaults
     scheduler = SCMScheduler() if few_steps else PUBLISHED_SCHEDULER
     if source is not None:
@@ -432,8 +431,9 @@ def load_components(
         )
     for part in (part for part in PARTS if part not in given):
         logger.info("%s read from %s", part, folders[part])
-    if given.get("scheduler") is None:
-        defaults = suited(defaults, transformer, str(folder))
+    if given.get("scheduler") is None and transformer is not None:
+        few_steps = transformer.config.guidance_embeds
+        defaults = suited(defaults, few_steps=few_steps, source=str(folder))
     as_published = {*NETWORKS} - {CONTROLNET} <= missing.keys() and not methods
     made = join(transformer, autoencoder, encoder, tokenizer, defaults, branch)
     return replace(
@@ -580,7 +580,8 @@ def assemble(
     if transformer is not None:
         defaults = network_in(transformer, LinearDiT).generation_defaults
     if not isinstance(defaults, GenerationDefaults):
-        defaults = suited(GenerationDefaults(), transformer)
+        few_steps = transformer is not None and transformer.config.guidance_embeds
+        defaults = suited(GenerationDefaults(), few_steps=few_steps)
     return join(transformer, vae, encoder, tokenizer, defaults, controlnet)
 
 

@@ -24,6 +24,7 @@ from sanakit.pipeline.components import (
     load_prompts,
     read_defaults,
     save_components,
+    suited,
 )
 from sanakit.pipeline.networks import AutoencoderDC, SanaTransformer2DModel
 from sanakit.pipeline.prompts import PromptEncoder
@@ -145,7 +146,8 @@ def _begun(
     if parts is not None:
         defaults = parts.defaults
     elif start is not None:
-        defaults = read_defaults(resolve_model(start))
+        # Of a teacher too, whose folder may have the scheduler of the model it taught.
+        defaults = suited(read_defaults(resolve_model(start)), few_steps=False)
     else:
         defaults = GenerationDefaults()
     if objective.flow_shift is not None:
