@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,20 @@ def test_a_run_by_hand_is_that_of_the_reference(asked: dict[str, Any]) -> None:
         assert_close(state, other, rtol=0, atol=1e-7)
         assert_close(step.pred_original_sample, known.pred_original_sample, rtol=0, atol=1e-7)
     assert torch.equal(generators[0].get_state(), generators[1].get_state())
+
+
+def test_noise_is_added_as_a_run_by_hand_adds_it() -> None:
+    scheduler = SCMScheduler()
+    scheduler.set_timesteps(2)
+    x, noise = torch.randn(2, 2, 4, 3, 3, generator=seeded())
+    by_hand = scheduler.step(torch.zeros_like(x), 0.0 + scheduler.timesteps[1], x, seeded(5))
+    known = torch.randn(x.shape, generator=seeded(5))
+    ahead = scheduler.add_noise(by_hand.pred_original_sample, known, torch.tensor([0.0, 0.0]))
+    assert_close(ahead, by_hand.prev_sample)
+    each = scheduler.scale_noise(x, torch.tensor([0.4, 1.2]), noise)
+    for row, time in enumerate((0.4, 1.2)):
+        expected = math.cos(time) * x[row] + 0.5 * math.sin(time) * noise[row]
+        assert_close(each[row], expected)
 
 
 def test_the_schedule_of_the_paper_is_a_call_where_the_reference_fails(

@@ -36,6 +36,7 @@ from sanakit.flow.scm import (
     ArcGrid,
     ArcWalk,
     arc_grid,
+    on_arc,
     scm_grid,
     scm_grid_asked,
     scm_step,
@@ -590,6 +591,14 @@ class SCMScheduler(Scheduler):
         if not return_dict:
             return state, denoised
         return SCMSchedulerOutput(prev_sample=state, pred_original_sample=denoised)
+
+    def scale_noise(
+        self, sample: Latent, timestep: float | Tensor, noise: Latent | None = None
+    ) -> Latent:
+        """Give the state at an angle, or at one for each row; ``sample`` is in the unit of step."""
+        time = torch.as_tensor(timestep).to(sample).reshape(-1, *[1] * (sample.ndim - 1))
+        noise = torch.randn_like(sample) if noise is None else noise
+        return on_arc(sample, self.sigma_data * noise, time)
 
 
 CLASSES: Mapping[str, type[Scheduler]] = MappingProxyType(
