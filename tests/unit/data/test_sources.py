@@ -8,13 +8,15 @@ import logging
 import os
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import datasets
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
@@ -23,6 +25,7 @@ from sanakit.data.sources import places, rows
 from sanakit.data.sources.captions import CaptionPolicy
 from sanakit.data.sources.names import safe_name, words_of
 from sanakit.data.sources.opening import open_source
+from sanakit.data.sources.parquet_pages import unpacked_by_pages
 from sanakit.data.sources.places import read_place
 from sanakit.data.sources.rows import open_rows
 from sanakit.errors import ConfigError, DataError
@@ -580,6 +583,73 @@ def test_a_text_that_is_stored_once_for_all_rows_is_not_unpacked_for_each(
     monkeypatch.setattr(rows, "_decoded", type(rows._decoded)())
     monkeypatch.setattr(rows, "UNPACKED", 1 << 24)
     assert len(list(open_rows(tmp_path / "t.parquet").rows(0, 1000, ["text"]))) == 1000
+
+
+@pytest.mark.parametrize("compression", ["none", "snappy", "zstd"])
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("dictionary", [False, True])
+def test_what_pages_unpack_to_is_what_honest_files_claim(
+    tmp_path: Path, compression: str, version: str, dictionary: bool
+) -> None:
+    table = pa.table(
+        {"text": [f"{n % 7} text" for n in range(5000)], "a.b": [{"c": n} for n in range(5000)]}
+    )
+    parquet.write_table(
+        table,
+        tmp_path / "t.parquet",
+        compression=compression,
+        data_page_version=version,
+        use_dictionary=dictionary,
+        data_page_size=1000,
+        row_group_size=2000,
+    )
+    metadata = parquet.ParquetFile(tmp_path / "t.parquet").metadata
+    for number in range(3):
+        group = metadata.row_group(number)
+        chunks = [group.column(i) for i in range(2)]
+        found = unpacked_by_pages(tmp_path / "t.parquet", chunks)
+        for size, chunk in zip(found, chunks, strict=True):
+            headers = chunk.total_uncompressed_size - size
+            assert 0 < headers < 200 * 60
+    read = list(open_rows(tmp_path / "t.parquet").rows(0, 5000, ["text", "a.b"]))
+    assert read == table.to_pylist()
+
+
+def test_a_parquet_file_that_lies_about_what_it_unpacks_to_is_not_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows, "UNPACKED", 1 << 20)
+    path = tmp_path / "t.parquet"
+    table = pa.table({"image": [bytes(1 << 22)], "text": ["x"]})
+    parquet.write_table(table, path, compression="zstd", use_dictionary=False)
+
+    def claimed() -> int:
+        return parquet.ParquetFile(path).metadata.row_group(0).column(0).total_uncompressed_size
+
+    whole, honest = path.read_bytes(), claimed()
+    digits = [2 * honest >> 7 * place & 127 for place in range(4)]
+    told = bytes(digit | 128 for digit in digits[:-1]) + bytes(digits[-1:])
+    assert whole.count(told) == 1
+    path.write_bytes(whole.replace(told, b"\x82\x80\x80\x00"))
+    assert claimed() == 1
+    before = pa.default_memory_pool().max_memory()
+    with pytest.raises(DataError, match="unpacks to more than"):
+        rows.read_cell(path, 0, "image")
+    assert pa.default_memory_pool().max_memory() == before
+    assert list(open_rows(path).rows(0, 1, ["text"])) == [{"text": "x"}]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(4, 200), st.integers(0, 255))
+def test_damaged_pages_are_one_error(place: int, byte: int) -> None:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "t.parquet"
+        parquet.write_table(pa.table({"text": ["some", "words"] * 20}), path)
+        damaged = bytearray(path.read_bytes())
+        damaged[place] = byte
+        path.write_bytes(damaged)
+        with suppress(DataError):
+            list(open_rows(path).rows(0, 40, ["text"]))
 
 
 def test_rows_without_end_in_a_small_file_are_refused(tmp_path: Path) -> None:

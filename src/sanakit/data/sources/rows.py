@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypeAlias
 from sanakit.data.sources.arrow_messages import unpacked_by_its_word
 from sanakit.data.sources.captions import BadCaptions, parsed
 from sanakit.data.sources.names import PICTURES, ending
+from sanakit.data.sources.parquet_pages import unpacked_by_pages
 from sanakit.data.sources.source import file_state
 from sanakit.errors import DataError
 from sanakit.untrusted import open_file, read_file
@@ -129,7 +130,10 @@ def _parquet(path: Path) -> _Opened:
 
     def read(group: int, columns: Sequence[str]) -> Any:
         stored = file.metadata.row_group(group)
-        sizes = [stored.column(i).total_uncompressed_size for i in range(stored.num_columns)]
+        chunks = [stored.column(i) for i in range(stored.num_columns)]
+        sizes = unpacked_by_pages(path, [chunk for chunk in chunks if _is_of(chunk, columns)])
+        if sum(sizes) > (most := path.stat().st_size + UNPACKED):
+            raise _too_much(path, group, most)
         at_once = max(1, min(MOST_AT_ONCE, UNPACKED // max(1, *sizes)))
         batches = file.iter_batches(at_once, [group], list(columns), use_threads=False)
         return _bounded(batches, path, group)
@@ -167,6 +171,10 @@ def _mapped(path: Path) -> _Opened:
     return _Opened(stream.schema, starts, read, keep=False)
 
 
+def _is_of(chunk: Any, columns: Sequence[str]) -> bool:
+    return any(f"{chunk.path_in_schema}.".startswith(f"{name}.") for name in columns)
+
+
 def _check_rows(path: Path, rows: int) -> None:
     size = path.stat().st_size
     if rows > size + FEW_ROWS:
@@ -185,10 +193,13 @@ def _bounded(batches: Iterable[Any], path: Path, group: int) -> Any:
         kept.append(batch)
         unpacked += sum(map(_unpacked, batch.columns))
         if unpacked > most:
-            raise DataError(
-                f"{path}: row group {group} unpacks to more than {most} bytes", hint=SMALLER_GROUPS
-            )
+            raise _too_much(path, group, most)
     return _pyarrow("").Table.from_batches(kept)
+
+
+def _too_much(path: Path, group: int, most: int) -> DataError:
+    what = f"{path}: row group {group} unpacks to more than {most} bytes"
+    return DataError(what, hint=SMALLER_GROUPS)
 
 
 def _unpacked(values: Any) -> int:
