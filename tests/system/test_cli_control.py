@@ -10,7 +10,14 @@ import torch
 from PIL import Image
 
 from command_line import sanakit
-from sanakit import SanaControlNetModel, SanaControlNetPipeline, SanaPipeline, control_image
+from original_files import original_transformer
+from sanakit import (
+    SanaControlNetModel,
+    SanaControlNetPipeline,
+    SanaPipeline,
+    SanaTransformer2DModel,
+    control_image,
+)
 from sanakit.cli import options
 from sanakit.pipeline.control_images import KINDS
 from sanakit.pipeline.png import read_settings
@@ -98,6 +105,19 @@ def test_again_draws_the_same_bits_and_refuses_another_file(models: Path) -> Non
     Path("in.png").unlink()
     _, said = sanakit("again", "out.png", "-q", code=2)
     assert "in.png: cannot be read" in said
+
+
+def test_an_original_file_is_converted_and_followed(models: Path) -> None:
+    config = models / "plain" / "transformer" / "config.json"
+    shape = SanaTransformer2DModel.load_config(config.parent)
+    transformer = SanaTransformer2DModel.from_config(shape)
+    torch.save(original_transformer(transformer.config, branch=1), "c.pth")
+    sanakit("convert", "c.pth", "whole", "--config", config, "--base", models / "plain")
+    whole = Path("whole")
+    assert SanaControlNetPipeline.from_pretrained(whole).controlnet.config.wiring == "original"
+    generate(whole, "--control", "in.png", "-o", "followed.png")
+    generate(whole, "--control", "in.png", "--control-scale", 0, "-o", "alone.png")
+    assert (pixels("followed.png") != pixels("alone.png")).any()
 
 
 def test_another_branch_at_the_same_place_is_told(models: Path) -> None:
