@@ -18,6 +18,7 @@ from sanakit.pipeline.images import cut_to, from_pixels, to_pixels
 from sanakit.pipeline.request import Call
 from sanakit.pipeline.sampler import Denoiser
 from sanakit.pipeline.schedulers import Scheduler, scheduler_named
+from tiny import tiny_components, write_sprint
 
 SIDE = 64
 SOLVERS = ("flow-dpm-solver", "flow-dpm-solver-3", "flow-unipc", "flow-euler", "flow-heun")
@@ -122,6 +123,27 @@ def test_what_a_mask_keeps_comes_back_bit_for_bit(
         assert torch.equal(result.tensors[..., :40], image[..., :40])
 
 
+def test_every_latent_that_a_mask_touches_is_drawn(pipeline: Pipeline, image: torch.Tensor) -> None:
+    mask = torch.zeros(1, 1, SIDE, SIDE)
+    mask[..., 31, 32] = 1
+    noise = torch.zeros(1, 4, 2, 2)
+    grid = scheduler_named("flow-dpm-solver", 3.0).grid(6)
+    begun = Edit(image=image, mask=mask, strength=1.0).begin(
+        pipeline.encode, (SIDE, SIDE), noise, grid
+    )
+    assert begun.free is not None
+    assert begun.free[0, 0].tolist() == [[0, 1], [0, 0]]
+
+
+def test_latents_are_those_that_the_decoder_takes(pipeline: Pipeline, image: torch.Tensor) -> None:
+    autoencoder = pipeline.components.autoencoder
+    assert autoencoder.config.scaling_factor == 0.5
+    latent = pipeline.encode(image)
+    with torch.no_grad():
+        torch.testing.assert_close(latent, autoencoder.encode(image).latent * 0.5)
+        torch.testing.assert_close(pipeline.decode(latent), autoencoder(image).sample)
+
+
 def test_an_empty_mask_gives_the_picture_itself(pipeline: Pipeline, image: torch.Tensor) -> None:
     edit = Edit(image=image, strength=1.0, mask=torch.zeros(1, 1, SIDE, SIDE))
     edited = pipeline.generate(call(edit)).pictures[0].pixels
@@ -193,6 +215,41 @@ def test_pictures_of_any_size_keep_it(pipeline: Pipeline, rng: torch.Generator) 
     kept = (mask == 0).expand_as(image)
     assert torch.equal(result.tensors[kept], image[kept])
     assert not torch.equal(result.tensors, image)
+
+
+def test_models_of_trained_sizes_edit_any_picture(rng: torch.Generator) -> None:
+    parts = tiny_components()
+    parts.transformer.config = replace(parts.transformer.config, sample_size=16)
+    pipeline = Pipeline(parts)
+    image = torch.rand(1, 3, 210, 333, generator=rng) * 2 - 1
+    mask = torch.zeros(1, 1, 210, 333)
+    mask[..., 100:120, 30:230] = 1
+    few = {"num_inference_steps": 2, "height": None, "width": None, "output_type": "pt"}
+    edited = pipeline.generate(call(Edit(image=image, mask=mask, strength=1.0), **few)).tensors
+    assert edited is not None
+    assert torch.equal(edited[(mask == 0).expand_as(image)], image[(mask == 0).expand_as(image)])
+    whole = pipeline.generate(call(Edit(image=image, strength=1.0), **few)).tensors
+    drawn = pipeline.generate(call(**few | {"height": 210, "width": 333})).tensors
+    assert drawn is not None
+    assert whole is not None
+    assert torch.equal(whole, drawn)
+    # The edited picture lies on the canvas where the drawn one is cut out of it.
+    assert pipeline.sizes(call(Edit(image=image), **few)) == ((210, 333), (384, 640))
+
+
+@pytest.mark.parametrize("strength", [0.3, 0.6, 1.0])
+def test_models_of_few_steps_keep_what_a_mask_keeps(
+    strength: float, tmp_path: Path, image: torch.Tensor
+) -> None:
+    pipeline = Pipeline.load(write_sprint(tmp_path))
+    edit = Edit(image=image, strength=strength, mask=half())
+    more = {"num_inference_steps": 2, "guidance_scale": None}
+    latents = pipeline.generate(call(edit, **more, output_type="latent")).tensors
+    assert latents is not None
+    torch.testing.assert_close(latents[..., :1], pipeline.encode(image)[..., :1])
+    edited = pipeline.generate(call(edit, **more, output_type="pt")).tensors
+    assert edited is not None
+    assert torch.equal(edited[..., :40], image[..., :40])
 
 
 @pytest.mark.parametrize("size", [(50, 81), (256, 256), (3000, 4000), (10, 4000), (1, 9000)])
