@@ -159,3 +159,14 @@ def test_what_cannot_be_followed_is_refused_before_anything_is_written(
     _, said = generate(models / "plain", *typed, code=3 if missing else 2)
     assert message in said
     assert sorted(Path.cwd().iterdir()) == before
+
+
+def test_an_edit_may_follow_a_picture_too(models: Path) -> None:
+    command = ("edit", "in.png", "a tree", "--model", models / "whole", "--steps", 2, "-q")
+    sanakit(*command, "--strength", 1, "-o", "free.png")
+    sanakit(*command, "--strength", 1, "--control", "in.png", "-o", "led.png")
+    assert (pixels("free.png") != pixels("led.png")).any()
+    generate(models / "whole", "--control", "in.png", "-o", "drawn.png")
+    assert (pixels("drawn.png") == pixels("led.png")).all()
+    sanakit("again", "led.png", "-o", "once-more.png", "-q")
+    assert (pixels("once-more.png") == pixels("led.png")).all()

@@ -15,6 +15,7 @@ from sanakit.cli import edit as verb
 from sanakit.pipeline.decoder import Origin, write_latents
 from sanakit.pipeline.editing import IMAGE_STRENGTH, MASK_STRENGTH
 from sanakit.pipeline.png import read_settings
+from tiny_vision_models import write_clip
 from zoo import animals
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
@@ -178,3 +179,17 @@ def test_latents_that_ran_out_of_memory_become_the_edit(model: str) -> None:
     _, err = sanakit("decode", "saved.safetensors", "-o", "late.png", "-q")
     assert "what was edited is not pasted back: mask.png: cannot be read" in err
     assert pixels("late.png").shape == (64, 64, 3)  # the size was that of the picture, too
+
+
+def test_of_several_edits_the_best_is_kept(model: str) -> None:
+    clip = write_clip(Path("clip"))
+    out, _ = edit(model, "--best-of", 3, "--scorer", clip, "--seed", 2, "-o", "best.png", "--json")
+    kept = json.loads(out)["seeds"][0]
+    edit(model, "-n", 3, "--seed", 2, "-o", "all.png")
+    np.testing.assert_array_equal(pixels("best.png"), pixels(f"all-{kept}.png"))
+    sanakit("again", "best.png", "-q")
+    np.testing.assert_array_equal(pixels("best-again.png"), pixels("best.png"))
+    Image.fromarray(PIXELS).save("in-3.png")
+    command = ("edit", "in-3.png", "a tree", "-o", "in.png", "-n", 2, "--seed", 1)
+    _, err = sanakit(*command, "--best-of", 4, "--scorer", clip, code=2)
+    assert "in-3.png is what is edited" in err

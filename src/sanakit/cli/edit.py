@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from sanakit.cli.control import as_told
+from sanakit.cli.best_of import choice_of
+from sanakit.cli.control import as_told, control_of
 from sanakit.cli.generate import EMBEDDED, draw, guider_of, output_paths
 from sanakit.cli.known import is_of_few_steps
 from sanakit.cli.machine import AUTO, Device, Dtype, Machine, Quantize
@@ -16,6 +17,11 @@ from sanakit.cli.options import (
     ApgEta,
     ApgMomentum,
     ApgNorm,
+    BestOf,
+    ControlImage,
+    ControlKind,
+    ControlNet,
+    ControlScale,
     Count,
     GuidanceScale,
     Json,
@@ -26,6 +32,7 @@ from sanakit.cli.options import (
     Offline,
     Prompt,
     Quiet,
+    Scorer,
     Seed,
     Shown,
     Side,
@@ -75,7 +82,13 @@ def edit(
     width: Side = None,
     height: Side = None,
     count: Count = 1,
+    best_of: BestOf = None,
+    scorer: Scorer = None,
     solver: Solver = None,
+    control: ControlImage = None,
+    control_kind: ControlKind = "none",
+    control_scale: ControlScale = 1.0,
+    controlnet: ControlNet = None,
     offline: Offline = False,
     device: Device = AUTO,
     dtype: Dtype = None,
@@ -98,7 +111,8 @@ def edit(
     request: dict[str, Any] = {"strength": strength, "expand": _sides(expand)}
     request |= _pictures(image, mask)
     target = out or str(image.with_name(f"{image.stem}-edited.png"))
-    for path in output_paths(target, count, seed):
+    numbered = count if best_of is None or count == 1 else best_of
+    for path in output_paths(target, numbered, seed):
         if not overwrite and path is not None and path.exists():
             _keep(path, image, mask)
     draw(
@@ -113,11 +127,14 @@ def edit(
             "guidance_scale": guidance,
             "guider": guider_of(apg_eta, apg_momentum, apg_norm),
             "solver": solver,
+            "control": control_of(control, control_kind, control_scale, controlnet),
             "edit": request,
         },
         out=target,
         model=model,
         loras=lora or [],
+        choice=choice_of(best_of, scorer, count),
+        controlnet=controlnet,
         machine=Machine(device=device, dtype=dtype, quantize=quantize),
         offline=offline,
         metadata=not no_metadata,
