@@ -119,7 +119,7 @@ def test_closed_streams_are_no_error_and_no_file_takes_their_place(closed: str) 
 @POSIX
 def test_a_picture_is_drawn_where_all_streams_are_closed(model: str) -> None:
     line = f"{sys.executable} -m sanakit generate a -m {model} --steps 1 >&- 2>&- <&-"
-    subprocess.run(["sh", "-c", line], check=True)
+    assert subprocess.run(["sh", "-c", line], check=False).returncode == 0
     assert read_settings("out.png")["prompt"] == "a"
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig
 
 from sanakit.errors import SanakitError
-from sanakit.pipeline.language_models import build_llm, open_tokenizer
+from sanakit.pipeline.language_models import build_llm, open_tokenizer, read_llm_config
 from sanakit.weights.resolve import embedded_folder
 
 GLYPH = embedded_folder("glyph")
@@ -93,6 +93,7 @@ def test_a_config_of_no_model_is_refused_before_it_takes_memory(
 def test_kernels_and_numbers_from_elsewhere_are_not_asked_for(llm: Path) -> None:
     change(llm / "text_encoder/config.json", attn_implementation="owner/kernel", use_kernels=True)
     assert build_llm(llm / "text_encoder").config._attn_implementation == "eager"
+    assert not hasattr(read_llm_config(llm / "text_encoder"), "use_kernels")
 
 
 @settings(
