@@ -39,6 +39,36 @@ def test_the_best_is_kept_and_drawn_again_by_its_own_seed(model: str) -> None:
         assert first.tobytes() == second.tobytes()
 
 
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("processor_config.json", "[" * 100_000),
+        ("processor_config.json", {"processor_class": 10**9}),
+        ("processor_config.json", {"image_processor": [None]}),
+        ("preprocessor_config.json", {"size": {"height": 32, "width": False}}),
+        ("tokenizer.json", {"version": 1e308}),
+        ("tokenizer_config.json", {"tokenizer_class": False}),
+        ("config.json", {"text_config": "x"}),
+    ],
+)
+def test_a_damaged_scorer_is_one_error_that_names_it(
+    model: str, name: str, changes: str | dict[str, object]
+) -> None:
+    clip = write_clip(Path("clip"))
+    file = clip / name
+    if not isinstance(changes, str):
+        given = json.loads(file.read_text()) if file.exists() else {}
+        if name == "preprocessor_config.json":
+            whole = json.loads((clip / "processor_config.json").read_text())
+            file = clip / "processor_config.json"
+            given, changes = whole, {"image_processor": {**whole["image_processor"], **changes}}
+        changes = json.dumps({**given, **changes})
+    file.write_text(changes)
+    _, err = sanakit(*CALL, model, "--best-of", 2, "--scorer", clip, code=2)
+    assert err.splitlines()[-2].startswith("error: clip: ")
+    assert not Path("out.png").exists()
+
+
 def test_several_are_named_by_their_own_seeds_best_first(model: str) -> None:
     clip = write_clip(Path("clip"))
     before = set(os.listdir())

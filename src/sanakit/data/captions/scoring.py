@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,12 @@ from sanakit.data.captions.vision_models import VisionStage, computing, open_mod
 from sanakit.data.training_set import CAPTIONS, SCAN, SCORES
 from sanakit.data.units import fingerprint
 from sanakit.errors import ConfigError, NumericsError
+from sanakit.untrusted import other_readers
 
 VERSION = 1
 """Changes when the same model gives other scores because of this file."""
 DIGITS = 4
+DAMAGED = "download it again, or name another model of CLIP or SigLIP"
 SIDE = 1024
 """Pixels that pictures are shrunk to before the model's own processor sees them."""
 
@@ -38,6 +41,7 @@ class DualEncoder:
         Raises:
             ConfigError: it has no such space, and as `open_model`.
         """
+        self._folder = folder
         self._model, self._processor = open_model(AutoModel, folder, dtype=dtype, device=device)
         for method in ("get_image_features", "get_text_features"):
             if not hasattr(self._model, method):
@@ -45,31 +49,39 @@ class DualEncoder:
                     f"{folder}: {type(self._model).__name__} does not compare pictures and texts",
                     hint="use a model of CLIP or SigLIP",
                 )
-        self.limit = int(self._model.config.text_config.max_position_embeddings)
+        with self._reading():
+            self.limit = int(self._model.config.text_config.max_position_embeddings)
         # These were trained on texts of full length and without a mask; a shorter one scores badly.
         self._full_length = str(self._model.config.model_type).startswith("siglip")
 
     def tokens(self, text: str) -> int:
         """How many tokens a text has, with the marks around it."""
-        return len(self._processor.tokenizer(text, verbose=False)["input_ids"])
+        with self._reading():
+            return len(self._processor.tokenizer(text, verbose=False)["input_ids"])
 
     def pictures(self, pictures: Sequence[Image.Image]) -> Tensor:
         """Directions ``b d`` of unit length, fp32 on the CPU."""
-        made = self._processor(images=list(pictures), return_tensors="pt")
+        with self._reading():
+            made = self._processor(images=list(pictures), return_tensors="pt")
         return self._directions(self._model.get_image_features(**self._placed(made)))
 
     def texts(self, texts: Sequence[str]) -> Tensor:
         """The same of texts, each cut at the limit."""
-        made = self._processor.tokenizer(
-            list(texts),
-            padding="max_length" if self._full_length else True,
-            truncation=True,
-            max_length=self.limit,
-            return_tensors="pt",
-        )
+        with self._reading():
+            made = self._processor.tokenizer(
+                list(texts),
+                padding="max_length" if self._full_length else True,
+                truncation=True,
+                max_length=self.limit,
+                return_tensors="pt",
+            )
         known = ("input_ids",) if self._full_length else ("input_ids", "attention_mask")
         inputs = {name: value for name, value in self._placed(made).items() if name in known}
         return self._directions(self._model.get_text_features(**inputs))
+
+    def _reading(self) -> AbstractContextManager[None]:
+        """What a processor fails at is what its files say."""
+        return other_readers(self._folder, ConfigError, what="its processor fails", hint=DAMAGED)
 
     def _placed(self, made: Any) -> dict[str, Tensor]:
         device, dtype = self._model.device, self._model.dtype

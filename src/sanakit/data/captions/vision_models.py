@@ -29,6 +29,7 @@ from sanakit.files import expanded
 from sanakit.images.decode import DecodeLimits, decode
 from sanakit.pipeline.decoder import is_out_of_memory
 from sanakit.pipeline.placement import device_named
+from sanakit.untrusted import other_readers
 
 T = TypeVar("T")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -205,6 +206,28 @@ def open_model(kind: Any, folder: Path, *, dtype: str, device: str) -> tuple[Any
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
+        with other_readers(
+            folder,
+            ConfigError,
+            what=f"cannot be opened by {kind.__name__}",
+            hint="captioners are image-text-to-text models, scorers CLIP or SigLIP",
+        ):
+            model, processor, found = _opened(kind, folder, dtype)
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+    if found["missing_keys"]:
+        name = min(found["missing_keys"])
+        raise WeightsError(
+            f"{folder}: {len(found['missing_keys'])} weights are missing, {name} is one",
+            hint="the model would guess: download it again, or name the right folder",
+        )
+    return model.eval().requires_grad_(False).to(where), processor
+
+
+def _opened(kind: Any, folder: Path, dtype: str) -> tuple[Any, Any, Any]:
+    """The model, its processor, and what was missing."""
+    try:
         processor = AutoProcessor.from_pretrained(str(folder), trust_remote_code=False)
         model, found = kind.from_pretrained(
             str(folder),
@@ -219,22 +242,7 @@ def open_model(kind: Any, folder: Path, *, dtype: str, device: str) -> tuple[Any
             f"{folder}: needs a package that is not installed ({reason.strip()})",
             hint="pip install torchvision serves most models",
         ) from error
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ConfigError(
-            f"{folder}: cannot be opened by {kind.__name__} ({reason[:200]})",
-            hint="captioners are image-text-to-text models, scorers CLIP or SigLIP",
-        ) from error
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
-    if found["missing_keys"]:
-        name = min(found["missing_keys"])
-        raise WeightsError(
-            f"{folder}: {len(found['missing_keys'])} weights are missing, {name} is one",
-            hint="the model would guess: download it again, or name the right folder",
-        )
-    return model.eval().requires_grad_(False).to(where), processor
+    return model, processor, found
 
 
 @contextmanager
