@@ -30,6 +30,7 @@ MOST_VALUES = 1 << 24
 DEEPEST = 100
 """Objects and arrays inside each other; deeper ones would exhaust the stack of their reader."""
 LARGEST = 2**31 - 1
+MOST_DIGITS = 18
 SHOWN = 60
 
 T = TypeVar("T")
@@ -249,6 +250,15 @@ def refuse_unknown_keys(values: Mapping[Any, Any], known: Collection[str], *, so
 def frozen(value: Any) -> Any:
     """Turn the lists of JSON into tuples, all the way down, so that configs are hashable."""
     return tuple(frozen(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def whole_number(text: str) -> int | None:
+    """The number that a text of decimal digits is; None of any other, and of more than 18 digits.
+
+    Python refuses thousands of them with an error of its own.
+    """
+    digits = text.strip()
+    return int(digits) if digits.isdecimal() and len(digits) <= MOST_DIGITS else None
 
 
 @contextmanager

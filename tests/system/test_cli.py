@@ -132,6 +132,7 @@ def test_quiet_prints_nothing(model: str) -> None:
         (["--model", "./nowhere"], 3, "no such folder"),
         (["-o", "picture.jpg"], 2, "hint: try picture.png"),
         (["-o", "nowhere/picture.png"], 2, "mkdir -p nowhere"),
+        (["--seed", "9" * 5000], 2, "must be a whole number"),
         (["--count", "1000000000"], 2, "count=1000000000 must be a whole number from 1 to"),
         (["--seed", str(2**63)], 2, "must be 0 to 2^63 - 1"),
         (["-o", "-", "--count", "2"], 2, "one picture goes to standard output"),

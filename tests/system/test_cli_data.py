@@ -154,7 +154,8 @@ def test_a_sample_is_shown_by_number_and_by_id_and_saved_as_training_sees_it(
     _, err = sanakit("data", "show", "my-set", 7, code=2)
     assert "no sample 7" in err
     assert "6" in err.splitlines()[1]
-    assert "no sample 'cat'" in sanakit("data", "show", "my-set", "cat", code=2)[1]
+    for name in ("cat", "9" * 5000):
+        assert f"no sample '{name}'" in sanakit("data", "show", "my-set", name, code=2)[1]
 
 
 def test_stats_writes_the_report_again_with_as_many_pictures_as_asked(here: Path) -> None:

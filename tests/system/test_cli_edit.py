@@ -130,6 +130,7 @@ REFUSED = {
     "no step": (("--strength", "0.2"), "leaves no step to run"),
     "three sides": (("--expand", "1,2,3"), "LEFT,TOP,RIGHT,BOTTOM"),
     "a negative side": (("--expand", "0,0,-8,0"), "LEFT,TOP,RIGHT,BOTTOM"),
+    "thousands of digits": (("--expand", "9" * 5000), "LEFT,TOP,RIGHT,BOTTOM"),
     "words": (("--expand", "right"), "LEFT,TOP,RIGHT,BOTTOM"),
     "no such mask": (("--mask", "none.png"), "none.png: cannot be read"),
     "a mask of another shape": (("--mask", "tall.png"), "the mask is 9 x 60"),

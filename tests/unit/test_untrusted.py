@@ -28,6 +28,7 @@ from sanakit.untrusted import (
     read_file,
     shown,
     whole,
+    whole_number,
 )
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
@@ -185,3 +186,16 @@ def test_errors_of_other_libraries_become_one_of_ours(error: BaseException) -> N
         raise ConfigError("ours")
     with pytest.raises(KeyboardInterrupt), other_readers("it", DataError, hint=None):
         raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0", 0),
+        (" 17 ", 17),
+        ("9" * 18, 10**18 - 1),
+        *((text, None) for text in ("", "-1", "1.5", "x", "\u00b2", "9" * 19, "9" * 5000)),
+    ],
+)
+def test_a_number_in_text_has_few_digits(text: str, expected: int | None) -> None:
+    assert whole_number(text) == expected

@@ -15,7 +15,7 @@ import typer
 
 from sanakit.cli.terminal import say
 from sanakit.errors import ConfigError, Interrupted
-from sanakit.untrusted import number
+from sanakit.untrusted import number, whole_number
 
 if TYPE_CHECKING:
     from sanakit.data.build import BuildSettings, BuildSummary
@@ -567,11 +567,12 @@ def _find(training_set: TrainingSet, which: str) -> Sample:
         for sample in training_set.scanned(unit):
             if sample.id == which:
                 return next(one for one in training_set.samples(unit) if one.id == which)
-    if not which.isdecimal():
+    place = whole_number(which)
+    if place is None:
         raise ConfigError(
             f"{training_set.folder} holds no sample {which!r}", hint="name one by its number: 0"
         )
-    left = int(which)
+    left = place
     for unit in training_set.units:
         here = len(training_set.scanned(unit))
         if left < here:
@@ -579,7 +580,7 @@ def _find(training_set: TrainingSet, which: str) -> Sample:
         left -= here
     raise ConfigError(
         f"{training_set.folder} holds no sample {which}",
-        hint=f"the last one has number {int(which) - left - 1}",
+        hint=f"the last one has number {place - left - 1}",
     )
 
 

@@ -41,6 +41,8 @@ from sanakit.cli.options import (
 )
 from sanakit.errors import ConfigError
 from sanakit.files import expanded
+from sanakit.untrusted import shown as shown_value
+from sanakit.untrusted import whole_number
 
 
 def edit(
@@ -146,13 +148,12 @@ def edit(
 
 def _sides(text: str | None) -> list[int]:
     """``LEFT,TOP,RIGHT,BOTTOM``, or one number for all four."""
-    parts = (text or "0").split(",")
-    if len(parts) not in (1, 4) or not all(part.strip().isdecimal() for part in parts):
+    sides = [side for part in (text or "0").split(",") if (side := whole_number(part)) is not None]
+    if len(sides) not in (1, 4) or len(sides) != (text or "0").count(",") + 1:
         raise ConfigError(
-            f"--expand {text!r} is not LEFT,TOP,RIGHT,BOTTOM in pixels",
+            f"--expand {shown_value(text)} is not LEFT,TOP,RIGHT,BOTTOM in pixels",
             hint="--expand 0,0,128,0 adds 128 at the right",
         )
-    sides = [int(part) for part in parts]
     return sides * 4 if len(sides) == 1 else sides
 
 

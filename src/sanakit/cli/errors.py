@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -169,7 +170,7 @@ def _wrong_value(error: Any, typed: Sequence[str]) -> SanakitError:
     number = re.search(r"-?\d+(?:[.,]\d+)?", given or "")
     found = None if number is None else number[0].replace(",", ".")
     if "integer" in said:
-        near = None if found is None else str(round(float(found)))
+        near = str(round(value)) if math.isfinite(value := float(found or "nan")) else None
         return ConfigError(f"{shown} must be a whole number", hint=_write(name, near))
     if "number" in said or "float" in said:
         return ConfigError(f"{shown} must be a number", hint=_write(name, found))

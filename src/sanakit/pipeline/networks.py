@@ -42,6 +42,7 @@ from sanakit.pipeline.load_arguments import (
 from sanakit.pipeline.placement import MaxMemory, Placed, place_one
 from sanakit.quant.method import BitsAndBytes, Method, method_of
 from sanakit.quant.quantize import is_quantized, quantize, restore
+from sanakit.untrusted import whole_number
 from sanakit.weights.catalog import checkpoint_behind, find_checkpoint
 from sanakit.weights.dtypes import as_trained, overflowing_of, resolve_dtypes
 from sanakit.weights.hub import upload
@@ -210,8 +211,7 @@ def bytes_of(size: int | str) -> int:
     """Read a size: a number of bytes, or a text like ``5GB``."""
     found = size
     if isinstance(size, str):
-        number, unit = size[:-2].strip(), size[-2:].upper()
-        found = int(number) * UNITS[unit] if number.isdecimal() and unit in UNITS else 0
+        found = (whole_number(size[:-2]) or 0) * UNITS.get(size[-2:].upper(), 0)
     if not isinstance(found, int) or found < 1:
         raise ConfigError(f"size {size!r} is none", hint="bytes, or text like '500MB' or '5GB'")
     return found

@@ -13,7 +13,7 @@ from sanakit.errors import ConfigError, DataError
 from sanakit.files import expanded, write_json
 from sanakit.train.checkpoint import checkpoints
 from sanakit.train.config import LoopConfig, unknown_setting, with_overrides
-from sanakit.untrusted import parse_json, read_file
+from sanakit.untrusted import parse_json, read_file, whole_number
 from sanakit.weights.resolve import EMBEDDED
 
 RUN = "run.json"
@@ -97,10 +97,10 @@ class RunConfig:
 
 def _whole_number(pair: str) -> int:
     """The number of ``steps=N``."""
-    text = pair.partition("=")[2]
-    if not text.isdecimal() or int(text) < 1:
+    number = whole_number(pair.partition("=")[2])
+    if number is None or number < 1:
         raise ConfigError(f"{pair} must be a whole number of at least 1", hint="such as steps=200")
-    return int(text)
+    return number
 
 
 def lasting(typed: Mapping[str, Any]) -> dict[str, Any]:
