@@ -190,7 +190,7 @@ def test_a_picture_can_go_to_standard_output(model: str) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
-def test_ctrl_c_stops_after_the_step_and_leaves_nothing(model: str) -> None:
+def test_ctrl_c_stops_from_the_first_second_on_and_leaves_nothing(model: str) -> None:
     command = [sys.executable, "-m", "sanakit", "generate", "a tree", "--model", model]
     process = subprocess.Popen([*command, "--steps", "1000", "-n", "1000"], stderr=subprocess.PIPE)
     deadline = time.monotonic() + 60
@@ -206,6 +206,19 @@ def test_ctrl_c_stops_after_the_step_and_leaves_nothing(model: str) -> None:
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert b"Traceback" not in err
+    assert os.listdir() == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_ctrl_c_waits_for_the_end_of_the_step(model: str) -> None:
+    command = [sys.executable, "-m", "sanakit", "generate", "a tree", "--model", model]
+    command += ["--steps", "1000", "-n", "1000", "--progress"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        assert any(line.startswith(b"drawing 1/") for line in process.stderr)
+        process.send_signal(signal.SIGINT)
+        assert any(line.startswith(b"error: stopped after step ") for line in process.stderr)
+    assert process.returncode == 130
     assert os.listdir() == []
 
 
