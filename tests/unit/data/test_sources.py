@@ -652,6 +652,18 @@ def test_damaged_pages_are_one_error(place: int, byte: int) -> None:
             list(open_rows(path).rows(0, 40, ["text"]))
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="has no pipes")
+@pytest.mark.parametrize("name", ["t.parquet", "t.arrow"])
+def test_a_pipe_in_the_place_of_a_table_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    os.mkfifo(tmp_path / name)
+    monkeypatch.setattr(parquet, "ParquetFile", lambda _: pytest.fail("opened"))
+    monkeypatch.setattr(pa, "memory_map", lambda _: pytest.fail("opened"))
+    with pytest.raises(DataError, match="a pipe or a device"):
+        open_rows(tmp_path / name)
+
+
 def test_rows_without_end_in_a_small_file_are_refused(tmp_path: Path) -> None:
     table = pa.table({"text": pa.nulls(200_000)})
     parquet.write_table(table, tmp_path / "t.parquet")

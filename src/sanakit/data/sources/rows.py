@@ -109,6 +109,7 @@ class _Opened:
 def _open(path: Path, state: State) -> _Opened:
     """The file, opened once while its size and time, ``state``, stay the same."""
     with _reading(path):
+        open_file(path).close()  # Arrow would wait at a pipe
         return (_parquet if path.suffix.lower() == ".parquet" else _mapped)(path)
 
 
