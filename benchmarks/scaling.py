@@ -346,8 +346,8 @@ def renewed(page: str) -> str:
     """The page with every table as it is computed now."""
     for name, text in tables().items():
         page = re.sub(
-            rf"(<!-- {name} -->\n).*?(\n<!-- end -->)",
-            lambda found, text=text: found[1] + text + found[2],  # type: ignore[misc]
+            rf"(<!-- {name} -->\n).*?(<!-- end -->)",
+            lambda found, text=text: f"{found[1]}{text}\n{found[2]}",  # type: ignore[misc]
             page,
             flags=re.DOTALL,
         )
