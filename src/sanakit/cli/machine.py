@@ -280,6 +280,7 @@ def _counted(folder: Path, usual: str | None) -> tuple[int, int]:
 def _shapes(folder: Path, usual: str | None) -> Iterator[tuple[str, list[int]]]:
     from safetensors import SafetensorError, safe_open
 
+    from sanakit.untrusted import open_file
     from sanakit.weights.layout import stored_variant, variants_of
 
     variant = stored_variant(folder, usual)
@@ -287,6 +288,7 @@ def _shapes(folder: Path, usual: str | None) -> Iterator[tuple[str, list[int]]]:
         if variants_of([path.name]) != {variant}:
             continue
         try:
+            open_file(path).close()  # a pipe would be waited for
             with safe_open(path, framework="numpy") as file:
                 for name in file.keys():  # noqa: SIM118
                     yield name, file.get_slice(name).get_shape()
