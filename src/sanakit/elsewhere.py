@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-TEXT_TO_IMAGE = "SanaPipeline draws from text; the other tasks are not here"
+PARALLEL = "sanakit.sequence_parallel(pipe.transformer, pipe.vae), a context"
 OFFLOAD = "pipe.enable_model_cpu_offload() or pipe.enable_sequential_cpu_offload()"
 CACHES = "nothing: what depends on the text alone is computed once a call here"
 QUANTIZE = 'BitsAndBytesConfig or TorchAoConfig, or quantization_config="bnb-nf4", "int8" or "fp8"'
@@ -11,7 +11,7 @@ SCHEDULERS = (
     "FlowMatchHeunDiscreteScheduler: the solvers of flows"
 )
 INSTEAD = {
-    "SanaVideoPipeline": TEXT_TO_IMAGE,
+    "SanaVideoPipeline": "SanaPipeline: these models draw single pictures",
     "StableDiffusionPipeline": "SanaPipeline: these are SANA's models only",
     "StableDiffusionXLPipeline": "SanaPipeline: these are SANA's models only",
     "PixArtSigmaPipeline": "SanaPipeline: these are SANA's models only",
@@ -22,6 +22,8 @@ INSTEAD = {
     "GGUFQuantizationConfig": "SanaTransformer2DModel.from_single_file(path), which reads a .gguf",
     "NVIDIAModelOptConfig": QUANTIZE,
     "TorchAoConfigMixin": QUANTIZE,
+    "ContextParallelConfig": PARALLEL,
+    "ParallelConfig": PARALLEL,
     "apply_group_offloading": OFFLOAD,
     "apply_layerwise_casting": 'quantization_config="fp8", which keeps weights in 8 bits',
     "apply_faster_cache": CACHES,
@@ -31,6 +33,7 @@ INSTEAD = {
     "FirstBlockCacheConfig": CACHES,
     "PyramidAttentionBroadcastConfig": CACHES,
     "ClassifierFreeGuidance": "pipe(..., guidance_scale=4.5)",
+    "ControlNetModel": "SanaControlNetModel",
     "export_to_gif": 'images[0].save("a.gif", save_all=True, append_images=images[1:])',
     "export_to_video": "images: these models draw single pictures",
     "EulerDiscreteScheduler": SCHEDULERS,
