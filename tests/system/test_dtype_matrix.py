@@ -19,12 +19,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from sanakit import GenerateRequest, Pipeline, SanaPipeline
+from sanakit import GenerateRequest, Pipeline, SanaPipeline, SanaSprintPipeline
 from sanakit.errors import ConfigError, NumericsError
 from sanakit.models.config import TRANSFORMERS, ControlBranchConfig, TransformerConfig
 from sanakit.models.controlnet import ControlBranch
 from sanakit.models.transformer import LinearDiT
-from sanakit.pipeline.components import Components
+from sanakit.pipeline.components import Components, suited
 from sanakit.pipeline.numerics import NumericsWarning
 from sanakit.weights.catalog import CATALOG, Checkpoint
 from sanakit.weights.dtypes import Dtypes, resolve_dtypes
@@ -88,12 +88,16 @@ def tiny_checkpoint(preset: str) -> Components:
     torch.manual_seed(1)
     transformer = LinearDiT(tiny_of(preset)).eval().requires_grad_(False)
     torch.nn.init.ones_(transformer.caption_norm.weight)
-    return replace(made, transformer=transformer)
+    few_steps = transformer.config.guidance_embeds
+    defaults = suited(made.defaults, few_steps=few_steps)
+    return replace(made, transformer=transformer, defaults=defaults)
 
 
 def draw(made: Components) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    return SanaPipeline(Pipeline(made))(**CALL, generator=generator).images
+    few_steps = made.transformer.config.guidance_embeds
+    face = SanaSprintPipeline if few_steps else SanaPipeline
+    return face(Pipeline(made))(**CALL, generator=generator).images
 
 
 @cache
