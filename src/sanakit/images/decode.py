@@ -127,8 +127,8 @@ def decoded_image(
 ) -> tuple[Image.Image, str, Size]:
     """As :func:`decode`, with the pixels where Pillow has them: an image of mode RGB.
 
-    What is transparent is laid over the color ``over``. Gives the image, its format, and the height
-    and width of the whole picture as shown.
+    What is transparent is laid over the color ``over``. Gives the image, without what the file told
+    beside pixels, its format, and the height and width of the whole picture as shown.
     """
     kind = _format(data)
     if (claimed := file_format.claimed_size(data, kind)) is not None:
@@ -161,6 +161,7 @@ def decoded_image(
             rgb = to_rgb(image, over=over)
             if turn in _TURNS:
                 rgb = rgb.transpose(_TURNS[turn])
+            rgb.info.clear()  # it still told of a turn, and who heeds that turns it again
     except BadPicture:
         raise
     except UnclearColors as error:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from sanakit.errors import ConfigError, DataError
+from sanakit.images.files import read_image
 from sanakit.pipeline.images import to_pixels
 from sanakit.pipeline.input_images import as_image, as_mask
 from zoo import animals
@@ -65,6 +66,17 @@ def test_pictures_are_upright_and_over_white(tmp_path: Path) -> None:
         np.testing.assert_array_equal(to_pixels(as_image(given))[0], PIXELS[::-1, ::-1])
     clear = np.dstack([PIXELS, np.zeros((6, 9), np.uint8)])
     assert (as_image(Image.fromarray(clear, "RGBA")) == 1).all()
+
+
+@pytest.mark.parametrize("turn", [1, 3, 6])
+def test_a_picture_that_was_read_is_not_turned_again(turn: int, tmp_path: Path) -> None:
+    stored = Image.fromarray(PIXELS)
+    exif = stored.getexif()
+    exif[0x0112] = turn
+    stored.save(tmp_path / "turned.png", exif=exif)
+    read = read_image(tmp_path / "turned.png")
+    np.testing.assert_array_equal(to_pixels(as_image(read))[0], np.asarray(read))
+    assert as_mask(read, read.size[::-1]).shape[-2:] == read.size[::-1]
 
 
 NO_PICTURES = {
