@@ -167,6 +167,13 @@ def test_a_large_picture_is_told_that_it_is_drawn_smaller(model: str) -> None:
     assert pixels("in-edited.png").shape == (300, 400, 3)
 
 
+def test_a_mask_that_is_nowhere_white_is_told_of(model: str) -> None:
+    Image.new("L", PIXELS.shape[1::-1]).save("mask.png")
+    with pytest.warns(UserWarning, match="the mask is black everywhere"):
+        edit(model, "--mask", "mask.png", "-o", "out.png")
+    np.testing.assert_array_equal(pixels("out.png"), PIXELS)
+
+
 def test_latents_that_ran_out_of_memory_become_the_edit(model: str) -> None:
     edit(model, "--mask", "mask.png", "-o", "out.png")
     settings = read_settings("out.png")

@@ -130,6 +130,12 @@ class Edit:
         if self.mask is not None:
             cell = size[0] // noise.shape[-2]
             # Every position of the latent that the mask touches is drawn anew.
+            if not self.mask.amax((1, 2, 3)).all():
+                warnings.warn(
+                    "the mask is black everywhere: what it keeps, the whole picture, comes back "
+                    "as it was; white is 1.0, or 255 of uint8",
+                    stacklevel=2,
+                )
             free = F.max_pool2d((on_canvas(self.mask, *size) > 0).float(), cell)
             free = each_picture(free, len(noise), "mask_image").to(noise.device)
         latent = noise

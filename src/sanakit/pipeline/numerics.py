@@ -17,6 +17,8 @@ from sanakit.pipeline.images import Pixels
 
 Component = Literal["text encoder", "controlnet", "transformer", "autoencoder"]
 M = TypeVar("M", bound=nn.Module)
+TELLING = 32 * 32
+"""Pixels of a picture from which one colour tells of a fault."""
 _ARGUMENT: dict[Component, str] = {
     "text encoder": "text_encoder",
     "controlnet": "controlnet",
@@ -77,10 +79,13 @@ def safer_copy(module: M, component: Component, where: str = "") -> M:
 
 
 def report_constant(pixels: Pixels, *, dtype: torch.dtype) -> None:
-    """Warn of each picture ``H W 3`` uint8 of one colour; ``dtype`` is the autoencoder's."""
+    """Warn of each picture ``H W 3`` uint8 of one colour; ``dtype`` is the autoencoder's.
+
+    A picture of fewer pixels than `TELLING` may well be of one.
+    """
     for index, picture in enumerate(pixels):
         low, high = picture.min((0, 1)), picture.max((0, 1))
-        if (low == high).all():
+        if (low == high).all() and picture[..., 0].size >= TELLING:
             colour = tuple(int(value) for value in low)
             warnings.warn(
                 f"picture {index} is nothing but the colour {colour}: a component went wrong "

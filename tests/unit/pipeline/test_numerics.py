@@ -208,12 +208,13 @@ def test_a_picture_of_one_colour_is_reported() -> None:
         (lambda image: image * 1e-4, True),
         (lambda image: image * torch.tensor([0, 0, 1.0]).view(3, 1, 1), False),
         (lambda image: torch.zeros_like(image) + torch.tensor([0, 0, 1.0]).view(3, 1, 1), True),
+        (lambda image: image[:, :, :1, :1], False),  # one pixel has one colour
     ],
 )
 def test_one_colour_means_one_colour_of_eight_bits(
     make: Callable[[Tensor], Tensor], constant: bool, rng: torch.Generator
 ) -> None:
-    image = make(torch.rand(1, 3, 4, 4, generator=rng))
+    image = make(torch.rand(1, 3, 32, 32, generator=rng))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         report_constant(to_pixels(image), dtype=torch.float32)
