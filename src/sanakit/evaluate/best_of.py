@@ -30,6 +30,7 @@ DECIDED = {
     "output_type": "a scorer looks at pictures",
     "return_dict": "what is kept comes back with seed and score",
 }
+CALLED = {"pipe": "SanaPipeline.from_pretrained(...)", "scorer": "clip_scorer(FOLDER) makes one"}
 
 
 class Kept(NamedTuple):
@@ -62,13 +63,17 @@ def best_of(
         **arguments: of the pipeline's call.
 
     Raises:
-        ConfigError: several prompts, fewer drawings than are to be kept, an argument that is
-            decided here, or scores that are not one finite number for each picture.
+        ConfigError: several prompts, no pipeline or scorer, fewer drawings than are to be kept,
+            an argument that is decided here, or scores that are not one finite number for each
+            picture.
     """
     if not isinstance(prompt, str):
         raise ConfigError(
             f"prompt is a {type(prompt).__name__}", hint="one string; call it once for each prompt"
         )
+    for name, value in (("pipe", pipe), ("scorer", scorer)):
+        if not callable(value):
+            raise ConfigError(f"{name}={shown(value)} cannot be called", hint=CALLED[name])
     check_keep(of, keep)
     check_count(of, seed)
     for name in DECIDED.keys() & arguments.keys():

@@ -106,6 +106,6 @@ def require_network(name: str, part: Any) -> Any:
             hint=f"give it one: part.config = pipe.{name}.config",
         )
     raise ConfigError(
-        f"{name} is a {type(part).__name__} of {type(part).__module__.partition('.')[0]}",
+        f"{name} is of type {type(part).__name__} of {type(part).__module__.partition('.')[0]}",
         hint="save it with save_pretrained, and load that folder with the class of sanakit",
     )

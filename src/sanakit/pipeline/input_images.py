@@ -153,4 +153,4 @@ def _values(one: object, name: str, *, channels: int, lowest: int = 0) -> Tensor
 
 def _described(value: object) -> str:
     empty = isinstance(value, list | tuple) and not value
-    return "empty" if empty else f"a {type(value).__name__}"
+    return "empty" if empty else f"of type {type(value).__name__}"

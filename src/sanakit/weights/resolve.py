@@ -68,9 +68,15 @@ def resolve_model(
         offline: never ask the network.
 
     Raises:
+        ConfigError: neither a string nor a path.
         MissingModelError: nothing of that name, with what there is instead.
         WeightsError: a repository that holds pickles only, or a file that was tampered with.
     """
+    if not isinstance(name_or_folder, str | os.PathLike):
+        raise ConfigError(
+            f"the model is of type {type(name_or_folder).__name__}",
+            hint="a name, owner/name, or the path of a folder",
+        )
     name = os.fspath(name_or_folder)
     place = _local(name_or_folder, name)
     if place is not None:

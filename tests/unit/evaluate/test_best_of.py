@@ -128,3 +128,10 @@ def test_clip_says_the_cosine_of_each_picture_and_the_prompt(
     assert "the scorer reads 16 tokens of a prompt of" in caplog.text
     with pytest.raises(MissingModelError, match="no such folder"):
         clip_scorer(tmp_path / "none")
+
+
+@pytest.mark.parametrize("name", ["pipe", "scorer"])
+def test_what_cannot_be_called_is_refused_before_drawing(name: str) -> None:
+    given: dict[str, Any] = {"pipe": lambda *_, **__: pytest.fail("drawn"), "scorer": redness}
+    with pytest.raises(ConfigError, match=f"{name}='missing' cannot be called"):
+        best_of(prompt="a fox", **(given | {name: "missing"}))

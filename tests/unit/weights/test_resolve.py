@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sanakit.errors import MissingModelError
+from sanakit.errors import ConfigError, MissingModelError
 from sanakit.weights import hub, resolve
 from sanakit.weights.resolve import embedded_folder, resolve_model
 
@@ -152,3 +152,9 @@ def test_a_folder_wins_over_an_alias_and_has_no_revision(
     assert resolve_model("sana-1.6b").absolute() == Path("sana-1.6b").absolute()
     assert resolve_model("sana-1.6b", revision="v1") == resolve_model("sana-1.6b")
     assert caplog.messages == ["revision='v1' decides nothing here: sana-1.6b is on this disk"]
+
+
+@pytest.mark.parametrize("given", [None, 5, b"glyph", []])
+def test_what_is_no_name_and_no_path_is_refused(given: object) -> None:
+    with pytest.raises(ConfigError, match=f"the model is of type {type(given).__name__}"):
+        resolve_model(given)  # type: ignore[arg-type]

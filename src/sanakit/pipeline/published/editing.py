@@ -74,7 +74,7 @@ class SanaImg2ImgPipeline(PublishedPipeline):
             ConfigError: no picture, a strength that leaves no step, or as `SanaPipeline`.
             DataError: a file that is no picture. NumericsError: as `SanaPipeline`.
         """
-        edit = Edit(image=as_image(given(image, "image")), strength=strength)
+        edit = Edit(image=as_image(given(image, "image", "SanaPipeline")), strength=strength)
         return self._draw(
             Call(
                 edit=edit,
@@ -170,11 +170,11 @@ class SanaInpaintPipeline(PublishedPipeline):
                 f"padding_mask_crop={padding_mask_crop!r}: a picture is drawn as a whole",
                 hint="cut picture and mask out, and paste the result",
             )
-        picture = as_image(given(image, "image"))
+        picture = as_image(given(image, "image", "SanaPipeline"))
         mask = None
         if expand is None or mask_image is not None:
             height_width = (picture.shape[-2], picture.shape[-1])
-            mask = as_mask(given(mask_image, "mask_image"), height_width)
+            mask = as_mask(given(mask_image, "mask_image", "SanaImg2ImgPipeline"), height_width)
         edit = Edit(image=picture, mask=mask, strength=strength)
         return self._draw(
             Call(
@@ -210,8 +210,8 @@ class SanaInpaintPipeline(PublishedPipeline):
         )
 
 
-def given(images: Images | None, name: str) -> Images:
-    """Refuse a call without a picture."""
+def given(images: Images | None, name: str, otherwise: str) -> Images:
+    """Refuse a call without a picture, and name the pipeline that needs none."""
     if images is None:
-        raise ConfigError(f"{name} is missing", hint="a picture, or SanaPipeline draws without one")
+        raise ConfigError(f"{name} is missing", hint=f"a picture, or {otherwise} goes without one")
     return images

@@ -215,7 +215,9 @@ class SanaSprintImg2ImgPipeline(SanaSprintPipeline):
         """
         return self._draw(
             Call(
-                edit=Edit(image=as_image(given(image, "image")), strength=strength),
+                edit=Edit(
+                    image=as_image(given(image, "image", "SanaSprintPipeline")), strength=strength
+                ),
                 prompt=prompt,
                 negative_prompt=None,
                 timesteps=times_asked(
