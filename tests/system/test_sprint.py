@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from command_line import sanakit
 from sanakit import (
@@ -243,6 +244,19 @@ def test_edit_begins_at_the_picture_at_any_number_of_steps(folder: Path) -> None
     assert len(seen) == 5
     sanakit("again", "cat.png", "-o", "again.png")
     assert pixels("again.png") == pixels("cat.png")
+
+
+def test_the_command_takes_a_lora_of_such_a_model(folder: Path) -> None:
+    transformer = SanaSprintPipeline.from_pretrained(folder).transformer
+    width = transformer.transformer_blocks[0].attn1.to_q.weight.shape[1]
+    query = "transformer.transformer_blocks.0.attn1.to_q.lora"
+    tensors = {f"{query}_A.weight": torch.ones(1, width), f"{query}_B.weight": torch.ones(width, 1)}
+    save_file(tensors, "lora.safetensors")
+    sanakit("generate", "a tree", "-m", folder, "-o", "plain.png")
+    sanakit("generate", "a tree", "-m", folder, "--lora", "lora.safetensors", "-o", "lora.png")
+    assert pixels("lora.png") != pixels("plain.png")
+    sanakit("again", "lora.png", "-o", "again.png")
+    assert pixels("again.png") == pixels("lora.png")
 
 
 def test_the_light_decoder_takes_the_place_of_the_other(folder: Path, tmp_path: Path) -> None:

@@ -99,9 +99,9 @@ def add_loras(pipeline: Pipeline, adapters: Sequence[tuple[Any, float]]) -> None
     """
     if not adapters:
         return
-    from sanakit.pipeline.published.sana import SanaPipeline
+    from sanakit.pipeline.published.base import PublishedPipeline
 
-    pipe = SanaPipeline(pipeline)
+    pipe = PublishedPipeline(pipeline)  # of whatever kind: Sprint, too
     strengths = {}
     for number, (source, strength) in enumerate(adapters):
         name = f"lora-{number}"

@@ -50,9 +50,9 @@ def check_size(name: str, value: int, multiple: int) -> None:
     low = min(max(value // multiple, 1), MOST_PIXELS // multiple) * multiple
     high = min(low + multiple, MOST_PIXELS)
     works = f"{low}" if value < multiple or low == high else f"{low} and {high}"
-    what = "positive and" if multiple == 1 else f"a positive multiple of {multiple}"
+    what = "from 1" if multiple == 1 else f"a positive multiple of {multiple} up"
     raise ConfigError(
-        f"{name}={shown(value)} is not {what} up to {MOST_PIXELS}",
+        f"{name}={shown(value)} is not {what} to {MOST_PIXELS}",
         hint=f"nearest that work: {works}",
     )
 
