@@ -246,6 +246,7 @@ def test_edit_begins_at_the_picture_at_any_number_of_steps(folder: Path) -> None
     assert pixels("again.png") == pixels("cat.png")
 
 
+@pytest.mark.usefixtures("elsewhere")
 def test_the_command_takes_a_lora_of_such_a_model(folder: Path) -> None:
     transformer = SanaSprintPipeline.from_pretrained(folder).transformer
     width = transformer.transformer_blocks[0].attn1.to_q.weight.shape[1]
