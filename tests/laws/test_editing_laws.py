@@ -144,6 +144,7 @@ def test_latents_are_those_that_the_decoder_takes(pipeline: Pipeline, image: tor
         torch.testing.assert_close(pipeline.decode(latent), autoencoder(image).sample)
 
 
+@pytest.mark.filterwarnings("ignore:the mask is black everywhere")
 def test_an_empty_mask_gives_the_picture_itself(pipeline: Pipeline, image: torch.Tensor) -> None:
     edit = Edit(image=image, strength=1.0, mask=torch.zeros(1, 1, SIDE, SIDE))
     edited = pipeline.generate(call(edit)).pictures[0].pixels
