@@ -37,7 +37,6 @@ TOLERANCE = 1e-5
 
 # Snippet -> words that the refusal says, which are what to write instead.
 REFUSED = {
-    "loading.hub_arguments": "no repository of the hub",
     "schedulers.dpm_stochastic": "solvers here add no noise",
 }
 # Snippet -> why the reference's answer is not ours; it runs here all the same.

@@ -359,9 +359,6 @@ def test_parts_of_other_libraries_and_models_are_refused(folder: Path) -> None:
     deep = SanaTransformer2DModel(replace(TRANSFORMER, in_channels=8, out_channels=8))
     with pytest.raises(ConfigError, match="autoencoder gives 4 channels, the transformer takes 8"):
         SanaPipeline.from_pretrained(folder, transformer=deep)
-    half = AutoencoderDC.from_pretrained(folder, subfolder="vae").half()
-    with pytest.raises(ConfigError, match="vae in float16"):
-        SanaPipeline.from_pretrained(folder, vae=half)
 
 
 def test_the_published_names_are_public() -> None:
@@ -382,9 +379,9 @@ def test_a_dtype_is_refused_before_anything_is_fetched(monkeypatch: pytest.Monke
 def test_a_pipeline_is_cast_as_it_would_be_loaded(folder: Path) -> None:
     pipe = SanaPipeline.from_pretrained(folder)
     assert pipe.to(torch.float16) is pipe
-    found = [next(part.parameters()).dtype for part in (pipe.transformer, pipe.text_encoder)]
-    assert found == [torch.float16, torch.bfloat16]
-    assert pipe.vae.dtype == torch.bfloat16
+    # Parts of these sizes do not overflow.
+    for part in (pipe.transformer, pipe.text_encoder, pipe.vae):
+        assert next(part.parameters()).dtype == torch.float16
     pipe.to("cpu", dtype=torch.float32)
     assert pipe.transformer.dtype == pipe.vae.dtype == torch.float32
     assert pipe.transformer.device == torch.device("cpu")

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from recipes.glyph.evaluate.judge_samples import GRID, Looks, Sight
 from sanakit.errors import ConfigError, DataError, MissingModelError, WeightsError
 from sanakit.files import read_json, write_atomically
+from sanakit.models.config import Fields
 from sanakit.pipeline.language_models import open_tokenizer
 from sanakit.shapes import TextMask, TokenIds
 from sanakit.weights.store import (
@@ -35,7 +36,7 @@ MOST_SCALE = 100.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgeConfig:
+class JudgeConfig(Fields):
     """Shapes of both towers."""
 
     whole_width: int
