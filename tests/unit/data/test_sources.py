@@ -25,7 +25,7 @@ from sanakit.data.sources import places, rows
 from sanakit.data.sources.captions import CaptionPolicy
 from sanakit.data.sources.names import safe_name, words_of
 from sanakit.data.sources.opening import open_source
-from sanakit.data.sources.parquet_pages import unpacked_by_pages
+from sanakit.data.sources.parquet_pages import chunks_of, unpacked_by_pages
 from sanakit.data.sources.places import read_place
 from sanakit.data.sources.rows import open_rows
 from sanakit.errors import ConfigError, DataError
@@ -607,7 +607,10 @@ def test_what_pages_unpack_to_is_what_honest_files_claim(
     for number in range(3):
         group = metadata.row_group(number)
         chunks = [group.column(i) for i in range(2)]
-        found = unpacked_by_pages(tmp_path / "t.parquet", chunks)
+        told = chunks_of(tmp_path / "t.parquet")[number]
+        assert [chunk.unpacked for chunk in told] == [c.total_uncompressed_size for c in chunks]
+        assert [".".join(chunk.column) for chunk in told] == [c.path_in_schema for c in chunks]
+        found = unpacked_by_pages(tmp_path / "t.parquet", told)
         for size, chunk in zip(found, chunks, strict=True):
             headers = chunk.total_uncompressed_size - size
             assert 0 < headers < 200 * 60
@@ -648,6 +651,18 @@ def test_damaged_pages_are_one_error(place: int, byte: int) -> None:
         damaged = bytearray(path.read_bytes())
         damaged[place] = byte
         path.write_bytes(damaged)
+        with suppress(DataError):
+            list(open_rows(path).rows(0, 40, ["text"]))
+
+
+def test_no_zero_in_a_footer_ends_the_process(tmp_path: Path) -> None:
+    """Once a column of texts becomes one of truths, of which pyarrow cannot show the statistics."""
+    path = tmp_path / "t.parquet"
+    parquet.write_table(pa.table({"text": ["some", "words"] * 20}), path)
+    whole = path.read_bytes()
+    footer = int.from_bytes(whole[-8:-4], "little")
+    for place in range(len(whole) - 8 - footer, len(whole) - 8):
+        path.write_bytes(whole[:place] + b"\0" + whole[place + 1 :])
         with suppress(DataError):
             list(open_rows(path).rows(0, 40, ["text"]))
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeAlias
 from sanakit.data.sources.arrow_messages import unpacked_by_its_word
 from sanakit.data.sources.captions import BadCaptions, parsed
 from sanakit.data.sources.names import PICTURES, ending
-from sanakit.data.sources.parquet_pages import unpacked_by_pages
+from sanakit.data.sources.parquet_pages import Chunk, chunks_of, unpacked_by_pages
 from sanakit.data.sources.source import file_state
 from sanakit.errors import DataError
 from sanakit.untrusted import open_file, read_file
@@ -118,21 +118,22 @@ def _parquet(path: Path) -> _Opened:
     file = _pyarrow(".parquet").ParquetFile(path)
     starts = [0]
     _check_rows(path, file.metadata.num_rows)
-    for number in range(file.metadata.num_row_groups):
-        group = file.metadata.row_group(number)
-        starts.append(starts[-1] + group.num_rows)
-        sizes = [group.column(i).total_uncompressed_size for i in range(group.num_columns)]
-        if max(sizes, default=0) > LARGEST_GROUP:
+    groups = chunks_of(path)
+    if len(groups) != file.metadata.num_row_groups:
+        raise DataError(f"{path}: its row groups are not those that it lists")
+    for number, chunks in enumerate(groups):
+        starts.append(starts[-1] + file.metadata.row_group(number).num_rows)
+        largest = max((chunk.unpacked for chunk in chunks), default=0)
+        if largest > LARGEST_GROUP:
             raise DataError(
-                f"{path}: row group {number} has a column of {max(sizes)} bytes, which cannot"
+                f"{path}: row group {number} has a column of {largest} bytes, which cannot"
                 f" be decoded at once (at most {LARGEST_GROUP})",
                 hint=SMALLER_GROUPS,
             )
 
     def read(group: int, columns: Sequence[str]) -> Any:
-        stored = file.metadata.row_group(group)
-        chunks = [stored.column(i) for i in range(stored.num_columns)]
-        sizes = unpacked_by_pages(path, [chunk for chunk in chunks if _is_of(chunk, columns)])
+        wanted = [chunk for chunk in groups[group] if _is_of(chunk, columns)]
+        sizes = unpacked_by_pages(path, wanted)
         if sum(sizes) > (most := path.stat().st_size + UNPACKED):
             raise _too_much(path, group, most)
         at_once = max(1, min(MOST_AT_ONCE, UNPACKED // max(1, *sizes)))
@@ -172,8 +173,8 @@ def _mapped(path: Path) -> _Opened:
     return _Opened(stream.schema, starts, read, keep=False)
 
 
-def _is_of(chunk: Any, columns: Sequence[str]) -> bool:
-    return any(f"{chunk.path_in_schema}.".startswith(f"{name}.") for name in columns)
+def _is_of(chunk: Chunk, columns: Sequence[str]) -> bool:
+    return chunk.column[0] in columns
 
 
 def _check_rows(path: Path, rows: int) -> None:
