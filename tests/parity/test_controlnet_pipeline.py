@@ -229,7 +229,7 @@ def test_parts_of_other_models_are_refused(pipe: SanaControlNetPipeline) -> None
         without(**FEW, control_image=picture())
     with pytest.raises(ConfigError, match=r"(?s)needs a control branch.*from_transformer"):
         SanaControlNetPipeline.from_pipe(SanaPipeline.from_pretrained("glyph"))
-    with pytest.raises(ConfigError, match="controlnet is a Linear"):
+    with pytest.raises(ConfigError, match="controlnet is of type Linear"):
         SanaControlNetPipeline.from_pipe(pipe, controlnet=nn.Linear(1, 1))
     with pytest.raises(UnknownArgumentError, match="controlnet"):
         SanaPipeline.from_pretrained("glyph", controlnet=pipe.controlnet)

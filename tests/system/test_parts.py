@@ -100,9 +100,9 @@ def test_parts_that_are_set_draw_and_are_checked(pipe: SanaPipeline) -> None:
 @pytest.mark.parametrize(
     ("part", "value", "said"),
     [
-        ("vae", torch.nn.Linear(1, 1), "vae is a Linear of torch"),
-        ("transformer", "mine", "transformer is a str"),
-        ("vae", ReferenceAutoencoder, "vae is a "),
+        ("vae", torch.nn.Linear(1, 1), "vae is of type Linear of torch"),
+        ("transformer", "mine", "transformer is of type str"),
+        ("vae", ReferenceAutoencoder, "vae is of type "),
         ("scheduler", object(), "is no scheduler"),
     ],
 )

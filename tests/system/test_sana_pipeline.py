@@ -248,7 +248,7 @@ def test_parts_that_are_missing_or_of_others_are_refused(pipe: SanaPipeline) -> 
     parts = pipe.components
     with pytest.raises(ConfigError, match="lacks vae, transformer"):
         SanaPipeline(tokenizer=parts["tokenizer"], text_encoder=parts["text_encoder"])
-    with pytest.raises(ConfigError, match=r"transformer is a Linear of torch"):
+    with pytest.raises(ConfigError, match=r"transformer is of type Linear of torch"):
         SanaPipeline(**(parts | {"transformer": nn.Linear(2, 2)}))
     with pytest.raises(ConfigError, match="lacks text_encoder, vae"):
         SanaPipeline(parts["tokenizer"])
