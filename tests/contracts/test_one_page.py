@@ -15,6 +15,7 @@ READ = {
         "components",
         "decoder",
         "images",
+        "input_files",
         "language_models",
         "load_arguments",
         "networks",

@@ -16,8 +16,8 @@ from PIL import Image as PILImage
 
 from sanakit.errors import ConfigError, did_you_mean
 from sanakit.pipeline.images import to_pixels
+from sanakit.pipeline.input_files import ControlKind
 from sanakit.pipeline.input_images import One, as_image
-from sanakit.pipeline.request import ControlKind
 from sanakit.untrusted import shown
 
 KINDS: tuple[str, ...] = get_args(ControlKind)

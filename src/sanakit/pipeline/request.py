@@ -19,6 +19,7 @@ from sanakit.flow.guidance import Guidance
 from sanakit.flow.path import Generators, draw_noise
 from sanakit.flow.projection import AdaptiveProjectedGuidance
 from sanakit.pipeline.aspect_ratios import check_count
+from sanakit.pipeline.input_files import ControlRequest, EditRequest
 from sanakit.pipeline.numerics import require_finite
 from sanakit.pipeline.prompts import MODEL_DEFAULT, Compat, EncodedText, check_compat
 from sanakit.pipeline.schedulers import Scheduler, scheduler_named
@@ -29,38 +30,7 @@ if TYPE_CHECKING:
     from sanakit.pipeline.control import Control
     from sanakit.pipeline.editing import Edit
 
-ControlKind = Literal["none", "canny", "scribble", "soft-edges"]
-Expand = tuple[int, int, int, int]
-"""Pixels added at the left, top, right and bottom of a picture."""
 REAL = ("guidance_scale", "pag_scale", "flow_shift")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EditRequest:
-    """A picture file to begin with, and what of it is drawn anew; no strength is the usual one.
-
-    A digest that is given is that of the file's bytes, and another file is refused.
-    """
-
-    image: str
-    image_sha256: str | None = None
-    mask: str | None = None
-    mask_sha256: str | None = None
-    strength: float | None = None
-    expand: Expand = (0, 0, 0, 0)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ControlRequest:
-    """A picture file to follow, what is made of it first, and how strongly it is followed.
-
-    A digest that is given is that of the file's bytes, and another file is refused.
-    """
-
-    image: str
-    image_sha256: str | None = None
-    kind: ControlKind = "none"
-    scale: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,10 +14,11 @@ from sanakit.errors import ConfigError, refuse_unknown
 from sanakit.flow.path import Generators
 from sanakit.flow.projection import AdaptiveProjectedGuidance
 from sanakit.pipeline.editing import IMAGE_STRENGTH, MASK_STRENGTH, Edit
+from sanakit.pipeline.input_files import Expand
 from sanakit.pipeline.input_images import Images, as_image, as_mask
 from sanakit.pipeline.prompts import MODEL_DEFAULT, Compat
 from sanakit.pipeline.published.base import PublishedPipeline, SanaPipelineOutput
-from sanakit.pipeline.request import Call, Callback, Expand, OutputType, Prompts
+from sanakit.pipeline.request import Call, Callback, OutputType, Prompts
 from sanakit.shapes import Latent
 
 
