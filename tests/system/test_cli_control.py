@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 from command_line import sanakit
 from original_files import original_transformer
 from sanakit import (
+    AutoPipelineForText2Image,
     SanaControlNetModel,
     SanaControlNetPipeline,
     SanaPipeline,
@@ -19,6 +21,7 @@ from sanakit import (
     control_image,
 )
 from sanakit.cli import options
+from sanakit.errors import MissingModelError
 from sanakit.pipeline.control_images import KINDS
 from sanakit.pipeline.png import read_settings
 from tiny import write_tiny
@@ -39,6 +42,23 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     whole = SanaControlNetPipeline.from_pipe(plain, controlnet=branch)
     whole.save_pretrained(where / "whole")
     return where
+
+
+def test_a_pipeline_takes_a_branch_from_where_it_is(models: Path) -> None:
+    plain = SanaPipeline.from_pretrained(models / "plain", torch_dtype=torch.bfloat16)
+    expected = SanaControlNetModel.from_pretrained(models / "branch", dtype=torch.bfloat16)
+    for place in (models / "branch", str(models / "whole")):
+        for kind in (SanaControlNetPipeline, AutoPipelineForText2Image):
+            made = kind.from_pipe(plain, controlnet=place)
+            assert type(made) is SanaControlNetPipeline
+            assert made.transformer is plain.transformer
+            for found, one in zip(made.controlnet.parameters(), expected.parameters(), strict=True):
+                assert found.dtype == torch.bfloat16
+                assert torch.equal(found, one)
+    with pytest.raises(MissingModelError, match="the control branch nowhere: no such folder"):
+        SanaControlNetPipeline.from_pipe(plain, controlnet="nowhere")
+    with pytest.raises(MissingModelError, match="the control branch nowhere: no such folder"):
+        SanaControlNetPipeline.from_pretrained(models / "plain", controlnet="nowhere")
 
 
 @pytest.fixture(autouse=True)
@@ -131,6 +151,9 @@ def test_another_branch_at_the_same_place_is_told(models: Path) -> None:
     other.save_pretrained("mine")
     _, said = sanakit("again", "out.png")
     assert "control branch mine is not the one that drew it" in said
+    shutil.rmtree("mine")
+    _, said = sanakit("again", "out.png", code=3)
+    assert said.startswith("error: out.png: its control branch mine: no such folder")
 
 
 @pytest.mark.parametrize(
@@ -139,7 +162,10 @@ def test_another_branch_at_the_same_place_is_told(models: Path) -> None:
         (("--control", "nothing.png"), "nothing.png: cannot be read"),
         (("--control", __file__), "not a picture: text"),
         (("--control", "in.png"), "has no control branch"),
-        (("--control", "in.png", "--controlnet", "nowhere"), "'nowhere' is no model"),
+        (
+            ("--control", "in.png", "--controlnet", "nowhere"),
+            "nowhere: no such folder",
+        ),
         (("--control", "in.png", "--controlnet", "."), "holds no control branch"),
         (("--control", "in.png", "--controlnet", "glyph"), "holds no control branch"),
         (("--controlnet", "glyph"), "there is nothing to follow"),
@@ -155,7 +181,7 @@ def test_what_cannot_be_followed_is_refused_before_anything_is_written(
     typed: tuple[str, ...], message: str, models: Path
 ) -> None:
     before = sorted(Path.cwd().iterdir())
-    missing = "is no model" in message or "holds no control" in message
+    missing = "no such folder" in message or "holds no control" in message
     _, said = generate(models / "plain", *typed, code=3 if missing else 2)
     assert message in said
     assert sorted(Path.cwd().iterdir()) == before

@@ -20,6 +20,7 @@ from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file, save_file
 
 from command_line import sanakit
+from sanakit import SanaControlNetModel, SanaControlNetPipeline, SanaPipeline
 from sanakit.cli import generate, machine
 from sanakit.cli.machine import Machine
 from sanakit.errors import ConfigError, OutOfMemory
@@ -229,6 +230,28 @@ def test_memory_of_a_model_that_is_still_to_be_fetched_is_known_too(
     machine.check_memory("sana-0.6b", Machine(dtype="bf16"), CUDA, quiet=False)
 
 
+def test_a_control_branch_needs_memory_too(model: str, tmp_path: Path) -> None:
+    plain = SanaPipeline.from_pretrained(model)
+    branch = SanaControlNetModel.from_transformer(plain.transformer, 1)
+    branch.save_pretrained(tmp_path / "branch")
+    SanaControlNetPipeline.from_pipe(plain, controlnet=branch).save_pretrained(tmp_path / "whole")
+
+    def need(folder: str, **more: Any) -> float:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(machine, "_free", lambda device: 0)
+            patch.setattr(machine, "_described", lambda *_: "")
+            patch.setattr(machine, "_needed", lambda sizes, *_: sum(map(sum, sizes.values())) * 1e9)
+            with pytest.raises(OutOfMemory) as caught:
+                machine.check_memory(folder, Machine(), CPU, quiet=True, **more)
+        return float(str(caught.value).partition("needs ")[2].split()[0])
+
+    more = sum(each.numel() for each in branch.parameters())
+    whole = str(tmp_path / "whole")
+    assert need(whole) - need(model) == more
+    assert need(model, branch=tmp_path / "branch") - need(model) == more
+    assert need(whole, branch=tmp_path / "branch") == need(whole)
+
+
 def test_published_layers_of_four_bits_need_about_a_quarter() -> None:
     sizes = {"transformer": (1_600_000_000, 0)}
     half = machine._needed(sizes, Machine(dtype="bf16"), CUDA, None)
@@ -365,6 +388,9 @@ def test_again_says_of_a_lora_that_is_another_now(model: str) -> None:
     shutil.rmtree("lora")
     shutil.copytree("b", "lora")
     assert "the LoRA at lora is not the one" in sanakit("again", "out.png", "-q")[1]
+    shutil.rmtree("lora")
+    _, err = sanakit("again", "out.png", code=3)
+    assert err.splitlines()[0] == "error: out.png: its LoRA lora is not there"
 
 
 def foreign(name: str, **texts: str) -> None:

@@ -62,7 +62,7 @@ def check_branch_of(model: str | None, named: str | None, *, offline: bool) -> N
         ConfigError: the model has none, and none is named. MissingModelError: none is there.
     """
     if named is not None:
-        _branch_folder(named, offline=offline)
+        branch_folder(named, offline=offline)
     elif model is not None and (folder := local_folder(model, offline=offline)) is not None:
         from sanakit.weights.layout import INDEX
 
@@ -78,19 +78,22 @@ def remembered(named: str | None) -> dict[str, Any]:
         return {}
     place = expanded(named)
     told = as_told(place) if place.exists() else named
-    return {"controlnet": told, "controlnet_hash": _branch_hash(named)}
+    return {"controlnet": told, "controlnet_hash": _branch_hash(named, offline=True)}
 
 
-def branch_in(settings: Mapping[str, Any], image: Path) -> str | None:
+def branch_in(settings: Mapping[str, Any], image: Path, *, offline: bool) -> str | None:
     """The control branch that a picture names, with a word if it is another one by now.
 
     Raises:
-        ConfigError: it is no name.
+        ConfigError: it is no name. MissingModelError: it is not there.
     """
     named, stored = settings.get("controlnet"), settings.get("controlnet_hash")
     if not isinstance(named, str | None):
         raise ConfigError(f"{image}: its setting 'controlnet' is no name")
-    if named is not None and stored is not None and _branch_hash(named) != stored:
+    if named is None:
+        return None
+    found = _branch_hash(named, offline=offline, asked=f"{image}: its control branch")
+    if None not in (found, stored) and found != stored:
         say(
             f"note: the control branch {named} is not the one that drew it; the picture may differ",
             err=True,
@@ -98,17 +101,19 @@ def branch_in(settings: Mapping[str, Any], image: Path) -> str | None:
     return named
 
 
-def _branch_hash(named: str) -> str | None:
-    """Digest of a control branch that is on this disk; None where it is not."""
-    folder = _branch_folder(named, offline=True)
+def _branch_hash(named: str, *, offline: bool, asked: str = "--controlnet") -> str | None:
+    """Digest of a control branch that is on this disk; None where it is still to be fetched."""
+    folder = branch_folder(named, offline=offline, asked=asked)
     files = [] if folder is None else sorted(folder.glob("*.safetensors"))
     return sha256_of("".join(map(sha256_of, files)))[:16] if files else None
 
 
-def _branch_folder(named: str, *, offline: bool) -> Path | None:
+def branch_folder(named: str, *, offline: bool, asked: str = "--controlnet") -> Path | None:
     """Where a branch is on this disk; None where it is still to be fetched."""
     from sanakit.weights.layout import CONFIG
+    from sanakit.weights.resolve import refuse_no_branch
 
+    refuse_no_branch(named, asked)
     folder = expanded(named)
     if not (folder / CONFIG).is_file() and not folder.is_dir():
         found = local_folder(named, offline=offline)
@@ -119,6 +124,6 @@ def _branch_folder(named: str, *, offline: bool) -> Path | None:
         if (place / CONFIG).is_file():
             return place
     raise MissingModelError(
-        f"--controlnet {named}: holds no control branch",
+        f"{asked} {named}: holds no control branch",
         hint="one is a folder with a config.json, alone or as controlnet/ of a model",
     )

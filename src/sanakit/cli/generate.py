@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sanakit.cli.best_of import REMEMBERED, Choice, choice_of
-from sanakit.cli.control import branch_in, check_branch_of, control_of, remembered
+from sanakit.cli.control import branch_folder, branch_in, check_branch_of, control_of, remembered
 from sanakit.cli.known import check_few_steps, check_size_of
 from sanakit.cli.loras import (
     add_loras,
+    check_loras_of,
     lora_hash,
     model_behind,
-    note_other_loras,
     read_loras,
     strength_of,
 )
@@ -239,10 +239,10 @@ def again(
     loras = settings.get("lora", [])
     if not isinstance(loras, list) or not all(isinstance(one, str) for one in loras):
         raise ConfigError(f"{image}: its setting 'lora' is no list of names")
-    controlnet = branch_in(settings, image)
+    controlnet = branch_in(settings, image, offline=offline)
     machine = _machine_of(settings, typed, image)
     check_size_of(name, wanted.get("height"), wanted.get("width"), offline=offline)
-    note_other_loras(loras, settings.get("lora_hash"))
+    check_loras_of(image, loras, settings.get("lora_hash"))
     _note_other_processes(settings.get("processes", 1))
     report = _generate(
         # Pictures of before it was a setting were drawn at the very size that they have.
@@ -421,7 +421,8 @@ def _generate(
         model = (model_behind(loras) or EMBEDDED) if model is None else model
         device = _placed(machine, model, quiet=quiet)
         size = request.height, request.width
-        check_memory(model, machine, device, size=size, quiet=quiet)
+        branch = None if controlnet is None else branch_folder(controlnet, offline=offline)
+        check_memory(model, machine, device, branch=branch, size=size, quiet=quiet)
         imported = time.perf_counter()
         bar.stage(f"loading {plain(model)}")
         pick = None if choice is None else choice.opened(device)

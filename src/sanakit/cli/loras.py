@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sanakit.cli.terminal import say
-from sanakit.errors import ConfigError
+from sanakit.errors import ConfigError, MissingModelError
 from sanakit.files import expanded, sha256_of
 
 if TYPE_CHECKING:
@@ -110,11 +110,23 @@ def add_loras(pipeline: Pipeline, adapters: Sequence[tuple[Any, float]]) -> None
     pipe.set_adapters(list(strengths), list(strengths.values()))
 
 
-def note_other_loras(specs: Sequence[str], stored: object) -> None:
-    """Say of adapters that they are not those that drew a picture."""
+def check_loras_of(image: Path, specs: Sequence[str], stored: object) -> None:
+    """Say of adapters that they are not those that drew a picture.
+
+    Raises:
+        MissingModelError: one was on this disk, and is gone.
+    """
     hashes = stored if isinstance(stored, list) else []
-    for spec, then in zip(specs, hashes, strict=False):
-        if then is not None and lora_hash(spec) != then:
+    by_then = [(spec, then) for spec, then in zip(specs, hashes, strict=False) if then is not None]
+    now = {spec: lora_hash(spec) for spec, _ in by_then}
+    for spec, found in now.items():
+        if found is None:
+            raise MissingModelError(
+                f"{image}: its LoRA {strength_of(spec)[0]} is not there",
+                hint="put the file back, or draw with it from where it is: sanakit generate --lora",
+            )
+    for spec, then in by_then:
+        if now[spec] != then:
             say(
                 f"note: the LoRA at {spec} is not the one that drew it; the picture may differ",
                 err=True,

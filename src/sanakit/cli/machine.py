@@ -153,13 +153,15 @@ def check_memory(
     machine: Machine,
     device: torch.device,
     *,
-    parts: tuple[str, ...] = ("transformer", "text_encoder", "vae"),
+    parts: tuple[str, ...] = ("transformer", "text_encoder", "vae", "controlnet"),
+    branch: Path | None = None,
     size: tuple[int | None, int | None] = (None, None),
     quiet: bool,
 ) -> None:
     """Say what a model and a picture of ``size``, height and width, need and what is free.
 
     It is said where that is much. Of a model that is still to be fetched only weights are counted.
+    ``branch`` is where a control branch is that takes the place of the model's own.
 
     Raises:
         OutOfMemory: they cannot fit, with what would.
@@ -170,6 +172,8 @@ def check_memory(
     sizes = _sizes(model, checkpoint, parts)
     if not sizes:
         return
+    if branch is not None:
+        sizes = {**sizes, "controlnet": _counted(branch, None)}
     drawing = _drawing(model, size) if "transformer" in parts else 0
     need = _needed(sizes, machine, device, checkpoint) + drawing
     free = _free(device)
@@ -244,7 +248,7 @@ def _sizes(model: str, checkpoint: Checkpoint | None, parts: tuple[str, ...]) ->
         "text_encoder": (TEXT_ENCODER_PARAMETERS, 0),
         "vae": (0, AUTOENCODER_PARAMETERS),
     }
-    return {part: known[part] for part in parts}
+    return {part: known[part] for part in parts if part in known}
 
 
 def local_folder(model: str, *, offline: bool = False) -> Path | None:

@@ -70,7 +70,7 @@ from sanakit.weights.dtypes import (
     tell_of_overflow,
 )
 from sanakit.weights.layout import CONFIG, LM_STEM, PLAIN, stored_variant
-from sanakit.weights.resolve import INDEX, component_folder, resolve_model
+from sanakit.weights.resolve import INDEX, component_folder, refuse_no_branch, resolve_model
 from sanakit.weights.store import (
     MAX_SHARD_BYTES,
     Storage,
@@ -453,6 +453,7 @@ def control_folder(name: str | Path, **where: Any) -> Path:
     """
     if (expanded(name) / CONFIG).is_file():
         return expanded(name)
+    refuse_no_branch(name, "the control branch")
     try:
         return component_folder(name, CONTROLNET, **where)
     except MissingModelError:

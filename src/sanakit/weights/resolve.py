@@ -161,6 +161,21 @@ def _unknown(given: str | Path, name: str) -> MissingModelError:
     )
 
 
+def refuse_no_branch(name: str | Path, asked: str) -> None:
+    """Refuse what is neither a path nor a name of the hub as the place of a control branch.
+
+    ``asked`` says what named it.
+
+    Raises:
+        MissingModelError: it is neither.
+    """
+    known = isinstance(name, str) and (REPOSITORY.fullmatch(name) or find_checkpoint(name))
+    if not known and name not in EMBEDDED and not expanded(name).exists():
+        raise MissingModelError(
+            f"{asked} {name}: no such folder", hint="the folder of a control branch, or owner/name"
+        )
+
+
 def _inner_model(folder: Path) -> str | None:
     """The usual slip is to name the folder above, or one component of the model."""
     if (folder.parent / INDEX).is_file():

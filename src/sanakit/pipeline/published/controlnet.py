@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -14,11 +15,13 @@ from sanakit.flow.path import Generators
 from sanakit.flow.projection import AdaptiveProjectedGuidance
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.controlnet import ControlBranch
+from sanakit.models.parts import first_weight
 from sanakit.models.text_encoder import TextEncoder
 from sanakit.models.transformer import LinearDiT
-from sanakit.pipeline.components import LOADED, assemble
+from sanakit.pipeline.components import LOADED, assemble, control_folder
 from sanakit.pipeline.control import Control
 from sanakit.pipeline.input_images import Images, as_image
+from sanakit.pipeline.networks import SanaControlNetModel
 from sanakit.pipeline.pipeline import Pipeline
 from sanakit.pipeline.prompts import MODEL_DEFAULT, Compat
 from sanakit.pipeline.published.base import PublishedPipeline, SanaPipelineOutput
@@ -35,7 +38,7 @@ class SanaControlNetPipeline(PublishedPipeline):
     """Text to image along a control image, by a control branch beside the transformer.
 
     ``from_pretrained(MODEL, controlnet=...)`` takes a branch, or where one is; without, the model's
-    own. The wiring is that of the branch's config.
+    own. So does ``from_pipe``. The wiring is that of the branch's config.
     """
 
     own_parts: ClassVar[tuple[str, ...]] = ("controlnet",)
@@ -78,6 +81,15 @@ class SanaControlNetPipeline(PublishedPipeline):
                 hint="controlnet=SanaControlNetModel.from_pretrained(...), or "
                 "SanaControlNetModel.from_transformer(...) for a new one",
             )
+
+    @staticmethod
+    def _of_pipe(pipeline: PublishedPipeline, **parts: Any) -> dict[str, Any]:
+        if isinstance(where := parts.get("controlnet"), str | Path):
+            near = first_weight(pipeline.transformer)
+            parts["controlnet"] = SanaControlNetModel.from_pretrained(
+                control_folder(where), torch_dtype=near.dtype, device_map=str(near.device)
+            )
+        return PublishedPipeline._of_pipe(pipeline, **parts)
 
     @property
     def controlnet(self) -> Any:
