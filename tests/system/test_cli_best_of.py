@@ -69,6 +69,16 @@ def test_a_damaged_scorer_is_one_error_that_names_it(
     assert not Path("out.png").exists()
 
 
+def test_a_scorer_whose_tokenizer_would_never_end_is_refused(model: str) -> None:
+    clip = write_clip(Path("clip"))
+    grows = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 50}
+    file = clip / "tokenizer.json"
+    endless = {"normalizer": {"type": "Sequence", "normalizers": [grows] * 9}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | endless))
+    _, err = sanakit(*CALL, model, "--best-of", 2, "--scorer", clip, code=2)
+    assert "clip: its tokenizer makes texts up to" in err
+
+
 def test_several_are_named_by_their_own_seeds_best_first(model: str) -> None:
     clip = write_clip(Path("clip"))
     before = set(os.listdir())

@@ -561,6 +561,31 @@ def test_the_decoded_row_groups_that_are_kept_have_a_limit(
         open_source(tmp_path / "large.parquet")
 
 
+def test_many_small_row_groups_unpack_no_more_than_the_file_can_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "t.parquet"
+    table = pa.table({"image": [bytes(1 << 20)] * 64, "text": ["x"] * 64})
+    parquet.write_table(
+        table,
+        path,
+        compression="zstd",
+        use_dictionary=False,
+        row_group_size=1,
+        write_statistics=False,
+    )
+    assert path.stat().st_size < 64 << 9
+    monkeypatch.setattr(rows, "UNPACKED", 2 << 20)
+    for _ in range(3):  # what was read before is not counted twice
+        rows.read_cell(path, 0, "image")
+        monkeypatch.setattr(rows, "_decoded", type(rows._decoded)())
+    for row in range(3):
+        rows.read_cell(path, row, "image")
+    with pytest.raises(DataError, match="what was read of it unpacks to"):
+        list(map(rows.read_cell, [path] * 64, range(64), ["image"] * 64))
+    assert rows.read_cell(path, 2, "image") == bytes(1 << 20)
+
+
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("typed", [False, True])
 def test_a_text_that_is_stored_once_for_all_rows_is_not_unpacked_for_each(

@@ -28,6 +28,7 @@ from sanakit.errors import ConfigError, DataError, MissingModelError, OutOfMemor
 from sanakit.files import expanded
 from sanakit.images.decode import DecodeLimits, decode
 from sanakit.pipeline.decoder import is_out_of_memory
+from sanakit.pipeline.language_models import check_rules
 from sanakit.pipeline.placement import device_named
 from sanakit.untrusted import other_readers
 
@@ -229,6 +230,7 @@ def _opened(kind: Any, folder: Path, dtype: str) -> tuple[Any, Any, Any]:
     """The model, its processor, and what was missing."""
     try:
         processor = AutoProcessor.from_pretrained(str(folder), trust_remote_code=False)
+        check_rules(getattr(processor, "tokenizer", processor), source=folder)
         model, found = kind.from_pretrained(
             str(folder),
             dtype=DTYPES[dtype],

@@ -26,6 +26,9 @@ KEPT = 1 << 28
 """Bytes of pictures of parquet files that stay decoded, beside those of the last row group."""
 UNPACKED = 1 << 29
 """Bytes that a row group may unpack to beyond the size of its file."""
+LARGEST_RATIO = 100
+"""Sizes of a file that its row groups may unpack to in all, beyond that: no pictures or captions
+are packed so well."""
 FEW_ROWS = 100_000
 """Rows that a file may have beyond the number of its bytes."""
 MOST_AT_ONCE = 256
@@ -68,7 +71,7 @@ class ArrowRows:
                 with _reading(self.path):
                     table = _group(self.path, file_state(self.path), group, wanted)
                     table = table.slice(low - first, high - low)
-                    yield from _values(_bounded(table.to_batches(), self.path, group))
+                    yield from _values(_bounded(table.to_batches(), self.path, group)[0])
 
 
 def read_cell(path: Path, row: int, column: str) -> bytes | str:
@@ -131,14 +134,29 @@ def _parquet(path: Path) -> _Opened:
                 hint=SMALLER_GROUPS,
             )
 
+    size = path.stat().st_size
+    seen: set[tuple[int, tuple[str, ...]]] = set()
+    in_all = 0
+
     def read(group: int, columns: Sequence[str]) -> Any:
+        nonlocal in_all
         wanted = [chunk for chunk in groups[group] if _is_of(chunk, columns)]
         sizes = unpacked_by_pages(path, wanted)
-        if sum(sizes) > (most := path.stat().st_size + UNPACKED):
-            raise _too_much(path, group, most)
+        if sum(sizes) > (most := size + UNPACKED):
+            raise _too_much(path, f"row group {group}", most)
+        part = group, tuple(columns)
+        if part not in seen and in_all > LARGEST_RATIO * size + UNPACKED:
+            raise DataError(
+                f"{path}: is {size} bytes, and what was read of it unpacks to {in_all}",
+                hint="no pictures or captions are packed so well; check where it comes from",
+            )
         at_once = max(1, min(MOST_AT_ONCE, UNPACKED // max(1, *sizes)))
         batches = file.iter_batches(at_once, [group], list(columns), use_threads=False)
-        return _bounded(batches, path, group)
+        table, unpacked = _bounded(batches, path, group)
+        if part not in seen:  # groups are read again and again
+            seen.add(part)
+            in_all += max(unpacked, sum(sizes))
+        return table
 
     return _Opened(file.schema_arrow, starts, read, keep=True)
 
@@ -183,8 +201,8 @@ def _check_rows(path: Path, rows: int) -> None:
         raise DataError(f"{path}: {rows} rows in {size} bytes cannot be pictures")
 
 
-def _bounded(batches: Iterable[Any], path: Path, group: int) -> Any:
-    """The table of batches that have values for as many bytes as their file may unpack to.
+def _bounded(batches: Iterable[Any], path: Path, group: int) -> tuple[Any, int]:
+    """The table of batches, and bytes of their values: as many as their file may unpack to.
 
     A value that is stored once may stand in every row: what a file claims and what it unpacks to
     are bounded by its own size.
@@ -195,13 +213,12 @@ def _bounded(batches: Iterable[Any], path: Path, group: int) -> Any:
         kept.append(batch)
         unpacked += sum(map(_unpacked, batch.columns))
         if unpacked > most:
-            raise _too_much(path, group, most)
-    return _pyarrow("").Table.from_batches(kept)
+            raise _too_much(path, f"row group {group}", most)
+    return _pyarrow("").Table.from_batches(kept), unpacked
 
 
-def _too_much(path: Path, group: int, most: int) -> DataError:
-    what = f"{path}: row group {group} unpacks to more than {most} bytes"
-    return DataError(what, hint=SMALLER_GROUPS)
+def _too_much(path: Path, part: str, most: int) -> DataError:
+    return DataError(f"{path}: {part} unpacks to more than {most} bytes", hint=SMALLER_GROUPS)
 
 
 def _unpacked(values: Any) -> int:
