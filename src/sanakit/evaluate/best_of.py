@@ -1,7 +1,8 @@
 """Best of several: draw a prompt many times, and keep what a scorer likes most.
 
 A scorer sees all drawings of a prompt at once and says a number for each, the higher the better: so
-it may look at each alone, as CLIP does, or compare them with each other.
+it may compare them with each other. One that looks at each alone, as CLIP does, says so by an
+attribute ``alone`` that is true; it is shown them one by one, and only the best are held.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from sanakit.data.captions.scoring import DualEncoder
 from sanakit.data.captions.vision_models import find_vision_model
@@ -57,7 +59,7 @@ def best_of(
         pipe: any pipeline that takes a prompt and ``generator``, and gives ``images``.
         prompt: what to draw, and what the scorer compares with.
         scorer: gives a finite number for each of the pictures, higher is better.
-        of: how many are drawn; all are held until they are scored.
+        of: how many are drawn.
         keep: how many come back.
         seed: of the first; the i-th is what a generator of ``seed + i`` draws alone.
         **arguments: of the pipeline's call.
@@ -78,13 +80,17 @@ def best_of(
     check_count(of, seed)
     for name in DECIDED.keys() & arguments.keys():
         raise ConfigError(f"best_of takes no {name}", hint=DECIDED[name])
-    seeds = range(seed, seed + of)
-    images = [
-        pipe(prompt, generator=torch.Generator().manual_seed(one), **arguments).images[0]
-        for one in seeds
-    ]
-    scores = scores_of(scorer, images, prompt)
-    return [Kept(images[i], seeds[i], scores[i]) for i in best(scores, keep)]
+    alone = bool(getattr(scorer, "alone", False))
+    held: list[Kept] = []
+    for one in range(seed, seed + of):
+        image = pipe(prompt, generator=torch.Generator().manual_seed(one), **arguments).images[0]
+        held.append(Kept(image, one, scores_of(scorer, [image], prompt)[0] if alone else 0.0))
+        if alone:
+            held = [held[place] for place in best([kept.score for kept in held], keep)]
+    if not alone:
+        scores = scores_of(scorer, [kept.image for kept in held], prompt)
+        held = [held[place]._replace(score=scores[place]) for place in best(scores, keep)]
+    return held
 
 
 def check_keep(of: int, keep: int) -> None:
@@ -130,17 +136,27 @@ def clip_scorer(model: str | Path, *, device: str = "cpu") -> Scorer:
         MissingModelError: there is no such model. ConfigError: it does not compare pictures and
             texts.
     """
-    encoder = DualEncoder(find_vision_model(str(model)), dtype="float32", device=device)
+    return ClipScorer(DualEncoder(find_vision_model(str(model)), dtype="float32", device=device))
+
+
+class ClipScorer:
+    """The cosine of each picture and the prompt, by a dual encoder; the last prompt is kept."""
+
+    alone = True
+
+    def __init__(self, encoder: DualEncoder) -> None:
+        self.encoder = encoder
+        self._said: tuple[str, Tensor] | None = None
 
     @torch.inference_mode()
-    def score(images: Sequence[Image.Image], prompt: str) -> list[float]:
-        if (tokens := encoder.tokens(prompt)) > encoder.limit:
-            say_once(f"the scorer reads {encoder.limit} tokens of a prompt of {tokens}")
-        said = encoder.texts([prompt])[0]
+    def __call__(self, images: Sequence[Image.Image], prompt: str) -> list[float]:
+        """Scores of the pictures."""
+        if self._said is None or self._said[0] != prompt:
+            if (tokens := self.encoder.tokens(prompt)) > self.encoder.limit:
+                say_once(f"the scorer reads {self.encoder.limit} tokens of a prompt of {tokens}")
+            self._said = prompt, self.encoder.texts([prompt])[0]
         found: list[float] = []
         for first in range(0, len(images), BATCH):
-            seen = encoder.pictures(images[first : first + BATCH])
-            found += (100 * seen @ said).tolist()
+            seen = self.encoder.pictures(images[first : first + BATCH])
+            found += (100 * seen @ self._said[1]).tolist()
         return found
-
-    return score

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -56,6 +59,36 @@ def test_a_scorer_sees_all_drawings_at_once_with_their_prompt(pipe: SanaPipeline
     kept = best_of(pipe, "a fox", scorer=last, of=3, **SIZE)  # type: ignore[arg-type]
     assert seen == [(3, "a fox")]
     assert [one.seed for one in kept] == [2]
+
+
+def test_a_scorer_that_looks_at_each_alone_lets_all_but_the_best_go() -> None:
+    class Alone:
+        alone = True
+
+        def __call__(self, images: Sequence[Image.Image], prompt: str) -> list[float]:
+            gc.collect()
+            held.append(sum(one() is not None for one in drawn))
+            (image,) = images
+            return [float(image.width % 4)]
+
+    held: list[int] = []
+    drawn: list[weakref.ref[Image.Image]] = []
+
+    def pipe(prompt: str, *, generator: torch.Generator) -> Any:
+        image = Image.new("RGB", (generator.initial_seed(), 1))
+        drawn.append(weakref.ref(image))
+        return SimpleNamespace(images=[image])
+
+    kept = best_of(pipe, "a fox", scorer=Alone(), of=9, keep=2, seed=1)
+    assert [(one.seed, one.score) for one in kept] == [(3, 3.0), (7, 3.0)]
+    assert all(one.image.width == one.seed for one in kept)
+    assert held == [1, 2, 3, 3, 3, 3, 3, 3, 3]
+
+    def together(images: Sequence[Image.Image], prompt: str) -> list[float]:
+        return [image.width % 4 for image in images]
+
+    again = best_of(pipe, "a fox", scorer=together, of=9, keep=2, seed=1)
+    assert [one[1:] for one in again] == [one[1:] for one in kept]
 
 
 def test_of_equal_scores_the_first_drawn_wins() -> None:
@@ -122,6 +155,11 @@ def test_clip_says_the_cosine_of_each_picture_and_the_prompt(
         text = encoder.texts(["a red apple"])[0]
         expected = [100 * float(encoder.pictures([image])[0] @ text) for image in images]
     assert found == pytest.approx(expected, abs=1e-3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DualEncoder, "texts", lambda *_: pytest.fail("read again"))
+        assert scorer(images[:1], "a red apple") == pytest.approx(expected[:1], abs=1e-3)
+    other = scorer(images[:1], "a fox")
+    assert other != pytest.approx(expected[:1], abs=1e-3)
     assert len(set(found)) > 2
     with caplog.at_level(logging.WARNING):
         scorer(images[:1], "a red apple " * 20)
