@@ -129,8 +129,12 @@ def check_unicode(text: str, name: str) -> None:
 
 
 def nearest_names(name: object, known: Iterable[str], *, most: int = 1) -> list[str]:
-    """Give the known names that look most like ``name``, the nearest first."""
-    return difflib.get_close_matches(str(name), known, n=most)
+    """Give the known names that look most like ``name``, the nearest first.
+
+    The dashes that options begin with are no likeness.
+    """
+    bare = {one.lstrip("-"): one for one in known}
+    return [bare[one] for one in difflib.get_close_matches(str(name).lstrip("-"), bare, n=most)]
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:

@@ -132,6 +132,8 @@ REFUSED = {
     "a negative side": (("--expand", "0,0,-8,0"), "LEFT,TOP,RIGHT,BOTTOM"),
     "thousands of digits": (("--expand", "9" * 5000), "LEFT,TOP,RIGHT,BOTTOM"),
     "words": (("--expand", "right"), "LEFT,TOP,RIGHT,BOTTOM"),
+    "a long canvas": (("--expand", "0,0,20000,0"), "--expand 0,0,20000,0 makes a canvas of 20096"),
+    "gigabytes": (("--expand", "8000"), "--expand 8000,8000,8000,8000 makes a canvas of 16096"),
     "no such mask": (("--mask", "none.png"), "none.png: cannot be read"),
     "a mask of another shape": (("--mask", "tall.png"), "the mask is 9 x 60"),
 }

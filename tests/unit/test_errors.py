@@ -7,7 +7,13 @@ import pickle
 import pytest
 
 from sanakit import SanaPipeline
-from sanakit.errors import ConfigError, MissingModelError, SanakitError, UnknownArgumentError
+from sanakit.errors import (
+    ConfigError,
+    MissingModelError,
+    SanakitError,
+    UnknownArgumentError,
+    nearest_names,
+)
 
 
 @pytest.mark.parametrize(
@@ -27,3 +33,17 @@ def test_an_error_is_also_the_one_that_published_code_catches(
 def test_a_model_that_is_not_there_is_an_os_error() -> None:
     with pytest.raises(OSError, match="no such folder"):
         SanaPipeline.from_pretrained("./nowhere")
+
+
+@pytest.mark.parametrize(
+    ("typed", "nearest"),
+    [
+        ("--overwrite", []),
+        ("--guidence", ["--guidance"]),
+        ("--seeds", ["--seed"]),
+        ("--see", ["--seed"]),
+    ],
+)
+def test_the_dashes_of_options_are_no_likeness(typed: str, nearest: list[str]) -> None:
+    known = ("--solver", "--guidance", "--seed", "--no-metadata", "--width", "-n")
+    assert nearest_names(typed, known) == nearest

@@ -110,8 +110,9 @@ def edit(
             f"--strength {strength:g} of --steps {total} leaves no step to run",
             hint=f"--strength {1 / total:.2g} runs one",
         )
-    request: dict[str, Any] = {"strength": strength, "expand": _sides(expand)}
-    request |= _pictures(image, mask)
+    sides = _sides(expand)
+    request: dict[str, Any] = {"strength": strength, "expand": sides}
+    request |= _pictures(image, mask, sides)
     target = out or str(image.with_name(f"{image.stem}-edited.png"))
     numbered = count if best_of is None or count == 1 else best_of
     for path in output_paths(target, numbered, seed):
@@ -157,10 +158,10 @@ def _sides(text: str | None) -> list[int]:
     return sides * 4 if len(sides) == 1 else sides
 
 
-def _pictures(image: Path, mask: Path | None) -> dict[str, str]:
+def _pictures(image: Path, mask: Path | None, sides: list[int]) -> dict[str, str]:
     """Paths and digests of both files, which are refused before torch is loaded if they must be."""
-    from sanakit.images.files import digest_of, read_image
-    from sanakit.pipeline.aspect_ratios import check_proportions
+    from sanakit.images.files import LIMITS, digest_of, read_image
+    from sanakit.pipeline.aspect_ratios import check_canvas, check_proportions
 
     found: dict[str, str] = {}
     sizes = []
@@ -169,6 +170,9 @@ def _pictures(image: Path, mask: Path | None) -> dict[str, str]:
             found |= {name: as_told(path), f"{name}_sha256": digest_of(path)}
             sizes.append(read_image(path).size[::-1])
     check_proportions("the mask", sizes[-1], sizes[0])
+    left, top, right, bottom = sides
+    grown = (sizes[0][0] + top + bottom, sizes[0][1] + left + right)
+    check_canvas(f"--expand {left},{top},{right},{bottom}", *grown, LIMITS.max_pixels)
     return found
 
 

@@ -107,7 +107,12 @@ Solver = Annotated[
 Offline = Annotated[bool, typer.Option("--offline", help="Fail rather than download a model.")]
 Out = Annotated[
     str,
-    typer.Option("--out", "-o", "--output", help="PNG file to write; - is standard output."),
+    typer.Option(
+        "--out",
+        "-o",
+        "--output",
+        help="PNG file to write, over what is there; - is standard output.",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and notes only.")]

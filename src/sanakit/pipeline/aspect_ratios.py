@@ -57,6 +57,15 @@ def check_size(name: str, value: int, multiple: int) -> None:
     )
 
 
+def check_canvas(name: str, height: int, width: int, most: int) -> None:
+    """Refuse a canvas that is larger than any picture; ``name`` says what asked for it."""
+    if max(height, width) > MOST_PIXELS or height * width > most:
+        raise ConfigError(
+            f"{name} makes a canvas of {width} x {height}",
+            hint=f"at most {MOST_PIXELS} pixels on a side, and {most} in all",
+        )
+
+
 def check_proportions(name: str, have: tuple[int, int], want: tuple[int, int]) -> None:
     """Refuse what is laid over a picture of other proportions; heights and widths."""
     tall, wide = have[0] * want[1], have[1] * want[0]

@@ -20,7 +20,7 @@ from sanakit.errors import ConfigError
 from sanakit.flow.grids import Leg, SigmaGrid
 from sanakit.flow.solvers import Past, SolverStep, Stepped, Velocity
 from sanakit.images.files import LIMITS, digest_of, read_image
-from sanakit.pipeline.aspect_ratios import check_size
+from sanakit.pipeline.aspect_ratios import check_canvas
 from sanakit.pipeline.images import Pixels, cover, from_pixels, to_pixels
 from sanakit.pipeline.input_files import EditRequest, Expand
 from sanakit.pipeline.input_images import BLACK, as_mask, of_pil
@@ -89,13 +89,7 @@ class Edit:
         left, top, right, bottom = expand
         around = (left, right, top, bottom)
         height, width = self.size[0] + top + bottom, self.size[1] + left + right
-        check_size("height", height, 1)
-        check_size("width", width, 1)
-        if height * width > LIMITS.max_pixels:
-            raise ConfigError(
-                f"expand={expand} makes a canvas of {width} x {height}",
-                hint=f"at most {LIMITS.max_pixels} pixels",
-            )
+        check_canvas(f"expand={expand}", height, width, LIMITS.max_pixels)
         mask = torch.zeros_like(self.image[:, :1]) if self.mask is None else self.mask
         return replace(
             self,
