@@ -184,10 +184,13 @@ from sanakit.models.config import TRANSFORMERS
 from sanakit.models.transformer import LinearDiT
 
 config = replace(TRANSFORMERS["tiny"], attention_clip=0.01)
-model = LinearDiT(config).requires_grad_(False)
-given = torch.randn(1, 4, 2, 2), torch.randn(1, 3, 8), torch.tensor([500.0])
-compiled = torch.compile(model, backend="eager", fullgraph=True)
-torch.testing.assert_close(compiled(*given).sample, model(*given).sample)
+for dtype, apart in ((torch.float32, 1e-5), (torch.bfloat16, 5e-2)):
+    model = LinearDiT(config).requires_grad_(False).to(dtype)
+    given = torch.randn(1, 4, 2, 2), torch.randn(1, 3, 8), torch.tensor([500.0])
+    given = [each.to(dtype) for each in given]
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    expected, found = model(*given).sample, compiled(*given).sample
+    torch.testing.assert_close(found, expected, rtol=0, atol=apart)
 """
 
 
