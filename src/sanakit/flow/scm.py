@@ -17,9 +17,14 @@ from sanakit.flow.grids import Leg, NoiseLevel, SigmaGrid, check_steps, falling
 from sanakit.flow.solvers import Past, Stepped, Velocity
 from sanakit.shapes import Latent
 
+
+class Usual(float):
+    """A default that asks for nothing where it has no meaning; a number that is given does."""
+
+
 MAX_TIME = 1.57080
 """A quarter circle, as published: all but rounding is noise."""
-SECOND_TIME = 1.3
+SECOND_TIME: float = Usual(1.3)
 """Where the second of two steps begins, as published."""
 # Found by search for the published models, where even times are not what they are sampled at.
 TUNED_TIMES = {4: (1.56830, 1.3, 1.1, 0.6)}
@@ -40,7 +45,7 @@ def scm_grid(
     check_steps(num_steps)
     if second_time is not None and num_steps == 2:
         return arc_grid([max_time, second_time])
-    if second_time not in (None, SECOND_TIME):
+    if second_time is not None and not isinstance(second_time, Usual):
         raise ConfigError(
             f"intermediate_timesteps={second_time} with {num_steps} steps",
             hint="it is of two steps; pass timesteps=[...] for others",
@@ -68,10 +73,10 @@ def scm_grid_asked(
                 hint=f"max_timesteps={MAX_TIME} is usual",
             )
         return scm_grid(num_steps, max_timesteps, intermediate_timesteps)
-    usual = {"max_timesteps": MAX_TIME, "intermediate_timesteps": SECOND_TIME}
+    usual = max_timesteps == MAX_TIME, isinstance(intermediate_timesteps, Usual)
     given = {"max_timesteps": max_timesteps, "intermediate_timesteps": intermediate_timesteps}
-    for name, value in given.items():
-        if value not in (None, usual[name]):
+    for (name, value), unsaid in zip(given.items(), usual, strict=True):
+        if value is not None and not unsaid:
             raise ConfigError(f"timesteps and {name}={value}: both given", hint=f"{name}=None")
     grid = arc_grid(timesteps)
     if num_steps not in (None, len(grid.timesteps)):

@@ -8,8 +8,6 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from sanakit.flow.grids import (
     Leg,
@@ -82,6 +80,7 @@ class Stepped(NamedTuple):
 Past: TypeAlias = tuple[Stepped, ...]  # the last finished steps, the newest last
 SolverStep: TypeAlias = Callable[[Velocity, Latent, Leg, Past], Stepped]
 OnStep: TypeAlias = Callable[[int, Stepped], "Latent | None"]
+Fresh: TypeAlias = Callable[[int], Latent]
 
 
 def euler_step(velocity: Velocity, x: Latent, leg: Leg, past: Past) -> Stepped:
@@ -207,19 +206,20 @@ def integrate(
     grid: SigmaGrid,
     *,
     on_step: OnStep = lambda index, stepped: None,
-    fresh: Float[Tensor, "steps b c h w"] | None = None,
+    fresh: Fresh | None = None,
 ) -> Latent:
     """Carry ``x`` down the grid, which owns both ends; the state is at least fp32.
 
     ``velocity`` gets that state and a `NoiseLevel` of two scalars on the CPU; it may answer in any
     dtype. ``on_step`` is told of every finished step; the latent it returns, if any, takes the
-    place of the state, and what it raises stops the run. ``fresh`` is the noise of each step.
+    place of the state, and what it raises stops the run. ``fresh`` gives the noise of a step by
+    its number, when it comes.
     """
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     past: Past = ()
     for leg in grid.legs():
         if fresh is not None:
-            leg = leg._replace(fresh=fresh[leg.position])
+            leg = leg._replace(fresh=fresh(leg.position).to(x))
         stepped = step(velocity, x, leg, past)
         past = (*past, stepped)[-HISTORY:]
         replaced = on_step(leg.position, stepped)

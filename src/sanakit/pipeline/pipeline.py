@@ -242,6 +242,7 @@ class Pipeline:
         # 2. Text: embeddings of the prompts and, where guidance reads them, of the negative ones.
         embeds = self.components.transformer.config.guidance_embeds
         guided = sampling.guidance.guidance_scale != 1.0 and not embeds
+        call.tell_idle(guided=guided)
         with watch.stage("text"):
             positive, negative = self.texts(call, guided=guided)
 
@@ -251,7 +252,7 @@ class Pipeline:
         noise = call.noise(len(positive.text), shape)
         fresh = None
         if scheduler.solver.adds_noise:
-            fresh = call.fresh_noise(len(noise), shape, len(sampling.grid.timesteps))
+            fresh = call.fresh_noise(len(noise), shape)
         begun = None
         if edit is not None:
             with watch.stage("encode"):
@@ -274,7 +275,7 @@ class Pipeline:
             if steering is not None:
                 walk = replace(walk, steering=steering.rows(rows))
             if fresh is not None:
-                walk = replace(walk, fresh=fresh[:, rows])
+                walk = replace(walk, fresh=functools.partial(fresh.at, rows=rows))
             if not steps.stopped:
                 given, null = positive.rows(rows), None if negative is None else negative.rows(rows)
                 if not draws_as_built(self.components.transformer):
@@ -520,8 +521,9 @@ class Pipeline:
             )
             device = first_weight(transformer).device
             x = noise.to(device=device, dtype=torch.float32)
-            fresh = None if sampling.fresh is None else sampling.fresh.to(x)
-            return integrate(step, velocity, x, sampling.grid, on_step=checked, fresh=fresh)
+            return integrate(
+                step, velocity, x, sampling.grid, on_step=checked, fresh=sampling.fresh
+            )
 
     def _encoded(self, ask: Callable[[PromptEncoder], Texts]) -> Texts:
         """Give what ``ask`` makes of the prompt encoder, once more in a safer dtype if need be."""

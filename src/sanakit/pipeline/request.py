@@ -18,6 +18,7 @@ from sanakit.errors import ConfigError, did_you_mean
 from sanakit.flow.guidance import Guidance
 from sanakit.flow.path import Generators, draw_noise
 from sanakit.flow.projection import AdaptiveProjectedGuidance
+from sanakit.models.published import say_once
 from sanakit.pipeline.aspect_ratios import check_count
 from sanakit.pipeline.input_files import ControlRequest, EditRequest
 from sanakit.pipeline.numerics import require_finite
@@ -255,7 +256,10 @@ class Call:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name}={value!r} must be a whole number of at least 1")
         if self.eta != 0.0:
-            raise ConfigError(f"eta={self.eta}: flow solvers add no noise", hint="leave eta at 0.0")
+            raise ConfigError(
+                f"eta={self.eta} does nothing: it is of DDIM, which samples none of these models",
+                hint="leave eta at 0.0",
+            )
         if self.output_type not in OUTPUT_TYPES:
             raise ConfigError(
                 f"output_type={self.output_type!r}", hint=f"one of {', '.join(OUTPUT_TYPES)}"
@@ -306,6 +310,17 @@ class Call:
                     hint="leave it out; guidance_scale is heeded",
                 )
 
+    def tell_idle(self, *, guided: bool) -> None:
+        """Say once what does nothing because nothing guides."""
+        negative = any(listed(self.negative_prompt, "negative_prompt") or [])
+        idle = {
+            "a negative prompt": negative or self.negative_prompt_embeds is not None,
+            "adaptive projected guidance": self.guider is not None,
+        }
+        for name, given in idle.items():
+            if given and not guided:
+                say_once(f"{name} does nothing at a guidance scale of 1")
+
     @property
     def tensor_inputs(self) -> Sequence[str]:
         """What the callback is shown; a callback object says so itself."""
@@ -351,9 +366,32 @@ class Call:
             return self.latents
         return draw_noise(count, shape, self.generator)
 
-    def fresh_noise(self, count: int, shape: tuple[int, int, int], num_steps: int) -> Tensor:
-        """Noise ``num_steps count c h w`` for solvers that add some in each step, drawn in turn."""
-        return torch.stack([draw_noise(count, shape, self.generator) for _ in range(num_steps)])
+    def fresh_noise(self, count: int, shape: tuple[int, int, int]) -> FreshNoise:
+        """Noise for solvers that add some in each step, of ``count`` pictures."""
+        return FreshNoise(self.generator, count, shape)
+
+
+class FreshNoise:
+    """Noise that is drawn when a step needs it, in the order of the steps."""
+
+    def __init__(self, generator: Generators | None, count: int, shape: tuple[int, ...]) -> None:
+        self._generator, self._count, self._shape = generator, count, shape
+        self._drawn: dict[int, Latent] = {}
+
+    def at(self, step: int, rows: slice) -> Latent:
+        """Noise of some of the pictures, which come batch after batch, through all steps each.
+
+        A generator of their own gives each picture its noise; one for all gives a step's noise at
+        once, and what later batches need of it is held.
+        """
+        generator = self._generator
+        if not isinstance(generator, torch.Generator | None):
+            own = generator[rows]
+            return draw_noise(len(own), self._shape, own)
+        if step not in self._drawn:
+            self._drawn[step] = draw_noise(self._count, self._shape, generator)
+        last = rows.stop >= self._count
+        return (self._drawn.pop(step) if last else self._drawn[step])[rows]
 
 
 def listed(prompt: Prompts | None, name: str = "prompt") -> list[str] | None:

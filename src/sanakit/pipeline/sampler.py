@@ -11,7 +11,7 @@ from torch import Tensor
 from sanakit.errors import ConfigError
 from sanakit.flow.grids import NoiseLevel, SigmaGrid
 from sanakit.flow.guidance import Guidance
-from sanakit.flow.solvers import SolverStep
+from sanakit.flow.solvers import Fresh, SolverStep
 from sanakit.models.parts import draws_as_built, first_weight
 from sanakit.models.transformer import DIFFUSERS_FIRST, LinearDiT, PreparedText, Residuals
 from sanakit.pipeline.numerics import all_finite, require_finite, safer_copy
@@ -31,8 +31,8 @@ class Sampling:
     guidance: Guidance
     pag_layers: frozenset[int] = frozenset()
     steering: Steering | None = None
-    fresh: Tensor | None = None
-    """Noise ``steps b c h w``, for solvers that add some."""
+    fresh: Fresh | None = None
+    """Noise ``b c h w`` of each step, for solvers that add some."""
 
 
 class Change(NamedTuple):

@@ -14,6 +14,7 @@ from torch.testing import assert_close
 from sanakit import AdaptiveProjectedGuidance, GenerateRequest, Pipeline, SanaPipeline, SCMScheduler
 from sanakit.errors import ConfigError
 from sanakit.flow.projection import Projected
+from sanakit.models.published import say_once
 from sanakit.models.transformer import LinearDiT
 from sanakit.pipeline.components import Components, GenerationDefaults
 from sanakit.pipeline.numerics import NumericsWarning
@@ -126,3 +127,21 @@ def test_a_guider_of_another_library_is_told_ours(parts: Components) -> None:
         drawn(parts, "a fox", noise(1), guider=diffusers.AdaptiveProjectedGuidance())
     assert caught.value.hint is not None
     assert "sanakit.AdaptiveProjectedGuidance" in caught.value.hint
+
+
+def test_what_only_guidance_reads_is_said_to_do_nothing_without(
+    parts: Components, caplog: pytest.LogCaptureFixture
+) -> None:
+    say_once.cache_clear()
+    plain = drawn(parts, "a fox", noise(1), guidance_scale=1.0, guider=None)
+    assert not caplog.records
+    found = drawn(parts, "a fox", noise(1), guidance_scale=1.0, negative_prompt="blurry")
+    assert torch.equal(found, plain)
+    assert [record.message for record in caplog.records] == [
+        f"{name} does nothing at a guidance scale of 1"
+        for name in ("a negative prompt", "adaptive projected guidance")
+    ]
+    caplog.clear()
+    drawn(parts, "a fox", noise(1), guidance_scale=1.0)
+    drawn(parts, "a fox", noise(1), negative_prompt="blurry")
+    assert not caplog.records
