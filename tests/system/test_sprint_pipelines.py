@@ -12,17 +12,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from command_line import sanakit
 from sanakit import (
+    AdaptiveProjectedGuidance,
     AutoencoderDC,
     AutoPipelineForImage2Image,
+    AutoPipelineForInpainting,
     AutoPipelineForText2Image,
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
     Pipeline,
     SanaImg2ImgPipeline,
+    SanaInpaintPipeline,
     SanaPAGPipeline,
     SanaPipeline,
     SanaSprintImg2ImgPipeline,
@@ -30,9 +34,10 @@ from sanakit import (
     SCMScheduler,
 )
 from sanakit.errors import ConfigError
+from sanakit.flow.path import draw_noise
 from sanakit.models.config import AUTOENCODERS
 from sanakit.pipeline.png import read_settings
-from sanakit.pipeline.request import GenerateRequest
+from sanakit.pipeline.request import Call, GenerateRequest
 from tiny import write_sprint, write_tiny
 from tiny_sana import tiny_sana
 
@@ -53,8 +58,6 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pixels(name: str) -> bytes:
-    from PIL import Image
-
     with Image.open(name) as image:
         return image.tobytes()
 
@@ -202,7 +205,10 @@ def test_pipelines_of_the_other_kind_name_the_right_one(folder: Path, plain: Pat
         ({"max_timesteps": None}, "neither timesteps nor"),
         ({"max_timesteps": 2.0, "intermediate_timesteps": None}, "max_timesteps=2.0"),
         ({"num_inference_steps": 3, "intermediate_timesteps": 1.0}, "intermediate_timesteps=1.0"),
+        ({"num_inference_steps": 4, "intermediate_timesteps": 1.3}, "1.3 with 4 steps"),
+        ({"timesteps": [1.5, 0.5, 0], "intermediate_timesteps": 1.3}, "steps=1.3: both given"),
         ({"callback_on_step_end_tensor_inputs": ["negative_prompt_embeds"]}, "negative_prompt"),
+        ({"eta": 0.5}, "eta=0.5 does nothing: it is of DDIM"),
     ],
 )
 def test_arguments_that_cannot_be_drawn_are_refused(
@@ -214,6 +220,75 @@ def test_arguments_that_cannot_be_drawn_are_refused(
         SanaSprintPipeline.from_pretrained(folder)("a tree", negative_prompt="blurry")
     with pytest.raises(ConfigError, match="image is missing"):
         SanaSprintImg2ImgPipeline.from_pretrained(folder)("a tree")
+
+
+PICTURE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+MASK = np.zeros((64, 64), np.uint8)
+MASK[:, 40:] = 255
+
+
+@pytest.mark.usefixtures("elsewhere")
+@pytest.mark.filterwarnings("ignore:the picture is .* and is drawn at")
+def test_a_mask_is_drawn_as_by_the_command(folder: Path) -> None:
+    Image.fromarray(PICTURE).save("in.png")
+    Image.fromarray(MASK).save("mask.png")
+    sanakit("edit", "in.png", "a tree", "-m", folder, "--mask", "mask.png", "--seed", 7)
+    pipe = AutoPipelineForInpainting.from_pretrained(folder)
+    assert type(pipe) is SanaInpaintPipeline
+    drawn = pipe("a tree", "in.png", "mask.png", generator=seeded()).images[0]
+    assert pipe.num_timesteps == 2
+    assert drawn.tobytes() == pixels("in-edited.png")
+    assert (np.asarray(drawn)[MASK == 0] == PICTURE[MASK == 0]).all()
+    named = pipe("a tree", PICTURE, MASK, timesteps=[1.5708, 1.3], generator=seeded()).images[0]
+    assert named.tobytes() == drawn.tobytes()
+    pipe.save_pretrained("saved")
+    assert type(DiffusionPipeline.from_pretrained("saved")) is SanaSprintPipeline
+    with pytest.raises(ConfigError, match="guider does nothing here"):
+        pipe("a tree", PICTURE, MASK, guider=AdaptiveProjectedGuidance())
+
+    class Mine(SanaInpaintPipeline):
+        def encode_prompt(self, prompt: Any, *given: Any, **named: Any) -> Any:
+            return super().encode_prompt("a tree", *given, **named)
+
+    mine = Mine.from_pipe(pipe)("a fox", PICTURE, MASK, generator=seeded()).images[0]
+    assert mine.tobytes() == drawn.tobytes()
+
+
+@pytest.mark.parametrize("generators", ["one", "each", "none"])
+def test_noise_is_drawn_when_its_step_comes(
+    generators: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = Pipeline.load(folder)
+    each = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+    given = {"one": each[0], "each": each, "none": None}[generators]
+    drawn: list[int] = []
+
+    def noise(count: int, *more: Any) -> torch.Tensor:
+        drawn.append(count)
+        return draw_noise(count, *more)
+
+    monkeypatch.setattr("sanakit.pipeline.request.draw_noise", noise)
+    steps = Call(prompt="a tree", num_images_per_prompt=2, num_inference_steps=4, generator=given)
+    seen: list[int] = []
+    pipe.generate(steps, on_step=lambda *_: seen.append(len(drawn)))
+    own = generators == "each"
+    assert drawn == [2, *[1 if own else 2] * (8 if own else 4)]
+    assert seen == [2, 3, 4, 5, *([6, 7, 8, 9] if own else [5] * 4)]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_one_generator_draws_each_steps_noise_for_all_pictures(count: int, folder: Path) -> None:
+    """As the published sampler does, whatever runs at once."""
+    pipe = Pipeline.load(folder)
+    call = Call(prompt="a tree", num_images_per_prompt=2, generator=seeded(), output_type="latent")
+    found = pipe.generate(replace(call, at_once=count)).tensors
+    generator = seeded()
+    noise, *fresh = [draw_noise(2, (4, 2, 2), generator) for _ in range(3)]
+    monkey = iter([noise, *fresh])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sanakit.pipeline.request.draw_noise", lambda *_: next(monkey))
+        expected = pipe.generate(replace(call, at_once=2)).tensors
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 def test_a_subclass_has_its_own_way_with_prompts(folder: Path) -> None:

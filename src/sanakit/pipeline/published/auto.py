@@ -85,7 +85,7 @@ class AutoPipelineForText2Image:
         cls, pipeline: PublishedPipeline, *, enable_pag: bool | None = None, **parts: Any
     ) -> PublishedPipeline:
         """Make a pipeline of another's parts, of its own kind unless ``enable_pag`` says."""
-        named = cls.faces.get(published_face(type(pipeline)), SanaPipeline)
+        named = cls.faces.get(published_face(pipeline), SanaPipeline)
         if parts.get("controlnet") is not None:
             named = SanaControlNetPipeline
         return _face(named, enable_pag, parts).from_pipe(pipeline, **parts)
@@ -124,7 +124,7 @@ class _AutoPipelineForEditing:
     @classmethod
     def from_pipe(cls, pipeline: PublishedPipeline, **parts: Any) -> PublishedPipeline:
         """Make a pipeline of another's parts, which both then share; errors as above."""
-        return cls._face(published_face(type(pipeline))).from_pipe(pipeline, **parts)
+        return cls._face(published_face(pipeline)).from_pipe(pipeline, **parts)
 
     @classmethod
     def _face(cls, named: str) -> type[PublishedPipeline]:
@@ -151,7 +151,15 @@ class AutoPipelineForInpainting(_AutoPipelineForEditing):
     """Chooses the pipeline that draws a part of a picture."""
 
     faces = MappingProxyType(
-        dict.fromkeys(("SanaPipeline", "SanaPAGPipeline"), SanaInpaintPipeline)
+        dict.fromkeys(
+            (
+                "SanaPipeline",
+                "SanaPAGPipeline",
+                "SanaSprintPipeline",
+                "SanaSprintImg2ImgPipeline",
+            ),
+            SanaInpaintPipeline,
+        )
     )
 
 

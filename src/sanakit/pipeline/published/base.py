@@ -79,13 +79,13 @@ class SanaPipelineOutput(ModelOutput):
 P = TypeVar("P", bound="PublishedPipeline")
 
 
-def published_face(kind: type) -> str:
-    """Give the published name of a pipeline's class, or of the nearest that a user's one is of.
+def published_face(pipeline: PublishedPipeline) -> str:
+    """Give the published name of a pipeline, or of the nearest that a user's one is of.
 
     A class that has no published counterpart says in ``written_as`` whose folder it writes.
     """
-    own = next(c for c in kind.__mro__ if c.__module__.startswith("sanakit."))
-    return str(getattr(own, "written_as", own.__name__))
+    own = next(c for c in type(pipeline).__mro__ if c.__module__.startswith("sanakit."))
+    return str(getattr(pipeline, "written_as", own.__name__))
 
 
 class PublishedPipeline(Steps, Saved, Placing, LoraMethods):
@@ -97,8 +97,8 @@ class PublishedPipeline(Steps, Saved, Placing, LoraMethods):
 
     own_parts: ClassVar[tuple[str, ...]] = ()
     """Parts that not all pipelines have, which loading takes."""
-    few_steps: ClassVar[bool] = False
-    """Whether it draws with Sprint models, which embed their guidance."""
+    few_steps: ClassVar[bool | None] = False
+    """Whether it draws with Sprint models, which embed their guidance; None is with all models."""
     # Read by the callback objects of the ecosystem.
     _callback_tensor_inputs: ClassVar[list[str]] = list(TENSOR_INPUTS)
 
@@ -151,12 +151,14 @@ class PublishedPipeline(Steps, Saved, Placing, LoraMethods):
     def _check_kind(cls, transformer: LinearDiT | None) -> None:
         """Refuse a transformer that is for another pipeline."""
         config = getattr(transformer, "config", None)
-        if cls is PublishedPipeline or not isinstance(config, TransformerConfig):
+        any_model = cls is PublishedPipeline or cls.few_steps is None
+        if any_model or not isinstance(config, TransformerConfig):
             return
         if config.guidance_embeds and not cls.few_steps:
             raise ConfigError(
                 f"{cls.__name__} does not draw with a Sprint model, which embeds its guidance",
-                hint="SanaSprintPipeline and SanaSprintImg2ImgPipeline do, in 1 to 4 steps",
+                hint="SanaSprintPipeline and SanaSprintImg2ImgPipeline do, in 1 to 4 steps; "
+                "SanaInpaintPipeline does with any model",
             )
         if cls.few_steps and not config.guidance_embeds:
             teacher = config.timestep_scale != 1.0
@@ -260,7 +262,7 @@ class PublishedPipeline(Steps, Saved, Placing, LoraMethods):
             parts,
             controlnet=self.components.get("controlnet"),
             defaults=replace(parts.defaults, scheduler=self.scheduler),
-            pipeline_class=published_face(type(self)),
+            pipeline_class=published_face(self),
         )
         save_components(parts, folder, variant=variant, max_shard_bytes=max_shard_bytes)
 

@@ -116,7 +116,14 @@ class SanaInpaintPipeline(PublishedPipeline):
     ``SanaInpaintPipeline.from_pretrained("glyph")("a green apple", picture, mask)``
     """
 
-    written_as: ClassVar[str] = "SanaPipeline"
+    few_steps: ClassVar[bool | None] = None
+
+    @property
+    def written_as(self) -> str:
+        """The published pipeline whose folder it writes."""
+        transformer = self.transformer
+        sprint = transformer is not None and transformer.config.guidance_embeds
+        return "SanaSprintPipeline" if sprint else "SanaPipeline"
 
     @refuse_unknown
     def __call__(
@@ -126,7 +133,7 @@ class SanaInpaintPipeline(PublishedPipeline):
         mask_image: Images | None = None,
         strength: float = MASK_STRENGTH,
         negative_prompt: Prompts | None = "",
-        num_inference_steps: int = 20,
+        num_inference_steps: int | None = None,
         timesteps: Sequence[float] | None = None,
         sigmas: Sequence[float] | None = None,
         guidance_scale: float | None = None,
@@ -160,7 +167,8 @@ class SanaInpaintPipeline(PublishedPipeline):
         The mask has the picture's size, or its proportions. ``expand`` adds pixels at left, top,
         right and bottom, which are drawn as well; with it a mask is not needed. Latents stand for
         32 by 32 pixels, and each that the mask touches is drawn: what comes back outside of the
-        mask is the picture itself.
+        mask is the picture itself. Unless they are given, ``num_inference_steps`` are 20, or 2 of a
+        Sprint model, whose ``timesteps`` are angles.
 
         Raises:
             ConfigError: neither mask nor ``expand``, or as `SanaImg2ImgPipeline`.

@@ -27,7 +27,7 @@ class SanaSprintPipeline(PublishedPipeline):
     Each step adds noise, which the call's generators draw after the first.
     """
 
-    few_steps: ClassVar[bool] = True
+    few_steps: ClassVar[bool | None] = True
     _callback_tensor_inputs: ClassVar[list[str]] = ["latents", "prompt_embeds"]
 
     @refuse_unknown

@@ -246,7 +246,8 @@ class Steps:
 
     def _negative_side(self, call: Call) -> tuple[tuple[bool, ...], dict[str, Any]]:
         """What `encode_prompt` is asked of negative prompts, in order and by name."""
-        return (call.guidance_scale != 1.0,), {
+        embeds = self.core.components.transformer.config.guidance_embeds
+        return (call.guidance_scale != 1.0 and not embeds,), {
             "negative_prompt": call.negative_prompt,
             "negative_prompt_embeds": call.negative_prompt_embeds,
             "negative_prompt_attention_mask": call.negative_prompt_attention_mask,
