@@ -97,6 +97,7 @@ def test_several_are_named_by_their_own_seeds_best_first(model: str) -> None:
         (("--scorer", "clip"), 2, "--scorer without --best-of"),
         (("--best-of", 2, "--scorer", "x", "-n", 3), 2, "--count 3 of --best-of 2"),
         (("--best-of", 2, "--scorer", "./none"), 3, "no such folder"),
+        (("--best-of", 2, "--scorer", "owner/clip", "--offline"), 3, "owner/clip: nothing of its"),
         (("--best-of", 20_000, "--scorer", "x"), 2, "20000"),
     ],
 )

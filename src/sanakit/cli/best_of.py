@@ -27,7 +27,7 @@ class Choice:
     scorer: str
     keep: int
 
-    def opened(self, device: torch.device) -> Pick:
+    def opened(self, device: torch.device, *, offline: bool) -> Pick:
         """Load the scorer; give what picks the best with their places, the best first.
 
         Raises:
@@ -38,7 +38,7 @@ class Choice:
         from sanakit.evaluate.best_of import best, clip_scorer, scores_of
         from sanakit.pipeline.images import to_pil
 
-        scorer = clip_scorer(self.scorer, device=str(device))
+        scorer = clip_scorer(self.scorer, device=str(device), offline=offline)
         # It goes into pictures, which should not tell where on a disk they were made.
         named = Path(self.scorer).name if Path(self.scorer).is_dir() else self.scorer
 

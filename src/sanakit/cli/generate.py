@@ -425,7 +425,7 @@ def _generate(
         check_memory(model, machine, device, branch=branch, size=size, quiet=quiet)
         imported = time.perf_counter()
         bar.stage(f"loading {plain(model)}")
-        pick = None if choice is None else choice.opened(device)
+        pick = None if choice is None else choice.opened(device, offline=offline)
         pipeline = Pipeline.load(
             model,
             dtype=machine.torch_dtype,

@@ -125,18 +125,20 @@ def best(scores: Sequence[float], keep: int) -> list[int]:
     return sorted(range(len(scores)), key=lambda place: (-scores[place], place))[:keep]
 
 
-def clip_scorer(model: str | Path, *, device: str = "cpu") -> Scorer:
+def clip_scorer(model: str | Path, *, device: str = "cpu", offline: bool = False) -> Scorer:
     """Make a scorer of a model of CLIP or SigLIP: 100 times the cosine of picture and prompt.
 
     Args:
         model: a folder of `save_pretrained`, or ``owner/name``, which the hub is asked for.
         device: where it runs, in fp32.
+        offline: fail rather than ask the hub.
 
     Raises:
         MissingModelError: there is no such model. ConfigError: it does not compare pictures and
             texts.
     """
-    return ClipScorer(DualEncoder(find_vision_model(str(model)), dtype="float32", device=device))
+    folder = find_vision_model(str(model), offline=offline)
+    return ClipScorer(DualEncoder(folder, dtype="float32", device=device))
 
 
 class ClipScorer:

@@ -265,7 +265,10 @@ def fetch_files(
             if held.issuperset(chosen):
                 return folder, chosen
     if offline:
-        raise _offline(repository, revision, commit, ["everything"])
+        raise MissingModelError(
+            _offline(repository, revision, commit, ["everything"]).message,
+            hint="where there is a network it is fetched; or name a file or a folder that is here",
+        )
     with _hub_errors(repository, revision):
         commit, lockfile = _pinned(repository, revision, commit, lockfile)
         listing = lockfile.listings[commit]

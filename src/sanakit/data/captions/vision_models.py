@@ -8,15 +8,14 @@ from __future__ import annotations
 import hashlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 from transformers import AutoProcessor
 from transformers.utils import logging as transformers_logging
@@ -31,6 +30,7 @@ from sanakit.pipeline.decoder import is_out_of_memory
 from sanakit.pipeline.language_models import check_rules
 from sanakit.pipeline.placement import device_named
 from sanakit.untrusted import other_readers
+from sanakit.weights.hub import fetch_files
 
 T = TypeVar("T")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -60,10 +60,11 @@ class Opened(Generic[T]):
         return Opened, ()
 
 
-def find_vision_model(name: str) -> Path:
+def find_vision_model(name: str, *, offline: bool = False) -> Path:
     """The folder of a model from what a user typed: a folder, or ``owner/name[@revision]``.
 
-    A repository is fetched into the cache of the hub; pickled weights never are.
+    A repository is fetched into the cache of the hub, unless ``offline``; pickled weights never
+    are.
 
     Raises:
         MissingModelError: there is nothing of that name, or the hub cannot be asked.
@@ -80,18 +81,11 @@ def find_vision_model(name: str) -> Path:
         raise MissingModelError(
             f"{name}: no such folder", hint="check the path, or give a repository as owner/name"
         )
-    repository, _, revision = name.partition("@")
-    try:
-        found = snapshot_download(
-            repository, revision=revision or None, allow_patterns=list(_FETCHED)
-        )
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise MissingModelError(
-            f"{name}: is no folder here, and cannot be fetched ({reason[:200]})",
-            hint="check the spelling and the connection, or give the folder of a saved model",
-        ) from error
-    return Path(found)
+
+    def wanted(names: Collection[str]) -> list[str]:
+        return [one for one in names if any(fnmatchcase(one, kind) for kind in _FETCHED)]
+
+    return fetch_files(name, wanted, offline=offline)[0]
 
 
 def fingerprint_of_folder(folder: Path) -> str:
