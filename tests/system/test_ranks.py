@@ -48,8 +48,9 @@ for job in json.loads(sys.argv[1]):
                     average_halflife=20, compute_dtype="float32", log_every=1)
     config = LoopConfig(**{**settings, **job["set"]})
     try:
-        train(recipe, config, Path(job["run"]), resume=job.get("resume", False), ranks=ranks,
-              report=lambda line: print(line, flush=True))
+        ending = train(recipe, config, Path(job["run"]), resume=job.get("resume", False),
+                       ranks=ranks, report=lambda line: print(line, flush=True))
+        print("ending", ending.value)
     except SanakitError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -109,7 +110,10 @@ def test_ranks_take_the_steps_of_one_with_accumulation_and_reshard(
 def test_all_ranks_stop_after_the_same_step_when_one_is_told_to(
     tmp_path: Path, script: Path
 ) -> None:
-    fine(run_ranks(script, 2, json.dumps([{"run": str(tmp_path), "set": {}, "trouble": "stop"}])))
+    job = {"run": str(tmp_path), "set": {}, "trouble": "stop"}
+    ended = run_ranks(script, 2, json.dumps([job]))
+    fine(ended)
+    assert [one.out.splitlines()[-1] for one in ended] == ["ending terminated"] * 2
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-0000000024"]
 
 

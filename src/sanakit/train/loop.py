@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from enum import Enum
@@ -298,10 +298,12 @@ class Trainer(Generic[Batch]):
         self.watchdog.start()
         started = saved = time.monotonic()
         before, steps, sums = self.seconds, 0, dict[str, Tensor]()
-        told = -PROGRESS_SECONDS
+        told, ending = -PROGRESS_SECONDS, None
         try:
             with noted_signals(self.report) as caught:
-                while self.images_seen < config.total_images and not self.agreed(bool(caught)):
+                while self.images_seen < config.total_images:
+                    if (ending := self.agreed(caught)) is not None:
+                        break
                     for key, value in self.step(stream).items():
                         sums[key] = sums.get(key, torch.zeros(())) + value.float().cpu()
                     steps += 1
@@ -349,9 +351,7 @@ class Trainer(Generic[Batch]):
                 f"{self.run}: the last checkpoint could not be written: {self.failed_save}",
                 hint="make room and run the command again with --resume",
             )
-        if self.images_seen >= config.total_images:
-            return Ending.REACHED
-        return Ending.TERMINATED if signal.SIGTERM in caught[:1] else Ending.INTERRUPTED
+        return Ending.REACHED if ending is None else ending
 
     def log_step(self, means: dict[str, float], per_second: float) -> None:
         """Log what training saw since the last line, over all ranks."""
@@ -375,9 +375,14 @@ class Trainer(Generic[Batch]):
         done, steps = -(-self.images_seen // size), -(-whole // size)
         return f"step {done}/{steps}, {spoken(max(0, steps - done) * seconds)} left"
 
-    def agreed(self, stop: bool) -> bool:
-        """Whether any rank was told to stop; all leave after the same step."""
-        return self.ranks.total([float(stop)])[0] > 0
+    def agreed(self, caught: Sequence[int]) -> Ending | None:
+        """How any rank was told to stop; all leave after the same step, and end alike."""
+        told, terminated = self.ranks.total(
+            [float(bool(caught)), float(signal.SIGTERM in caught[:1])]
+        )
+        if not told:
+            return None
+        return Ending.TERMINATED if terminated else Ending.INTERRUPTED
 
 
 def _voted(ranks: Ranks, due: bool, ready: bool) -> tuple[bool, bool]:
