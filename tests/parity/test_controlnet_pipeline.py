@@ -21,6 +21,7 @@ from sanakit import SanaControlNetModel, SanaControlNetPipeline, SanaPAGPipeline
 from sanakit.errors import ConfigError, UnknownArgumentError
 from sanakit.models.config import TransformerConfig
 from sanakit.models.transformer import LinearDiT
+from sanakit.pipeline import placement
 from sanakit.pipeline.components import Components, save_components
 from sanakit.pipeline.prompts import COMPLEX_HUMAN_INSTRUCTION
 from tiny import TRANSFORMER, assert_same_weights, tiny_components
@@ -258,12 +259,23 @@ def test_faces_share_parts_and_only_one_of_them_follows(
 
 
 @pytest.mark.parametrize("way", ["enable_model_cpu_offload", "enable_sequential_cpu_offload"])
-def test_an_offloaded_branch_steers_alike(way: str, folder: Path) -> None:
+def test_an_offloaded_branch_steers_alike(
+    way: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pipe = SanaControlNetPipeline.from_pretrained(folder)
     call = FEW | {"control_image": picture()}
     expected = pipe(**call, generator=seeded()).images
     getattr(pipe, way)("cpu")
+    brought: list[nn.Module] = []
+    monkeypatch.setattr(placement, "bring", lambda network, _: brought.append(network))
     assert torch.equal(pipe(**call, generator=seeded()).images, expected)
+    away = brought if way == "enable_model_cpu_offload" else offloaded_by_layer(pipe)
+    assert {pipe.controlnet, pipe.transformer} <= {*away}
+
+
+def offloaded_by_layer(pipe: SanaControlNetPipeline) -> list[nn.Module]:
+    networks = (pipe.controlnet, pipe.transformer)
+    return [each for each in networks if each.transformer_blocks[0].attn1.to_q.weight.is_meta]
 
 
 def test_dtypes_of_the_parts(folder: Path) -> None:
@@ -419,5 +431,9 @@ def test_a_callback_acts_between_steered_steps(pipe: SanaControlNetPipeline) -> 
 
 
 def test_perturbed_attention_keeps_its_own_pipeline(pipe: SanaControlNetPipeline) -> None:
-    drawn = SanaPAGPipeline.from_pipe(pipe)(**FEW, generator=seeded()).images
-    assert drawn.isfinite().all()
+    perturbed = SanaPAGPipeline.from_pipe(pipe)
+    assert "controlnet" not in perturbed.components
+    drawn, plain = (
+        each(**FEW, generator=seeded()).images for each in (perturbed, SanaPipeline.from_pipe(pipe))
+    )
+    assert (drawn - plain).abs().max() > 1e-3
