@@ -5,13 +5,14 @@ A pipeline of its own adds ``__call__``, which turns its arguments into a `Call`
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, ParamSpec, TypeAlias, TypeVar
 
 import torch
 from huggingface_hub.utils.tqdm import tqdm
@@ -77,6 +78,29 @@ class SanaPipelineOutput(ModelOutput):
 
 
 P = TypeVar("P", bound="PublishedPipeline")
+A = ParamSpec("A")
+Output: TypeAlias = "SanaPipelineOutput | tuple[Any]"
+
+
+def draws_a_call(own: Callable[A, dict[str, Any]]) -> Callable[A, Output]:
+    """Make a ``__call__`` that gives what of a `Call` is its own one that draws it.
+
+    Arguments that a call has go into it by their names; others ``own`` makes something of.
+    """
+    signature = inspect.signature(own)
+    shared = [each.name for each in fields(Call) if each.name in signature.parameters]
+
+    @refuse_unknown
+    @functools.wraps(own)
+    def draw(*given: A.args, **named: A.kwargs) -> Output:
+        asked = signature.bind(*given, **named)
+        asked.apply_defaults()
+        pipe = asked.arguments["self"]
+        values = {name: asked.arguments[name] for name in shared} | own(*given, **named)
+        return pipe._draw(Call(**values | {"compat": values["compat"] or pipe.compat}))
+
+    vars(draw)["__signature__"] = signature.replace(return_annotation="SanaPipelineOutput")
+    return draw
 
 
 def published_face(pipeline: PublishedPipeline) -> str:

@@ -24,9 +24,8 @@ from sanakit.pipeline.input_images import Images, as_image
 from sanakit.pipeline.networks import SanaControlNetModel
 from sanakit.pipeline.pipeline import Pipeline
 from sanakit.pipeline.prompts import MODEL_DEFAULT, Compat
-from sanakit.pipeline.published.base import PublishedPipeline, SanaPipelineOutput
+from sanakit.pipeline.published.base import PublishedPipeline, draws_a_call
 from sanakit.pipeline.request import (
-    Call,
     Callback,
     OutputType,
     Prompts,
@@ -155,7 +154,7 @@ class SanaControlNetPipeline(PublishedPipeline):
         twice = do_classifier_free_guidance and not guess_mode
         return torch.cat([control] * 2) if twice else control
 
-    @refuse_unknown
+    @draws_a_call
     def __call__(
         self,
         prompt: Prompts | None = None,
@@ -187,7 +186,7 @@ class SanaControlNetPipeline(PublishedPipeline):
         complex_human_instruction: Sequence[str] | None = MODEL_DEFAULT,
         guider: AdaptiveProjectedGuidance | None = None,
         compat: Compat | None = None,
-    ) -> SanaPipelineOutput | tuple[Any]:
+    ) -> dict[str, Any]:
         """Draw pictures; arguments as those of `SanaPipeline`, in the published order.
 
         ``control_image`` is one for all pictures or one for each prompt, of the kinds and ranges of
@@ -203,38 +202,9 @@ class SanaControlNetPipeline(PublishedPipeline):
                 "control_image is None: there is nothing to follow",
                 hint="pass a picture, or draw with SanaPipeline.from_pipe(pipe)",
             )
-        return self._draw(
-            Call(
-                prompt=prompt,
-                negative_prompt=negative_prompt,
-                num_inference_steps=num_inference_steps,
-                timesteps=timesteps,
-                sigmas=sigmas,
-                guidance_scale=guidance_scale,
-                control=Control(
-                    image=as_image(control_image, "control_image", grey=True),
-                    scale=controlnet_conditioning_scale,
-                ),
-                num_images_per_prompt=num_images_per_prompt,
-                height=height,
-                width=width,
-                eta=eta,
-                generator=generator,
-                latents=latents,
-                prompt_embeds=prompt_embeds,
-                prompt_attention_mask=prompt_attention_mask,
-                negative_prompt_embeds=negative_prompt_embeds,
-                negative_prompt_attention_mask=negative_prompt_attention_mask,
-                output_type=output_type,
-                return_dict=return_dict,
-                clean_caption=clean_caption,
-                use_resolution_binning=use_resolution_binning,
-                attention_kwargs=attention_kwargs,
-                callback_on_step_end=callback_on_step_end,
-                callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
-                max_sequence_length=max_sequence_length,
-                complex_human_instruction=complex_human_instruction,
-                compat=compat or self.compat,
-                guider=guider,
+        return {
+            "control": Control(
+                image=as_image(control_image, "control_image", grey=True),
+                scale=controlnet_conditioning_scale,
             )
-        )
+        }

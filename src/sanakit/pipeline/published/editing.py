@@ -10,15 +10,15 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from sanakit.errors import ConfigError, refuse_unknown
+from sanakit.errors import ConfigError
 from sanakit.flow.path import Generators
 from sanakit.flow.projection import AdaptiveProjectedGuidance
 from sanakit.pipeline.editing import IMAGE_STRENGTH, MASK_STRENGTH, Edit
 from sanakit.pipeline.input_files import Expand
 from sanakit.pipeline.input_images import Images, as_image, as_mask
 from sanakit.pipeline.prompts import MODEL_DEFAULT, Compat
-from sanakit.pipeline.published.base import PublishedPipeline, SanaPipelineOutput
-from sanakit.pipeline.request import Call, Callback, OutputType, Prompts
+from sanakit.pipeline.published.base import PublishedPipeline, draws_a_call
+from sanakit.pipeline.request import Callback, OutputType, Prompts
 from sanakit.shapes import Latent
 
 
@@ -30,7 +30,7 @@ class SanaImg2ImgPipeline(PublishedPipeline):
 
     written_as: ClassVar[str] = "SanaPipeline"
 
-    @refuse_unknown
+    @draws_a_call
     def __call__(
         self,
         prompt: Prompts | None = None,
@@ -63,7 +63,7 @@ class SanaImg2ImgPipeline(PublishedPipeline):
         compat: Compat | None = None,
         *,
         guider: AdaptiveProjectedGuidance | None = None,
-    ) -> SanaPipelineOutput | tuple[Any]:
+    ) -> dict[str, Any]:
         """Draw pictures that begin at ``image``; arguments otherwise as those of `SanaPipeline`.
 
         ``image`` is one picture for all prompts or one for each, of any kind that `as_image` takes.
@@ -76,38 +76,7 @@ class SanaImg2ImgPipeline(PublishedPipeline):
             DataError: a file that is no picture. NumericsError: as `SanaPipeline`.
         """
         edit = Edit(image=as_image(given(image, "image", "SanaPipeline")), strength=strength)
-        return self._draw(
-            Call(
-                edit=edit,
-                prompt=prompt,
-                negative_prompt=negative_prompt,
-                num_inference_steps=num_inference_steps,
-                timesteps=timesteps,
-                sigmas=sigmas,
-                guidance_scale=guidance_scale,
-                num_images_per_prompt=num_images_per_prompt,
-                height=height,
-                width=width,
-                eta=eta,
-                generator=generator,
-                latents=latents,
-                prompt_embeds=prompt_embeds,
-                prompt_attention_mask=prompt_attention_mask,
-                negative_prompt_embeds=negative_prompt_embeds,
-                negative_prompt_attention_mask=negative_prompt_attention_mask,
-                output_type=output_type,
-                return_dict=return_dict,
-                clean_caption=clean_caption,
-                use_resolution_binning=use_resolution_binning,
-                attention_kwargs=attention_kwargs,
-                callback_on_step_end=callback_on_step_end,
-                callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
-                max_sequence_length=max_sequence_length,
-                complex_human_instruction=complex_human_instruction,
-                compat=compat or self.compat,
-                guider=guider,
-            )
-        )
+        return {"edit": edit}
 
 
 class SanaInpaintPipeline(PublishedPipeline):
@@ -125,7 +94,7 @@ class SanaInpaintPipeline(PublishedPipeline):
         sprint = transformer is not None and transformer.config.guidance_embeds
         return "SanaSprintPipeline" if sprint else "SanaPipeline"
 
-    @refuse_unknown
+    @draws_a_call
     def __call__(
         self,
         prompt: Prompts | None = None,
@@ -161,7 +130,7 @@ class SanaInpaintPipeline(PublishedPipeline):
         compat: Compat | None = None,
         *,
         guider: AdaptiveProjectedGuidance | None = None,
-    ) -> SanaPipelineOutput | tuple[Any]:
+    ) -> dict[str, Any]:
         """Draw the white part of ``mask_image``; arguments otherwise as `SanaImg2ImgPipeline`.
 
         The mask has the picture's size, or its proportions. ``expand`` adds pixels at left, top,
@@ -185,38 +154,7 @@ class SanaInpaintPipeline(PublishedPipeline):
             height_width = (picture.shape[-2], picture.shape[-1])
             mask = as_mask(given(mask_image, "mask_image", "SanaImg2ImgPipeline"), height_width)
         edit = Edit(image=picture, mask=mask, strength=strength)
-        return self._draw(
-            Call(
-                edit=edit if expand is None else edit.expanded(expand),
-                prompt=prompt,
-                negative_prompt=negative_prompt,
-                num_inference_steps=num_inference_steps,
-                timesteps=timesteps,
-                sigmas=sigmas,
-                guidance_scale=guidance_scale,
-                num_images_per_prompt=num_images_per_prompt,
-                height=height,
-                width=width,
-                eta=eta,
-                generator=generator,
-                latents=latents,
-                prompt_embeds=prompt_embeds,
-                prompt_attention_mask=prompt_attention_mask,
-                negative_prompt_embeds=negative_prompt_embeds,
-                negative_prompt_attention_mask=negative_prompt_attention_mask,
-                output_type=output_type,
-                return_dict=return_dict,
-                clean_caption=clean_caption,
-                use_resolution_binning=use_resolution_binning,
-                attention_kwargs=attention_kwargs,
-                callback_on_step_end=callback_on_step_end,
-                callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
-                max_sequence_length=max_sequence_length,
-                complex_human_instruction=complex_human_instruction,
-                compat=compat or self.compat,
-                guider=guider,
-            )
-        )
+        return {"edit": edit if expand is None else edit.expanded(expand)}
 
 
 def given(images: Images | None, name: str, otherwise: str) -> Images:

@@ -24,9 +24,8 @@ from sanakit.models.transformer import LinearDiT
 from sanakit.pipeline.components import LOADED
 from sanakit.pipeline.pipeline import Pipeline
 from sanakit.pipeline.prompts import MODEL_DEFAULT, Compat
-from sanakit.pipeline.published.base import PublishedPipeline, SanaPipelineOutput
+from sanakit.pipeline.published.base import PublishedPipeline, draws_a_call
 from sanakit.pipeline.request import (
-    Call,
     Callback,
     OutputType,
     Prompts,
@@ -152,7 +151,7 @@ class SanaPAGPipeline(PublishedPipeline):
         """Whether the last call used perturbed attention."""
         return self.pag_scale > 0
 
-    @refuse_unknown
+    @draws_a_call
     def __call__(
         self,
         prompt: Prompts | None = None,
@@ -185,43 +184,10 @@ class SanaPAGPipeline(PublishedPipeline):
         attention_kwargs: dict[str, Any] | None = None,
         compat: Compat | None = None,
         guider: AdaptiveProjectedGuidance | None = None,
-    ) -> SanaPipelineOutput | tuple[Any]:
+    ) -> dict[str, Any]:
         """Draw pictures; arguments as those of `SanaPipeline`, in the published order.
 
         ``pag_scale`` from 0, which is off, pushes away from the perturbed prediction;
         ``pag_adaptive_scale`` takes so much of it per timestep below 1000, down to none (G3).
         """
-        return self._draw(
-            Call(
-                prompt=prompt,
-                negative_prompt=negative_prompt,
-                num_inference_steps=num_inference_steps,
-                timesteps=timesteps,
-                sigmas=sigmas,
-                guidance_scale=guidance_scale,
-                num_images_per_prompt=num_images_per_prompt,
-                height=height,
-                width=width,
-                eta=eta,
-                generator=generator,
-                latents=latents,
-                prompt_embeds=prompt_embeds,
-                prompt_attention_mask=prompt_attention_mask,
-                negative_prompt_embeds=negative_prompt_embeds,
-                negative_prompt_attention_mask=negative_prompt_attention_mask,
-                output_type=output_type,
-                return_dict=return_dict,
-                clean_caption=clean_caption,
-                use_resolution_binning=use_resolution_binning,
-                attention_kwargs=attention_kwargs,
-                callback_on_step_end=callback_on_step_end,
-                callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
-                max_sequence_length=max_sequence_length,
-                complex_human_instruction=complex_human_instruction,
-                pag_scale=pag_scale,
-                pag_adaptive_scale=pag_adaptive_scale,
-                pag_layers=self._pag_layers(),
-                compat=compat or self.compat,
-                guider=guider,
-            )
-        )
+        return {"pag_layers": self._pag_layers()}

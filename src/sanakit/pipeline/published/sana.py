@@ -7,13 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from sanakit.errors import refuse_unknown
 from sanakit.flow.path import Generators
 from sanakit.flow.projection import AdaptiveProjectedGuidance
 from sanakit.pipeline.prompts import MODEL_DEFAULT, Compat
-from sanakit.pipeline.published.base import PublishedPipeline, SanaPipelineOutput
+from sanakit.pipeline.published.base import PublishedPipeline, draws_a_call
 from sanakit.pipeline.request import (
-    Call,
     Callback,
     OutputType,
     Prompts,
@@ -29,7 +27,7 @@ class SanaPipeline(PublishedPipeline):
     "nvlabs", as the weights were trained. It may be set, and given to a single call.
     """
 
-    @refuse_unknown
+    @draws_a_call
     def __call__(
         self,
         prompt: Prompts | None = None,
@@ -60,7 +58,7 @@ class SanaPipeline(PublishedPipeline):
         compat: Compat | None = None,
         *,
         guider: AdaptiveProjectedGuidance | None = None,
-    ) -> SanaPipelineOutput | tuple[Any]:
+    ) -> dict[str, Any]:
         """Draw pictures; arguments mean what they mean in diffusers.
 
         Defaults that depend on the model: ``guidance_scale`` is 4.5, ``height`` and ``width`` 1024,
@@ -73,34 +71,4 @@ class SanaPipeline(PublishedPipeline):
             ConfigError: for a size, count or combination of arguments that cannot be drawn.
             NumericsError: for a number that is not finite, naming component and step.
         """
-        return self._draw(
-            Call(
-                prompt=prompt,
-                negative_prompt=negative_prompt,
-                num_inference_steps=num_inference_steps,
-                timesteps=timesteps,
-                sigmas=sigmas,
-                guidance_scale=guidance_scale,
-                num_images_per_prompt=num_images_per_prompt,
-                height=height,
-                width=width,
-                eta=eta,
-                generator=generator,
-                latents=latents,
-                prompt_embeds=prompt_embeds,
-                prompt_attention_mask=prompt_attention_mask,
-                negative_prompt_embeds=negative_prompt_embeds,
-                negative_prompt_attention_mask=negative_prompt_attention_mask,
-                output_type=output_type,
-                return_dict=return_dict,
-                clean_caption=clean_caption,
-                use_resolution_binning=use_resolution_binning,
-                attention_kwargs=attention_kwargs,
-                callback_on_step_end=callback_on_step_end,
-                callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
-                max_sequence_length=max_sequence_length,
-                complex_human_instruction=complex_human_instruction,
-                compat=compat or self.compat,
-                guider=guider,
-            )
-        )
+        return {}

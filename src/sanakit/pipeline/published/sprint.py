@@ -14,7 +14,7 @@ from sanakit.flow.scm import MAX_TIME, SECOND_TIME, scm_grid_asked
 from sanakit.pipeline.editing import IMAGE_STRENGTH, Edit
 from sanakit.pipeline.input_images import Images, as_image
 from sanakit.pipeline.prompts import MODEL_DEFAULT, Compat
-from sanakit.pipeline.published.base import PublishedPipeline, SanaPipelineOutput
+from sanakit.pipeline.published.base import PublishedPipeline, draws_a_call
 from sanakit.pipeline.published.editing import given
 from sanakit.pipeline.request import Call, Callback, OutputType, Prompts
 from sanakit.shapes import Latent
@@ -101,7 +101,7 @@ class SanaSprintPipeline(PublishedPipeline):
             prompt_attention_mask=call.prompt_attention_mask,
         )
 
-    @refuse_unknown
+    @draws_a_call
     def __call__(
         self,
         prompt: Prompts | None = None,
@@ -128,7 +128,7 @@ class SanaSprintPipeline(PublishedPipeline):
         max_sequence_length: int = 300,
         complex_human_instruction: Sequence[str] | None = MODEL_DEFAULT,
         compat: Compat | None = None,
-    ) -> SanaPipelineOutput | tuple[Any]:
+    ) -> dict[str, Any]:
         """Draw pictures; arguments mean what they mean in diffusers, and in `SanaPipeline`.
 
         1, 2 and 4 steps are at the times found for the published models; other numbers, and all
@@ -140,40 +140,19 @@ class SanaSprintPipeline(PublishedPipeline):
             ConfigError: as `SanaPipeline`, and for times that do not fall.
             NumericsError: for a number that is not finite, naming component and step.
         """
-        return self._draw(
-            Call(
-                prompt=prompt,
-                negative_prompt=None,
-                timesteps=times_asked(
-                    num_inference_steps, timesteps, max_timesteps, intermediate_timesteps
-                ),
-                guidance_scale=guidance_scale,
-                num_images_per_prompt=num_images_per_prompt,
-                height=height,
-                width=width,
-                eta=eta,
-                generator=generator,
-                latents=latents,
-                prompt_embeds=prompt_embeds,
-                prompt_attention_mask=prompt_attention_mask,
-                output_type=output_type,
-                return_dict=return_dict,
-                clean_caption=clean_caption,
-                use_resolution_binning=use_resolution_binning,
-                attention_kwargs=attention_kwargs,
-                callback_on_step_end=callback_on_step_end,
-                callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
-                max_sequence_length=max_sequence_length,
-                complex_human_instruction=complex_human_instruction,
-                compat=compat or self.compat,
-            )
-        )
+        return {
+            "negative_prompt": None,
+            "timesteps": times_asked(
+                num_inference_steps, timesteps, max_timesteps, intermediate_timesteps
+            ),
+            "num_inference_steps": None,
+        }
 
 
 class SanaSprintImg2ImgPipeline(SanaSprintPipeline):
     """Draws a picture anew in 1 to 4 steps, as far from it as ``strength`` says."""
 
-    @refuse_unknown
+    @draws_a_call
     def __call__(  # type: ignore[override]  # the published order puts the picture in between
         self,
         prompt: Prompts | None = None,
@@ -202,7 +181,7 @@ class SanaSprintImg2ImgPipeline(SanaSprintPipeline):
         max_sequence_length: int = 300,
         complex_human_instruction: Sequence[str] | None = MODEL_DEFAULT,
         compat: Compat | None = None,
-    ) -> SanaPipelineOutput | tuple[Any]:
+    ) -> dict[str, Any]:
         """Draw pictures that begin at ``image``; arguments otherwise as `SanaSprintPipeline`.
 
         ``image``, ``height``, ``width`` and ``latents`` are those of `SanaImg2ImgPipeline`. The
@@ -213,37 +192,16 @@ class SanaSprintImg2ImgPipeline(SanaSprintPipeline):
         Raises:
             ConfigError, DataError, NumericsError: as `SanaImg2ImgPipeline`.
         """
-        return self._draw(
-            Call(
-                edit=Edit(
-                    image=as_image(given(image, "image", "SanaSprintPipeline")), strength=strength
-                ),
-                prompt=prompt,
-                negative_prompt=None,
-                timesteps=times_asked(
-                    num_inference_steps, timesteps, max_timesteps, intermediate_timesteps
-                ),
-                guidance_scale=guidance_scale,
-                num_images_per_prompt=num_images_per_prompt,
-                height=height,
-                width=width,
-                eta=eta,
-                generator=generator,
-                latents=latents,
-                prompt_embeds=prompt_embeds,
-                prompt_attention_mask=prompt_attention_mask,
-                output_type=output_type,
-                return_dict=return_dict,
-                clean_caption=clean_caption,
-                use_resolution_binning=use_resolution_binning,
-                attention_kwargs=attention_kwargs,
-                callback_on_step_end=callback_on_step_end,
-                callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
-                max_sequence_length=max_sequence_length,
-                complex_human_instruction=complex_human_instruction,
-                compat=compat or self.compat,
-            )
-        )
+        return {
+            "edit": Edit(
+                image=as_image(given(image, "image", "SanaSprintPipeline")), strength=strength
+            ),
+            "negative_prompt": None,
+            "timesteps": times_asked(
+                num_inference_steps, timesteps, max_timesteps, intermediate_timesteps
+            ),
+            "num_inference_steps": None,
+        }
 
 
 def times_asked(
