@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,19 @@ def test_what_is_missing_is_said_before_any_step(folder: Path) -> None:
     assert not steps
     with pytest.raises(ConfigError, match="no transformer"):
         draw(SanaPipeline.from_pretrained(folder, transformer=None))
+
+
+def test_a_saved_tokenizer_is_of_a_class_that_older_transformers_have(
+    pipe: SanaPipeline, tmp_path: Path
+) -> None:
+    """Exporters to ONNX come with them."""
+    pipe.save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text("utf-8"))
+    settings = json.loads((tmp_path / "tokenizer" / "tokenizer_config.json").read_text("utf-8"))
+    assert index["tokenizer"] == ["transformers", "PreTrainedTokenizerFast"]
+    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
+    again = SanaPipeline.from_pretrained(tmp_path)
+    assert again.tokenizer("a red apple")["input_ids"] == pipe.tokenizer("a red apple")["input_ids"]
 
 
 def test_a_pipeline_without_parts_is_moved_offloaded_and_saved(

@@ -27,7 +27,7 @@ from sanakit.models.controlnet import ControlBranch
 from sanakit.models.parts import network_in, require_network
 from sanakit.models.text_encoder import TextEncoder
 from sanakit.models.transformer import LinearDiT
-from sanakit.pipeline.language_models import build_llm, open_tokenizer
+from sanakit.pipeline.language_models import TOKENIZER_CONFIG, build_llm, open_tokenizer
 from sanakit.pipeline.networks import (
     AutoencoderDC,
     SanaControlNetModel,
@@ -82,6 +82,8 @@ LOADED: Any = "loaded"
 CONTROLNET = "controlnet"
 NETWORKS = (CONTROLNET, "text_encoder", "transformer", "vae")
 PARTS = ("scheduler", "tokenizer", *NETWORKS)
+KNOWN_BEFORE = {"TokenizersBackend": "PreTrainedTokenizerFast"}
+"""Classes of transformers 5 by the names that it has had for them since 4."""
 logger = logging.getLogger(__name__)
 PUBLISHED_SCHEDULER = DPMSolverMultistepScheduler(flow_shift=3.0)
 
@@ -635,8 +637,12 @@ def save_components(
         llm.config.architectures = [type(llm).__name__]
         llm.config.save_pretrained(str(folder / "text_encoder"))
         write_weights(folder / "text_encoder", llm.state_dict(), stem=LM_STEM, **shape)
+    tokenizer_class = type(tokenizer).__name__
     if tokenizer is not None:
+        tokenizer_class = KNOWN_BEFORE.get(tokenizer_class, tokenizer_class)
         tokenizer.save_pretrained(str(folder / "tokenizer"))
+        settings = folder / "tokenizer" / TOKENIZER_CONFIG
+        write_json(settings, {**read_json(settings), "tokenizer_class": tokenizer_class})
     defaults = components.defaults
     defaults.scheduler.save_pretrained(folder / "scheduler")
     instruction = None if defaults.instruction is None else list(defaults.instruction)
@@ -653,7 +659,7 @@ def save_components(
         },
         "scheduler": ["diffusers", type(defaults.scheduler).__name__],
         "text_encoder": entry("transformers", type(llm).__name__, llm),
-        "tokenizer": entry("transformers", type(tokenizer).__name__, tokenizer),
+        "tokenizer": entry("transformers", tokenizer_class, tokenizer),
         "transformer": entry("diffusers", "SanaTransformer2DModel", transformer),
         "vae": entry("diffusers", "AutoencoderDC", autoencoder),
     }
