@@ -22,7 +22,7 @@ from torch import Tensor
 from benchmarks.generate import ROOT, commit, versions
 from sanakit.data.encode import STORAGES, CachedStates, Storage, stored, write_states
 from sanakit.pipeline.components import load_components
-from sanakit.pipeline.images import from_pixels
+from sanakit.pipeline.pixels import from_pixels
 
 RESULTS = ROOT / "benchmarks" / "results" / "cached_states.jsonl"
 

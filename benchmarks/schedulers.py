@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks.generate import ROOT, commit, cores, versions
 from sanakit import SanaPipeline
-from sanakit.pipeline.images import to_pixels
+from sanakit.pipeline.pixels import to_pixels
 from sanakit.pipeline.schedulers import NAMED, scheduler_named
 
 RESULTS = ROOT / "benchmarks" / "results" / "schedulers.jsonl"

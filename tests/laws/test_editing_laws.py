@@ -14,7 +14,7 @@ from sanakit.errors import ConfigError
 from sanakit.flow.grids import SigmaGrid
 from sanakit.pipeline.aspect_ratios import nearest_size
 from sanakit.pipeline.editing import FEATHER, Edit, feathered, on_canvas
-from sanakit.pipeline.images import cut_to, from_pixels, to_pixels
+from sanakit.pipeline.pixels import cut_to, from_pixels, to_pixels
 from sanakit.pipeline.request import Call
 from sanakit.pipeline.sampler import Denoiser
 from sanakit.pipeline.schedulers import Scheduler, scheduler_named

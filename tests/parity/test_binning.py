@@ -13,7 +13,7 @@ from diffusers.pipelines.pixart_alpha.pipeline_pixart_sigma import ASPECT_RATIO_
 from diffusers.pipelines.sana.pipeline_sana import ASPECT_RATIO_4096_BIN
 
 from sanakit.pipeline.aspect_ratios import TABLES, nearest_bin
-from sanakit.pipeline.images import cut_to
+from sanakit.pipeline.pixels import cut_to
 
 PUBLISHED = {
     16: ASPECT_RATIO_512_BIN,

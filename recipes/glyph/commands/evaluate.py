@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from recipes.glyph.evaluate.composition import Kind
     from recipes.glyph.evaluate.names import Stratum
     from sanakit.evaluate.features import Features
-    from sanakit.pipeline.images import Pixels
+    from sanakit.pipeline.pixels import Pixels
 
 DATA = Path("data/glyph")
 Data = Annotated[Path, typer.Option(help="Glyph set: what `python -m recipes.glyph build` made.")]

@@ -17,7 +17,7 @@ from recipes.glyph.data.captions import freely
 from recipes.glyph.data.mixture import COMPOSITE_SHARE, EVERYDAY, Mixture, Sample
 from recipes.glyph.data.pictures import GlyphPictures
 from sanakit.files import replacing
-from sanakit.pipeline.images import to_pixels
+from sanakit.pipeline.pixels import to_pixels
 
 PER_TAR = 512
 CAPTIONS = 6

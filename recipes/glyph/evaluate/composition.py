@@ -42,8 +42,8 @@ from sanakit.evaluate.figures import Evaluation, Figure, mean_figure
 from sanakit.evaluate.pictures import GenerationSettings, generate_pictures
 from sanakit.evaluate.restoration import restored
 from sanakit.models.autoencoder import Autoencoder
-from sanakit.pipeline.images import Pixels, from_pixels, to_pixels
 from sanakit.pipeline.pipeline import Pipeline
+from sanakit.pipeline.pixels import Pixels, from_pixels, to_pixels
 
 Kind = Literal["background", "colour", "relation", "count"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

@@ -15,7 +15,7 @@ from scipy.sparse import csgraph
 from recipes.glyph.data.backgrounds import BACKGROUNDS
 from recipes.glyph.data.pictures import GlyphPictures, compose
 from sanakit.errors import DataError
-from sanakit.pipeline.images import to_pixels
+from sanakit.pipeline.pixels import to_pixels
 
 Pixels = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]

@@ -23,8 +23,8 @@ from sanakit.evaluate.frechet import Reference, ResampledDistance
 from sanakit.evaluate.generation import FD, distance_figure
 from sanakit.evaluate.pictures import GenerationSettings, generate_pictures
 from sanakit.evaluate.restoration import Restored
-from sanakit.pipeline.images import Pixels
 from sanakit.pipeline.pipeline import Pipeline
+from sanakit.pipeline.pixels import Pixels
 
 PLOT, SHEET = "distance.png", "pictures.png"
 SHOWN = 10

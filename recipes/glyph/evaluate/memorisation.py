@@ -26,8 +26,8 @@ from sanakit.evaluate.distances import nearest
 from sanakit.evaluate.features import NAME, Describer, FeatureNetwork, features_of, middle_square
 from sanakit.evaluate.figures import Evaluation, Figure, bootstrap, mean_figure
 from sanakit.evaluate.pictures import GenerationSettings
-from sanakit.pipeline.images import Pixels, from_pixels
 from sanakit.pipeline.pipeline import Pipeline
+from sanakit.pipeline.pixels import Pixels, from_pixels
 
 Prompts = Literal["held", "train"]
 QUANTILE = 0.01

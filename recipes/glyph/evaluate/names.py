@@ -30,8 +30,8 @@ from sanakit.evaluate.features import NAME, Describer, Features, features_of
 from sanakit.evaluate.figures import Evaluation, Figure, mean_figure
 from sanakit.evaluate.pictures import GenerationSettings
 from sanakit.evaluate.restoration import Restored
-from sanakit.pipeline.images import Pixels
 from sanakit.pipeline.pipeline import Pipeline
+from sanakit.pipeline.pixels import Pixels
 
 Stratum: TypeAlias = Literal["names", "words"]
 STRATA: tuple[Stratum, ...] = ("names", "words")

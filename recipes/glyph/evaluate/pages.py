@@ -12,7 +12,7 @@ from PIL import Image
 from sanakit.charts import chart
 from sanakit.charts import sheet as rows_of_pictures
 from sanakit.evaluate.figures import Figure
-from sanakit.pipeline.images import Pixels
+from sanakit.pipeline.pixels import Pixels
 
 SIDE = 192
 

@@ -14,7 +14,7 @@ from recipes.glyph.data.pictures import RECORDS, SUMMARY, GlyphPictures, compose
 from recipes.glyph.data.store import INDEX
 from sanakit.errors import ConfigError, DataError
 from sanakit.files import sha256_of
-from sanakit.pipeline.images import Pixels, to_pixels
+from sanakit.pipeline.pixels import Pixels, to_pixels
 
 HELD = ("held_concept", "held_style")
 WHITE = "white"

@@ -27,8 +27,8 @@ from sanakit.charts import save
 from sanakit.errors import ConfigError, DataError
 from sanakit.evaluate.figures import Evaluation, Figure, bootstrap, mean_figure
 from sanakit.evaluate.pictures import GenerationSettings, generate_pictures
-from sanakit.pipeline.images import Pixels, from_pixels
 from sanakit.pipeline.pipeline import Pipeline
+from sanakit.pipeline.pixels import Pixels, from_pixels
 
 WAYS = 100
 POOL = 4_000

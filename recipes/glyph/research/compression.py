@@ -24,7 +24,7 @@ from sanakit.models.config import AutoencoderConfig
 from sanakit.models.flops import transformer_flops
 from sanakit.models.text_encoder import TextEncoder
 from sanakit.pipeline.components import load_components
-from sanakit.pipeline.images import to_pixels
+from sanakit.pipeline.pixels import to_pixels
 from sanakit.pipeline.prompts import PromptEncoder
 from sanakit.shapes import Image
 

@@ -18,7 +18,7 @@ from sanakit.flow.path import seeded_noise
 from sanakit.flow.solvers import integrate
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.transformer import LinearDiT
-from sanakit.pipeline.images import Pixels, to_pixels
+from sanakit.pipeline.pixels import Pixels, to_pixels
 from sanakit.pipeline.prompts import EncodedText
 from sanakit.pipeline.sampler import Denoiser
 from sanakit.pipeline.schedulers import NAMED

@@ -18,7 +18,7 @@ from recipes.glyph.evaluate.pictures import (
 from recipes.glyph.research.glyph_source import GlyphSource
 
 from sanakit.errors import ConfigError, DataError
-from sanakit.pipeline.images import to_pixels
+from sanakit.pipeline.pixels import to_pixels
 from tiny_pictures import tiny_record, write_pictures
 
 

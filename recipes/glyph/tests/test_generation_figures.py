@@ -13,7 +13,7 @@ from recipes.glyph.evaluate.generation import DRAWN, HELD, RESTORED, _figures
 from sanakit.evaluate.distances import kernel_distance
 from sanakit.evaluate.features import CODE, WEIGHTS, FeatureNetwork, features_of, load_features
 from sanakit.evaluate.frechet import frechet_distance, paired_distance
-from sanakit.pipeline.images import Pixels, from_pixels, to_pixels
+from sanakit.pipeline.pixels import Pixels, from_pixels, to_pixels
 from tiny_features import tiny_features
 
 published = pytest.mark.skipif(

@@ -28,8 +28,8 @@ from glyph_command import glyph
 from sanakit.errors import ConfigError, DataError
 from sanakit.evaluate import features
 from sanakit.evaluate.figures import Evaluation
-from sanakit.pipeline.images import Pixels
 from sanakit.pipeline.pipeline import Pipeline
+from sanakit.pipeline.pixels import Pixels
 from tiny import tiny_components, write_tiny
 from tiny_features import tiny_features
 from tiny_pictures import tiny_record, write_pictures

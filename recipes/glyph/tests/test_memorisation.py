@@ -14,8 +14,8 @@ from recipes.glyph.evaluate.pictures import GlyphSamples, held_samples, known_sa
 
 from sanakit.errors import ConfigError
 from sanakit.evaluate.figures import Evaluation
-from sanakit.pipeline.images import Pixels
 from sanakit.pipeline.pipeline import Pipeline
+from sanakit.pipeline.pixels import Pixels
 from tiny import tiny_components
 from tiny_features import tiny_features
 from tiny_pictures import tiny_record, write_pictures

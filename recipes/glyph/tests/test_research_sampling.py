@@ -13,8 +13,8 @@ from recipes.glyph.research.short_run import economy
 from sanakit.evaluate.frechet import Reference
 from sanakit.models.config import AUTOENCODERS
 from sanakit.pipeline.components import GenerationDefaults
-from sanakit.pipeline.images import to_pixels
 from sanakit.pipeline.pipeline import Pipeline
+from sanakit.pipeline.pixels import to_pixels
 from sanakit.pipeline.request import GenerateRequest
 from tiny import tiny_components
 

@@ -36,7 +36,7 @@ class Choice:
         import numpy as np
 
         from sanakit.evaluate.best_of import best, clip_scorer, scores_of
-        from sanakit.pipeline.images import to_pil
+        from sanakit.pipeline.pixels import to_pil
 
         scorer = clip_scorer(self.scorer, device=str(device), offline=offline)
         # It goes into pictures, which should not tell where on a disk they were made.

@@ -554,7 +554,7 @@ def _edit_behind(origin: Origin) -> Edit | None:
     if asked is None:
         return None
     from sanakit.pipeline.editing import read_edit
-    from sanakit.pipeline.input_files import EditRequest
+    from sanakit.pipeline.picture_requests import EditRequest
     from sanakit.untrusted import dataclass_from
 
     try:

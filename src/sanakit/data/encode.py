@@ -33,8 +33,8 @@ from sanakit.images.decode import decode
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.config import AutoencoderConfig, TransformerConfig
 from sanakit.pipeline.components import load_prompts, read_defaults
-from sanakit.pipeline.images import Pixels, from_pixels
 from sanakit.pipeline.networks import AutoencoderDC
+from sanakit.pipeline.pixels import Pixels, from_pixels
 from sanakit.pipeline.prompts import PromptCache, PromptEncoder
 from sanakit.untrusted import parse_json
 from sanakit.weights.catalog import find_checkpoint

@@ -18,8 +18,8 @@ import numpy as np
 from sanakit.errors import ConfigError, DataError
 from sanakit.evaluate.pictures import GenerationSettings
 from sanakit.files import expanded, write_atomically
-from sanakit.pipeline.images import Pixels
 from sanakit.pipeline.pipeline import Pipeline
+from sanakit.pipeline.pixels import Pixels
 from sanakit.pipeline.png import encode_png
 from sanakit.untrusted import parse_json, read_file
 

@@ -19,7 +19,7 @@ from sanakit.evaluate.features import PictureSet, features_of
 from sanakit.evaluate.figures import Figure, mean_figure
 from sanakit.evaluate.frechet import frechet_distance
 from sanakit.images.decode import decode
-from sanakit.pipeline.images import Pixels
+from sanakit.pipeline.pixels import Pixels
 
 BATCH = 16
 TORCHMETRICS = "pip install 'torchmetrics[image]'; its first use fetches the Inception network"

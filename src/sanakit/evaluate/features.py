@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from sanakit.errors import ConfigError, MissingModelError, WeightsError
 from sanakit.files import expanded, replacing, sha256_of
-from sanakit.pipeline.images import Pixels, from_pixels
+from sanakit.pipeline.pixels import Pixels, from_pixels
 from sanakit.shapes import Image
 from sanakit.weights.convert.original_format import read_file
 

@@ -20,8 +20,8 @@ from sanakit.errors import DataError
 from sanakit.evaluate.features import PictureSet
 from sanakit.files import expanded, replacing, sha256_of
 from sanakit.images.decode import BadPicture, decode
-from sanakit.pipeline.images import Pixels
 from sanakit.pipeline.pipeline import Pipeline
+from sanakit.pipeline.pixels import Pixels
 from sanakit.pipeline.request import GenerateRequest
 
 RESTORED_SIDE = 256

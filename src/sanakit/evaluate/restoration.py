@@ -22,7 +22,7 @@ from sanakit.evaluate.frechet import paired_distance
 from sanakit.evaluate.pictures import Pictures
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.perceptual import PerceptualNetwork
-from sanakit.pipeline.images import Pixels, from_pixels, to_pixels
+from sanakit.pipeline.pixels import Pixels, from_pixels, to_pixels
 from sanakit.shapes import Image, PerSample
 
 TAPS, SIGMA = 11, 1.5

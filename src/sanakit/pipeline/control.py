@@ -21,9 +21,9 @@ from sanakit.models.transformer import DIFFUSERS_FIRST, PreparedText, Residuals,
 from sanakit.pipeline.components import Components
 from sanakit.pipeline.control_images import control_image
 from sanakit.pipeline.editing import covering, each_picture, on_canvas
-from sanakit.pipeline.input_files import ControlRequest
 from sanakit.pipeline.input_images import of_pil
 from sanakit.pipeline.numerics import safer_copy
+from sanakit.pipeline.picture_requests import ControlRequest
 from sanakit.shapes import Image, Latent, PerSample, Text, TextMask
 from sanakit.untrusted import shown
 

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image as PILImage
 
 from sanakit.errors import ConfigError, did_you_mean
-from sanakit.pipeline.images import to_pixels
-from sanakit.pipeline.input_files import ControlKind
 from sanakit.pipeline.input_images import One, as_image
+from sanakit.pipeline.picture_requests import ControlKind
+from sanakit.pipeline.pixels import to_pixels
 from sanakit.untrusted import shown
 
 KINDS: tuple[str, ...] = get_args(ControlKind)

@@ -22,7 +22,7 @@ from sanakit.files import sha256_of
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.parts import decodes_as_built
 from sanakit.models.tiling import Tiling, tiled_bytes, whole_bytes
-from sanakit.pipeline.images import Pixels, cut_to, to_pixels
+from sanakit.pipeline.pixels import Pixels, cut_to, to_pixels
 from sanakit.shapes import Image, Latent
 from sanakit.untrusted import check_fields, parse_json, shown_text
 from sanakit.weights.store import read_tensors, write_tensors

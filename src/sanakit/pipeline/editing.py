@@ -21,9 +21,9 @@ from sanakit.flow.grids import Leg, SigmaGrid
 from sanakit.flow.solvers import Past, SolverStep, Stepped, Velocity
 from sanakit.images.files import LIMITS, digest_of, read_image
 from sanakit.pipeline.aspect_ratios import check_canvas
-from sanakit.pipeline.images import Pixels, cover, from_pixels, to_pixels
-from sanakit.pipeline.input_files import EditRequest, Expand
 from sanakit.pipeline.input_images import BLACK, as_mask, of_pil
+from sanakit.pipeline.picture_requests import EditRequest, Expand
+from sanakit.pipeline.pixels import Pixels, cover, from_pixels, to_pixels
 from sanakit.shapes import Image, Latent, PixelMask
 from sanakit.untrusted import fits, shown
 

@@ -19,7 +19,7 @@ from sanakit.errors import ConfigError, DataError
 from sanakit.images.color import WHITE, UnclearColors, to_rgb
 from sanakit.images.files import read_image
 from sanakit.pipeline.aspect_ratios import check_proportions
-from sanakit.pipeline.images import from_pixels
+from sanakit.pipeline.pixels import from_pixels
 from sanakit.shapes import Image, PixelMask
 from sanakit.untrusted import other_readers
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sanakit.errors import NumericsError
-from sanakit.pipeline.images import Pixels
+from sanakit.pipeline.pixels import Pixels
 
 Component = Literal["text encoder", "controlnet", "transformer", "autoencoder"]
 M = TypeVar("M", bound=nn.Module)

@@ -28,13 +28,13 @@ from sanakit.pipeline.components import (
     scheduler_as,
 )
 from sanakit.pipeline.decoder import Origin, decode_image, decode_pixels
-from sanakit.pipeline.images import Pixels, cut_to, to_pixels
 from sanakit.pipeline.numerics import (
     all_finite,
     report_constant,
     require_finite,
     safer_copy,
 )
+from sanakit.pipeline.pixels import Pixels, cut_to, to_pixels
 from sanakit.pipeline.placement import Visit, drawing
 from sanakit.pipeline.prompts import (
     MODEL_DEFAULT,

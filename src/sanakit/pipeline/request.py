@@ -20,8 +20,8 @@ from sanakit.flow.path import Generators, draw_noise
 from sanakit.flow.projection import AdaptiveProjectedGuidance
 from sanakit.models.published import say_once
 from sanakit.pipeline.aspect_ratios import check_count
-from sanakit.pipeline.input_files import ControlRequest, EditRequest
 from sanakit.pipeline.numerics import require_finite
+from sanakit.pipeline.picture_requests import ControlRequest, EditRequest
 from sanakit.pipeline.prompts import MODEL_DEFAULT, Compat, EncodedText, check_compat
 from sanakit.pipeline.schedulers import Scheduler, scheduler_named
 from sanakit.shapes import Latent

@@ -39,7 +39,7 @@ from sanakit.pipeline.components import (
     load_components,
     save_components,
 )
-from sanakit.pipeline.images import from_pixels
+from sanakit.pipeline.pixels import from_pixels
 
 SHARDS = list(scanned_set.SHARD_NAMES)
 

@@ -24,7 +24,7 @@ from sanakit.evaluate.features import (
     load_features,
     middle_square,
 )
-from sanakit.pipeline.images import Pixels, from_pixels
+from sanakit.pipeline.pixels import Pixels, from_pixels
 from tiny_features import tiny_features
 
 published = pytest.mark.skipif(

@@ -34,7 +34,7 @@ from sanakit.pipeline.decoder import (
     ways_to_decode,
     write_latents,
 )
-from sanakit.pipeline.images import to_pixels
+from sanakit.pipeline.pixels import to_pixels
 from tiny import AUTOENCODER
 
 

@@ -12,8 +12,8 @@ from PIL import Image
 
 from sanakit.errors import ConfigError, DataError
 from sanakit.images.files import read_image
-from sanakit.pipeline.images import to_pixels
 from sanakit.pipeline.input_images import as_image, as_mask
+from sanakit.pipeline.pixels import to_pixels
 from zoo import animals
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)

@@ -15,7 +15,6 @@ from torch.testing import assert_close
 from sanakit import Pipeline, SanaPipeline
 from sanakit.errors import NumericsError
 from sanakit.pipeline.components import Components
-from sanakit.pipeline.images import to_pixels
 from sanakit.pipeline.numerics import (
     NumericsWarning,
     report_constant,
@@ -23,6 +22,7 @@ from sanakit.pipeline.numerics import (
     safer_copy,
     safer_dtype,
 )
+from sanakit.pipeline.pixels import to_pixels
 from tiny import tiny_components
 
 CALL: dict[str, Any] = {

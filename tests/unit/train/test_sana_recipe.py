@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 from sanakit.data.loader.loader import Loader
 from sanakit.errors import ConfigError
-from sanakit.pipeline.images import from_pixels
+from sanakit.pipeline.pixels import from_pixels
 from sanakit.pipeline.prompts import PromptCutWarning
 from sanakit.train.recipe import Timers
 from sanakit.train.recipes.diffusion import DiffusionBatch, DiffusionRecipe

@@ -34,7 +34,6 @@ from sanakit.pipeline.components import (
     present,
     save_components,
 )
-from sanakit.pipeline.images import to_pil
 from sanakit.pipeline.load_arguments import (
     heed_other_arguments,
     one_dtype,
@@ -42,6 +41,7 @@ from sanakit.pipeline.load_arguments import (
 )
 from sanakit.pipeline.networks import Saved
 from sanakit.pipeline.pipeline import OnSampled, Pipeline
+from sanakit.pipeline.pixels import to_pil
 from sanakit.pipeline.placement import (
     MaxMemory,
     Networks,

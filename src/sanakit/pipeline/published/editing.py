@@ -14,8 +14,8 @@ from sanakit.errors import ConfigError
 from sanakit.flow.path import Generators
 from sanakit.flow.projection import AdaptiveProjectedGuidance
 from sanakit.pipeline.editing import IMAGE_STRENGTH, MASK_STRENGTH, Edit
-from sanakit.pipeline.input_files import Expand
 from sanakit.pipeline.input_images import Images, as_image, as_mask
+from sanakit.pipeline.picture_requests import Expand
 from sanakit.pipeline.prompts import MODEL_DEFAULT, Compat
 from sanakit.pipeline.published.base import PublishedPipeline, draws_a_call
 from sanakit.pipeline.request import Callback, OutputType, Prompts

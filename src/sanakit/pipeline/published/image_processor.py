@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sanakit.errors import ConfigError
-from sanakit.pipeline.images import cut_to, to_pil, to_pixels
 from sanakit.pipeline.input_images import Images as GivenImages
 from sanakit.pipeline.input_images import as_image
+from sanakit.pipeline.pixels import cut_to, to_pil, to_pixels
 from sanakit.pipeline.request import OUTPUT_TYPES
 from sanakit.shapes import Image
 

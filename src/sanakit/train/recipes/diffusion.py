@@ -27,7 +27,7 @@ from sanakit.flow.solvers import integrate
 from sanakit.models.transformer import LinearDiT
 from sanakit.pipeline.components import GenerationDefaults
 from sanakit.pipeline.decoder import decode_pixels
-from sanakit.pipeline.images import Pixels
+from sanakit.pipeline.pixels import Pixels
 from sanakit.shapes import Latent, PerSample, Text, TextMask
 from sanakit.train.config import LoopConfig
 from sanakit.train.mfu import SeenShapes, Shapes, counted

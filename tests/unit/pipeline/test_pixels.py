@@ -10,7 +10,7 @@ import torch
 
 from sanakit.errors import ConfigError, DataError, NumericsError
 from sanakit.files import replacing, write_atomically
-from sanakit.pipeline.images import cut_to, from_pixels, to_pil, to_pixels
+from sanakit.pipeline.pixels import cut_to, from_pixels, to_pil, to_pixels
 
 
 def test_every_value_of_a_pixel_comes_back() -> None:
