@@ -18,7 +18,7 @@ WITHOUT_EFFECT = frozenset(
     | {"base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len"}
 )
 OTHER_SIGMAS = "these networks were trained at levels of a flow"
-NO_NOISE = "solvers here add no noise, so that a seed decides the picture"
+NO_NOISE = "flow solvers here add no noise, so that a seed decides the picture"
 # Options that exist, the one value that can be honoured (the default of their field), and why.
 REFUSED = {
     "num_train_timesteps": "networks are told timesteps of 0 to 1000",
