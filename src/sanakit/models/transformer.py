@@ -114,7 +114,8 @@ class Block(nn.Module):
             dropout=config.dropout,
         )
         self.ff = MixFFN(width, config.ffn_width)
-        self.scale_shift_table = nn.Parameter(torch.randn(6, width) / width**0.5)
+        table = nn.Parameter(torch.empty(6, width))
+        self.scale_shift_table = nn.init.normal_(table, std=width**-0.5)
 
     def forward(
         self,
@@ -226,7 +227,8 @@ class LinearDiT(Trunk):
         width, patch = config.width, config.patch_size
         self.generation_defaults: object | None = None
         """What it is drawn with where a call says nothing; a pipeline that holds it sets it."""
-        self.scale_shift_table = nn.Parameter(torch.randn(2, width) / width**0.5)
+        table = nn.Parameter(torch.empty(2, width))
+        self.scale_shift_table = nn.init.normal_(table, std=width**-0.5)
         self.proj_out = nn.Linear(width, patch**2 * config.output_channels)
 
     def forward(

@@ -13,7 +13,6 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from sanakit.errors import (
     ConfigError,
@@ -33,6 +32,7 @@ from sanakit.models.controlnet import ControlBranch
 from sanakit.models.parts import first_weight, network_in
 from sanakit.models.published import PublishedNetwork, say_once
 from sanakit.models.transformer import LinearDiT
+from sanakit.models.unfilled import unfilled
 from sanakit.nn.lora import lora_layers
 from sanakit.pipeline.load_arguments import (
     heed_other_arguments,
@@ -103,7 +103,7 @@ def build(kind: type[N], folder: Path, name: str | Path) -> N:
     config = read_config(folder, kind.config_class)
     if isinstance(config, TransformerConfig):
         config = as_trained(config, checkpoint_behind(name))
-    with torch.device("meta"):
+    with unfilled():
         return kind(config)
 
 
@@ -153,8 +153,8 @@ def fill(
     if ours is not None:
         ours.quantized_with = method
     elif isinstance(method, BitsAndBytes):
-        assert isinstance(network, PreTrainedModel)
-        network.config.quantization_config = method.to_json()
+        llm: Any = network
+        llm.config.quantization_config = method.to_json()
     nn.Module.to(network, device)  # transformers' own refuses quantized models
 
 

@@ -16,6 +16,7 @@ from sanakit.errors import ConfigError, MissingModelError, refuse_unknown
 from sanakit.files import expanded
 from sanakit.models.config import AUTOENCODERS, TRANSFORMERS, TransformerConfig
 from sanakit.models.published import say_once
+from sanakit.models.unfilled import unfilled
 from sanakit.pipeline.placement import Placed, place_one
 from sanakit.quant.method import method_of
 from sanakit.quant.quantize import quantize
@@ -85,7 +86,7 @@ def from_single_file(
     shape = part.config
     if isinstance(shape, TransformerConfig):
         shape = as_trained(shape, checkpoint)
-    with torch.device("meta"):
+    with unfilled():
         network = kind(replace(shape))
     method = None if quantization_config is None else method_of(quantization_config)
     wanted = part.state if method else {n: t.to(chosen) for n, t in part.state.items()}

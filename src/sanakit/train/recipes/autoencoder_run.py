@@ -15,6 +15,7 @@ from sanakit.errors import ConfigError, DataError, MissingModelError
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.config import AUTOENCODERS, AutoencoderConfig
 from sanakit.models.discriminator import PatchDiscriminator
+from sanakit.models.unfilled import unfilled
 from sanakit.train.checkpoint import checkpoints, newest_weights
 from sanakit.train.config import LoopConfig
 from sanakit.train.recipes.autoencoder import (
@@ -101,7 +102,7 @@ def start_autoencoder(
         folder = resolve_model(name, subfolder=None if alone else VAE, offline=offline)
         folder = folder if alone else folder / VAE
     variant = stored_variant(folder, None if checkpoint is None else checkpoint.variant)
-    with torch.device("meta"):
+    with unfilled():
         autoencoder = Autoencoder(read_config(folder, AutoencoderConfig))
     state = read_weights(folder, variant=variant, dtype=torch.float32)
     load_strict(autoencoder, state, source=str(folder))

@@ -18,6 +18,7 @@ from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.config import TRANSFORMERS, TransformerConfig, check_fit
 from sanakit.models.init import init_transformer
 from sanakit.models.transformer import LinearDiT
+from sanakit.models.unfilled import unfilled
 from sanakit.pipeline.components import (
     Components,
     GenerationDefaults,
@@ -184,7 +185,7 @@ def _begun(
             f"(positions {config.interpolation_scale}), this run goes to "
             f"{wanted.sample_size * factor} px (positions {wanted.interpolation_scale})"
         )
-    with torch.device("meta"):
+    with unfilled():
         transformer = SanaTransformer2DModel(wanted)
     if before is None:
         transformer = transformer.to_empty(device="cpu")

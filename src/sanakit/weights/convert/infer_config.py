@@ -20,6 +20,7 @@ from sanakit.models.config import (
     ControlBranchConfig,
     TransformerConfig,
 )
+from sanakit.models.unfilled import unfilled
 from sanakit.nn.embed import sincos_axis
 from sanakit.weights.convert.keymaps import POSITIONS, autoencoder_keymap
 
@@ -92,7 +93,7 @@ def autoencoder_config(state: State, *, source: str) -> AutoencoderConfig:
 @cache
 def _published_shapes(preset: AutoencoderConfig) -> dict[str, tuple[int, ...]]:
     """Shapes by original name; models that differ in their scale alone share one entry."""
-    with torch.device("meta"):
+    with unfilled():
         own = Autoencoder(preset).state_dict()
     return _shapes(autoencoder_keymap(preset).to_original(own, source="preset"))
 

@@ -34,6 +34,7 @@ from sanakit.models.config import (
 )
 from sanakit.models.controlnet import ControlBranch
 from sanakit.models.transformer import LinearDiT
+from sanakit.models.unfilled import unfilled
 from sanakit.nn.embed import sincos_positions
 from sanakit.untrusted import DEEPEST, other_readers
 from sanakit.weights.convert import gguf_file
@@ -269,7 +270,7 @@ class Part:
             WeightsError: missing, unexpected or mis-shaped tensors.
         """
         module: nn.Module
-        with torch.device("meta"):
+        with unfilled():
             if isinstance(config, AutoencoderConfig):
                 module = Autoencoder(config)
             elif isinstance(config, ControlBranchConfig):
