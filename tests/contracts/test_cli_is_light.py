@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -38,3 +39,29 @@ def test_asking_for_help_loads_nothing_slow() -> None:
     assert code == "0"
     assert "generate" in done.stdout
     assert not SLOW & set(loaded)
+
+
+# Imported only for what asks for them: other language models, offloading, compiling, evaluation.
+NEEDLESS = {"transformers", "accelerate", "torchvision", "scipy", "pandas", "sklearn", "matplotlib"}
+NEEDLESS |= {"peft", "torchao", "bitsandbytes", "diffusers"}
+NEEDLESS |= {"torch._dynamo", "torch._inductor", "sympy", "torch.utils.tensorboard"}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from sanakit import SanaPipeline",
+        "from sanakit.cli.main import main\n"
+        "sys.argv = ['sanakit', 'generate', 'a red apple', '-o', 'apple.png', '--quiet']\n"
+        "try:\n    main()\n"
+        "except SystemExit as leaving:\n    assert not leaving.code",
+    ],
+    ids=["import", "generate"],
+)
+def test_a_picture_needs_no_more_than_torch(
+    code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = python(f"import sys\n{code}\nprint(*sys.modules)")
+    assert done.returncode == 0, done.stderr
+    assert not NEEDLESS & set(done.stdout.split())

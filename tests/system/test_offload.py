@@ -46,7 +46,7 @@ def test_a_share_is_left_free_unless_the_caller_says_what_weights_may_take(
 ) -> None:
     monkeypatch.setattr("sanakit.pipeline.placement.accelerator", lambda: torch.device("cuda"))
     monkeypatch.setattr(
-        "sanakit.pipeline.placement.get_max_memory", lambda named: named or {0: 100, "cpu": 900}
+        "accelerate.utils.get_max_memory", lambda named: named or {0: 100, "cpu": 900}
     )
     for size, limit, expected in [
         (79, None, FIRST),
@@ -75,6 +75,7 @@ def test_a_part_brought_in_for_its_stage_draws_the_same(
     pipe = SanaPipeline.from_pretrained(folder, device_map="balanced")
     assert pipe.hf_device_map == dict.fromkeys(("text_encoder", "transformer", "vae"), "cpu")
     expected = draw(pipe)
+    pipe.enable_model_cpu_offload("cpu")  # what counts is when parts come and go
     moved: list[tuple[str, str]] = []
     names = {id(module): name for name, module in pipe.core.components.networks.items()}
     start = torch.nn.Module.to
@@ -84,7 +85,6 @@ def test_a_part_brought_in_for_its_stage_draws_the_same(
             moved.append((names[id(module)], str(args[0])))
         return start(module, *args, **keywords)
 
-    pipe.enable_model_cpu_offload("cpu")  # what counts is when parts come and go
     monkeypatch.setattr(torch.nn.Module, "to", told)
     pipe.core.components.prompts.cache.clear()  # or the text encoder need not come at all
     assert torch.equal(draw(pipe), expected)

@@ -31,7 +31,7 @@ from sanakit import (
 from sanakit.elsewhere import INSTEAD as NAMES_INSTEAD
 from sanakit.errors import ConfigError, DataError, MissingModelError, UnknownArgumentError
 from sanakit.models.published import say_once
-from sanakit.pipeline import placement
+from sanakit.pipeline import offloading
 from sanakit.pipeline.published.placing import INSTEAD, NO_OPS, SILENT
 from sanakit.quant.method import mapping_of, method_of
 from tiny import tiny_components, write_sprint
@@ -61,13 +61,13 @@ def said(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]
 def brought(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
     """Networks that a stage brought to a device, or back."""
     seen: list[nn.Module] = []
-    bring = placement.bring
+    bring = offloading.bring
 
     def watched(module: nn.Module, device: torch.device) -> None:
         seen.append(module)
         bring(module, device)
 
-    monkeypatch.setattr(placement, "bring", watched)
+    monkeypatch.setattr(offloading, "bring", watched)
     return seen
 
 

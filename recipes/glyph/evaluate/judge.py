@@ -259,7 +259,7 @@ def load_judge(folder: Path) -> SavedJudge:
     for path in (seen, folder / TOKENIZER / "tokenizer.json"):
         if not path.is_file():
             raise MissingModelError(f"{path} is missing: this is no whole judge", hint=HINT)
-    tokenizer: Any = open_tokenizer(folder / TOKENIZER)
+    tokenizer: Any = open_tokenizer(folder / TOKENIZER, by_transformers=True)
     return SavedJudge(
         judge=judge.eval().requires_grad_(False),
         tokenizer=tokenizer,

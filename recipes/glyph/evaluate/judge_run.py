@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -177,7 +178,9 @@ def embedded_words(model: str = "glyph") -> Words:
     folder = embedded_folder(model)
     weights = read_weights(folder / "text_encoder", stem="model", dtype=torch.float32)
     return Words(
-        tokenizer=open_tokenizer(folder / "tokenizer"),
+        tokenizer=cast(
+            PreTrainedTokenizerBase, open_tokenizer(folder / "tokenizer", by_transformers=True)
+        ),
         embeddings=next(value for name, value in weights.items() if name.endswith(_EMBEDDING)),
     )
 

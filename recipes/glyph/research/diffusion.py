@@ -125,7 +125,9 @@ class Material:
     def with_text_of(cls, model: str, bank: LatentBank) -> Material:
         """With a model's text encoder, in fp32."""
         prompts = load_components(model).prompts
-        return cls(bank=bank, llm=prompts.text_encoder.llm.float(), tokenizer=prompts.tokenizer)
+        return cls(
+            bank=bank, llm=prompts.text_encoder.published().float(), tokenizer=prompts.tokenizer
+        )
 
     def recipe(self, variant: Variant) -> TextRecipe:
         """A variant's recipe; its text encoder is a copy."""

@@ -7,11 +7,10 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sanakit.errors import ConfigError, MissingModelError, MissingVariantError, did_you_mean
 from sanakit.files import expanded, read_json, write_json
@@ -26,6 +25,7 @@ from sanakit.models.config import (
 from sanakit.models.controlnet import ControlBranch
 from sanakit.models.parts import network_in, require_network
 from sanakit.models.text_encoder import TextEncoder
+from sanakit.models.tokenizer import Tokenizer
 from sanakit.models.transformer import LinearDiT
 from sanakit.pipeline.language_models import TOKENIZER_CONFIG, build_llm, open_tokenizer
 from sanakit.pipeline.networks import (
@@ -76,6 +76,9 @@ from sanakit.weights.store import (
     Storage,
     write_weights,
 )
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 LOADED: Any = "loaded"
 """In the place of a part: read it from the model. None means that there is to be none."""
@@ -134,6 +137,12 @@ P = TypeVar("P")
 def present(part: P) -> P | None:
     """Give a part, or None where it is absent."""
     return None if isinstance(part, Absent) else part
+
+
+def published_tokenizer(prompts: PromptEncoder) -> Any:
+    """The tokenizer of transformers, which one of ours becomes; None where it is absent."""
+    tokenizer = present(prompts.tokenizer)
+    return tokenizer.published() if isinstance(tokenizer, Tokenizer) else tokenizer
 
 
 def require(part: object) -> None:
@@ -304,7 +313,9 @@ def adopt_llm(given: Any, *, allow_unsafe: bool) -> TextEncoder:
     in fp16, it is what loading in 8 bits by the published example gives, and quantized parts are
     not copied into a safer dtype.
     """
-    llm = given.llm if isinstance(given, TextEncoder) else given
+    from transformers import PreTrainedModel  # noqa: PLC0415 - slow
+
+    llm = given.published() if isinstance(given, TextEncoder) else given
     if not isinstance(llm, PreTrainedModel):
         raise ConfigError(
             f"text_encoder is a {type(given).__name__}",
@@ -391,7 +402,10 @@ def load_components(
     networks: dict[str, Any] = {part: given[part] for part in NETWORKS if part in given}
     for part in sorted(set(NETWORKS) - networks.keys()):
         kind, inside = kinds.get(part), folders[part]
-        networks[part] = build_llm(inside) if kind is None else build(kind, inside, origins[part])
+        if kind is None:
+            networks[part] = build_llm(inside, by_transformers=part in methods)
+        else:
+            networks[part] = build(kind, inside, origins[part])
     encoder = networks["text_encoder"]
     if "text_encoder" in given and encoder is not None:
         encoder = adopt_llm(encoder, allow_unsafe=allow_unsafe_dtype)
@@ -488,7 +502,7 @@ def join(
     transformer: LinearDiT | None,
     vae: Autoencoder | None,
     text_encoder: TextEncoder | None,
-    tokenizer: PreTrainedTokenizerBase | None,
+    tokenizer: Tokenizer | PreTrainedTokenizerBase | None,
     defaults: GenerationDefaults,
     controlnet: ControlBranch | None = None,
 ) -> Components:
@@ -552,7 +566,7 @@ def _variants(
 
 def assemble(
     *,
-    tokenizer: PreTrainedTokenizerBase | None = LOADED,
+    tokenizer: Tokenizer | PreTrainedTokenizerBase | None = LOADED,
     text_encoder: PreTrainedModel | TextEncoder | None = LOADED,
     vae: Autoencoder | None = LOADED,
     transformer: LinearDiT | None = LOADED,
@@ -606,7 +620,9 @@ def save_components(
         ConfigError: for weights of torchao, before anything is written. DataError: the disk.
     """
     networks = components.networks
-    llm = networks.get(TEXT_ENCODER)
+    llm: Any = networks.get(TEXT_ENCODER)
+    if llm is not None:
+        llm = components.prompts.text_encoder.published()
     kinds: dict[str, type[nn.Module]] = {
         CONTROLNET: ControlBranch,
         "transformer": LinearDiT,
@@ -615,7 +631,7 @@ def save_components(
     ours = {name: network_in(networks[name], kinds[name]) for name in kinds if name in networks}
     transformer, autoencoder = ours.get("transformer"), ours.get("autoencoder")
     branch = ours.get(CONTROLNET)
-    tokenizer = present(components.prompts.tokenizer)
+    tokenizer = published_tokenizer(components.prompts)
     if llm is not None and has_torchao(llm):
         raise ConfigError(
             "the text encoder holds weights of torchao, which have no published layout",
@@ -633,7 +649,6 @@ def save_components(
     if autoencoder is not None:
         write(autoencoder, folder / "vae", published_name="AutoencoderDC", **shape)
     if llm is not None:
-        assert isinstance(llm, PreTrainedModel)
         llm.config.architectures = [type(llm).__name__]
         llm.config.save_pretrained(str(folder / "text_encoder"))
         write_weights(folder / "text_encoder", llm.state_dict(), stem=LM_STEM, **shape)

@@ -1,38 +1,34 @@
-"""Language models of transformers and their tokenizers, out of folders that nobody has checked.
+"""Language models and their tokenizers, out of folders that nobody has checked.
 
 No code of a model runs, nobody is asked whether it may, and nothing is looked up elsewhere: the
-classes are those of transformers, the files those of the folder. What a folder asks for is counted
-before it is built.
+classes are ours or those of transformers, the files those of the folder. What a folder asks for is
+counted before it is built.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import init_empty_weights
 from torch import nn
 from torch.nn.modules import module as registration
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.initialization import no_init_weights
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
 from sanakit.errors import ConfigError, MissingModelError
 from sanakit.files import listed, names_in, read_json
-from sanakit.untrusted import other_readers, parse_json, shown
+from sanakit.models.gemma2 import Gemma2Model, config_of
+from sanakit.models.text_encoder import other_llms
+from sanakit.models.tokenizer import IGNORED as BESIDE_TOKENIZERS
+from sanakit.models.tokenizer import READ, SPECIAL_MAP, Tokenizer, tokenizer_of
+from sanakit.models.unfilled import unfilled
+from sanakit.untrusted import other_readers, parse_json, read_file, shown
 from sanakit.weights.layout import CONFIG
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 USUAL = "gemma2"
@@ -48,27 +44,29 @@ MOST_COUNTED, LARGEST_NUMBER = 4096, 1 << 31
 MOST_MODULES, MOST_BUFFER_BYTES = 200_000, 1 << 30
 
 
-def build_llm(folder: Path) -> PreTrainedModel:
-    """Build the LLM on the meta device, eagerly attending: fused attention skips a softcap.
+def build_llm(folder: Path, *, by_transformers: bool = False) -> nn.Module:
+    """Build the LLM on the meta device.
+
+    The Gemma-2 family is our own `Gemma2Model`, unless its weights are quantized or the model of
+    transformers is asked for, which all others are.
 
     Raises:
         ConfigError: a model of no class of transformers, or a config that cannot be built.
     """
+    path = folder / CONFIG
+    values = read_json(path)
+    if not by_transformers and not values.get("quantization_config"):
+        ours = config_of(_without_ignored(values))
+        if ours is not None:
+            _check_values(values, path)
+            with unfilled():
+                return Gemma2Model(ours)
     config = read_llm_config(folder)
-    with other_readers(folder / CONFIG, ConfigError, what="cannot be built", hint=DAMAGED):
-        with _counted(folder / CONFIG), init_empty_weights(include_buffers=True):
-            _built(config)
-        # Buffers stay real: they are computed, not stored.
-        with init_empty_weights(include_buffers=False):
-            return _built(config)
-
-
-def _built(config: PreTrainedConfig) -> PreTrainedModel:
-    with no_init_weights():
-        llm: PreTrainedModel = AutoModel.from_config(
-            config, attn_implementation="eager", trust_remote_code=False
-        )
-    return llm
+    with other_readers(path, ConfigError, what="cannot be built", hint=DAMAGED):
+        with _counted(path):
+            other_llms().built(config, empty=True)
+        llm: nn.Module = other_llms().built(config)
+        return llm
 
 
 def read_llm_config(folder: Path) -> PreTrainedConfig:
@@ -77,6 +75,8 @@ def read_llm_config(folder: Path) -> PreTrainedConfig:
     Raises:
         ConfigError: it has none, or a value is of the wrong type or beyond any model.
     """
+    from transformers import CONFIG_MAPPING, AutoConfig  # noqa: PLC0415 - slow
+
     path = folder / CONFIG
     values = read_json(path)
     kind = values.pop("model_type", None)
@@ -150,8 +150,10 @@ def _counted(path: Path) -> Iterator[None]:
             hook.remove()
 
 
-def open_tokenizer(folder: Path, config: PreTrainedConfig | None = None) -> PreTrainedTokenizerBase:
-    """Open the tokenizer in a folder; ``config`` is the model's where they share it.
+def open_tokenizer(
+    folder: Path, *, by_transformers: bool = False
+) -> Tokenizer | PreTrainedTokenizerBase:
+    """Open the tokenizer in a folder: our own where it has the same ids as that of transformers.
 
     Raises:
         MissingModelError: no such folder, or nothing in it. ConfigError: files that are damaged,
@@ -164,10 +166,16 @@ def open_tokenizer(folder: Path, config: PreTrainedConfig | None = None) -> PreT
     if TOKENIZER_CONFIG in held:
         settings = read_json(folder / TOKENIZER_CONFIG)
     _check_settings(settings, folder)
-    if config is None:
-        shared = folder / CONFIG
-        config = read_llm_config(folder) if shared.is_file() else PreTrainedConfig()
+    shared = folder / CONFIG
     with other_readers(folder, ConfigError, what="its tokenizer cannot be read", hint=DAMAGED):
+        if not by_transformers and not shared.is_file():
+            ours = _own_tokenizer(folder, held, settings)
+            if ours is not None:
+                check_rules(ours, source=folder)
+                return ours
+        from transformers import AutoTokenizer, PreTrainedConfig  # noqa: PLC0415 - slow
+
+        config = read_llm_config(folder) if shared.is_file() else PreTrainedConfig()
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             str(folder), config=config, trust_remote_code=False, local_files_only=True
         )
@@ -175,14 +183,29 @@ def open_tokenizer(folder: Path, config: PreTrainedConfig | None = None) -> PreT
     return tokenizer
 
 
+def _own_tokenizer(
+    folder: Path, held: Collection[str], settings: Mapping[str, Any]
+) -> Tokenizer | None:
+    """The tokenizer of a folder in which nothing else stands that could change its ids."""
+    if set(held) - {*READ, *BESIDE_TOKENIZERS}:
+        return None
+    special = read_json(folder / SPECIAL_MAP) if SPECIAL_MAP in held else {}
+    files = {name: read_file(folder / name) for name in READ if name in held}
+    return tokenizer_of(settings, special, files)
+
+
 def _check_settings(settings: Mapping[str, Any], folder: Path) -> None:
     path = folder / TOKENIZER_CONFIG
     kind = settings.get("tokenizer_class")
     if kind is not None and not isinstance(kind, str):
         raise ConfigError(f"{path}: tokenizer_class={shown(kind)} is no name", hint=DAMAGED)
-    own = _own_code(settings)
-    if own and (kind is None or tokenizer_class_from_name(kind) is None):
-        raise ConfigError(f"{path}: needs code of its own ({own})", hint=NEVER_RUN)
+    if own := _own_code(settings):
+        from transformers.models.auto.tokenization_auto import (  # noqa: PLC0415 - slow
+            tokenizer_class_from_name,
+        )
+
+        if kind is None or tokenizer_class_from_name(kind) is None:
+            raise ConfigError(f"{path}: needs code of its own ({own})", hint=NEVER_RUN)
     for key, value in settings.items():
         elsewhere = key.endswith("_file") and key != "special_tokens_map_file"
         if elsewhere and value is not None:
@@ -205,7 +228,7 @@ INNERMOST = re.compile(r"\(([^()]*)\)")
 MOST_REPETITIONS = 2
 
 
-def check_rules(tokenizer: PreTrainedTokenizerBase, *, source: object) -> None:
+def check_rules(tokenizer: Tokenizer | PreTrainedTokenizerBase, *, source: object) -> None:
     """Refuse a tokenizer that could take any time or memory over a short text.
 
     Raises:

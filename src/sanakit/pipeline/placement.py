@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from threading import RLock, get_ident
@@ -11,15 +11,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from accelerate.hooks import (
-    AlignDevicesHook,
-    ModelHook,
-    add_hook_to_module,
-    remove_hook_from_module,
-)
-from accelerate.utils import get_max_memory, send_to_device
 from torch import nn
-from transformers import PreTrainedModel
 
 from sanakit.errors import ConfigError
 from sanakit.quant.quantize import is_movable, is_quantized
@@ -73,6 +65,8 @@ def place(
         return {part: device_named(device_map.get(part, default)) for part in sizes}
     if device_map not in BY_MEMORY:
         return dict.fromkeys(sizes, device_named(device_map))
+    from accelerate.utils import get_max_memory  # noqa: PLC0415 - slow
+
     try:
         memory = get_max_memory(None if max_memory is None else dict(max_memory))
     except (ValueError, TypeError) as error:
@@ -194,7 +188,11 @@ def _is_at(network: nn.Module, place: torch.device) -> bool:
     places = {p.device for p in network.parameters()}
     return all(
         one.type == place.type and place.index in (None, one.index) for one in places
-    ) and not any(hasattr(part, "_hf_hook") for part in network.modules())
+    ) and not _is_hooked(network)
+
+
+def _is_hooked(network: nn.Module) -> bool:
+    return any(hasattr(part, "_hf_hook") for part in network.modules())
 
 
 def _move(networks: Networks, place: torch.device) -> None:
@@ -241,115 +239,7 @@ def bring(module: nn.Module, device: torch.device) -> None:
 def release(networks: Networks) -> None:
     """Take all offloading off; weights come back to the CPU."""
     for module in networks.values():
-        remove_hook_from_module(module, recurse=True)
+        if _is_hooked(module):
+            from accelerate.hooks import remove_hook_from_module  # noqa: PLC0415 - slow
 
-
-def offload_by_stage(networks: Networks, device: str | torch.device | None = None) -> Visit:
-    """Keep all networks on the CPU; the text encoder comes to a device by itself when it runs.
-
-    Gives the context in which a network is there, for one thread at a time: who comes second waits.
-    What a stage makes is on the device, and the next takes it over from there.
-    """
-    there = accelerator() if device is None else device_named(device)
-    _require_offloadable(networks, is_movable, "4 bits can be offloaded")
-    move(networks, "cpu")
-    encoder = networks.get(TEXT_ENCODER)
-    if encoder is not None:
-        # Prompts are encoded from several places, all through the forward of the LLM.
-        add_hook_to_module(encoder, _ComeAndGo(there))
-    alone = one_at_a_time()
-
-    @contextmanager
-    def visit(module: nn.Module) -> Iterator[None]:
-        with alone(module):
-            if module is encoder:
-                yield
-                return
-            bring(module, there)
-            try:
-                yield
-            finally:
-                bring(module, torch.device("cpu"))
-
-    return visit
-
-
-def one_at_a_time() -> Visit:
-    """Give the context in which one thread has a network for itself."""
-    locks: dict[int, Any] = {}
-    return lambda module: locks.setdefault(id(module), RLock())
-
-
-class _ComeAndGo(ModelHook):
-    """Brings a network to a device before its forward, and back to the CPU after."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-
-    def pre_forward(self, module: nn.Module, *args: Any, **keywords: Any) -> tuple[Any, Any]:
-        """Give the arguments on the device."""
-        bring(module, self.device)
-        return send_to_device(args, self.device), send_to_device(keywords, self.device)
-
-    def post_forward(self, module: nn.Module, output: Any) -> Any:
-        """Give the output as it is, on the device."""
-        bring(module, torch.device("cpu"))
-        return output
-
-
-def offload_sequentially(networks: Networks, device: str | torch.device | None = None) -> Visit:
-    """Keep weights on the CPU and bring each layer's to ``device`` only while it runs.
-
-    On the device stay the tensors by which networks tell their device; token embeddings are looked
-    up on the CPU. The least memory and the slowest way. Gives the context in which one thread at a
-    time has a network.
-    """
-    place = accelerator() if device is None else device_named(device)
-    _require_offloadable(networks, lambda part: not is_quantized(part), "quantized parts stay")
-    move(networks, "cpu")
-    if (transformer := networks.get("transformer")) is not None:
-        _offload_layers(transformer, place, resident=("", "proj_out"))
-    for part in ("controlnet", "autoencoder"):
-        if (network := networks.get(part)) is not None:
-            first = next(name for name, _ in network.named_parameters()).rpartition(".")[0]
-            _offload_layers(network, place, resident=(first,))
-    if (llm := networks.get(TEXT_ENCODER)) is not None:
-        assert isinstance(llm, PreTrainedModel)
-        embeddings = llm.get_input_embeddings()
-        names = [name for name, module in llm.named_modules() if module is embeddings]
-        _offload_layers(llm, place, resident=(), untouched=names)
-        on_cpu = AlignDevicesHook(
-            execution_device="cpu", io_same_device=True, place_submodules=False
-        )
-        add_hook_to_module(embeddings, on_cpu)
-        add_hook_to_module(llm, AlignDevicesHook(execution_device=place, place_submodules=False))
-    return one_at_a_time()
-
-
-def _offload_layers(
-    network: nn.Module,
-    device: torch.device,
-    *,
-    resident: Collection[str],
-    untouched: Collection[str] = (),
-) -> None:
-    for name, layer in list(network.named_modules()):
-        own = [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]
-        if name in resident:
-            for _, tensor in own:
-                tensor.data = tensor.data.to(device)
-        elif name not in untouched and any(True for _ in layer.parameters(recurse=False)):
-            hook = AlignDevicesHook(
-                execution_device=device, offload=True, offload_buffers=True, place_submodules=False
-            )
-            add_hook_to_module(layer, hook)
-
-
-def _require_offloadable(
-    networks: Networks, allows: Callable[[nn.Module], bool], hint: str
-) -> None:
-    for name, module in networks.items():
-        if not allows(module):
-            raise ConfigError(
-                f"the {name} is quantized in a way that cannot be offloaded so", hint=hint
-            )
+            remove_hook_from_module(module, recurse=True)

@@ -14,16 +14,20 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from threading import RLock
-from typing import Literal, TypedDict
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 import torch
 from torch.nn import functional
-from transformers import PreTrainedTokenizerBase
 
 from sanakit.errors import ConfigError, check_unicode, did_you_mean
 from sanakit.models.stamp import checksum_of, settings_of
 from sanakit.models.text_encoder import Prefix, TextEncoder, length_mask
 from sanakit.shapes import Text, TextMask
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from sanakit.models.tokenizer import Tokenizer
 
 _CAPTION_NOISE = tuple(
     (re.compile(pattern, re.IGNORECASE), replacement)
@@ -304,7 +308,7 @@ class PromptEncoder:
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: Tokenizer | PreTrainedTokenizerBase,
         text_encoder: TextEncoder,
         *,
         instruction: Sequence[str] | None = COMPLEX_HUMAN_INSTRUCTION,
@@ -318,7 +322,7 @@ class PromptEncoder:
         self.max_sequence_length = max_sequence_length
         self.cache = PromptCache() if cache is None else cache
         # A pipeline may have no tokenizer: its prompts were encoded before.
-        ends = isinstance(tokenizer, PreTrainedTokenizerBase) and self._ids(["a"])[0][-1:]
+        ends = hasattr(type(tokenizer), "decode") and self._ids(["a"])[0][-1:]
         if ends and ends[0] == tokenizer.eos_token_id:
             raise ConfigError(
                 "the tokenizer ends every text with eos", hint="load it with add_eos_token=False"
@@ -409,7 +413,7 @@ class PromptEncoder:
         width = beside.mask.shape[1]
         sequences = self._prompt_ids(prompts, "", compat, clean_caption)
         lengths = [min(len(ids), width) for ids in sequences]
-        ids = torch.full((len(prompts), width), int(self.tokenizer.pad_token_id))
+        ids = torch.full((len(prompts), width), self._special("pad_token_id"))
         for row, sequence, length in zip(ids, sequences, lengths, strict=True):
             row[:length] = torch.tensor(sequence[:length])
         device = self.text_encoder.device
@@ -461,14 +465,16 @@ class PromptEncoder:
             texts = [text.lower() for text in texts]
         return self._ids([prefix + text.strip() for text in texts])
 
+    def _special(self, name: str) -> int:
+        return int(getattr(self.tokenizer, name))
+
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokenise without padding or truncation, which would leave settings in the tokenizer."""
         for text in texts:
             check_unicode(text, "the prompt")
         found: list[list[int]] = self.tokenizer(list(texts), verbose=False)["input_ids"]
         # A tokenizer without bos makes nothing of an empty text; attention needs one token.
-        eos = self.tokenizer.eos_token_id
-        filled = [ids or [int(eos)] for ids in found]
+        filled = [ids or [self._special("eos_token_id")] for ids in found]
         largest = max(max(ids) for ids in filled)
         if isinstance(self.text_encoder, TextEncoder) and largest >= self.text_encoder.vocabulary:
             raise ConfigError(

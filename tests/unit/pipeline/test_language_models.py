@@ -28,15 +28,16 @@ CODE = 'open("ran", "w").write("x")\n'
 ODD = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just([])
 
 
-@pytest.fixture
-def llm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(params=["", "evil.py"], ids=["known files", "with code"])
+def llm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(builtins, "input", lambda *_: pytest.fail("asked"))
     for name in FILES:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(GLYPH / name, tmp_path / name)
     for folder in ("text_encoder", "tokenizer"):
-        (tmp_path / folder / "evil.py").write_text(CODE)
+        if request.param:  # then a tokenizer is left to transformers
+            (tmp_path / folder / request.param).write_text(CODE)
     return tmp_path
 
 
@@ -45,7 +46,7 @@ def change(path: Path, **values: Any) -> None:
 
 
 def test_the_model_is_that_of_transformers(llm: Path) -> None:
-    built = build_llm(llm / "text_encoder")
+    built: Any = build_llm(llm / "text_encoder", by_transformers=True)
     known = AutoConfig.from_pretrained(str(llm / "text_encoder"), trust_remote_code=False)
     ours, theirs = built.config.to_dict(), known.to_dict()
     for key in ours.keys() & theirs.keys() - {"_name_or_path", "dtype", "architectures"}:
@@ -92,7 +93,10 @@ def test_a_config_of_no_model_is_refused_before_it_takes_memory(
 
 def test_kernels_and_numbers_from_elsewhere_are_not_asked_for(llm: Path) -> None:
     change(llm / "text_encoder/config.json", attn_implementation="owner/kernel", use_kernels=True)
-    assert build_llm(llm / "text_encoder").config._attn_implementation == "eager"
+    built: Any = build_llm(llm / "text_encoder", by_transformers=True)
+    assert built.config._attn_implementation == "eager"
+    ours = build_llm(llm / "text_encoder").config
+    assert not {"attn_implementation", "use_kernels"} & ours.published.keys()
     assert not hasattr(read_llm_config(llm / "text_encoder"), "use_kernels")
 
 

@@ -6,10 +6,9 @@ from abc import ABCMeta
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
-from transformers import PreTrainedModel
 
 from sanakit.errors import ConfigError, refuse_unknown
 from sanakit.pipeline.language_models import build_llm
@@ -33,6 +32,9 @@ from sanakit.weights.catalog import Checkpoint, find_checkpoint
 from sanakit.weights.dtypes import overflowing_of, resolve_dtypes
 from sanakit.weights.layout import stored_variant
 from sanakit.weights.resolve import component_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 OWN_KEYWORDS = ("pag_applied_layers",)  # which not all of them have
 # By the class that a model's ``model_index.json`` names.
@@ -240,7 +242,7 @@ def load_llm(
     if not isinstance(chosen, torch.dtype):
         chosen = torch.float32
     asked = {"text_encoder": chosen}
-    llm = build_llm(folder)
+    llm = build_llm(folder, by_transformers=True)
     dtypes = resolve_dtypes(
         checkpoint,
         asked,
@@ -256,4 +258,4 @@ def load_llm(
         quantization=quantization_config,
         device=place_one(device_map),
     )
-    return llm
+    return cast("PreTrainedModel", llm)

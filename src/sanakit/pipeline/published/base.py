@@ -8,23 +8,23 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from copy import copy
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, ParamSpec, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeAlias, TypeVar
 
 import torch
 from huggingface_hub.utils.tqdm import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils.generic import ModelOutput
 
 from sanakit.errors import ConfigError, did_you_mean, refuse_unknown
 from sanakit.files import read_json
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.config import TransformerConfig
+from sanakit.models.outputs import ModelOutput
 from sanakit.models.parts import network_in
 from sanakit.models.text_encoder import TextEncoder
+from sanakit.models.tokenizer import Tokenizer
 from sanakit.models.transformer import LinearDiT
 from sanakit.pipeline.aspect_ratios import TABLES
 from sanakit.pipeline.components import (
@@ -32,6 +32,7 @@ from sanakit.pipeline.components import (
     assemble,
     load_components,
     present,
+    published_tokenizer,
     save_components,
 )
 from sanakit.pipeline.load_arguments import (
@@ -52,7 +53,7 @@ from sanakit.pipeline.prompts import Compat, EncodedText, check_compat
 from sanakit.pipeline.published.callbacks import StepHook, effective_scale
 from sanakit.pipeline.published.image_processor import Images, PixArtImageProcessor, as_output
 from sanakit.pipeline.published.lora import LoraMethods, strength_of_call
-from sanakit.pipeline.published.placing import Placing
+from sanakit.pipeline.published.placing import Placing, offloaded
 from sanakit.pipeline.published.running import Run, Runs
 from sanakit.pipeline.published.steps import Steps
 from sanakit.pipeline.request import (
@@ -65,6 +66,9 @@ from sanakit.weights.dtypes import Requested
 from sanakit.weights.layout import INDEX
 from sanakit.weights.lockfile import asking
 from sanakit.weights.resolve import resolve_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BAR_OPTIONS = ("desc", "disable", "leave", "file", "ncols", "position", "mininterval")
 PUBLISHED_SIZE = 1024
@@ -129,7 +133,7 @@ class PublishedPipeline(Steps, Saved, Placing, LoraMethods):
     @refuse_unknown
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase | Pipeline | None = LOADED,
+        tokenizer: Tokenizer | PreTrainedTokenizerBase | Pipeline | None = LOADED,
         text_encoder: PreTrainedModel | TextEncoder | None = LOADED,
         vae: Autoencoder | None = LOADED,
         transformer: LinearDiT | None = LOADED,
@@ -284,7 +288,7 @@ class PublishedPipeline(Steps, Saved, Placing, LoraMethods):
         parts = self.core.components
         parts = replace(
             parts,
-            controlnet=self.components.get("controlnet"),
+            controlnet=self._parts.get("controlnet"),
             defaults=replace(parts.defaults, scheduler=self.scheduler),
             pipeline_class=published_face(self),
         )
@@ -322,14 +326,21 @@ class PublishedPipeline(Steps, Saved, Placing, LoraMethods):
         settings = {"scheduler": pipeline._scheduler, "compat": pipeline.compat}
         if parts.keys() <= settings.keys():
             return {"core": pipeline.core, **settings, **parts}
-        return {**pipeline.components, **settings, **parts}
+        return {**pipeline._parts, **settings, **parts}
 
     @property
     def components(self) -> dict[str, Any]:
         """The parts by their published names: ``SanaPAGPipeline(**pipe.components)``."""
+        parts = self._parts
+        return parts | {"tokenizer": self.tokenizer, "text_encoder": self.text_encoder}
+
+    @property
+    def _parts(self) -> dict[str, Any]:
+        """The same, without making those of the text ones of transformers."""
+        prompts = self.core.components.prompts
         return {
-            "tokenizer": self.tokenizer,
-            "text_encoder": self.text_encoder,
+            "tokenizer": present(prompts.tokenizer),
+            "text_encoder": present(prompts.text_encoder),
             "vae": self.vae,
             "transformer": self.transformer,
             "scheduler": self.scheduler,
@@ -400,9 +411,9 @@ class PublishedPipeline(Steps, Saved, Placing, LoraMethods):
 
     @property
     def text_encoder(self) -> Any:
-        """The decoder-only LLM."""
+        """The decoder-only LLM, a model of transformers."""
         encoder = present(self.core.components.prompts.text_encoder)
-        return encoder and encoder.llm
+        return encoder and encoder.published()
 
     @text_encoder.setter
     def text_encoder(self, text_encoder: PreTrainedModel | TextEncoder | None) -> None:
@@ -410,18 +421,18 @@ class PublishedPipeline(Steps, Saved, Placing, LoraMethods):
 
     @property
     def tokenizer(self) -> Any:
-        """The LLM's tokenizer."""
-        return present(self.core.components.prompts.tokenizer)
+        """The LLM's tokenizer, one of transformers."""
+        return published_tokenizer(self.core.components.prompts)
 
     @tokenizer.setter
-    def tokenizer(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    def tokenizer(self, tokenizer: Tokenizer | PreTrainedTokenizerBase | None) -> None:
         self.register_modules(tokenizer=tokenizer)
 
     @refuse_unknown
     def register_modules(
         self,
         *,
-        tokenizer: PreTrainedTokenizerBase | None = LOADED,
+        tokenizer: Tokenizer | PreTrainedTokenizerBase | None = LOADED,
         text_encoder: PreTrainedModel | TextEncoder | None = LOADED,
         vae: Autoencoder | None = LOADED,
         transformer: LinearDiT | None = LOADED,
@@ -445,13 +456,12 @@ class PublishedPipeline(Steps, Saved, Placing, LoraMethods):
         if not changed:
             return
         before = self.core.components
-        known = {"controlnet": before.controlnet} | {part: getattr(self, part) for part in named}
+        known = {"controlnet": before.controlnet} | {part: self._parts[part] for part in named}
         self._check_kind((known | changed).get("transformer"))
         made = replace(assemble(**known | changed), defaults=before.defaults, name=before.name)
         if changed.keys() <= {"controlnet", "transformer", "vae"}:  # its prompts stay
             made = replace(made, prompts=before.prompts)
-        visit = self._offload(made.networks) if self._offload else nullcontext
-        self.core = Pipeline(made, visit=visit)
+        self.core = offloaded(made, self._offload) if self._offload else Pipeline(made)
 
     @property
     def guidance_scale(self) -> float:

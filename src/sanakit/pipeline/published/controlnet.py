@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sanakit.errors import ConfigError, refuse_unknown
 from sanakit.flow.path import Generators
@@ -17,6 +16,7 @@ from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.controlnet import ControlBranch
 from sanakit.models.parts import first_weight
 from sanakit.models.text_encoder import TextEncoder
+from sanakit.models.tokenizer import Tokenizer
 from sanakit.models.transformer import LinearDiT
 from sanakit.pipeline.components import LOADED, assemble, control_folder
 from sanakit.pipeline.control import Control
@@ -32,6 +32,9 @@ from sanakit.pipeline.request import (
 )
 from sanakit.shapes import Image, Latent
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 
 class SanaControlNetPipeline(PublishedPipeline):
     """Text to image along a control image, by a control branch beside the transformer.
@@ -46,7 +49,7 @@ class SanaControlNetPipeline(PublishedPipeline):
     @refuse_unknown
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase | Pipeline | None = LOADED,
+        tokenizer: Tokenizer | PreTrainedTokenizerBase | Pipeline | None = LOADED,
         text_encoder: PreTrainedModel | TextEncoder | None = LOADED,
         vae: Autoencoder | None = LOADED,
         transformer: LinearDiT | None = LOADED,
@@ -100,9 +103,8 @@ class SanaControlNetPipeline(PublishedPipeline):
         self.register_modules(controlnet=controlnet)
 
     @property
-    def components(self) -> dict[str, Any]:
-        """The parts by their published names."""
-        parts = super().components
+    def _parts(self) -> dict[str, Any]:
+        parts = super()._parts
         scheduler = parts.pop("scheduler")
         return {**parts, "controlnet": self.controlnet, "scheduler": scheduler}
 
@@ -110,7 +112,7 @@ class SanaControlNetPipeline(PublishedPipeline):
     def register_modules(
         self,
         *,
-        tokenizer: PreTrainedTokenizerBase | None = LOADED,
+        tokenizer: Tokenizer | PreTrainedTokenizerBase | None = LOADED,
         text_encoder: PreTrainedModel | TextEncoder | None = LOADED,
         vae: Autoencoder | None = LOADED,
         transformer: LinearDiT | None = LOADED,

@@ -9,17 +9,17 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sanakit.errors import ConfigError, refuse_unknown
 from sanakit.flow.path import Generators
 from sanakit.flow.projection import AdaptiveProjectedGuidance
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.text_encoder import TextEncoder
+from sanakit.models.tokenizer import Tokenizer
 from sanakit.models.transformer import LinearDiT
 from sanakit.pipeline.components import LOADED
 from sanakit.pipeline.pipeline import Pipeline
@@ -31,6 +31,9 @@ from sanakit.pipeline.request import (
     Prompts,
 )
 from sanakit.shapes import Latent
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Layers = int | str | Sequence[int | str]
 DEFAULT_LAYERS = "transformer_blocks.0"
@@ -77,7 +80,7 @@ class SanaPAGPipeline(PublishedPipeline):
     @refuse_unknown
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase | Pipeline | None = LOADED,
+        tokenizer: Tokenizer | PreTrainedTokenizerBase | Pipeline | None = LOADED,
         text_encoder: PreTrainedModel | TextEncoder | None = LOADED,
         vae: Autoencoder | None = LOADED,
         transformer: LinearDiT | None = LOADED,

@@ -12,6 +12,7 @@ from torch import nn
 
 from sanakit.errors import ConfigError, refuse_unknown
 from sanakit.models.published import say_once
+from sanakit.pipeline.components import Components, present
 from sanakit.pipeline.pipeline import Pipeline
 from sanakit.pipeline.placement import (
     TEXT_ENCODER,
@@ -21,8 +22,6 @@ from sanakit.pipeline.placement import (
     cast,
     device_named,
     move,
-    offload_by_stage,
-    offload_sequentially,
     release,
 )
 from sanakit.weights.catalog import find_checkpoint
@@ -151,9 +150,11 @@ class Placing:
         """Keep all parts on the CPU and bring each to a device only for its stage.
 
         The device is the machine's accelerator, that of number ``gpu_id`` or the one that is named;
-        `to` ends it. Errors are those of `placement.offload_by_stage`.
+        `to` ends it. Errors are those of `offloading.offload_by_stage`.
         """
-        self._keep_offloaded(partial(offload_by_stage, device=_device(gpu_id, device)))
+        from sanakit.pipeline.offloading import offload_by_stage  # noqa: PLC0415 - slow
+
+        self._keepoffloaded(partial(offload_by_stage, device=_device(gpu_id, device)))
 
     def enable_sequential_cpu_offload(
         self,
@@ -163,9 +164,11 @@ class Placing:
         """Bring each layer to a device only while it runs: least memory, slowest; `to` ends it.
 
         Devices as for `enable_model_cpu_offload`. Errors are those of
-        `placement.offload_sequentially`.
+        `offloading.offload_sequentially`.
         """
-        self._keep_offloaded(partial(offload_sequentially, device=_device(gpu_id, device)))
+        from sanakit.pipeline.offloading import offload_sequentially  # noqa: PLC0415 - slow
+
+        self._keepoffloaded(partial(offload_sequentially, device=_device(gpu_id, device)))
 
     @refuse_unknown
     def enable_group_offload(
@@ -200,11 +203,9 @@ class Placing:
         say_once(f"enable_group_offload({offload_type!r}) is {way.__name__} here")
         way(device=onload_device)
 
-    def _keep_offloaded(self, offload: Callable[[Networks], Visit]) -> None:
+    def _keepoffloaded(self, offload: Callable[[Networks], Visit]) -> None:
         """Offload all parts, and those that will be set later."""
-        components = self.core.components
-        self.core = Pipeline(components, visit=offload(components.networks))
-        self._offload = offload
+        self.core, self._offload = offloaded(self.core.components, offload), offload
 
     def remove_all_hooks(self) -> None:
         """End all offloading; weights stay on the CPU."""
@@ -251,6 +252,13 @@ class Placing:
     def _main_network(self) -> nn.Module:
         networks = self.core.components.networks
         return networks.get("transformer") or next(iter(networks.values()), nn.Linear(1, 1))
+
+
+def offloaded(components: Components, offload: Callable[[Networks], Visit]) -> Pipeline:
+    """Offload components; hooks stay where they are put only on what its user will get."""
+    if (encoder := present(components.prompts.text_encoder)) is not None:
+        encoder.published()
+    return Pipeline(components, visit=offload(components.networks))
 
 
 def _nothing(name: str, *_: object, **__: object) -> None:

@@ -244,9 +244,9 @@ class DiffusionRecipe(Recipe[DiffusionBatch]):
     ) -> None:
         self.transformer, self.encoders, self.defaults = transformer, encoders, defaults
         self.module: nn.Module = transformer
-        llm = encoders.prompts.text_encoder.llm
-        self.llm = llm if tune_text else None
+        self.llm: Any = None
         if tune_text:
+            self.llm = llm = encoders.prompts.text_encoder.published()
             self.module = nn.ModuleDict({"transformer": transformer, "text_encoder": llm})
             llm.requires_grad_(True)
         self.pictures, self.held, self.objective = pictures, held, objective
