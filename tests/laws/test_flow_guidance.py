@@ -74,7 +74,7 @@ def test_velocity_x0_and_noise_are_guided_alike(g: float, s: float, sigma: float
     ("sigma", "acts"), [(0.0, False), (0.2, True), (0.5, True), (0.8, True), (0.9, False)]
 )
 def test_outside_its_interval_guidance_needs_no_pass(sigma: float, acts: bool) -> None:
-    guidance = Guidance(guidance_scale=4.5, pag_scale=2.0, sigma_interval=(0.2, 0.8))
+    guidance = Guidance(guidance_scale=4.5, pag_scale=2.0, guidance_interval=(0.2, 0.8))
     level = NoiseLevel(torch.tensor(sigma, dtype=torch.float64), torch.tensor(1000 * sigma))
     assert guidance.passes(level) == Passes(uncond=acts, perturbed=acts)
 
@@ -104,7 +104,10 @@ def test_half_precision_passes_are_merged_in_fp32() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"sigma_interval": (0.8, 0.2)}, r"sigma_interval=\(0.8, 0.2\) must be two rising levels"),
+        (
+            {"guidance_interval": (0.8, 0.2)},
+            r"guidance_interval=\(0.8, 0.2\) must be two rising levels",
+        ),
         ({"guidance_scale": -1.0}, "guidance_scale=-1.0 must be a number from 0 up"),
         ({"pag_scale": float("nan")}, "pag_scale=nan must be a number from 0 up"),
     ],

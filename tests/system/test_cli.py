@@ -90,6 +90,26 @@ def test_a_picture_on_standard_output_leaves_the_report_to_standard_error(model:
     assert json.loads(result.stderr)["files"] == ["-"]
 
 
+@pytest.mark.parametrize(
+    ("options", "key", "value"),
+    [
+        (["--guidance-interval", "0.1", "0.7"], "guidance_interval", [0.1, 0.7]),
+        (["--step-cache", "9"], "step_cache", 9.0),
+    ],
+)
+def test_again_spares_the_evaluations_that_were_spared(
+    model: str, options: list[str], key: str, value: object
+) -> None:
+    call = ["generate", "a tree", "-m", model, "--steps", "6", "-q"]
+    sanakit(*call, "-o", "whole.png")
+    sanakit(*call, *options, "-o", "a.png")
+    assert read_settings("a.png")[key] == value
+    sanakit("again", "a.png", "-o", "b.png", "-q")
+    assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
+    with Image.open("a.png") as spared, Image.open("whole.png") as whole:
+        assert spared.tobytes() != whole.tobytes()
+
+
 def test_again_with_another_model_says_so(model: str, tmp_path: Path) -> None:
     sanakit("generate", "a tree", "--model", model, "--steps", "1", "-q")
     assert sanakit("again", "out.png", "-q") == ("", "")

@@ -440,7 +440,7 @@ def test_json_of_another_program_is_no_prompt(model: str, text: str) -> None:
         ("device", 5),
         ("dtype", "half"),
         ("prompt", ["a"]),
-        ("sigma_interval", [0.5]),
+        ("guidance_interval", [0.5]),
         ("height", True),
         ("use_resolution_binning", "no"),
     ],

@@ -160,17 +160,21 @@ def test_blocks_of_perturbed_attention_matter_only_with_it() -> None:
 
 def test_a_request_goes_to_json_and_back() -> None:
     request = GenerateRequest(
-        prompt="a tree", seed=3, pag_layers=(0, 1), sigma_interval=(0.25, 0.5), pag_scale=2.0
+        prompt="a tree", seed=3, pag_layers=(0, 1), guidance_interval=(0.25, 0.5), pag_scale=2.0
     )
     assert GenerateRequest.from_json(json.loads(json.dumps(request.to_json()))) == request
     with pytest.raises(ConfigError, match="needs a prompt"):
         GenerateRequest.from_json({"seed": 3})
+    former = {"prompt": "a tree", "sigma_interval": [0.25, 0.5]}
+    assert GenerateRequest.from_json(former).guidance_interval == (0.25, 0.5)
 
 
 def test_a_request_gives_its_guidance() -> None:
-    asked = GenerateRequest(prompt="", guidance_scale=0.0, pag_scale=2.0, sigma_interval=(0.1, 0.9))
+    asked = GenerateRequest(
+        prompt="", guidance_scale=0.0, pag_scale=2.0, guidance_interval=(0.1, 0.9)
+    )
     assert asked.guidance(4.5) == Guidance(
-        guidance_scale=0.0, pag_scale=2.0, sigma_interval=(0.1, 0.9)
+        guidance_scale=0.0, pag_scale=2.0, guidance_interval=(0.1, 0.9)
     )
     assert GenerateRequest(prompt="").guidance(4.5) == Guidance(guidance_scale=4.5)
 
@@ -249,11 +253,13 @@ def test_what_the_model_cannot_draw_is_refused(changes: dict[str, int], said: st
         ({"seed": 2**63 - 1}, "seed=9223372036854775807"),
         ({"height": 0}, "height=0"),
         ({"pag_scale": -1.0}, "pag_scale=-1.0"),
-        ({"sigma_interval": (0.9, 0.1)}, "sigma_interval"),
+        ({"guidance_interval": (0.9, 0.1)}, "guidance_interval"),
         ({"count": 0}, "count=0"),
         ({"seed": -1}, "seed=-1"),
         ({"solver": "flow-eular"}, "did you mean 'flow-euler'"),
         ({"flow_shift": -1.0}, "flow_shift=-1.0"),
+        ({"step_cache": -0.1}, "step_cache=-0.1"),
+        ({"step_cache": float("nan")}, "step_cache=nan"),
         ({"guidance_scale": float("nan")}, "guidance_scale=nan"),
     ],
 )

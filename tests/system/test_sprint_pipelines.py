@@ -90,7 +90,14 @@ def test_the_number_of_steps_and_the_guidance_are_heeded(folder: Path) -> None:
 
 @pytest.mark.usefixtures("elsewhere")
 @pytest.mark.parametrize(
-    "option", [["--negative", "blurry"], ["--solver", "flow-euler"], ["--apg-eta", "0"]]
+    "option",
+    [
+        ["--negative", "blurry"],
+        ["--solver", "flow-euler"],
+        ["--apg-eta", "0"],
+        ["--guidance-interval", "0.2", "0.8"],
+        ["--step-cache", "0.1"],
+    ],
 )
 def test_options_that_do_nothing_are_refused_by_name(option: list[str], folder: Path) -> None:
     for model in (folder, "sprint-0.6b"):  # of one that is to be fetched, before it is
@@ -105,7 +112,8 @@ def test_options_that_do_nothing_are_refused_by_name(option: list[str], folder: 
     [
         {"negative_prompt": "blurry"},
         {"pag_scale": 2.0},
-        {"sigma_interval": (0.1, 0.9)},
+        {"guidance_interval": (0.1, 0.9)},
+        {"step_cache": 0.1},
         {"solver": "flow-euler"},
         {"flow_shift": 3.0},
     ],

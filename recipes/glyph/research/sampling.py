@@ -61,7 +61,7 @@ def latents_by(
     ``exact`` computes in fp32, else products are in bf16.
     """
     solver = NAMED[way.solver].solver
-    guidance = Guidance(guidance_scale=way.scale, sigma_interval=way.interval)
+    guidance = Guidance(guidance_scale=way.scale, guidance_interval=way.interval)
     count, found = len(text.mask), []
     for first in range(0, count, AT_A_TIME):
         rows = slice(first, first + AT_A_TIME)

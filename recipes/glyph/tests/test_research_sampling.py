@@ -45,7 +45,7 @@ def test_many_at_once_are_those_of_the_pipeline(way: Way) -> None:
             width=64,
             num_steps=way.steps,
             guidance_scale=way.scale,
-            sigma_interval=way.interval,
+            guidance_interval=way.interval,
             solver=way.solver,
             flow_shift=way.flow_shift,
         )

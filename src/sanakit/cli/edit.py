@@ -23,6 +23,7 @@ from sanakit.cli.options import (
     ControlNet,
     ControlScale,
     Count,
+    GuidanceInterval,
     GuidanceScale,
     Json,
     Lora,
@@ -37,6 +38,7 @@ from sanakit.cli.options import (
     Shown,
     Side,
     Solver,
+    StepCache,
     Steps,
 )
 from sanakit.errors import ConfigError
@@ -80,6 +82,8 @@ def edit(
     apg_eta: ApgEta = None,
     apg_momentum: ApgMomentum = None,
     apg_norm: ApgNorm = None,
+    guidance_interval: GuidanceInterval = None,
+    step_cache: StepCache = 0.0,
     negative: Negative = "",
     width: Side = None,
     height: Side = None,
@@ -129,6 +133,8 @@ def edit(
             "num_steps": steps,
             "guidance_scale": guidance,
             "guider": guider_of(apg_eta, apg_momentum, apg_norm),
+            "guidance_interval": guidance_interval or (0.0, 1.0),
+            "step_cache": step_cache,
             "solver": solver,
             "control": control_of(control, control_kind, control_scale, controlnet),
             "edit": request,

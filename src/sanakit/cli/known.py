@@ -47,6 +47,8 @@ def check_few_steps(model: str, wanted: Mapping[str, Any], *, offline: bool) -> 
         "--negative": bool(wanted["negative_prompt"]),
         "--solver": wanted["solver"] is not None,
         "--apg-eta and its like": wanted.get("guider") is not None,
+        "--guidance-interval": wanted.get("guidance_interval") not in (None, (0.0, 1.0)),
+        "--step-cache": bool(wanted.get("step_cache")),
     }
     option = next((option for option, given in typed.items() if given), None)
     if option is None or not is_of_few_steps(model, offline=offline):

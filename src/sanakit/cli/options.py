@@ -53,6 +53,22 @@ ApgNorm = Annotated[
     float | None,
     typer.Option(min=0, help="Norm that what guides is cut to; 0 is off. Default: 15"),
 ]
+GuidanceInterval = Annotated[
+    tuple[float, float] | None,
+    typer.Option(
+        metavar="LO HI",
+        help="Noise levels, 1 where drawing begins and 0 where it ends, between which it is "
+        "guided; elsewhere a step takes half the time. Default: 0 1",
+    ),
+]
+StepCache = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        help="Take over most of a step from the one before where it changes less than this; 0.1 "
+        "is usual, 0 is off.",
+    ),
+]
 Negative = Annotated[
     str,
     typer.Option("--negative", "--negative-prompt", help="What to keep out of the picture."),

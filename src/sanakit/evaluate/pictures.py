@@ -118,7 +118,7 @@ class GenerationSettings:
     """Of the first prompt; prompt i is generated with seed + i, so that noise differs."""
     num_steps: int | None = None
     guidance_scale: float | None = None
-    sigma_interval: tuple[float, float] = (0.0, 1.0)
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
     solver: str | None = None
     flow_shift: float | None = None
     height: int | None = None

@@ -30,16 +30,16 @@ class Guidance:
     """Perturbed-attention guidance; 0 is off. Pushes away from the perturbed prediction."""
     pag_adaptive_scale: float = 0.0
     """How fast ``pag_scale`` falls, per timestep below 1000; 0 keeps it. It never goes below 0."""
-    sigma_interval: tuple[float, float] = (0.0, 1.0)
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
     """Noise levels at which guidance acts; elsewhere the conditional prediction stands."""
     guider: AdaptiveProjectedGuidance | None = None
     """What classifier-free guidance makes of its difference; None takes it as it is."""
 
     def __post_init__(self) -> None:
-        low, high = self.sigma_interval
+        low, high = self.guidance_interval
         if not 0 <= low <= high <= 1:
             raise ConfigError(
-                f"sigma_interval={self.sigma_interval} must be two rising levels in [0, 1]",
+                f"guidance_interval={self.guidance_interval} must be two rising levels in [0, 1]",
                 hint="(0, 1) guides at every level",
             )
         for name in ("guidance_scale", "pag_scale", "pag_adaptive_scale"):
@@ -53,7 +53,7 @@ class Guidance:
 
     def passes(self, level: NoiseLevel) -> Passes:
         """Say whether the unconditional and the perturbed pass are needed at ``level``. (G4)."""
-        low, high = self.sigma_interval
+        low, high = self.guidance_interval
         acts = low <= float(level.sigma) <= high
         return Passes(acts and self.guidance_scale != 1.0, acts and self.pag_scale_at(level) != 0.0)
 

@@ -27,6 +27,7 @@ from sanakit.nn.lora import lora_strength
 from sanakit.nn.mix_ffn import MixFFN
 from sanakit.nn.norm import RMSNorm
 from sanakit.nn.recompute import checkpointed, product_dtype, recomputed
+from sanakit.nn.step_cache import StepCache
 from sanakit.shapes import Grid, Latent, Mix, PerSample, Text, TextMask, Tokens
 
 CAPTION_NORM_EPS = 1e-5
@@ -179,6 +180,7 @@ class Trunk(nn.Module):
         mix: Mix | None = None,
         mix_layers: frozenset[int] = frozenset(),
         steer: Steer | None = None,
+        cache: StepCache | None = None,
     ) -> Tokens:
         """Carry tokens through all blocks; arguments are those of `LinearDiT.velocity`."""
         if isinstance(text, PreparedText):
@@ -186,6 +188,7 @@ class Trunk(nn.Module):
         else:
             states, prepared = self._project(text), None
         mask = readable(text_mask)
+        first, second = y, y
         for index, block in enumerate(self.transformer_blocks):
             keys_values = prepared[index] if prepared else None
             layer_mix = mix if index in mix_layers else None
@@ -196,7 +199,11 @@ class Trunk(nn.Module):
                 y = block(*inputs)
             if steer is not None:
                 y = steer(index, y)
-        return y
+            if cache is not None and index == 0:
+                second = y
+                if cache.skips(first, second, block.attn1.total):
+                    return cache.kept(second)
+        return y if cache is None else cache.completed(second, y)
 
 
 class Residuals:
@@ -257,7 +264,7 @@ class LinearDiT(Trunk):
             controlnet_block_samples: what a control branch gave; number i is added after block
                 i + 1. That is the wiring of diffusers; a ``steer`` knows its own.
             return_dict: False gives a tuple of one.
-            **perturbation: ``mix``, ``mix_layers`` and ``steer`` of `velocity`.
+            **perturbation: ``mix``, ``mix_layers``, ``steer`` and ``cache`` of `velocity`.
 
         Raises:
             ConfigError: as `velocity`, for masks of another form, a scale that is no number, and
@@ -295,6 +302,7 @@ class LinearDiT(Trunk):
         mix: Mix | None = None,
         mix_layers: frozenset[int] = frozenset(),
         steer: Steer | None = None,
+        cache: StepCache | None = None,
     ) -> Latent:
         """Predict the velocity at ``x``. All tensors have the dtype of the weights.
 
@@ -311,6 +319,7 @@ class LinearDiT(Trunk):
                 (perturbed-attention guidance); None mixes all rows everywhere.
             mix_layers: indices of the blocks that ``mix`` applies to.
             steer: acts on the tokens after each block: a `ControlBranch` gives one.
+            cache: of one run; spares it blocks where a state has hardly changed.
 
         Raises:
             ConfigError: for a latent of the wrong channels or size, guidance where there is none
@@ -323,9 +332,8 @@ class LinearDiT(Trunk):
         y = self.patch_embed(x)
         given = (timestep,) if guidance is None else (timestep, guidance)
         time, embedded = self.time_embed(*given, y.dtype)
-        y = self._through_blocks(
-            y, text, text_mask, time, grid, mix=mix, mix_layers=mix_layers, steer=steer
-        )
+        acting: dict[str, Any] = {"mix": mix, "mix_layers": mix_layers, "steer": steer}
+        y = self._through_blocks(y, text, text_mask, time, grid, cache=cache, **acting)
 
         shift, scale = (self.scale_shift_table + embedded.unsqueeze(1)).chunk(2, dim=1)
         y = F.layer_norm(y, (self.config.width,), eps=FINAL_NORM_EPS) * (1 + scale) + shift

@@ -232,6 +232,7 @@ class Pipeline:
             sigmas=call.sigmas,
             guidance=call.guidance(self.components.defaults.guidance_scale),
             pag_layers=call.pag_layers,
+            step_cache=call.step_cache,
         )
         edit = None if call.edit is None else call.edit.at(height, width)
         if edit is not None:
@@ -433,12 +434,20 @@ class Pipeline:
         pag_layers: Sequence[int] = (),
         timesteps: Sequence[float] | None = None,
         sigmas: Sequence[float] | None = None,
+        step_cache: float = 0.0,
     ) -> Sampling:
         """Give a scheduler's step and grid, or one through the caller's levels, and the guidance.
 
         Raises:
-            ConfigError: for a block that perturbed attention names and the model lacks.
+            ConfigError: for a block that perturbed attention names and the model lacks, and a step
+                cache for a network that is not called as we call ours.
         """
+        if step_cache and not draws_as_built(self.components.transformer):
+            raise ConfigError(
+                f"step_cache={step_cache:g}: this transformer is wrapped, patched or compiled, and "
+                "decides for itself what it computes",
+                hint="leave it out",
+            )
         layers = frozenset(pag_layers) if guidance.pag_scale else frozenset()
         depth = self.components.transformer.config.num_layers
         if absent := sorted(layer for layer in layers if not 0 <= layer < depth):
@@ -456,6 +465,7 @@ class Pipeline:
             ),
             guidance=guidance,
             pag_layers=layers,
+            step_cache=step_cache,
         )
 
     @torch.no_grad()
@@ -497,7 +507,7 @@ class Pipeline:
                 return None
             stopped = change.stop
             if (change.texts, change.guidance, change.network) != (None, None, None):
-                velocity.denoiser = velocity.denoiser.changed(change)
+                velocity.change(change)
             if change.latents is None:
                 return None
             require_finite(
@@ -518,6 +528,7 @@ class Pipeline:
                     steering=steering,
                 ),
                 steps,
+                step_cache=sampling.step_cache,
             )
             device = first_weight(transformer).device
             x = noise.to(device=device, dtype=torch.float32)

@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from sanakit.pipeline.control import Control
     from sanakit.pipeline.editing import Edit
 
-REAL = ("guidance_scale", "pag_scale", "flow_shift")
+FORMER_INTERVAL = "sigma_interval"
+"""What pictures drawn before it had an option call ``guidance_interval``."""
+REAL = ("guidance_scale", "pag_scale", "flow_shift", "step_cache")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,8 +57,9 @@ class GenerateRequest:
     guidance_scale: float | None = None
     pag_scale: float = 0.0
     pag_layers: tuple[int, ...] = (0,)
-    sigma_interval: tuple[float, float] = (0.0, 1.0)
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
     guider: AdaptiveProjectedGuidance | None = None
+    step_cache: float = 0.0
     solver: str | None = None
     flow_shift: float | None = None
     edit: EditRequest | None = None
@@ -84,6 +87,7 @@ class GenerateRequest:
                 raise ConfigError(
                     f"{name}={value} must be positive", hint="leave it out for the default"
                 )
+        check_step_cache(self.step_cache)
         self.guidance(1.0)
 
     def guidance(self, default_scale: float) -> Guidance:
@@ -92,7 +96,7 @@ class GenerateRequest:
         return Guidance(
             guidance_scale=scale,
             pag_scale=self.pag_scale,
-            sigma_interval=self.sigma_interval,
+            guidance_interval=self.guidance_interval,
             guider=self.guider,
         )
 
@@ -148,8 +152,9 @@ class GenerateRequest:
             scheduler=scheduler,
             num_inference_steps=self.num_steps,
             guidance_scale=self.guidance_scale,
-            sigma_interval=self.sigma_interval,
+            guidance_interval=self.guidance_interval,
             guider=self.guider,
+            step_cache=self.step_cache,
             pag_scale=self.pag_scale,
             pag_layers=self.pag_layers,
             max_sequence_length=max_sequence_length,
@@ -167,6 +172,9 @@ class GenerateRequest:
             ConfigError: for an unknown key, a missing prompt, or a value of another type or out of
                 range.
         """
+        if FORMER_INTERVAL in values:
+            values = {**values, "guidance_interval": values[FORMER_INTERVAL]}
+            del values[FORMER_INTERVAL]
         known = [field.name for field in dataclasses.fields(cls)]
         for key in values.keys() - set(known):
             raise ConfigError(f"{key!r} is no setting of a request", hint=did_you_mean(key, known))
@@ -241,8 +249,9 @@ class Call:
     pag_scale: float = 0.0
     pag_adaptive_scale: float = 0.0
     pag_layers: Sequence[int] = ()
-    sigma_interval: tuple[float, float] = (0.0, 1.0)
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
     guider: AdaptiveProjectedGuidance | None = None
+    step_cache: float = 0.0
     scheduler: Scheduler | None = None
     at_once: int | None = None
     edit: Edit | None = None
@@ -265,6 +274,7 @@ class Call:
                 f"output_type={self.output_type!r}", hint=f"one of {', '.join(OUTPUT_TYPES)}"
             )
         check_compat(self.compat)
+        check_step_cache(self.step_cache)
         if not isinstance(self.guider, AdaptiveProjectedGuidance | None):
             kind = type(self.guider)
             raise ConfigError(
@@ -300,13 +310,14 @@ class Call:
             "negative_prompt": any(listed(self.negative_prompt, "negative_prompt") or []),
             "negative_prompt_embeds": self.negative_prompt_embeds is not None,
             "pag_scale": self.pag_scale != 0,
-            "sigma_interval": self.sigma_interval != (0.0, 1.0),
+            "guidance_interval": self.guidance_interval != (0.0, 1.0),
             "guider": self.guider is not None,
+            "step_cache": self.step_cache != 0,
         }
         for name, given in asked.items():
             if given and few_steps:
                 raise ConfigError(
-                    f"{name} does nothing here: this model embeds its guidance, in one pass",
+                    f"{name} does nothing here: this model was taught its guidance and few steps",
                     hint="leave it out; guidance_scale is heeded",
                 )
 
@@ -339,7 +350,7 @@ class Call:
             guidance_scale=default_scale if self.guidance_scale is None else self.guidance_scale,
             pag_scale=self.pag_scale,
             pag_adaptive_scale=self.pag_adaptive_scale,
-            sigma_interval=self.sigma_interval,
+            guidance_interval=self.guidance_interval,
             guider=self.guider,
         )
 
@@ -392,6 +403,14 @@ class FreshNoise:
             self._drawn[step] = draw_noise(self._count, self._shape, generator)
         last = rows.stop >= self._count
         return (self._drawn.pop(step) if last else self._drawn[step])[rows]
+
+
+def check_step_cache(threshold: float) -> None:
+    """Refuse what is no threshold of a step cache."""
+    if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not threshold >= 0:
+        raise ConfigError(
+            f"step_cache={threshold!r} must be a number from 0 up", hint="0.1 is usual, 0 is off"
+        )
 
 
 def listed(prompt: Prompts | None, name: str = "prompt") -> list[str] | None:

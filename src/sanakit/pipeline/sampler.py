@@ -14,6 +14,7 @@ from sanakit.flow.guidance import Guidance
 from sanakit.flow.solvers import Fresh, SolverStep
 from sanakit.models.parts import draws_as_built, first_weight
 from sanakit.models.transformer import DIFFUSERS_FIRST, LinearDiT, PreparedText, Residuals
+from sanakit.nn.step_cache import StepCache
 from sanakit.pipeline.numerics import all_finite, require_finite, safer_copy
 from sanakit.pipeline.prompts import EncodedText
 from sanakit.shapes import Latent, Text, TextMask
@@ -33,6 +34,8 @@ class Sampling:
     steering: Steering | None = None
     fresh: Fresh | None = None
     """Noise ``b c h w`` of each step, for solvers that add some."""
+    step_cache: float = 0.0
+    """Threshold of `StepCache`; 0 is off."""
 
 
 class Change(NamedTuple):
@@ -149,8 +152,10 @@ class Denoiser:
         """Velocity at a state ``b c h w``, guided, fp32, without memory of other levels."""
         return self.guided(x, level, None).velocity
 
-    def guided(self, x: Latent, level: NoiseLevel, before: Latent | None) -> Guided:
-        """The same, given the difference that the evaluation before it left."""
+    def guided(
+        self, x: Latent, level: NoiseLevel, before: Latent | None, cache: StepCache | None = None
+    ) -> Guided:
+        """The same, given what the evaluations before it left."""
         config = self.model.config
         if config.guidance_embeds:
             return Guided(self._run(x, level, self._rows(0), mix=None).float(), before)
@@ -165,7 +170,7 @@ class Denoiser:
         if passes.perturbed:
             mix = torch.ones(len(rows) * self.batch, dtype=torch.bool, device=x.device)
             mix[-self.batch :] = False
-        parts = list(self._run(x, level, torch.cat(rows), mix=mix).split(self.batch))
+        parts = list(self._run(x, level, torch.cat(rows), mix=mix, cache=cache).split(self.batch))
         uncond = parts.pop(0) if passes.uncond else None
         perturbed = parts.pop() if passes.perturbed else None
         cond, guider = parts[0], self.guidance.guider
@@ -179,7 +184,15 @@ class Denoiser:
     def _rows(self, start: int) -> Tensor:
         return torch.arange(start, start + self.batch, device=self.mask.device)
 
-    def _run(self, x: Latent, level: NoiseLevel, rows: Tensor, *, mix: Tensor | None) -> Latent:
+    def _run(
+        self,
+        x: Latent,
+        level: NoiseLevel,
+        rows: Tensor,
+        *,
+        mix: Tensor | None,
+        cache: StepCache | None = None,
+    ) -> Latent:
         config = self.model.config
         count = rows.shape[0]
         every = count == self.mask.shape[0] and mix is None
@@ -196,6 +209,8 @@ class Denoiser:
         more: dict[str, Any] = {} if embedded is None else {"guidance": embedded}
         if mix is not None:
             more |= {"mix": mix, "mix_layers": self.pag_layers}
+        if cache is not None:
+            more["cache"] = cache
         if self.steering is not None:
             more["steer"] = self.steering.steer(x, timestep, None if every else rows, mask)
         if isinstance(prepared, PreparedText):
@@ -219,15 +234,21 @@ class Denoiser:
 class GuardedDenoiser:
     """A denoiser for one run: a step that failed starts again in a safer dtype, kept from there on.
 
-    The run sets ``step``, counted from 0, for the messages, and may exchange ``denoiser``. What
-    guidance remembers of a run is here, of finished evaluations only.
+    The run sets ``step``, counted from 0, for the messages. What is remembered of a run is here, of
+    finished evaluations only.
     """
 
-    def __init__(self, denoiser: Denoiser, num_steps: int) -> None:
+    def __init__(self, denoiser: Denoiser, num_steps: int, *, step_cache: float = 0.0) -> None:
         self.denoiser = denoiser
         self.num_steps = num_steps
         self.step = 0
         self.difference: Latent | None = None
+        self.cache = StepCache(step_cache, denoiser.batch) if step_cache else None
+
+    def change(self, change: Change) -> None:
+        """Go on with another text, guidance or network."""
+        self.denoiser = self.denoiser.changed(change)
+        self._forget()
 
     @property
     def where(self) -> str:
@@ -236,7 +257,7 @@ class GuardedDenoiser:
 
     def __call__(self, x: Latent, level: NoiseLevel) -> Latent:
         """Velocity at a state ``b c h w``, guided, fp32 and finite."""
-        guided = self.denoiser.guided(x, level, self.difference)
+        guided = self.denoiser.guided(x, level, self.difference, self.cache)
         if not all_finite(guided.velocity):
             guided = self._again(x, level, guided.velocity)
         self.difference = guided.difference
@@ -246,6 +267,10 @@ class GuardedDenoiser:
         if not isinstance(self.denoiser.prepared, PreparedText):  # a copy may not be a copy
             require_finite(failed, "transformer", self.where, dtype=self.denoiser.dtype)
         self.denoiser = self.denoiser.safer(self.where)
-        guided = self.denoiser.guided(x, level, self.difference)
+        self._forget()
+        guided = self.denoiser.guided(x, level, self.difference, self.cache)
         require_finite(guided.velocity, "transformer", self.where, dtype=self.denoiser.dtype)
         return guided
+
+    def _forget(self) -> None:
+        self.cache = self.cache and self.cache.anew()

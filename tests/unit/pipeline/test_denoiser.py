@@ -50,7 +50,7 @@ def test_all_passes_of_a_step_are_those_made_by_hand(
 ) -> None:
     model = model_of(TRANSFORMER)
     positive, negative = text_of([4, 2], rng), text_of([1, 3], rng)
-    guidance = Guidance(guidance_scale=3.0, pag_scale=2.0, sigma_interval=interval)
+    guidance = Guidance(guidance_scale=3.0, pag_scale=2.0, guidance_interval=interval)
     layers = frozenset({1})
     denoiser = Denoiser.prepare(model, positive, negative, guidance, pag_layers=layers)
     x = torch.randn(2, 4, 2, 2, generator=rng)

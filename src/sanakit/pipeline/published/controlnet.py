@@ -188,6 +188,8 @@ class SanaControlNetPipeline(PublishedPipeline):
         complex_human_instruction: Sequence[str] | None = MODEL_DEFAULT,
         guider: AdaptiveProjectedGuidance | None = None,
         compat: Compat | None = None,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        step_cache: float = 0.0,
     ) -> dict[str, Any]:
         """Draw pictures; arguments as those of `SanaPipeline`, in the published order.
 

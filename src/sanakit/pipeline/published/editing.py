@@ -63,6 +63,8 @@ class SanaImg2ImgPipeline(PublishedPipeline):
         compat: Compat | None = None,
         *,
         guider: AdaptiveProjectedGuidance | None = None,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        step_cache: float = 0.0,
     ) -> dict[str, Any]:
         """Draw pictures that begin at ``image``; arguments otherwise as those of `SanaPipeline`.
 
@@ -130,6 +132,8 @@ class SanaInpaintPipeline(PublishedPipeline):
         compat: Compat | None = None,
         *,
         guider: AdaptiveProjectedGuidance | None = None,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        step_cache: float = 0.0,
     ) -> dict[str, Any]:
         """Draw the white part of ``mask_image``; arguments otherwise as `SanaImg2ImgPipeline`.
 

@@ -187,6 +187,8 @@ class SanaPAGPipeline(PublishedPipeline):
         attention_kwargs: dict[str, Any] | None = None,
         compat: Compat | None = None,
         guider: AdaptiveProjectedGuidance | None = None,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        step_cache: float = 0.0,
     ) -> dict[str, Any]:
         """Draw pictures; arguments as those of `SanaPipeline`, in the published order.
 

@@ -58,6 +58,8 @@ class SanaPipeline(PublishedPipeline):
         compat: Compat | None = None,
         *,
         guider: AdaptiveProjectedGuidance | None = None,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        step_cache: float = 0.0,
     ) -> dict[str, Any]:
         """Draw pictures; arguments mean what they mean in diffusers.
 
@@ -65,7 +67,8 @@ class SanaPipeline(PublishedPipeline):
         ``complex_human_instruction`` the published one for published models; the embedded model
         has its own. ``timesteps`` and ``sigmas`` are read as `Scheduler.custom_grid` does.
         ``callback_on_step_end(pipe, i, t, tensors)`` may change what it is shown, see `StepHook`.
-        ``guider`` says what guidance makes of its difference.
+        ``guider`` says what guidance makes of its difference, ``guidance_interval`` at which noise
+        levels there is any, ``step_cache`` how little a step may change to be drawn from the last.
 
         Raises:
             ConfigError: for a size, count or combination of arguments that cannot be drawn.
