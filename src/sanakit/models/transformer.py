@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from sanakit.errors import ConfigError
 from sanakit.models.config import TransformerConfig
 from sanakit.models.outputs import Transformer2DModelOutput
-from sanakit.nn.attention import CrossAttention, TextHeads
+from sanakit.nn.attention import CrossAttention, Kept, TextHeads
 from sanakit.nn.cpu import with_wide_products
 from sanakit.nn.embed import GuidedTimeEmbed, PatchEmbed, TextProjection, TimeEmbed
+from sanakit.nn.inference import infers_at_length, infers_on_cpu, lengths_where_it_pays
 from sanakit.nn.linear_attention import LinearAttention
 from sanakit.nn.lora import lora_strength
 from sanakit.nn.mix_ffn import MixFFN
@@ -60,7 +61,15 @@ class Modulation(NamedTuple):
 
     def modulate(self, x: Tokens) -> Tokens:
         """Shift and scale a normalised input, for products. ``scale`` is a deviation from one."""
+        if infers_at_length(x):
+            return torch.addcmul(self.shift, x, 1 + self.scale).to(product_dtype(x))
         return (x * (1 + self.scale) + self.shift).to(product_dtype(x))
+
+    def added(self, x: Tokens, y: Tokens) -> Tokens:
+        """Add what the branch gives to what it was given, as far as the gate lets it."""
+        if infers_at_length(x):
+            return torch.addcmul(x, self.gate, y)
+        return x + self.gate * y
 
 
 def readable(mask: TextMask | None) -> TextMask | None:
@@ -123,7 +132,7 @@ class Block(nn.Module):
         x: Tokens,
         text: Text,
         keys_values: KeysValues | None,
-        mask: TextMask | None,
+        mask: Kept,
         time: Float[Tensor, "b six_d"],
         grid: Grid,
         mix: Mix | None,
@@ -135,11 +144,11 @@ class Block(nn.Module):
         attn, ffn = Modulation(*rows[:3]), Modulation(*rows[3:])
         k, v = self.attn2.keys_values(text) if keys_values is None else keys_values
         y = recomputed(lambda x: attn.modulate(self.norm1(x)), x)
-        x = x + attn.gate * self.attn1(y, mix=mix)
+        x = attn.added(x, self.attn1(y, mix=mix))
         x = x + self.attn2(x, k, v, mask)
         y = recomputed(lambda x: ffn.modulate(self.norm2(x)), x)
         y = rearrange(y, "b (h w) d -> b d h w", w=grid[1])
-        return x + ffn.gate * rearrange(self.ff(y), "b d h w -> b (h w) d")
+        return ffn.added(x, rearrange(self.ff(y), "b d h w -> b (h w) d"))
 
 
 class Trunk(nn.Module):
@@ -187,7 +196,9 @@ class Trunk(nn.Module):
             states, prepared = text
         else:
             states, prepared = self._project(text), None
-        mask = readable(text_mask)
+        mask: Kept = readable(text_mask)
+        if isinstance(mask, Tensor) and infers_on_cpu(y):
+            mask = lengths_where_it_pays(mask, y.shape[1]) or mask
         first, second = y, y
         for index, block in enumerate(self.transformer_blocks):
             keys_values = prepared[index] if prepared else None
@@ -201,7 +212,7 @@ class Trunk(nn.Module):
                 y = steer(index, y)
             if cache is not None and index == 0:
                 second = y
-                if cache.skips(first, second, block.attn1.total):
+                if cache.skips(first, second, cast(Block, block).attn1.total):
                     return cache.kept(second)
         return y if cache is None else cache.completed(second, y)
 

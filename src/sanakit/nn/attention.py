@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import torch.nn.functional as F
@@ -10,11 +11,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sanakit.nn.cpu import read_few, reads_few
+from sanakit.nn.inference import read_by_rows
 from sanakit.nn.linear_attention import QK_NORM_EPS
 from sanakit.nn.norm import RMSNorm
 from sanakit.shapes import Text, TextMask, Tokens
 
 TextHeads: TypeAlias = Float[Tensor, "b heads l dh"]
+Kept: TypeAlias = "TextMask | Sequence[int] | None"
+"""Which tokens are read: those of a mask, so many first ones of each row, or all."""
 
 
 class CrossAttention(nn.Module):
@@ -42,7 +46,7 @@ class CrossAttention(nn.Module):
             rearrange(v, pattern, dh=self.head_dim),
         )
 
-    def forward(self, x: Tokens, k: TextHeads, v: TextHeads, mask: TextMask | None) -> Tokens:
+    def forward(self, x: Tokens, k: TextHeads, v: TextHeads, mask: Kept) -> Tokens:
         """Read the text; every row of ``mask`` must keep at least one token.
 
         A masked token has weight zero, where the published networks add -10000 to its logit:
@@ -53,8 +57,11 @@ class CrossAttention(nn.Module):
         if self.norm_q is not None:
             q = self.norm_q(q)
         q = rearrange(q.to(v.dtype), "b n (heads dh) -> b heads n dh", dh=self.head_dim)
-        keep = None if mask is None else mask[:, None, None, :]
-        attend = read_few if reads_few(q, k) else F.scaled_dot_product_attention
-        y = attend(q, k, v, keep)
+        if mask is None or isinstance(mask, Tensor):
+            keep = None if mask is None else mask[:, None, None, :]
+            attend = read_few if reads_few(q, k) else F.scaled_dot_product_attention
+            y = attend(q, k, v, keep)
+        else:
+            y = read_by_rows(q, k, v, mask)
         y = self.to_out[0](rearrange(y, "b heads n dh -> b n (heads dh)"))
         return self.to_out[1](y)

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sanakit.nn.cpu import PointConv
+from sanakit.nn.inference import STRIPE, infers_on_cpu, is_bare, mix_in_stripes
 from sanakit.nn.recompute import recomputed
 from sanakit.shapes import Map
 
@@ -26,6 +27,10 @@ class MixFFN(nn.Module):
 
     def forward(self, x: Map) -> Map:
         """Transform a map; the second half of the hidden channels gates the first."""
+        layers = (self.conv_inverted, self.conv_depth, self.conv_point)
+        large = infers_on_cpu(x) and x[:, 0].numel() > STRIPE
+        if large and all(is_bare(each, x.dtype) for each in layers):
+            return mix_in_stripes(x, *layers)
         # The widest activations of a model, five of them: one is kept, the rest costs no product.
         return recomputed(self.narrow, self.conv_inverted(x))
 

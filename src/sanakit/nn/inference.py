@@ -1,0 +1,126 @@
+"""Layers computed another way where nothing is learned: equal to the plain way, faster on a CPU.
+
+The plain ways, which these are tested against, stand in `attention` and `mix_ffn`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.jit._trace import is_tracing
+from torch.nn.modules import module as torch_module
+
+from sanakit.nn.cpu import CACHED, PointConv, has_units
+from sanakit.shapes import Heads, Map, TextMask
+
+STRIPE = 1024
+"""Positions that are widened at a time: enough for a product's full speed, and in the cache."""
+SPARED = 1 << 15
+"""Pairs of query and masked key from which on it pays to read each row's text by itself."""
+
+
+def infers_on_cpu(x: Tensor) -> bool:
+    """Whether ``x`` is on a CPU and nothing learns from it, traces or only counts."""
+    traced = torch.compiler.is_compiling() or is_tracing() or type(x) is not Tensor
+    return x.device.type == "cpu" and not (torch.is_grad_enabled() or traced)
+
+
+def infers_at_length(x: Tensor) -> bool:
+    """The same, of a tensor so large that passes over it cost more than calls do."""
+    return x.numel() > CACHED and infers_on_cpu(x)
+
+
+def is_bare(layer: nn.Module, dtype: torch.dtype) -> bool:
+    """Whether a convolution is its weight, in ``dtype``, and nothing else: no adapter or hook."""
+    return (
+        type(layer) in (nn.Conv2d, PointConv)
+        and type(layer.weight) is nn.Parameter
+        and layer.weight.dtype == dtype
+        and "forward" not in vars(layer)
+        and not (layer._forward_hooks or layer._forward_pre_hooks)
+        and not (torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks)
+    )
+
+
+def lengths_where_it_pays(mask: TextMask, queries: int) -> list[int] | None:
+    """How many tokens of each row are real, where those are its first ones, and others many."""
+    lengths = mask.sum(dim=1)
+    if queries * (mask.numel() - int(lengths.sum())) < SPARED:
+        return None
+    first = torch.arange(mask.shape[1], device=mask.device) < lengths[:, None]
+    return lengths.tolist() if torch.equal(first, mask) else None
+
+
+def read_by_rows(q: Heads, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Heads:
+    """Softmax attention of each row to so many first keys of its own."""
+    rows = [slice(row, row + 1) for row in range(len(q))]
+    read = F.scaled_dot_product_attention
+    return torch.cat(
+        [read(q[i], k[i, :, :n], v[i, :, :n]) for i, n in zip(rows, lengths, strict=True)]
+    )
+
+
+def attend_by_rows(q: Heads, k: Heads, v: Heads, eps: float) -> Heads:
+    """`relu_linear_attention` of one row at a time, its heads as they lie beside each other.
+
+    Products of all rows at once have every operand copied first. Sums are fp32 at least.
+    """
+    wide = torch.promote_types(v.dtype, torch.float32)
+    y = torch.empty_like(v)
+    for row in range(len(v)):
+        keys, values = k[row].relu().to(wide), v[row].to(wide)
+        summary = torch.cat([keys.mT @ values, keys.sum(dim=1).unsqueeze(2)], dim=2)
+        made = q[row].relu().to(wide) @ summary
+        torch.div(made[..., :-1], made[..., -1:].add_(eps), out=y[row])
+    return y
+
+
+def mix_in_stripes(x: Map, widen: nn.Conv2d, depth: nn.Conv2d, narrow: nn.Conv2d) -> Map:
+    """The Mix-FFN of a map, some of its rows at a time; no row is widened twice.
+
+    ``widen`` and ``narrow`` are 1x1 convolutions, ``depth`` a depthwise 3x3 one. The widened map,
+    ten times as wide as a model in all, is never held whole: large blocks of memory are given back
+    and taken anew for every layer, which takes as long as the layer.
+    """
+    tokens = x.movedim(1, -1)
+    _, height, width, _ = tokens.shape
+    weights = widen.weight.flatten(1), narrow.weight.flatten(1)
+    y = tokens.new_empty((*tokens.shape[:-1], len(weights[1])))
+    rows = min(height, max(1, STRIPE // width))
+    band = tokens.new_empty(1, rows + 3, width, len(weights[0]))
+    for sample, out in zip(tokens.split(1), y.split(1), strict=True):
+        # ``band`` holds the rows to be looked at, from the one above the next to be finished on.
+        band[:, :1], held, done = 0, 1, 0
+        for top in range(0, height, rows):
+            some = sample[:, top : top + rows]
+            fresh = band[:, held : held + some.shape[1]]
+            _product(some, weights[0], widen.bias, fresh)
+            F.silu(fresh, inplace=True)
+            held += some.shape[1]
+            if top + rows >= height:
+                band[:, held : held + 1], held = 0, held + 1
+            if held > 2:
+                ready = _seen(band[:, :held], depth, weights[1], narrow.bias)
+                out[:, done : done + held - 2], done = ready, done + held - 2
+                band[:, :2], held = band[:, held - 2 : held].clone(), 2
+    return y.movedim(-1, 1)
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    """``F.linear``, written to its place."""
+    if bias is None or not has_units(x.dtype):  # which are computed in fp32, see `wide_products`
+        out.copy_(F.linear(x, weight, bias))
+    else:
+        torch.addmm(bias, x.flatten(0, -2), weight.mT, out=out.flatten(0, -2))
+
+
+def _seen(band: Tensor, depth: nn.Conv2d, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """What comes after widening, of ``1 rows w wide``: all rows but the first and the last."""
+    seen = F.conv2d(
+        band.movedim(-1, 1), depth.weight, depth.bias, padding=(0, 1), groups=depth.groups
+    )
+    value, gate = seen.movedim(1, -1).chunk(2, dim=-1)
+    return F.linear(value * F.silu(gate), weight, bias)
