@@ -225,7 +225,7 @@ def test_a_text_encoder_that_would_skip_its_softcap_is_switched_to_eager(folder:
     assert pipe.text_encoder is llm
 
 
-@pytest.mark.parametrize("name", ["bnb-int8", "bnb-nf4", "int8", "fp8"])
+@pytest.mark.parametrize("name", ["w8a8", "bnb-int8", "bnb-nf4", "int8", "fp8"])
 def test_a_whole_pipeline_is_quantized_while_it_loads(
     name: str, folder: Path, pipe: SanaPipeline
 ) -> None:
@@ -240,7 +240,7 @@ def test_a_whole_pipeline_is_quantized_while_it_loads(
     assert type(alone.text_encoder.layers[0].mlp.up_proj.weight) is torch.nn.Parameter
 
 
-@pytest.mark.parametrize("name", ["bnb-int8", "bnb-nf4"])
+@pytest.mark.parametrize("name", ["w8a8", "w8a16", "bnb-int8", "bnb-nf4"])
 def test_quantized_weights_are_saved_and_read_as_they_are(
     name: str, folder: Path, tmp_path: Path
 ) -> None:
@@ -248,7 +248,7 @@ def test_quantized_weights_are_saved_and_read_as_they_are(
     quantized.save_pretrained(tmp_path / "q")
     stored = read_quantization(tmp_path / "q" / "transformer")
     assert stored is not None
-    assert stored["load_in_8bit"] == (name == "bnb-int8")
+    assert stored.get("load_in_8bit", False) == (name == "bnb-int8")
     again = SanaPipeline.from_pretrained(tmp_path / "q")
     np.testing.assert_array_equal(draw(again), draw(quantized))
     for part in ("transformer", "text_encoder"):
@@ -256,8 +256,8 @@ def test_quantized_weights_are_saved_and_read_as_they_are(
             SanaPipeline.from_pretrained(tmp_path / "q", quantization_config={part: name})
     path = tmp_path / "q" / "transformer" / "diffusion_pytorch_model.safetensors"
     state = load_file(path)
-    scale = next(k for k in state if k.endswith(("SCB", "absmax")))
-    owner = scale.removesuffix(".SCB").removesuffix(".weight.absmax")
+    scale = next(k for k in state if k.endswith(("SCB", "absmax", "weight_scale")))
+    owner = scale.removesuffix(".SCB").removesuffix(".weight.absmax").removesuffix(".weight_scale")
     save_file(
         {
             k: v

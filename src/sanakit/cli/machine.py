@@ -37,7 +37,7 @@ DTYPES = {
     "fp16": "float16",
 }
 QUANTIZED_PARTS = ("transformer", "text_encoder")
-QUANTIZED_BYTES = {"bnb-int8": 1.0, "int8": 1.0, "fp8": 1.0}
+QUANTIZED_BYTES = dict.fromkeys(("bnb-int8", "int8", "fp8", "w8a8", "w8a16"), 1.0)
 """Of a value of a quantized layer; those of four bits have scales too."""
 FOUR_BITS = 4.5 / 8
 SPARE = 0.8
@@ -66,7 +66,10 @@ Dtype = Annotated[
 ]
 Quantize = Annotated[
     str | None,
-    typer.Option(help="int8, int4, fp8 (torchao), bnb-int8, bnb-nf4 or bnb-fp4 (bitsandbytes)."),
+    typer.Option(
+        help="w8a8 or w8a16, ours; int8, int4, fp8 (torchao); bnb-int8, bnb-nf4 or bnb-fp4 "
+        "(bitsandbytes)."
+    ),
 ]
 
 
@@ -211,12 +214,15 @@ def shapes_of(folder: Path) -> tuple[TransformerConfig, AutoencoderConfig]:
         ConfigError: a config that cannot be built. DataError: none that can be read.
     """
     from sanakit.models.config import AutoencoderConfig, TransformerConfig, config_from_dict
-    from sanakit.weights.layout import CONFIG
+    from sanakit.weights.layout import CONFIG, QUANTIZATION
 
     first, last = (folder / part / CONFIG for part in ("transformer", "vae"))
+    one, two = (read_json(path) for path in (first, last))
+    for values in (one, two):
+        values.pop(QUANTIZATION, None)
     return (
-        config_from_dict(TransformerConfig, read_json(first), source=str(first)),
-        config_from_dict(AutoencoderConfig, read_json(last), source=str(last)),
+        config_from_dict(TransformerConfig, one, source=str(first)),
+        config_from_dict(AutoencoderConfig, two, source=str(last)),
     )
 
 

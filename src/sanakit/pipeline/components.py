@@ -54,7 +54,7 @@ from sanakit.pipeline.schedulers import (
     scheduler_from_config,
     scheduler_named,
 )
-from sanakit.quant.method import Method, mapping_of, method_of
+from sanakit.quant.method import Method, mapping_of, method_of, of_language_model
 from sanakit.quant.quantize import (
     cast_real,
     has_torchao,
@@ -540,7 +540,8 @@ def _by_component(quantization: Any, given: Mapping[str, Any]) -> dict[str, Meth
     by_part = mapping_of(quantization) if whole else quantization
     if not isinstance(by_part, Mapping) or "quant_method" in by_part:
         method = method_of(by_part)
-        return {part: method for part in ("transformer", "text_encoder") if part not in given}
+        methods = {"transformer": method, "text_encoder": of_language_model(method)}
+        return {part: each for part, each in methods.items() if part not in given}
     _check_names("quantization_config", by_part, NETWORKS)
     for part in by_part:
         if part in given:
@@ -613,8 +614,8 @@ def save_components(
 ) -> None:
     """Write a model in the published layout; the index, by which it is found, goes last.
 
-    ``variant`` goes into the names of the weights files. ``notes`` are kept in the index. Layers
-    that bitsandbytes quantized are written as they are.
+    ``variant`` goes into the names of the weights files. ``notes`` are kept in the index. Int8
+    layers and those of bitsandbytes are written as they are.
 
     Raises:
         ConfigError: for weights of torchao, before anything is written. DataError: the disk.

@@ -40,7 +40,7 @@ from sanakit.pipeline.load_arguments import (
     refuse_pickle_readers,
 )
 from sanakit.pipeline.placement import MaxMemory, Placed, place_one
-from sanakit.quant.method import BitsAndBytes, Method, method_of
+from sanakit.quant.method import Method, TorchAo, method_of
 from sanakit.quant.quantize import is_quantized, quantize, restore
 from sanakit.untrusted import whole_number
 from sanakit.weights.catalog import checkpoint_behind, find_checkpoint
@@ -152,7 +152,7 @@ def fill(
         quantize(network, method, keep=keep, always_keep=always, dtype=dtype, device=device)
     if ours is not None:
         ours.quantized_with = method
-    elif isinstance(method, BitsAndBytes):
+    elif method is not None and not isinstance(method, TorchAo):
         llm: Any = network
         llm.config.quantization_config = method.to_json()
     nn.Module.to(network, device)  # transformers' own refuses quantized models
@@ -167,7 +167,7 @@ def write(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     storage: Storage = "as-is",
 ) -> None:
-    """Write config and weights in the published layout, layers of bitsandbytes as they are."""
+    """Write config and weights in the published layout, quantized layers as they are."""
     method = stored_as(network)
     write_config(folder, network.config, published_name, quantization=method)
     state = network.state_dict()
@@ -190,7 +190,7 @@ def stored_as(network: nn.Module) -> Mapping[str, Any] | None:
     method = getattr(network, "quantized_with", None)
     if method is None:
         return None
-    if not isinstance(method, BitsAndBytes):
+    if isinstance(method, TorchAo):
         raise ConfigError(
             "weights of torchao have no published layout",
             hint="save the model before it is quantized, and quantize when loading",
@@ -341,7 +341,7 @@ class Published(Saved, PublishedNetwork, Network):
             local_files_only: fail rather than download.
             use_safetensors: never False: pickles are not read.
             quantization_config: a `BitsAndBytesConfig` or ``TorchAoConfig``, or a short name:
-                bnb-int8, bnb-nf4, bnb-fp4, or torchao's int8, int4, fp8.
+                w8a8, w8a16; bnb-int8, bnb-nf4, bnb-fp4; torchao's int8, int4, fp8.
             device_map: a device, or "auto" or "balanced" for the one with the most free memory.
             max_memory: what weights may take of each device, with "balanced".
             needless: other published arguments, which decide nothing here, or are refused.

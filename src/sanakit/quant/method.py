@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from sanakit.errors import ConfigError, did_you_mean
@@ -22,7 +22,10 @@ TORCHAO_ALIASES = {
 }
 Bits = Literal["int8", "nf4", "fp4"]
 BNB_KINDS: dict[str, Bits] = {"bnb-int8": "int8", "bnb-nf4": "nf4", "bnb-fp4": "fp4"}
-NAMES = (*BNB_KINDS, *TORCHAO_KINDS)
+INT8_KINDS = ("w8a8", "w8a16")
+# Published names of the same arithmetic.
+INT8_ALIASES = {"int8dq": "w8a8", "int8_dynamic_activation_int8_weight": "w8a8"}
+NAMES = (*BNB_KINDS, *TORCHAO_KINDS, *INT8_KINDS)
 INT8_THRESHOLD = 6.0
 COMPUTE = (None, "float32", "float16", "bfloat16")
 REFUSED = ("llm_int8_has_fp16_weight", "llm_int8_enable_fp32_cpu_offload")
@@ -68,7 +71,43 @@ class TorchAo:
     skip: tuple[str, ...] | None = None
 
 
-Method = BitsAndBytes | TorchAo
+@dataclass(frozen=True, kw_only=True)
+class Int8:
+    """Int8 weights with a scale for each output, in this package's own layers.
+
+    ``w8a8`` rounds the activations of each token as they come, ``w8a16`` leaves them as they are.
+    """
+
+    kind: str = "w8a8"
+    skip: tuple[str, ...] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As ``config.json`` files of the ``compressed-tensors`` format have it."""
+        group = {
+            "targets": ["Linear"],
+            "weights": WEIGHTS,
+            "input_activations": TOKENS if self.kind == "w8a8" else None,
+        }
+        return {
+            "quant_method": COMPRESSED,
+            "format": "int-quantized",
+            "quantization_status": "compressed",
+            "config_groups": {"group_0": group},
+            "ignore": list(self.skip or ()),
+        }
+
+
+COMPRESSED = "compressed-tensors"
+WEIGHTS = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel", "dynamic": False}
+TOKENS = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
+Method = BitsAndBytes | TorchAo | Int8
+
+
+def of_language_model(method: Method) -> Method:
+    """The method for a text encoder: a few channels of its activations are too large to round."""
+    if isinstance(method, Int8) and method.kind == "w8a8":
+        return replace(method, kind="w8a16")
+    return method
 
 
 def method_of(config: Any) -> Method:
@@ -76,12 +115,13 @@ def method_of(config: Any) -> Method:
 
     Args:
         config: a ``BitsAndBytesConfig`` or ``TorchAoConfig`` of transformers or diffusers, what
-            ``config.json`` holds of one, or one of ``bnb-int8 bnb-nf4 bnb-fp4 int8 int4 fp8``.
+            ``config.json`` holds of one, or one of ``w8a8 w8a16
+            bnb-int8 bnb-nf4 bnb-fp4 int8 int4 fp8``.
 
     Raises:
         ConfigError: for another method or name, or a setting that would not be honoured.
     """
-    if isinstance(config, BitsAndBytes | TorchAo):
+    if isinstance(config, BitsAndBytes | TorchAo | Int8):
         return config
     if isinstance(config, str):
         return _named(config)
@@ -100,13 +140,15 @@ def method_of(config: Any) -> Method:
     if library == "bitsandbytes":
         return _bits_and_bytes(values)
     if library == "torchao":
-        return TorchAo(
-            kind=_torchao_kind(values.get("quant_type")),
-            skip=_skipped(values, "modules_to_not_convert"),
-        )
+        kind, skip = values.get("quant_type"), _skipped(values, "modules_to_not_convert")
+        if isinstance(kind, str) and kind in INT8_ALIASES:
+            return Int8(kind=INT8_ALIASES[kind], skip=skip)
+        return TorchAo(kind=_torchao_kind(kind), skip=skip)
+    if library == COMPRESSED:
+        return _compressed(values)
     raise ConfigError(
         f"quantization method {shown(library)} is not supported",
-        hint="bitsandbytes and torchao are",
+        hint="bitsandbytes, torchao and compressed-tensors in int8 are",
     )
 
 
@@ -116,9 +158,32 @@ def _torchao_kind(kind: Any) -> Any:
 
 
 def _named(name: str) -> Method:
+    name = INT8_ALIASES.get(name, name)
     if name not in NAMES:
         raise ConfigError(f"quantization {name!r} is unknown", hint=did_you_mean(name, NAMES))
+    if name in INT8_KINDS:
+        return Int8(kind=name)
     return BitsAndBytes(kind=BNB_KINDS[name]) if name in BNB_KINDS else TorchAo(kind=name)
+
+
+def _compressed(values: Mapping[str, Any]) -> Int8:
+    """Read the one scheme of that format that is here, as it is written in published files."""
+    groups = values.get("config_groups")
+    group = next(iter(groups.values())) if isinstance(groups, Mapping) and len(groups) == 1 else {}
+    group = group if isinstance(group, Mapping) else {}
+    weights, tokens = group.get("weights"), group.get("input_activations")
+    fits = _says(weights, WEIGHTS) and (tokens is None or _says(tokens, TOKENS))
+    if values.get("format") != "int-quantized" or not fits:
+        raise ConfigError(
+            "compressed-tensors in another scheme than int8 weights by channel",
+            hint="format int-quantized, num_bits 8, symmetric; activations by token, or none",
+        )
+    ignored = _skipped(values, "ignore")
+    return Int8(kind="w8a16" if tokens is None else "w8a8", skip=ignored or None)
+
+
+def _says(found: Any, wanted: Mapping[str, Any]) -> bool:
+    return isinstance(found, Mapping) and all(found.get(k) == v for k, v in wanted.items())
 
 
 def _bits_and_bytes(values: Mapping[str, Any]) -> BitsAndBytes:

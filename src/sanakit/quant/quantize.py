@@ -1,7 +1,7 @@
-"""Linear layers of any network become quantized ones, in place and one after the other.
+"""Layers of any network become quantized ones, in place and one after the other.
 
-bitsandbytes has layers of its own, torchao tensors that linear layers multiply with unchanged. Both
-libraries are optional, and imported only where something is quantized.
+Int8 layers are ours (`nn.int8`). bitsandbytes has layers of its own, torchao tensors that linear
+layers multiply with unchanged; both are optional, and imported only where something is quantized.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from sanakit.errors import ConfigError, WeightsError, did_you_mean
-from sanakit.quant.method import BitsAndBytes, Method, TorchAo
+from sanakit.nn.cpu import PointConv
+from sanakit.nn.int8 import SCALE, TEXT_SIDE, Int8Layer, int8_layer, restored, round_weight
+from sanakit.quant.method import BitsAndBytes, Int8, Method, TorchAo
 
 NOTHING = torch.empty(0)
 # Layers of bitsandbytes, by name, so that asking does not import it.
@@ -34,7 +36,7 @@ def quantize(
     dtype: torch.dtype,
     device: str | torch.device = "cpu",
 ) -> nn.Module:
-    """Quantize the linear layers of a network that has its weights; convolutions stay.
+    """Quantize the linear layers of a network that has its weights; `Int8` also 1x1 convolutions.
 
     Weights are rounded from the dtype that they have and then let go, so that beside the network
     one layer at a time is in memory twice.
@@ -50,8 +52,14 @@ def quantize(
     Raises:
         ConfigError: a library that is not installed, or a name to skip that nothing has.
     """
-    names = linear_names(module, (*_skipped(module, method, keep), *always_keep))
-    if isinstance(method, BitsAndBytes):
+    names = linear_names(module, (*_skipped(module, method, keep), *always_keep), of=_of(method))
+    if isinstance(method, Int8):
+        for name in names:
+            layer = _linear(module, name)
+            weight, scale = round_weight(layer.weight, name=name)
+            made = int8_layer(layer, weight, scale, rounds_tokens=method.kind == "w8a8")
+            _replace(module, name, made)
+    elif isinstance(method, BitsAndBytes):
         for name in names:
             _replace(module, name, _bnb_quantized(_linear(module, name), method, device))
     else:
@@ -76,19 +84,23 @@ def restore(
     Raises:
         ConfigError: a method whose weights are not stored quantized. WeightsError: misfits.
     """
-    if not isinstance(method, BitsAndBytes):
+    if isinstance(method, TorchAo):
         raise ConfigError(
             f"{source}: holds weights of torchao", hint="load real weights and quantize those"
         )
     names = [
         name
-        for name in linear_names(module, ())
+        for name in linear_names(module, (), of=_of(method))
         if state.get(f"{name}.weight", NOTHING).dtype in (torch.int8, torch.uint8)
     ]
     for name in names:
-        layer = _bnb_restored(
-            _linear(module, name), name, state, method, dtype=dtype, device=device, source=source
-        )
+        where: dict[str, Any] = {"dtype": dtype, "device": device, "source": source}
+        linear = _linear(module, name)
+        layer: nn.Module
+        if isinstance(method, Int8):
+            layer = restored(linear, name, state, rounds_tokens=method.kind == "w8a8", **where)
+        else:
+            layer = _bnb_restored(linear, name, state, method, **where)
         _replace(module, name, layer)
     return names
 
@@ -102,25 +114,28 @@ def cast_real(module: nn.Module, dtype: torch.dtype) -> None:
         held = [*child.named_parameters(recurse=False), *child.named_buffers(recurse=False)]
         computed = child._non_persistent_buffers_set
         for name, tensor in held:
-            stays = name in computed or (name == "weight" and _is_quantized(child))
+            stays = name in computed or (name in ("weight", SCALE) and _is_quantized(child))
             if not stays and tensor.is_floating_point():
                 tensor.data = tensor.data.to(dtype)
 
 
-def linear_names(module: nn.Module, skip: Sequence[str]) -> list[str]:
-    """Names of linear layers, without those that are, or lie in, a module named in ``skip``."""
+Layers = tuple[type[nn.Module], ...]
 
-    def stays(name: str) -> bool:
-        # A dotted name is a place from the top, a single word any part of the way.
-        return any(
-            name == each or name.startswith(f"{each}.") or each in name.split(".") for each in skip
-        )
 
+def linear_names(module: nn.Module, skip: Sequence[str], *, of: Layers = (nn.Linear,)) -> list[str]:
+    """Names of linear layers, without those that are, or lie in, a module named in ``skip``.
+
+    ``attn2`` and ``attn2.to_k`` name all modules of which that is the end of the way, or a part.
+    """
     return [
         name
         for name, child in module.named_modules()
-        if isinstance(child, nn.Linear) and not stays(name)
+        if isinstance(child, of) and not any(f".{each}." in f".{name}." for each in skip)
     ]
+
+
+def _of(method: Method) -> Layers:
+    return (nn.Linear, PointConv) if isinstance(method, Int8) else (nn.Linear,)
 
 
 def is_quantized(module: nn.Module) -> bool:
@@ -157,7 +172,8 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 def _is_quantized(child: nn.Module) -> bool:
-    return type(child).__name__ in (INT8, FOUR_BIT) or _is_torchao(child)
+    bnb = type(child).__name__ in (INT8, FOUR_BIT)
+    return bnb or isinstance(child, Int8Layer) or _is_torchao(child)
 
 
 def _is_torchao(child: nn.Module) -> bool:
@@ -168,11 +184,12 @@ def _is_torchao(child: nn.Module) -> bool:
 def _skipped(module: nn.Module, method: Method, keep: Sequence[str]) -> tuple[str, ...]:
     """What stays as it is: the method's own names, else ``keep``."""
     if method.skip is None:
-        return tuple(keep)
+        text_side = TEXT_SIDE if isinstance(method, Int8) and method.kind == "w8a8" else ()
+        return (*keep, *text_side)
     whole = {name for name, _ in module.named_modules()}
     parts = {part for name in whole for part in name.split(".")}
     for name in method.skip:
-        if name not in parts | whole:
+        if name not in parts and not any(f".{name}." in f".{each}." for each in whole):
             raise ConfigError(
                 f"modules to skip name {name!r}, which {type(module).__name__} does not have",
                 hint=did_you_mean(name, sorted(parts - {""})),

@@ -13,6 +13,8 @@ from sanakit.files import names_in, read_json
 
 INDEX = "model_index.json"
 CONFIG = "config.json"
+QUANTIZATION = "quantization_config"
+"""In a config: how weights are stored that are no real numbers."""
 STEM, LM_STEM = "diffusion_pytorch_model", "model"
 PLAIN = "plain"
 """As a variant: the files without one in their name, which are fp32 in most repositories."""

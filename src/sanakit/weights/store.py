@@ -19,6 +19,7 @@ from sanakit.weights.int8_rows import STORAGE, pack_int8, unpack_int8
 from sanakit.weights.layout import (
     CONFIG,
     PICKLES,
+    QUANTIZATION,
     STEM,
     index_name,
     shard_names,
@@ -201,7 +202,6 @@ def _rest(problems: list[str]) -> list[str]:
     return [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
 
 
-QUANTIZATION = "quantization_config"
 MAX_SHARD_BYTES = 5_000_000_000
 
 Storage = Literal["as-is", "int8-rows"]
