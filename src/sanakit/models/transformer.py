@@ -26,8 +26,8 @@ from sanakit.nn.inference import infers_at_length, infers_on_cpu, lengths_where_
 from sanakit.nn.linear_attention import LinearAttention
 from sanakit.nn.lora import lora_strength
 from sanakit.nn.mix_ffn import MixFFN
-from sanakit.nn.norm import RMSNorm
-from sanakit.nn.recompute import checkpointed, product_dtype, recomputed
+from sanakit.nn.norm import RMSNorm, modulated_norm
+from sanakit.nn.recompute import checkpointed, recomputed
 from sanakit.nn.step_cache import StepCache
 from sanakit.shapes import Grid, Latent, Mix, PerSample, Text, TextMask, Tokens
 
@@ -58,12 +58,6 @@ class Modulation(NamedTuple):
     shift: Tensor
     scale: Tensor
     gate: Tensor
-
-    def modulate(self, x: Tokens) -> Tokens:
-        """Shift and scale a normalised input, for products. ``scale`` is a deviation from one."""
-        if infers_at_length(x):
-            return torch.addcmul(self.shift, x, 1 + self.scale).to(product_dtype(x))
-        return (x * (1 + self.scale) + self.shift).to(product_dtype(x))
 
     def added(self, x: Tokens, y: Tokens) -> Tokens:
         """Add what the branch gives to what it was given, as far as the gate lets it."""
@@ -143,10 +137,10 @@ class Block(nn.Module):
         )
         attn, ffn = Modulation(*rows[:3]), Modulation(*rows[3:])
         k, v = self.attn2.keys_values(text) if keys_values is None else keys_values
-        y = recomputed(lambda x: attn.modulate(self.norm1(x)), x)
+        y = recomputed(lambda x: modulated_norm(x, self.norm1, attn.shift, attn.scale), x)
         x = attn.added(x, self.attn1(y, mix=mix))
         x = x + self.attn2(x, k, v, mask)
-        y = recomputed(lambda x: ffn.modulate(self.norm2(x)), x)
+        y = recomputed(lambda x: modulated_norm(x, self.norm2, ffn.shift, ffn.scale), x)
         y = rearrange(y, "b (h w) d -> b d h w", w=grid[1])
         return ffn.added(x, rearrange(self.ff(y), "b d h w -> b (h w) d"))
 

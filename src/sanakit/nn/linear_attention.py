@@ -9,6 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from sanakit.nn.cpu import linear_attention_of_inputs
+from sanakit.nn.gpu import with_kernel
 from sanakit.nn.inference import attend_by_rows, infers_at_length
 from sanakit.nn.norm import RMSNorm
 from sanakit.nn.recompute import without_autocast
@@ -20,6 +21,7 @@ QK_NORM_EPS = 1e-5
 FP16_END = torch.finfo(torch.float16).max
 
 
+@with_kernel
 def relu_linear_attention(
     q: Heads, k: Heads, v: Heads, *, eps: float = 1e-15, total: Total | None = None
 ) -> Heads:

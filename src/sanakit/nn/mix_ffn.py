@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sanakit.nn.cpu import PointConv
+from sanakit.nn.gpu import with_kernel
 from sanakit.nn.inference import STRIPE, infers_on_cpu, is_bare, mix_in_stripes
 from sanakit.nn.recompute import recomputed
 from sanakit.shapes import Map
@@ -36,5 +37,11 @@ class MixFFN(nn.Module):
 
     def narrow(self, hidden: Float[Tensor, "b wide h w"]) -> Map:
         """What comes after widening."""
-        value, gate = self.conv_depth(F.silu(hidden)).chunk(2, dim=1)
-        return self.conv_point(value * F.silu(gate))
+        return self.conv_point(depthwise_gate(hidden, self.conv_depth))
+
+
+@with_kernel
+def depthwise_gate(hidden: Float[Tensor, "b wide h w"], convolution: nn.Module) -> Map:
+    """Activate, convolve channel by channel, and gate one half of the channels by the other."""
+    value, gate = convolution(F.silu(hidden)).chunk(2, dim=1)
+    return value * F.silu(gate)

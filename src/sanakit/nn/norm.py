@@ -1,9 +1,14 @@
-"""Root-mean-square norms, over the last axis and over the channels of a map."""
+"""Norms: root mean square, over the last axis or the channels of a map; modulated layer norms."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+
+from sanakit.nn.gpu import with_kernel
+from sanakit.nn.inference import infers_at_length
+from sanakit.nn.recompute import product_dtype
+from sanakit.shapes import Tokens
 
 
 class RMSNorm(nn.Module):
@@ -40,3 +45,15 @@ class ChannelRMSNorm(RMSNorm):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise each position of ``b d h w`` over its channels."""
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+@with_kernel
+def modulated_norm(x: Tokens, norm: nn.Module, shift: Tensor, scale: Tensor) -> Tokens:
+    """Normalise, then shift and scale, for products; both are ``b 1 d``.
+
+    ``scale`` is a deviation from one.
+    """
+    y = norm(x)
+    if infers_at_length(y):
+        return torch.addcmul(shift, y, 1 + scale).to(product_dtype(y))
+    return (y * (1 + scale) + shift).to(product_dtype(y))
