@@ -30,6 +30,8 @@ TELLING = [
     "encoder_block_out_channels",
     "encoder_layers_per_block",
     "decoder_layers_per_block",
+    "block_out_channels",
+    "layers_per_block",
     "scaling_factor",
 ]
 

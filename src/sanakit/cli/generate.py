@@ -13,6 +13,13 @@ import typer
 
 from sanakit.cli.best_of import REMEMBERED, Choice, choice_of
 from sanakit.cli.control import branch_folder, branch_in, check_branch_of, control_of, remembered
+from sanakit.cli.decoders import (
+    DECODER,
+    check_decoder,
+    decode_with,
+    decoder_in,
+    decoder_noted,
+)
 from sanakit.cli.known import check_few_steps, check_size_of
 from sanakit.cli.loras import (
     add_loras,
@@ -42,6 +49,7 @@ from sanakit.cli.options import (
     ControlNet,
     ControlScale,
     Count,
+    Decoder,
     GuidanceInterval,
     GuidanceScale,
     Json,
@@ -79,7 +87,7 @@ MACHINE = ("device", "dtype", "quantize")
 ABOUT_THE_FILE = (
     *("model", "model_hash", "version", "format", "lora", "lora_hash", "processes"),
     *REMEMBERED,
-    *("controlnet", "controlnet_hash"),
+    *("controlnet", "controlnet_hash", DECODER, f"{DECODER}_hash"),
     *MACHINE,
 )
 own_process = False
@@ -112,6 +120,7 @@ def generate(
     control_kind: ControlKind = "none",
     control_scale: ControlScale = 1.0,
     controlnet: ControlNet = None,
+    decoder: Decoder = None,
     offline: Offline = False,
     device: Device = AUTO,
     dtype: Dtype = None,
@@ -143,6 +152,7 @@ def generate(
         loras=lora or [],
         choice=choice_of(best_of, scorer, count),
         controlnet=controlnet,
+        decoder=decoder,
         machine=Machine(device=device, dtype=dtype, quantize=quantize),
         offline=offline,
         metadata=not no_metadata,
@@ -166,6 +176,7 @@ def draw(
     json_: bool,
     quiet: bool,
     controlnet: str | None = None,
+    decoder: str | None = None,
 ) -> None:
     """Draw what was typed, write it and tell of it; what can be refused is, before torch is loaded.
 
@@ -193,6 +204,7 @@ def draw(
         check_few_steps(model, wanted, offline=offline)
     if wanted.get("control") is not None:
         check_branch_of(model, controlnet, offline=offline)
+    check_decoder(decoder, offline=offline)
     report = _generate(
         {**wanted, "count": drawn},
         model=model,
@@ -204,6 +216,7 @@ def draw(
         loras=loras,
         choice=choice,
         controlnet=controlnet,
+        decoder=decoder,
         metadata=metadata,
     )
     _tell(report, as_json=json_, quiet=quiet)
@@ -246,6 +259,7 @@ def again(
     if not isinstance(loras, list) or not all(isinstance(one, str) for one in loras):
         raise ConfigError(f"{image}: its setting 'lora' is no list of names")
     controlnet = branch_in(settings, image, offline=offline)
+    decoder = decoder_in(settings, image, offline=offline)
     machine = _machine_of(settings, typed, image)
     check_size_of(name, wanted.get("height"), wanted.get("width"), offline=offline)
     check_loras_of(image, loras, settings.get("lora_hash"))
@@ -261,6 +275,7 @@ def again(
         offline=offline,
         loras=loras,
         controlnet=controlnet,
+        decoder=decoder,
         metadata=not no_metadata,
     )
     _note_other_weights(name, settings.get("model_hash"))
@@ -334,6 +349,7 @@ def decode(
         int | None,
         typer.Option(help="Side in pixels of exact tiles. Default: chosen by free memory."),
     ] = None,
+    decoder: Decoder = None,
     device: Device = AUTO,
     dtype: Dtype = None,
     quantize: Quantize = None,
@@ -350,6 +366,7 @@ def decode(
             f"--dtype {dtype}: autoencoders overflow in it", hint="write --dtype bfloat16"
         )
     output_paths(out, 1, 0)
+    check_decoder(decoder, offline=False)
     from sanakit.pipeline.decoder import read_latents
 
     latent, origin = read_latents(latents)
@@ -361,6 +378,7 @@ def decode(
         name,
         paths,
         tile=tile,
+        decoder=decoder,
         machine=machine,
         quiet=quiet or json_,
         metadata=not no_metadata,
@@ -413,6 +431,7 @@ def _generate(
     loras: Sequence[str] = (),
     choice: Choice | None = None,
     controlnet: str | None = None,
+    decoder: str | None = None,
     metadata: bool,
 ) -> dict[str, Any]:
     """Load the model, draw, write; give what there is to report."""
@@ -441,6 +460,7 @@ def _generate(
             controlnet=controlnet,
         )
         add_loras(pipeline, adapters)
+        decode_with(decoder, pipeline.components.autoencoder, offline=offline)
         loaded = time.perf_counter()
         bar.stage("drawing")
 
@@ -457,7 +477,7 @@ def _generate(
             more["processes"] = several
         if loras:
             more |= {"lora": list(loras), "lora_hash": [lora_hash(one) for one in loras]}
-        more |= remembered(controlnet)
+        more |= remembered(controlnet) | decoder_noted(decoder)
         pictures: Sequence[Picture] = result.pictures
         if pick is not None:
             bar.stage("choosing")
@@ -506,6 +526,7 @@ def _decode(
     paths: list[Path | None],
     *,
     tile: int | None,
+    decoder: str | None,
     machine: Machine,
     quiet: bool,
     metadata: bool,
@@ -530,6 +551,7 @@ def _decode(
             f"the latents have {latent.shape[1]} channels, the autoencoder of {model!r} {wanted}",
             hint="name the model that drew them with --model",
         )
+    decode_with(decoder, autoencoder)
     _note_other_weights(model, origin.model_hash)
     if tile is not None:
         autoencoder.enable_tiling(tile, tile, tile, tile)
@@ -544,7 +566,8 @@ def _decode(
     for number, (picture, path) in enumerate(zip(pixels, paths, strict=True)):
         known = number < len(origin.settings)
         settings = origin.settings[number] if known else {"model": model}
-        _write(path, picture, settings if metadata else None)
+        told = {**settings, **decoder_noted(decoder)}
+        _write(path, picture, told if metadata else None)
     seconds = {
         "start": imported - started,
         "load": loaded - imported,

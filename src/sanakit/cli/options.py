@@ -111,6 +111,13 @@ ControlNet = Annotated[
         "--controlnet", help="Control branch: folder, or owner/name. Default: the model's own."
     ),
 ]
+Decoder = Annotated[
+    str | None,
+    typer.Option(
+        help="Decode with another decoder of the same latents: the folder of a tiny one or of the "
+        "run that made it, or an autoencoder such as dc-ae-lite-f32c32-sana-1.1."
+    ),
+]
 Solver = Annotated[
     str | None,
     typer.Option(

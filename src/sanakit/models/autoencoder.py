@@ -19,6 +19,7 @@ from sanakit.models.autoencoder_blocks import EPS, activation, block_steps, make
 from sanakit.models.config import AutoencoderConfig
 from sanakit.models.outputs import DecoderOutput, EncoderOutput
 from sanakit.models.tiling import Layer, Step, Tile, Tiling, assemble, blended, tiles
+from sanakit.models.tiny_decoder import TinyDecoder
 from sanakit.nn.cpu import each_with_wide_products, with_wide_products
 from sanakit.nn.norm import ChannelRMSNorm
 from sanakit.nn.resample import Downsample, Upsample, average_channels, repeat_channels
@@ -172,7 +173,7 @@ class Autoencoder(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
-        self.decoder = Decoder(config)
+        self.decoder: Decoder | TinyDecoder = Decoder(config)
         self.slicing = False
         self.tiling: Tiling | None = None
 

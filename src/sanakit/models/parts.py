@@ -17,6 +17,7 @@ from sanakit.errors import ConfigError
 from sanakit.models.autoencoder import Autoencoder, Decoder
 from sanakit.models.config import AutoencoderConfig, ControlBranchConfig, TransformerConfig
 from sanakit.models.controlnet import ControlBranch
+from sanakit.models.tiny_decoder import TinyDecoder
 from sanakit.models.transformer import Block, LinearDiT
 
 # As they were when this file was read: whoever sets another on the class is noticed, too.
@@ -26,6 +27,7 @@ _BUILT = {
         (LinearDiT, ("forward", "velocity", "prepare_text")),
         (Autoencoder, ("decode", "_decode")),
         (Decoder, ("forward",)),
+        (TinyDecoder, ("forward",)),
         (ControlBranch, ("forward", "steering", "prepare_text")),
     )
     for name in names
@@ -51,7 +53,8 @@ def steers_as_built(controlnet: nn.Module) -> bool:
 
 def decodes_as_built(vae: nn.Module) -> bool:
     """Whether the layers of this autoencoder's decoder are all that its ``decode`` does."""
-    return _as_built(vae, Autoencoder) and _as_built(vae.decoder, Decoder)
+    kind = TinyDecoder if isinstance(vae.decoder, TinyDecoder) else Decoder
+    return _as_built(vae, Autoencoder) and _as_built(vae.decoder, kind)
 
 
 def _as_built(part: object, kind: type[nn.Module]) -> bool:

@@ -31,6 +31,7 @@ from sanakit.models.config import (
 from sanakit.models.controlnet import ControlBranch
 from sanakit.models.parts import first_weight, network_in
 from sanakit.models.published import PublishedNetwork, say_once
+from sanakit.models.tiny_decoder import TinyDecoder
 from sanakit.models.transformer import LinearDiT
 from sanakit.models.unfilled import unfilled
 from sanakit.nn.lora import lora_layers
@@ -553,3 +554,16 @@ class AutoencoderDC(Published, Autoencoder):
     config_class = AutoencoderConfig
     published_name = "AutoencoderDC"
     role = "vae"
+
+    def load_decoder(self, name: str | Path, *, local_files_only: bool = False) -> None:
+        """Decode with another decoder from now on; arguments are `decoders.load_decoder`'s."""
+        load = importlib.import_module("sanakit.pipeline.decoders").load_decoder
+        load(self, name, offline=local_files_only)
+
+    def _write(self, folder: Path, *, variant: str | None, max_shard_bytes: int) -> None:
+        if isinstance(self.decoder, TinyDecoder):
+            raise ConfigError(
+                "an autoencoder with a tiny decoder has no published layout",
+                hint="load the autoencoder anew to save it; load_decoder(FOLDER) after loading",
+            )
+        super()._write(folder, variant=variant, max_shard_bytes=max_shard_bytes)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from sanakit.errors import ConfigError, LostProcess
 from sanakit.models.autoencoder import Autoencoder, Decoder
 from sanakit.models.published import say_once
+from sanakit.models.tiny_decoder import TinyDecoder
 from sanakit.nn.embed import PatchEmbed
 from sanakit.nn.linear_attention import LinearAttention
 from sanakit.nn.multiscale_attention import MultiscaleLinearAttention
@@ -213,7 +214,7 @@ def _striped(network: nn.Module) -> Iterator[None]:
             if isinstance(part, PatchEmbed):
                 before(part, first_latent)
                 after(part, some_tokens)
-            elif isinstance(part, Decoder):
+            elif isinstance(part, Decoder | TinyDecoder):
                 before(part, some_rows)
                 after(part, all_rows)
             elif isinstance(part, LinearAttention | MultiscaleLinearAttention):

@@ -295,6 +295,13 @@ CATALOG: tuple[Checkpoint, ...] = (
     ),
     *_dc_ae("dc-ae-f32c32-sana-1.1", AUTOENCODER_PARAMETERS, "dc-ae-f32c32-sana"),
     *_dc_ae("dc-ae-f32c32-sana-1.0", AUTOENCODER_PARAMETERS),
+    Checkpoint(
+        repository="mit-han-lab/dc-ae-lite-f32c32-sana-1.1-diffusers",
+        aliases=("dc-ae-lite-f32c32-sana-1.1", "dc-ae-lite"),
+        kind="autoencoder",
+        preset="dc-ae-lite-f32c32-sana-1.1",
+        parameters=421_181_228,
+    ),
     *_dc_ae("dc-ae-f32c32-in-1.0", 323_356_460, "dc-ae-f32c32-in"),
     *_dc_ae("dc-ae-f32c32-mix-1.0", 323_356_460, "dc-ae-f32c32-mix"),
     *_dc_ae("dc-ae-f64c128-in-1.0", 676_896_140, "dc-ae-f64c128-in"),

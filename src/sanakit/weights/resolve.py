@@ -14,7 +14,14 @@ from sanakit.weights import hub
 from sanakit.weights.catalog import Checkpoint, find_checkpoint, nearest_models
 from sanakit.weights.layout import CONFIG, INDEX
 
-__all__ = ["EMBEDDED", "INDEX", "component_folder", "embedded_folder", "resolve_model"]
+__all__ = [
+    "EMBEDDED",
+    "INDEX",
+    "component_folder",
+    "decoder_folder",
+    "embedded_folder",
+    "resolve_model",
+]
 
 EMBEDDED = ("glyph",)
 REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*(@\S+)?")
@@ -208,3 +215,27 @@ def component_folder(
             hint='name the part: subfolder="transformer", "controlnet" or "vae"',
         )
     return folder
+
+
+DECODER = "decoder"
+"""The folder in a run of training that holds the decoder it made."""
+
+
+def decoder_folder(name: str | Path, *, offline: bool = False) -> Path:
+    """Where the ``config.json`` of a decoder is, or of an autoencoder that has one.
+
+    Raises:
+        MissingModelError: nothing of that name. ConfigError: a file.
+    """
+    place = expanded(name)
+    if place.is_file():
+        raise ConfigError(
+            f"{place} is a file",
+            hint=f"make a folder of it once: sanakit convert {place} {place.with_suffix('')}",
+        )
+    for folder in (place, place / DECODER):
+        if (folder / CONFIG).is_file():
+            return folder
+    checkpoint = find_checkpoint(name) if isinstance(name, str) else None
+    alone = checkpoint is not None and checkpoint.kind == "autoencoder"
+    return component_folder(name, None if alone else "vae", offline=offline)

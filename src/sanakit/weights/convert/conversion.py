@@ -34,11 +34,13 @@ from sanakit.models.config import (
     check_fit,
     config_to_dict,
 )
+from sanakit.models.tiny_decoder import TinyDecoderConfig
 from sanakit.weights.catalog import checkpoint_of_file
 from sanakit.weights.convert.gguf_file import SUFFIX
 from sanakit.weights.convert.original_format import (
     AUTOENCODER,
     BRANCH,
+    DECODER,
     FOLDERS,
     PICKLED,
     SAFE,
@@ -76,7 +78,7 @@ from sanakit.weights.store import (
 Report = Callable[[str], object]
 OF_ORIGINALS = ("base", "config", "average", "attention_clip")
 """Options that folders refuse."""
-FP16 = (TRANSFORMER, BRANCH)
+FP16 = (TRANSFORMER, BRANCH, DECODER)
 """What may be stored in fp16; the others overflow in it."""
 CAST = ("transformer", "controlnet")
 """Components of a pipeline that ``dtype`` is for."""
@@ -177,6 +179,11 @@ def _from_file(source: Path, target: Path, options: Options) -> Plan:
         )
     model = read_original(source, config=options.config, average=options.average)
     model, notes = _bounded(model, source, options)
+    if options.base is not None and model.kind == "decoder":
+        raise ConfigError(
+            f"--base {options.base}: a tiny decoder is no part of a model",
+            hint="leave it out, and draw with --decoder OUT",
+        )
     if options.base is not None:
         base = resolve_model(options.base)
         _check_apart(base, target, "--base")
@@ -219,8 +226,8 @@ def _bounded(
     model: OriginalModel, source: Path, options: Options
 ) -> tuple[OriginalModel, tuple[str, ...]]:
     """Give a network that was trained in fp16 its bound of attention, which no file tells."""
-    if model.kind == "autoencoder":
-        _refuse(options, "attention_clip", why="autoencoders have no such bound")
+    if model.kind in ("autoencoder", "decoder"):
+        _refuse(options, "attention_clip", why=f"{model.kind}s have no such bound")
         return model, model.notes
     published = checkpoint_of_file(source)
     parts = []
@@ -253,7 +260,7 @@ def _to_file(source: Path, target: Path, options: Options) -> Plan:
     if class_name not in FOLDERS:
         raise ConfigError(
             f"{source}: {class_name} has no original format here",
-            hint="transformers, control branches and autoencoders have",
+            hint="transformers, control branches, autoencoders and tiny decoders have",
         )
     part = _published(main, class_name, options)
     branch = None
@@ -342,7 +349,11 @@ def _published(folder: Path, class_name: str, options: Options) -> Part:
     if files is None:
         raise MissingModelError(f"{folder}: holds no weights", hint="the download is incomplete")
     _check_dtype(class_name, options.dtype)
-    kinds: dict[str, type[Config]] = {AUTOENCODER: AutoencoderConfig, BRANCH: ControlBranchConfig}
+    kinds: dict[str, type[Config]] = {
+        AUTOENCODER: AutoencoderConfig,
+        BRANCH: ControlBranchConfig,
+        DECODER: TinyDecoderConfig,
+    }
     config = read_config(folder, kinds.get(class_name, TransformerConfig))
     return Part.checked(class_name, config, files.read(), source=str(folder))
 

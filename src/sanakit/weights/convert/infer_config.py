@@ -20,19 +20,24 @@ from sanakit.models.config import (
     ControlBranchConfig,
     TransformerConfig,
 )
+from sanakit.models.tiny_decoder import TinyDecoderConfig
 from sanakit.models.unfilled import unfilled
 from sanakit.nn.embed import sincos_axis
 from sanakit.weights.convert.keymaps import POSITIONS, autoencoder_keymap
 
 State = Mapping[str, Tensor]
-Kind = Literal["transformer", "controlnet", "autoencoder"]
+Kind = Literal["transformer", "controlnet", "autoencoder", "decoder"]
 # How to recognise a kind: a name that every file of it has, and no file of another.
 MARKS: Mapping[str, Kind] = {
     "controlnet.0.copied_block.attn.qkv.weight": "controlnet",
     "blocks.0.attn.qkv.weight": "transformer",
     "decoder.project_out.op_list.0.weight": "autoencoder",
+    # The second layer of a row: the first one of a tiny decoder has no weights.
+    "1.weight": "decoder",
 }
 OTHERS = {
+    "1.conv.0.weight": "the encoder of a tiny autoencoder: its decoder alone is used",
+    "4.conv.0.weight": "the encoder of a tiny autoencoder: its decoder alone is used",
     "patch_embed.proj.weight": "a transformer under its published names",
     "decoder.norm_out.weight": "an autoencoder under its published names",
     "lm_head.weight": "a language model",
@@ -45,7 +50,7 @@ TABLE_TOLERANCE = 0.02
 
 
 def kind_of(state: State, *, source: str) -> Kind:
-    """Tell a transformer, a transformer with its control branch and an autoencoder apart.
+    """Tell transformers, those with their control branch, autoencoders and tiny decoders apart.
 
     Raises:
         WeightsError: for none of them, saying what it looks like.
@@ -58,7 +63,7 @@ def kind_of(state: State, *, source: str) -> Kind:
         tops = sorted({name.split(".")[0] for name in state})
         looks = f"names begin with {', '.join(tops[:6])}" if tops else "it holds no tensors"
     raise WeightsError(
-        f"{source}: is no original SANA transformer, ControlNet or DC-AE ({looks})",
+        f"{source}: is no original SANA transformer, ControlNet, DC-AE or tiny decoder ({looks})",
         hint="published names need no conversion: put the file beside its config.json"
         if "published" in looks
         else "convert the original .pth or .safetensors file",
@@ -243,3 +248,34 @@ def _whole(number: int, divisor: int, what: str, unit: str) -> int:
     if number % divisor:
         raise WeightsError(f"{what} {number} {unit}, not a multiple of {divisor}")
     return number // divisor
+
+
+def tiny_decoder_config(state: State, *, source: str) -> TinyDecoderConfig:
+    """Find the shape of a tiny decoder, whose layers are named by their places in a row.
+
+    Raises:
+        WeightsError: no such row.
+    """
+    blocks = [0]
+    widths: list[int] = []
+    places = sorted({int(n.partition(".")[0]) for n in state if n.partition(".")[0].isdigit()})
+    for place in places:
+        convolution = state.get(f"{place}.weight")
+        if convolution is None:
+            blocks[-1] += 1
+        elif convolution.ndim == 4:
+            widths.append(len(convolution))
+            if len(widths) > 1:
+                blocks.append(0)
+    first = state.get(f"{places[0]}.weight") if places else None
+    if len(widths) < 2 or blocks.pop() or first is None:
+        raise WeightsError(
+            f"{source}: is no tiny decoder: {len(widths)} convolutions between blocks",
+            hint="known is the row of layers of taesana_decoder.pth",
+        )
+    return TinyDecoderConfig(
+        latent_channels=first.shape[1],
+        out_channels=widths.pop(),
+        block_out_channels=tuple(widths[::-1]),
+        layers_per_block=tuple(blocks[::-1]),
+    )

@@ -33,6 +33,7 @@ from sanakit.models.config import (
     config_from_dict,
 )
 from sanakit.models.controlnet import ControlBranch
+from sanakit.models.tiny_decoder import TINY_DECODERS, TinyDecoder, TinyDecoderConfig
 from sanakit.models.transformer import LinearDiT
 from sanakit.models.unfilled import unfilled
 from sanakit.nn.embed import sincos_positions
@@ -43,6 +44,7 @@ from sanakit.weights.convert.infer_config import (
     autoencoder_config,
     branch_config,
     kind_of,
+    tiny_decoder_config,
     transformer_config,
 )
 from sanakit.weights.convert.keymaps import (
@@ -243,13 +245,14 @@ TEXT_TOKENS = 300
 """Length of the empty prompt that original files carry."""
 
 
-TRANSFORMER, BRANCH, AUTOENCODER = (
+TRANSFORMER, BRANCH, AUTOENCODER, DECODER = (
     "SanaTransformer2DModel",
     "SanaControlNetModel",
     "AutoencoderDC",
+    "TinyDecoder",
 )
-FOLDERS = {TRANSFORMER: "transformer", BRANCH: "controlnet", AUTOENCODER: "vae"}
-Config: TypeAlias = TransformerConfig | AutoencoderConfig
+FOLDERS = {TRANSFORMER: "transformer", BRANCH: "controlnet", AUTOENCODER: "vae", DECODER: "decoder"}
+Config: TypeAlias = TransformerConfig | AutoencoderConfig | TinyDecoderConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,6 +278,8 @@ class Part:
                 module = Autoencoder(config)
             elif isinstance(config, ControlBranchConfig):
                 module = ControlBranch(config)
+            elif isinstance(config, TinyDecoderConfig):
+                module = TinyDecoder(config, scaling_factor=1.0)
             else:
                 module = LinearDiT(config)
         load_strict(module, state, source=source)
@@ -288,7 +293,7 @@ class Part:
     @property
     def presets(self) -> list[str]:
         """Named presets of this config: several published models share one; none of a branch."""
-        known: list[Mapping[str, Config]] = [TRANSFORMERS, AUTOENCODERS]
+        known: list[Mapping[str, Config]] = [TRANSFORMERS, AUTOENCODERS, TINY_DECODERS]
         shape = self.config
         if isinstance(shape, TransformerConfig):
             shape = replace(shape, attention_clip=None)
@@ -329,6 +334,14 @@ def identified(
         )
         published = autoencoder_keymap(ae).to_published(state, source=source)
         part = Part.checked(AUTOENCODER, ae, published, source=source)
+        return OriginalModel(kind=kind, parts=(part,), notes=notes)
+    if kind == "decoder":
+        tiny = (
+            tiny_decoder_config(state, source=source)
+            if config is None
+            else _chosen(config, TinyDecoderConfig, TINY_DECODERS)
+        )
+        part = Part.checked(DECODER, tiny, dict(state), source=source)
         return OriginalModel(kind=kind, parts=(part,), notes=notes)
     dit = (
         transformer_config(state, source=source)
@@ -372,6 +385,8 @@ def original_state(part: Part, branch: Part | None = None, *, source: str) -> di
     config, published = part.config, part.state
     if isinstance(config, AutoencoderConfig):
         return autoencoder_keymap(config).to_original(published, source=source)
+    if isinstance(config, TinyDecoderConfig):
+        return dict(published)
     state = transformer_keymap(config).to_original(published, source=source)
     if branch is not None:
         own = control_keymap().to_original(branch.state, source=source)
