@@ -24,7 +24,7 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 RUNS = Path("runs")
-Phase = Literal["full", "latent", "decoder", "refine"]
+Phase = Literal["full", "latent", "decoder", "refine", "distill"]
 Storage = Literal["as-is", "int8-rows"]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder of the run: checkpoints and log.")]
 Resume = Annotated[
@@ -60,7 +60,7 @@ def autoencoder(
         Phase | None,
         typer.Option(
             help="full (default); latent: what is next to the latents, at high resolution; "
-            "decoder; refine: the decoder's head, against a discriminator."
+            "decoder; refine: the decoder's head, against a discriminator; distill: a tiny decoder."
         ),
     ] = None,
     start: Annotated[
@@ -69,6 +69,9 @@ def autoencoder(
     ] = None,
     preset: Annotated[
         str | None, typer.Option(help="Without --from: the shape to begin with; glyph.")
+    ] = None,
+    decoder: Annotated[
+        str | None, typer.Option(help="Of distill: the new decoder's shape, tiny or taesana.")
     ] = None,
     held: Annotated[str | None, typer.Option(help="Other shards, to measure on.")] = None,
     workers: Annotated[
@@ -82,7 +85,7 @@ def autoencoder(
     batch_size: BatchSize = None,
     settings: Settings = None,
 ) -> None:
-    """Train the deep-compression autoencoder; at the end OUT/vae holds it, with its scale."""
+    """Train the deep-compression autoencoder; at the end OUT/vae, or OUT/decoder, holds it."""
     check_dry(dry_run, measure)
     settings = with_options(
         settings, {"peak_lr": learning_rate, "steps": steps, "batch_size": batch_size}
@@ -97,6 +100,7 @@ def autoencoder(
         "phase": phase,
         "start": start,
         "preset": preset,
+        "decoder": decoder,
         "held": held,
         "workers": workers,
     }

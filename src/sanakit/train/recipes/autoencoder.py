@@ -23,6 +23,7 @@ from sanakit.models.autoencoder_blocks import EfficientViTBlock, ResBlock
 from sanakit.models.config import AutoencoderConfig
 from sanakit.models.discriminator import PatchDiscriminator
 from sanakit.models.perceptual import PerceptualNetwork
+from sanakit.models.tiny_decoder import TinyBlock, TinyDecoder
 from sanakit.nn.resample import Downsample, Upsample
 from sanakit.shapes import Image, Latent, PerSample
 from sanakit.train.mfu import SeenShapes, Shapes, counted
@@ -68,11 +69,12 @@ def balance(reconstruction: Tensor, adversarial: Tensor, at: Tensor) -> Tensor:
     return (lengths[0] / (lengths[1] + 1e-6)).clamp(0, LOUDEST).detach()
 
 
-Phase = Literal["full", "latent", "decoder", "refine"]
+Phase = Literal["full", "latent", "decoder", "refine", "distill"]
 """full: everything, at low resolution, L1 and perceptual loss. latent: head of the encoder and
 input of the decoder, at high resolution. decoder: the decoder. refine: its head, at low resolution,
-against a discriminator. In the last two the encoder is frozen, so that latents stay valid."""
-FROZEN_ENCODER = ("decoder", "refine")
+against a discriminator. distill: a tiny decoder, to give what the decoder gives. In the last three
+the encoder is frozen, so that latents stay valid."""
+FROZEN_ENCODER = ("decoder", "refine", "distill")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -169,6 +171,11 @@ PUBLISHED: Mapping[Phase, Published] = MappingProxyType(
             ),
             loop={"peak_lr": 5.4e-5, "weight_decay": 0.0, "betas": (0.5, 0.9)},
         ),
+        # Nothing of it is published.
+        "distill": Published(
+            objective=AutoencoderObjective(phase="distill", l2=1.0, latent_noise=0.1, side=256),
+            loop={"peak_lr": 1e-3, "weight_decay": 0.0, "betas": (0.9, 0.99)},
+        ),
     }
 )
 
@@ -181,7 +188,7 @@ def trained_parts(config: AutoencoderConfig, objective: AutoencoderObjective) ->
     """
     if objective.phase == "full":
         return ["encoder", "decoder"]
-    if objective.phase == "decoder":
+    if objective.phase in ("decoder", "distill"):
         return ["decoder"]
     count = objective.head_stages
     stages = {
@@ -243,7 +250,9 @@ class AutoencoderBatch(NamedTuple):
 class AutoencoderRecipe(Recipe[AutoencoderBatch]):
     """Reconstruction by the losses of ``objective``; all randomness is the batch's.
 
-    ``module`` is the autoencoder; where there is a discriminator, a `ModuleDict` of both.
+    ``module`` is the autoencoder; where there is a discriminator, a `ModuleDict` of both. With a
+    ``teacher``, a decoder, what is to be restored is not the picture but what that makes of the
+    same latent.
     """
 
     def __init__(
@@ -254,6 +263,7 @@ class AutoencoderRecipe(Recipe[AutoencoderBatch]):
         *,
         perceptual: PerceptualNetwork | None = None,
         discriminator: PatchDiscriminator | None = None,
+        teacher: nn.Module | None = None,
     ) -> None:
         """Take the parts, and freeze what the phase does not train.
 
@@ -267,6 +277,11 @@ class AutoencoderRecipe(Recipe[AutoencoderBatch]):
                 raise ConfigError(
                     f"{name}={weight}, and its network is {'' if network else 'not '}there"
                 )
+        if (objective.phase == "distill") != (teacher is not None):
+            raise ConfigError(
+                f"phase {objective.phase}, and a teacher is {'' if teacher else 'not '}there"
+            )
+        self.teacher = None if teacher is None else teacher.eval().requires_grad_(False)
         self.autoencoder = autoencoder
         self.source = source
         self.perceptual = perceptual
@@ -306,6 +321,8 @@ class AutoencoderRecipe(Recipe[AutoencoderBatch]):
         """Bring it to the device, laid out as convolutions like it, in [-1, 1]."""
         if self.perceptual is not None:
             self.perceptual.to(device)
+        if self.teacher is not None:
+            self.teacher.to(device)
         image = as_image(batch.image.to(device)).contiguous(memory_format=torch.channels_last)
         noise = None if batch.noise is None else batch.noise.to(device)
         return AutoencoderBatch(image, batch.place, batch.heard.to(device), noise)
@@ -323,6 +340,8 @@ class AutoencoderRecipe(Recipe[AutoencoderBatch]):
             rms = latent.float().square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
             noisy = latent + rms * batch.noise
         restored = self.autoencoder.decode(noisy).sample.float()
+        image = self._wanted(noisy, image)
+        batch = batch._replace(image=image)
         terms = {"l1": F.l1_loss(restored, image), "l2": F.mse_loss(restored, image)}
         if objective.pooled:
             terms["pooled"] = F.l1_loss(F.avg_pool2d(restored, 4), F.avg_pool2d(image, 4))
@@ -356,6 +375,7 @@ class AutoencoderRecipe(Recipe[AutoencoderBatch]):
             image = as_image(pixels.to(device))
             latent = autoencoder.encode(image).latent
             restored = autoencoder.decode(latent).sample.float().clamp(-1, 1)
+            image = self._wanted(latent, image)
             values.append(psnr(restored, image))
             squared += float(latent.double().square().sum())
             count += latent.numel()
@@ -370,11 +390,13 @@ class AutoencoderRecipe(Recipe[AutoencoderBatch]):
         return {**found, "scaling_factor": (count / squared) ** 0.5}
 
     def validation_grid(self, module: nn.Module) -> npt.NDArray[Any]:
-        """Held pictures above what is left of them: ``2H 8W 3``."""
+        """What is wanted of held pictures above what is made of them: ``2H 8W 3``."""
         autoencoder = autoencoder_in(module)
         device = next(autoencoder.parameters()).device
         image = as_image(next(self._held())[:DRAWN].to(device))
-        both = torch.cat([image, autoencoder(image).sample.float()], dim=2)
+        latent = autoencoder.encode(image).latent
+        restored = autoencoder.decode(latent).sample.float()
+        both = torch.cat([self._wanted(latent, image), restored], dim=2)
         grid = ((both.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
         drawn: npt.NDArray[Any] = torch.cat(list(grid), dim=2).movedim(0, -1).cpu().numpy()
         return drawn
@@ -382,7 +404,7 @@ class AutoencoderRecipe(Recipe[AutoencoderBatch]):
     def blocks(self) -> Iterator[nn.Module]:
         """The convolutional blocks; attention at 4 x 4 stays eager, where it is faster."""
         for module in self.autoencoder.modules():
-            if isinstance(module, ResBlock | Upsample | Downsample):
+            if isinstance(module, ResBlock | TinyBlock | Upsample | Downsample):
                 yield module
 
     def checkpoint_gradients(self) -> None:
@@ -401,11 +423,23 @@ class AutoencoderRecipe(Recipe[AutoencoderBatch]):
     @property
     def frozen(self) -> list[nn.Module]:
         """The networks beside ``module``."""
-        return [] if self.perceptual is None else [self.perceptual]
+        return [part for part in (self.perceptual, self.teacher) if part is not None]
 
     def _operations(self, shapes: Shapes) -> float:
-        config = self.autoencoder.config
-        return counted(lambda: Autoencoder(config)(torch.zeros(1, *shapes[0])).sample)
+        trained = self.autoencoder
+
+        def once() -> Tensor:
+            network = Autoencoder(trained.config)
+            if isinstance(tiny := trained.decoder, TinyDecoder):
+                network.decoder = TinyDecoder(tiny.config, scaling_factor=tiny.scaling_factor)
+            return network(torch.zeros(1, *shapes[0])).sample
+
+        return counted(once)
+
+    @torch.no_grad()
+    def _wanted(self, latent: Latent, image: Image) -> Image:
+        """What decoding is to give: the picture, or what the teacher makes of the latent."""
+        return image if self.teacher is None else self.teacher(latent).float().clamp(-1, 1)
 
     def _held(self) -> Iterator[Pixels]:
         side = self.objective.side

@@ -15,6 +15,7 @@ from sanakit.errors import ConfigError, DataError, MissingModelError
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.config import AUTOENCODERS, AutoencoderConfig
 from sanakit.models.discriminator import PatchDiscriminator
+from sanakit.models.tiny_decoder import TINY_DECODERS, TinyDecoder, TinyDecoderConfig
 from sanakit.models.unfilled import unfilled
 from sanakit.train.checkpoint import checkpoints, newest_weights
 from sanakit.train.config import LoopConfig
@@ -30,7 +31,7 @@ from sanakit.train.sample_schedule import SampleSchedule
 from sanakit.weights.catalog import find_checkpoint
 from sanakit.weights.layout import CONFIG, stored_variant
 from sanakit.weights.perceptual import load_perceptual
-from sanakit.weights.resolve import EMBEDDED, resolve_model
+from sanakit.weights.resolve import DECODER, EMBEDDED, resolve_model
 from sanakit.weights.store import (
     load_strict,
     read_config,
@@ -43,6 +44,7 @@ WHAT = "autoencoder"
 VAE = "vae"
 """The folder in a run, or in a model, that holds an autoencoder in the published layout."""
 _INSIDE = "autoencoder."
+INNER = f"{DECODER}."
 _BATCH = 16
 
 
@@ -137,6 +139,8 @@ def finish_autoencoder(
 ) -> Path:
     """Write what a run has learnt to ``run/vae``, in the published layout, and give that folder.
 
+    A tiny decoder goes to ``run/decoder``, alone.
+
     Its ``config.json`` has the latents' scaling factor over ``pictures`` training pictures, drawn
     as in training. Where the phase left the encoder as it was, a factor that it came with stays:
     diffusion models were trained on it. Of several ranks the first one writes.
@@ -144,6 +148,8 @@ def finish_autoencoder(
     Raises:
         MissingModelError: there is no checkpoint. DataError: a scale that is none; a full disk.
     """
+    if isinstance(recipe.autoencoder.decoder, TinyDecoder):
+        return _finish_decoder(recipe.autoencoder.decoder, run, report=report)
     if not speaks():
         return run / VAE
     config = recipe.autoencoder.config
@@ -162,6 +168,17 @@ def finish_autoencoder(
     return folder
 
 
+def _finish_decoder(decoder: TinyDecoder, run: Path, *, report: Callable[[str], object]) -> Path:
+    folder = run / DECODER
+    if speaks():
+        tensors = autoencoder_tensors(newest_weights(run))
+        own = {n.removeprefix(INNER): t for n, t in tensors.items() if n.startswith(INNER)}
+        write_weights(folder, own)
+        write_config(folder, decoder.config, TinyDecoder.__name__)
+        report(f"draw with it: sanakit generate PROMPT --decoder {run}")
+    return folder
+
+
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderData:
     """The arguments of a run."""
@@ -173,6 +190,8 @@ class AutoencoderData:
     """Weights to begin with, as `start_autoencoder` takes them."""
     preset: str | None = None
     """Without ``start``: the shape of one that begins at random."""
+    decoder: str | None = None
+    """Phase distill: the shape of the decoder that is made."""
     held: str | None = None
     """Shards of pictures to measure on."""
     workers: int = 0
@@ -195,6 +214,13 @@ def new_run(typed: Mapping[str, Any], pairs: Sequence[str] = ()) -> RunConfig:
         )
     if preset is not None and start is not None:
         raise ConfigError("--preset with --from", hint="weights come with their own shape")
+    decoder = given.get("decoder")
+    if decoder is not None and phase != "distill":
+        raise ConfigError(f"--decoder {decoder} is of --phase distill", hint="add that")
+    if decoder is not None and decoder not in TINY_DECODERS:
+        raise ConfigError(
+            f"no shape of a decoder {decoder!r}", hint=f"there are: {', '.join(TINY_DECODERS)}"
+        )
     if preset is not None and preset not in AUTOENCODERS:
         raise ConfigError(
             f"no autoencoder {preset!r}", hint=f"there are: {', '.join(AUTOENCODERS)}"
@@ -233,13 +259,40 @@ def build(run: RunConfig) -> AutoencoderRecipe:
         autoencoder = Autoencoder(shape)
     else:
         autoencoder = start_autoencoder(data.start, config=shape)
+    teacher = None
+    if data.phase == "distill":
+        teacher = channels_last(autoencoder.decoder)
+        autoencoder.decoder = new_decoder(autoencoder.config, TINY_DECODERS[data.decoder or "tiny"])
     return AutoencoderRecipe(
         channels_last(autoencoder),
         ShardSource(pictures.batches, None if held is None else held.batches),
         objective,
         perceptual=perceptual,
         discriminator=discriminator,
+        teacher=teacher,
     )
+
+
+def new_decoder(config: AutoencoderConfig, shape: TinyDecoderConfig) -> TinyDecoder:
+    """Make an untrained tiny decoder of that shape for an autoencoder's latents.
+
+    Raises:
+        ConfigError: it makes pictures of another size.
+    """
+    if config.spatial_factor != shape.spatial_factor:
+        raise ConfigError(
+            f"the decoder enlarges {shape.spatial_factor} times, the autoencoder makes latents "
+            f"{config.spatial_factor} times smaller",
+            hint="give block_out_channels as many entries as the autoencoder has stages",
+        )
+    factor = config.scaling_factor
+    shape = replace(
+        shape,
+        latent_channels=config.latent_channels,
+        out_channels=config.in_channels,
+        scaling_factor=factor,
+    )
+    return TinyDecoder(shape, scaling_factor=factor)
 
 
 M = TypeVar("M", bound=nn.Module)
