@@ -60,8 +60,8 @@ def transformer_config(size: str, kind: str) -> dict[str, Any]:
     return config
 
 
-def write_weights(folder: Path, size: str) -> None:
-    """Save the parts of both kinds of model in the published layout, by diffusers."""
+def write_weights(folder: Path, size: str, kinds: Sequence[str] = ("base", "sprint")) -> None:
+    """Save the parts of these kinds of model in the published layout, by diffusers."""
     import diffusers
 
     torch.manual_seed(0)
@@ -83,7 +83,7 @@ def write_weights(folder: Path, size: str) -> None:
         scaling_factor=0.41407,
         **shape,
     )
-    for kind in ("base", "sprint"):
+    for kind in kinds:
         network = diffusers.SanaTransformer2DModel(**transformer_config(size, kind))
         scheduler: Any = diffusers.SCMScheduler()
         name = "SanaSprintPipeline"
