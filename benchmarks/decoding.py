@@ -3,13 +3,19 @@
 `python -m benchmarks.decoding --size 1024 --ways whole,512,128`: each way in a process of its own,
 the peak of resident memory while decoding less what was resident before, beside the estimate that
 the choice of a way rests on. A number is the height of exact stripes, WxH of exact tiles, `blended`
-overlapping ones.
+overlapping ones, `diffusers` its AutoencoderDC.
+
+`--versus diffusers` runs both in one process on equal weights and latents, in turns, and compares
+with the floor: the products of the plain convolutions at the rate of large ones, measured between.
+`--encode` encodes pictures instead.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
+import statistics
 import subprocess
 import sys
 import time
@@ -17,7 +23,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.generate import ROOT, commit, cores, versions
+from sanakit.models.autoencoder import Autoencoder
+from sanakit.models.config import AUTOENCODERS, config_to_dict
+from sanakit.models.tiling import Tiling
+from sanakit.pipeline import decoder
+from sanakit.train.mfu import counted
 
 RESULTS = ROOT / "benchmarks" / "results" / "decoding.jsonl"
 
@@ -34,20 +47,81 @@ def forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def measure(settings: argparse.Namespace) -> dict[str, Any]:
-    """Decode in this process, in one way."""
-    import torch
-
-    from sanakit.models.autoencoder import Autoencoder
-    from sanakit.models.config import AUTOENCODERS
-    from sanakit.models.tiling import Tiling
-    from sanakit.pipeline import decoder
-
+def built(settings: argparse.Namespace) -> Autoencoder:
+    """Random weights of a published shape."""
     torch.manual_seed(0)
-    dtype = getattr(torch, settings.dtype)
-    torch.set_default_dtype(dtype)
+    torch.set_default_dtype(getattr(torch, settings.dtype))
     autoencoder = Autoencoder(AUTOENCODERS[settings.preset]).eval().requires_grad_(False)
     torch.set_default_dtype(torch.float32)
+    return autoencoder
+
+
+def peer_of(autoencoder: Autoencoder) -> Any:
+    """The same weights in diffusers' class."""
+    from diffusers import AutoencoderDC
+
+    peer = (
+        AutoencoderDC.from_config(config_to_dict(autoencoder.config)).eval().requires_grad_(False)
+    )
+    weight = next(autoencoder.parameters())
+    peer.to(weight.dtype).load_state_dict(autoencoder.state_dict())
+    return peer
+
+
+def gemm_rate() -> float:
+    """Floating-point operations a second of large fp32 products; the best of some."""
+    a, b = torch.randn(2048, 1024), torch.randn(1024, 1024)
+    seconds = []
+    for _ in range(8):
+        started = time.perf_counter()
+        torch.mm(a, b)
+        seconds.append(time.perf_counter() - started)
+    return 2 * len(a) * a.shape[1] * b.shape[1] / min(seconds)
+
+
+def versus(settings: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of both, in turns; what one round says is said of both."""
+    autoencoder = built(settings)
+    peer = peer_of(autoencoder)
+    side, factor = settings.size, autoencoder.config.spatial_factor
+    shape = (1, autoencoder.config.latent_channels, side // factor, side // factor)
+    x = torch.randn(1, 3, side, side) if settings.encode else torch.randn(shape)
+    x = x.to(next(autoencoder.parameters()).dtype)
+    run = "encode" if settings.encode else "decode"
+    ways = {"sanakit": autoencoder, "diffusers": peer}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    rates, results = [], {}
+    with torch.no_grad():
+        config, shape = autoencoder.config, x.shape
+        flops = counted(lambda: getattr(Autoencoder(config), run)(torch.zeros(shape)))
+        for way in ways.values():
+            getattr(way, run)(x[..., : 8 * side // 64, : 8 * side // 64])
+        for _ in range(settings.rounds):
+            rates.append(gemm_rate())
+            for name, way in ways.items():
+                started = time.perf_counter()
+                (results[name],) = getattr(way, run)(x, return_dict=False)
+                seconds[name].append(time.perf_counter() - started)
+    ours, theirs = (statistics.median(seconds[name]) for name in ways)
+    apart = (results["sanakit"] - results["diffusers"]).abs().max() / results["diffusers"].std()
+    return {
+        "run": run,
+        "isa": torch.backends.cpu.get_cpu_capability(),
+        "sanakit": [round(each, 2) for each in seconds["sanakit"]],
+        "diffusers": [round(each, 2) for each in seconds["diffusers"]],
+        "times_faster": round(theirs / ours, 2),
+        "gemm_gflops": round(max(rates) / 1e9),
+        "plain_floor": round(flops / max(rates), 2),
+        "largest_difference": float(f"{apart.item():.1e}"),
+    }
+
+
+def measure(settings: argparse.Namespace) -> dict[str, Any]:
+    """Decode in this process, in one way."""
+    autoencoder = built(settings)
+    if settings.encode or settings.ways == "diffusers":
+        return measure_whole(settings, autoencoder)
+    dtype = next(autoencoder.parameters()).dtype
     autoencoder.encoder = torch.nn.Identity()
     factor = autoencoder.config.spatial_factor
     side = settings.size // factor
@@ -81,12 +155,38 @@ def measure(settings: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def measure_whole(settings: argparse.Namespace, autoencoder: Autoencoder) -> dict[str, Any]:
+    """Encode or decode as the class does it by default, ours or diffusers'."""
+    model: Any = peer_of(autoencoder) if settings.ways == "diffusers" else autoencoder
+    factor, channels = autoencoder.config.spatial_factor, autoencoder.config.latent_channels
+    del autoencoder
+    unused = "decoder" if settings.encode else "encoder"
+    setattr(model, unused, torch.nn.Identity())
+    side = settings.size // (1 if settings.encode else factor)
+    x = torch.randn(1, 3 if settings.encode else channels, side, side)
+    x = x.to(next(model.parameters()).dtype)
+    run = model.encode if settings.encode else model.decode
+    with torch.no_grad():
+        run(x[..., : side // 4, : side // 4])
+        gc.collect()
+        before = resident("VmRSS")
+        forget_peak()
+        started = time.perf_counter()
+        run(x)
+        seconds = time.perf_counter() - started
+    peak = resident("VmHWM") - before
+    return {"way": settings.ways, "seconds": round(seconds, 2), "peak_mb": round(peak / 2**20)}
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.decoding", description=__doc__)
     parser.add_argument("--preset", default="dc-ae-f32c32-sana-1.0")
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--ways", default="whole,256,64,64x256,blended")
+    parser.add_argument("--versus", choices=("diffusers",))
+    parser.add_argument("--encode", action="store_true")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--one", action="store_true", help="measure in this process; one way")
     return parser.parse_args()
 
@@ -98,10 +198,14 @@ def main() -> None:
         print(json.dumps(measure(settings)))
         return
     rows = []
+    if settings.versus:
+        rows.append(versus(settings))
+        settings.ways = "whole,diffusers"
+        print("  ".join(f"{key} {value}" for key, value in rows[0].items()), flush=True)
     for way in settings.ways.split(","):
         command = [sys.executable, "-m", "benchmarks.decoding", "--one", "--ways", way]
         command += ["--size", str(settings.size), "--dtype", settings.dtype]
-        command += ["--preset", settings.preset]
+        command += ["--preset", settings.preset, *(["--encode"] if settings.encode else [])]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         row = json.loads(done.stdout)
         rows.append(row)

@@ -20,6 +20,7 @@ from sanakit.models.config import AutoencoderConfig
 from sanakit.models.outputs import DecoderOutput, EncoderOutput
 from sanakit.models.tiling import Layer, Step, Tile, Tiling, assemble, blended, tiles
 from sanakit.models.tiny_decoder import TinyDecoder
+from sanakit.nn.by_rows import in_place
 from sanakit.nn.cpu import each_with_wide_products, with_wide_products
 from sanakit.nn.norm import ChannelRMSNorm
 from sanakit.nn.resample import Downsample, Upsample, average_channels, repeat_channels
@@ -147,7 +148,7 @@ class Decoder(nn.Module):
         return x + repeat_channels(z, self.width) if self.in_shortcut else x
 
     def _finish(self, x: Map) -> Image:
-        return self.conv_out(self.conv_act(self.norm_out(x)))
+        return self.conv_out(in_place(self.conv_act, self.norm_out(x)))
 
 
 def _sides(least: int | None, stride: int | None, *, exact: bool) -> tuple[int, int]:

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from sanakit.errors import ConfigError
 from sanakit.models.tiling import Attend, Layer, Step
+from sanakit.nn.by_rows import by_rows, in_place
+from sanakit.nn.fast_convolution import Conv3x3
 from sanakit.nn.multiscale_attention import MultiscaleLinearAttention
 from sanakit.nn.norm import ChannelRMSNorm
 from sanakit.nn.resample import Downsample, Upsample
@@ -42,19 +44,32 @@ def _norm(name: str, channels: int) -> nn.Module:
     raise ConfigError(f"norm {name!r} is unknown", hint="known: batch_norm, rms_norm")
 
 
+def gated(value: Map, gate: Map) -> Map:
+    """What the gate lets through."""
+    return value * F.silu(gate)
+
+
+def plus(x: Map, norm: nn.Module, y: Map) -> Map:
+    """``x + norm(y)``, in the memory of ``y`` where it may be overwritten."""
+    if isinstance(norm, nn.BatchNorm2d) and norm.training:  # sees the whole batch
+        return x + norm(y)
+    return by_rows(lambda y, x: x + norm(y), y, x, into=y)
+
+
 class ResBlock(nn.Module):
     """Two 3x3 convolutions around an activation, normalised, added to the input."""
 
     def __init__(self, channels: int, norm: str, act: str) -> None:
         super().__init__()
         self.act = activation(act)
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.conv1 = Conv3x3(channels, channels)
+        self.conv2 = Conv3x3(channels, channels, bias=False)
         self.norm = _norm(norm, channels)
 
     def forward(self, x: Map) -> Map:
         """Shape and grid stay."""
-        return x + self.norm(self.conv2(self.act(self.conv1(x))))
+        y = self.conv2(in_place(self.act, self.conv1(x)), overwrite=True)
+        return plus(x, self.norm, y)
 
 
 class GatedConv(nn.Module):
@@ -70,8 +85,9 @@ class GatedConv(nn.Module):
 
     def forward(self, x: Map) -> Map:
         """Shape and grid stay."""
-        value, gate = self.conv_depth(F.silu(self.conv_inverted(x))).chunk(2, dim=1)
-        return x + self.norm(self.conv_point(value * F.silu(gate)))
+        value, gate = self.conv_depth(in_place(F.silu, self.conv_inverted(x))).chunk(2, dim=1)
+        y = self.conv_point(by_rows(gated, value, gate, into=value))
+        return plus(x, self.norm, y)
 
 
 class EfficientViTBlock(nn.Module):
@@ -95,7 +111,8 @@ def block_steps(module: nn.Module) -> list[Step]:
     """A block as steps that can run tile by tile, with what each holds in memory at its peak.
 
     The figures count maps in the code above in units of a channel; 16-bit convolutions and norms
-    hold fp32 copies, which benchmarks/decoding.py measures.
+    hold fp32 copies, which benchmarks/decoding.py measures. They are those of the plain ways, which
+    GPUs and graphs have: `by_rows` and `fast_convolution` take less on a CPU.
     """
     if isinstance(module, EfficientViTBlock):
         width = module.attn.to_out.out_features

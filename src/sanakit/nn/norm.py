@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from sanakit.nn.by_rows import by_rows
 from sanakit.nn.gpu import with_kernel
 from sanakit.nn.inference import infers_at_length
 from sanakit.nn.recompute import product_dtype
@@ -44,6 +45,9 @@ class ChannelRMSNorm(RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise each position of ``b d h w`` over its channels."""
+        return by_rows(self._of_rows, x)
+
+    def _of_rows(self, x: Tensor) -> Tensor:
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 

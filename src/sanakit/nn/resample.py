@@ -10,6 +10,8 @@ from einops import rearrange, reduce, repeat
 from torch import nn
 
 from sanakit.errors import ConfigError
+from sanakit.nn.by_rows import by_rows
+from sanakit.nn.fast_convolution import Conv3x3, DoublingConv3x3
 from sanakit.shapes import AnyMap, Map
 
 
@@ -41,12 +43,10 @@ class Downsample(nn.Module):
         self.unshuffle = unshuffle
         self.shortcut = shortcut
         self.out_channels = out_channels
-        self.conv = nn.Conv2d(
-            in_channels,
-            out_channels // 4 if unshuffle else out_channels,
-            kernel_size=3,
-            stride=1 if unshuffle else 2,
-            padding=1,
+        self.conv: nn.Conv2d = (
+            Conv3x3(in_channels, out_channels // 4)
+            if unshuffle
+            else nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=2, padding=1)
         )
 
     def forward(self, x: Map) -> AnyMap:
@@ -54,8 +54,9 @@ class Downsample(nn.Module):
         y = self.conv(x)
         if self.unshuffle:
             y = F.pixel_unshuffle(y, 2)
-        if not self.shortcut:
-            return y
+        return by_rows(self._with_shortcut, y, x, into=y) if self.shortcut else y
+
+    def _with_shortcut(self, y: AnyMap, x: AnyMap) -> AnyMap:
         return y + average_channels(F.pixel_unshuffle(x, 2), self.out_channels)
 
 
@@ -74,21 +75,20 @@ class Upsample(nn.Module):
         self.interpolate = interpolate
         self.shortcut = shortcut
         self.out_channels = out_channels
-        self.conv = nn.Conv2d(
-            in_channels,
-            out_channels if interpolate else 4 * out_channels,
-            kernel_size=3,
-            padding=1,
+        self.conv: nn.Conv2d = (
+            DoublingConv3x3(in_channels, out_channels)
+            if interpolate
+            else Conv3x3(in_channels, 4 * out_channels)
         )
 
     def forward(self, x: Map) -> AnyMap:
         """``b d h w`` to ``b out 2h 2w``."""
-        if self.interpolate:
-            y = self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
-        else:
-            y = F.pixel_shuffle(self.conv(x), 2)
-        if not self.shortcut:
-            return y
+        y = self.conv(x)
+        if not self.interpolate:
+            y = F.pixel_shuffle(y, 2)
+        return by_rows(self._with_shortcut, y, x, into=y) if self.shortcut else y
+
+    def _with_shortcut(self, y: AnyMap, x: AnyMap) -> AnyMap:
         return y + F.pixel_shuffle(repeat_channels(x, 4 * self.out_channels), 2)
 
 

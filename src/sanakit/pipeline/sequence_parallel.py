@@ -200,7 +200,8 @@ def _striped(network: nn.Module) -> Iterator[None]:
         return (stripes.with_halo(inputs[0], int(conv.padding[0])),)
 
     def no_halo(conv: nn.Conv2d, inputs: tuple[Any, ...], y: Tensor) -> Tensor:
-        return stripes.without_halo(y, int(conv.padding[0]))
+        times = y.shape[2] // inputs[0].shape[2]
+        return stripes.without_halo(y, times * int(conv.padding[0]))
 
     with ExitStack() as ends:
 

@@ -1,0 +1,61 @@
+"""Functions of single positions, computed for a few rows of a map at a time.
+
+Their intermediate results stay in a processor's cache, and none of them takes the memory of a map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sanakit.nn.cpu import CACHED
+from sanakit.shapes import AnyMap
+
+
+def recorded() -> bool:
+    """Whether what is computed now is kept as a graph: then nothing may be overwritten."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return True
+    traced: bool = torch.jit.is_tracing()  # type: ignore[attr-defined]
+    return traced
+
+
+def by_rows(function: Callable[..., Tensor], *maps: AnyMap, into: AnyMap | None = None) -> AnyMap:
+    """Give ``function(*maps)``, which sees no row of a map beside its own.
+
+    The maps may be of several heights, each a multiple of the least, of which the result has the
+    first. ``into`` takes the result where memory may be overwritten; it may be the first map. Where
+    a graph is recorded, or not on a CPU, the function is just called.
+    """
+    first = maps[0]
+    height = min(each.shape[-2] for each in maps)
+    row = sum(each[0].numel() for each in maps) // max(1, height)
+    step = max(1, CACHED * torch.get_num_threads() // max(1, row))
+    if recorded() or first.device.type != "cpu" or (len(first) == 1 and step >= height):
+        return function(*maps)
+    out = into
+    for sample in range(len(first)):
+        for top in range(0, height, step):
+            parts = [_rows(each, sample, top, step, height) for each in maps]
+            made = function(*parts)
+            if out is None:
+                shape = (len(first), made.shape[1], *first.shape[-2:])
+                out = torch.empty(shape, dtype=made.dtype, memory_format=torch.channels_last)
+            elif made.dtype != out.dtype:
+                return function(*maps)
+            _rows(out, sample, top, step, height).copy_(made)
+    assert out is not None
+    return out
+
+
+def in_place(function: Callable[..., Tensor], x: AnyMap) -> AnyMap:
+    """The same of a map that nobody else reads."""
+    return by_rows(function, x, into=x)
+
+
+def _rows(x: Tensor, sample: int, top: int, count: int, height: int) -> Tensor:
+    """Rows of one sample, counted on a map of that height."""
+    times = x.shape[-2] // height
+    return x[sample : sample + 1, :, times * top : times * (top + count)]

@@ -1,0 +1,190 @@
+"""Convolutions with fewer multiplications: equal to the plain ones, and used only where right."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sanakit.models.autoencoder import Autoencoder
+from sanakit.models.autoencoder_blocks import ResBlock
+from sanakit.models.config import AutoencoderConfig
+from sanakit.nn import cpu, fast_convolution
+from sanakit.nn.by_rows import by_rows
+from sanakit.nn.cpu import HALF, wide_products
+from sanakit.nn.fast_convolution import Conv3x3, DoublingConv3x3, doubled, pays, tiled
+
+LAST = torch.channels_last
+
+
+def plain(x: Tensor, weight: Tensor, bias: Tensor | None, times: int) -> Tensor:
+    x = F.interpolate(x, scale_factor=times, mode="nearest") if times > 1 else x
+    return F.conv2d(x, weight, bias, padding=1)
+
+
+@pytest.fixture(autouse=True)
+def no_graph() -> object:
+    with torch.no_grad():
+        yield
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    batch=st.integers(1, 2),
+    inputs=st.integers(1, 6),
+    outputs=st.integers(1, 6),
+    height=st.integers(1, 19),
+    width=st.integers(1, 19),
+    bias=st.booleans(),
+    at_once=st.sampled_from((1, 20_000, 4 << 20)),
+    layout=st.sampled_from((LAST, torch.contiguous_format)),
+)
+def test_both_ways_are_the_plain_convolution(
+    batch: int,
+    inputs: int,
+    outputs: int,
+    height: int,
+    width: int,
+    bias: bool,
+    at_once: int,
+    layout: torch.memory_format,
+) -> None:
+    """In fp64, where a wrong tap cannot hide in rounding; any size, any number of rows at once."""
+    x = torch.randn(batch, inputs, height, width, dtype=torch.float64)
+    x = x.contiguous(memory_format=layout)
+    weight = torch.randn(outputs, inputs, 3, 3, dtype=torch.float64)
+    offset = torch.randn(outputs, dtype=torch.float64) if bias else None
+    before = x.clone()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fast_convolution, "AT_ONCE", at_once)
+        one, two = tiled(x, weight, offset), doubled(x, weight, offset)
+    torch.testing.assert_close(one, plain(x, weight, offset, 1), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(two, plain(x, weight, offset, 2), rtol=1e-12, atol=1e-12)
+    assert one.is_contiguous(memory_format=LAST)
+    assert two.is_contiguous(memory_format=LAST)
+    assert torch.equal(x, before)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fast_convolution, "AT_ONCE", at_once)
+        over = tiled(x, weight, offset, overwrite=True)
+    assert torch.equal(over, one)
+    last = x.permute(0, 2, 3, 1).is_contiguous()
+    assert (over.data_ptr() == x.data_ptr()) == (last and inputs == outputs)
+
+
+@pytest.mark.parametrize("channels", [128, 384])
+def test_their_rounding_is_that_of_fp32_sums(channels: int) -> None:
+    """Against fp64, in parts of the result's root mean square."""
+    torch.manual_seed(0)
+    x = F.silu(torch.randn(1, channels, 37, 32, dtype=torch.float64))
+    weight = torch.randn(channels, channels, 3, 3, dtype=torch.float64) / (9 * channels) ** 0.5
+    for way, times in ((tiled, 1), (doubled, 2)):
+        true = plain(x, weight, None, times)
+        error = (way(x.float(), weight.float(), None).double() - true) / true.square().mean().sqrt()
+        assert error.square().mean().sqrt() < 2e-6
+        assert error.abs().max() < 3e-5
+
+
+def layers() -> list[tuple[torch.nn.Conv2d, int]]:
+    torch.manual_seed(0)
+    return [(Conv3x3(128, 136), 1), (DoublingConv3x3(136, 128), 2)]
+
+
+def test_a_layer_takes_them_for_wide_maps_of_many_positions() -> None:
+    for layer, times in layers():
+        x = torch.randn(1, layer.in_channels, 32, 33)
+        assert pays(layer, x)
+        want = plain(x, layer.weight, layer.bias, times)
+        torch.testing.assert_close(layer(x), want, rtol=1e-5, atol=1e-5)
+
+
+def test_a_layer_does_not_take_them_otherwise() -> None:
+    for layer, _ in layers():
+        x = torch.randn(1, layer.in_channels, 32, 32)
+        assert not pays(layer, x[..., :31])
+        assert not pays(layer, x.to("meta"))
+        assert not pays(layer, x.double())
+        assert not pays(layer.double(), x.double())
+        layer.float()
+        with torch.enable_grad():
+            assert not pays(layer, x)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert not pays(layer, x)
+    assert not pays(Conv3x3(127, 128), torch.randn(1, 127, 32, 32))
+    assert not pays(Conv3x3(128, 3), torch.randn(1, 128, 32, 32))
+
+
+def test_emulated_16_bits_are_fp32_within(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(dtype: torch.dtype) -> bool:
+        return dtype not in HALF
+
+    monkeypatch.setattr(cpu, "has_units", none)
+    for layer, times in layers():
+        layer.bfloat16()
+        x = torch.randn(1, layer.in_channels, 32, 33).bfloat16()
+        assert layer.bias is not None
+        with wide_products(layer.weight):
+            got = layer(x)
+        want = plain(x.float(), layer.weight.float(), layer.bias.float(), times).bfloat16()
+        assert got.dtype == torch.bfloat16
+        torch.testing.assert_close(got, want, rtol=8e-3, atol=8e-3)
+
+
+def test_gradients_are_those_of_the_plain_layers() -> None:
+    torch.manual_seed(0)
+    block = ResBlock(128, "rms_norm", "silu")
+    x = torch.randn(1, 128, 32, 32)
+    kept = x.clone()
+    without = block(x)
+    with torch.enable_grad():
+        result = block(x.requires_grad_())
+        result.sum().backward()
+    assert all(parameter.grad is not None for parameter in block.parameters())
+    torch.testing.assert_close(without, result.detach(), rtol=1e-5, atol=1e-5)
+    assert torch.equal(x.detach(), kept)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (64, 96)])
+def test_a_whole_autoencoder_is_the_plain_one(size: tuple[int, int]) -> None:
+    """Wide enough for both ways; with a graph every layer is the plain one."""
+    config = AutoencoderConfig(
+        latent_channels=4,
+        encoder_block_types=("ResBlock", "EfficientViTBlock"),
+        decoder_block_types=("ResBlock", "EfficientViTBlock"),
+        encoder_block_out_channels=(128, 128),
+        decoder_block_out_channels=(128, 128),
+        encoder_layers_per_block=(1, 1),
+        decoder_layers_per_block=(1, 1),
+        encoder_qkv_multiscales=((), (5,)),
+        decoder_qkv_multiscales=((), (5,)),
+    )
+    torch.manual_seed(0)
+    autoencoder = Autoencoder(config).eval()
+    image = torch.randn(2, 3, *size)
+    with torch.enable_grad():
+        want_latent = autoencoder.encode(image).latent.detach()
+        want = autoencoder.decode(want_latent).sample.detach()
+    latent = autoencoder.encode(image).latent
+    torch.testing.assert_close(latent, want_latent, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(autoencoder.decode(want_latent).sample, want, rtol=1e-5, atol=1e-5)
+
+
+def test_rows_at_a_time_are_the_whole_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Maps of two heights, a batch, rows that do not divide; into a map or beside all."""
+    monkeypatch.setattr("sanakit.nn.by_rows.CACHED", 100)
+    x, small = torch.randn(2, 3, 14, 5).contiguous(memory_format=LAST), torch.randn(2, 3, 7, 5)
+
+    def function(x: Tensor, small: Tensor) -> Tensor:
+        return x * 2 + small.repeat_interleave(2, dim=2)
+
+    want, kept = function(x, small), x.clone()
+    assert torch.equal(by_rows(function, x, small), want)
+    assert torch.equal(x, kept)
+    assert by_rows(function, x, small, into=x) is x
+    assert torch.equal(x, want)
+    with torch.enable_grad():
+        recorded = by_rows(lambda x: x * 2, kept.clone().requires_grad_(), into=kept)
+    assert recorded.requires_grad
+    assert recorded is not kept
