@@ -20,8 +20,8 @@ from torch import Tensor
 
 from sanakit import SanaTransformer2DModel
 from sanakit.models.flops import transformer_flops
-from sanakit.nn.cpu import has_units
 from sanakit.nn.int8 import activation_levels
+from sanakit.nn.processor import has_units
 
 TOKENS = 300
 Step = Callable[[], Tensor]

@@ -11,23 +11,22 @@ import argparse
 import gc
 import inspect
 import json
-import os
 import resource
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from datetime import datetime, timezone
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 
 import torch
+from sanakit.bench.record import facts
+from sanakit.bench.turns import Served, compared, steps_in_turn
 from torch import Tensor, nn
 
-from benchmarks.generate import ROOT, commit, cores, versions
-from benchmarks.turns import Served, taken_in_turn
+from benchmarks import ROOT
 from sanakit.flow.path import flow_matching_loss, interpolate
 from sanakit.models import transformer as transformer_module
 from sanakit.models.config import TRANSFORMERS, TransformerConfig, config_to_dict
@@ -338,8 +337,12 @@ def main() -> None:
         print("diffusers is not installed: there is no plain loop beside ours")
         loops = [name for name in loops if name != "plain"] or ["ours"]
     torch.set_num_threads(case.threads)  # the peak of a processor is measured with as many
-    found = taken_in_turn({name: started(case, name) for name in loops}, args.repeats)
-    for each in found.values():
+    servers = {name: started(case, name) for name in loops}
+    taken = steps_in_turn(servers, args.repeats)
+    found = compared(taken)
+    for name, each in found.items():
+        each["loss"] = taken[name][0]["loss"]  # the first step makes an optimizer's state
+        each["above_libraries_mb"] = each["peak_mb"] - servers[name].before
         each["mfu"] = share_of_peak(case, each["seconds"])
     base = found[loops[0]]
     head = f"{'':16}{'s a step':>9}{'CPU s':>8}{'faster':>8}{'':>14}{'by CPU':>8}{'MB':>7}"
@@ -353,16 +356,12 @@ def main() -> None:
             + ("  unknown" if each["mfu"] is None else f"{each['mfu']:9.1%}")
             + f"  loss {each['loss']:.5f}"
         )
-    facts = {
+    record = {
         **({"name": args.name} if args.name else {}),
-        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit(),
-        "versions": versions(),
-        "cores": cores(),
-        "load": os.getloadavg()[0],
+        **facts(),
     }
     with args.results.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(facts | {"case": asdict(case), "loops": found}) + "\n")
+        file.write(json.dumps(record | {"case": asdict(case), "loops": found}) + "\n")
 
 
 if __name__ == "__main__":

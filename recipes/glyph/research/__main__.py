@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from benchmarks.generate import ROOT
+from benchmarks import ROOT
 
 from recipes.glyph.data.pictures import GlyphPictures
 from recipes.glyph.research.attention_time import time_blocks

@@ -14,7 +14,7 @@ from recipes.glyph.research.blocks import Attention, transformer_of
 from recipes.glyph.research.short_run import is_done, keep
 from sanakit.models.config import TransformerConfig
 from sanakit.models.transformer import Block
-from sanakit.train.distributed.network import keep_freed_memory
+from sanakit.nn.processor import keep_freed_memory
 
 NAME = "attention-time"
 SIDES = (8, 16, 32, 64, 128)

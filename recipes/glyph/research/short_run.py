@@ -18,14 +18,14 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from benchmarks.generate import commit
 from torch import Tensor, nn
 
+from sanakit.bench.record import commit
 from sanakit.files import write_atomically
 from sanakit.models import transformer
 from sanakit.nn import mix_ffn
+from sanakit.nn.processor import keep_freed_memory
 from sanakit.train.config import LoopConfig, learning_rate
-from sanakit.train.distributed.network import keep_freed_memory
 from sanakit.train.ema import EMA
 from sanakit.train.optim.build import build_optimizer, set_rate
 from sanakit.train.recipe import Batch, Recipe, Timers

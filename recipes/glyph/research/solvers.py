@@ -21,9 +21,9 @@ from recipes.glyph.research.sampling import (
 from recipes.glyph.research.short_run import is_done, keep
 from sanakit.evaluate.features import load_features
 from sanakit.evaluate.frechet import Reference
+from sanakit.nn.processor import keep_freed_memory
 from sanakit.pipeline.pipeline import Pipeline
 from sanakit.pipeline.pixels import Pixels, to_pixels
-from sanakit.train.distributed.network import keep_freed_memory
 
 BEST = Way(steps=200)
 EXACT = 16

@@ -21,9 +21,9 @@ from sanakit.models.outputs import DecoderOutput, EncoderOutput
 from sanakit.models.tiling import Layer, Step, Tile, Tiling, assemble, blended, tiles
 from sanakit.models.tiny_decoder import TinyDecoder
 from sanakit.nn.by_rows import in_place
-from sanakit.nn.cpu import each_with_wide_products, with_wide_products
 from sanakit.nn.norm import ChannelRMSNorm
 from sanakit.nn.resample import Downsample, Upsample, average_channels, repeat_channels
+from sanakit.nn.wide_products import each_with_wide_products, with_wide_products
 from sanakit.shapes import Image, Latent, Map
 
 

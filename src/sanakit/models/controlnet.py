@@ -23,8 +23,8 @@ from sanakit.models.transformer import (
     check_latent,
     text_mask_of,
 )
-from sanakit.nn.cpu import with_wide_products
 from sanakit.nn.lora import lora_strength
+from sanakit.nn.wide_products import with_wide_products
 from sanakit.shapes import Latent, PerSample, Text, TextMask, Tokens
 
 ORIGINAL_FIRST = 0

@@ -24,7 +24,7 @@ from sanakit.models.gemma2 import (
     keys_and_values,
     runs_as_built,
 )
-from sanakit.nn.cpu import with_wide_products
+from sanakit.nn.wide_products import with_wide_products
 from sanakit.shapes import Text, TextMask, TokenIds
 
 _CHANGING = Lock()

@@ -16,7 +16,7 @@ from torch import nn
 from sanakit.errors import ConfigError
 from sanakit.models.config import DEEP, MOST_STAGES, POSITIVE, WIDE, Fields, Stages
 from sanakit.models.tiling import Layer, Step
-from sanakit.nn.cpu import with_wide_products
+from sanakit.nn.wide_products import with_wide_products
 from sanakit.shapes import Image, Latent, Map
 from sanakit.untrusted import check_fields
 

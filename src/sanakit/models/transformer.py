@@ -20,7 +20,6 @@ from sanakit.errors import ConfigError
 from sanakit.models.config import TransformerConfig
 from sanakit.models.outputs import Transformer2DModelOutput
 from sanakit.nn.attention import CrossAttention, Kept, TextHeads
-from sanakit.nn.cpu import with_wide_products
 from sanakit.nn.embed import GuidedTimeEmbed, PatchEmbed, TextProjection, TimeEmbed
 from sanakit.nn.inference import infers_at_length, infers_on_cpu, lengths_where_it_pays
 from sanakit.nn.linear_attention import LinearAttention
@@ -29,6 +28,7 @@ from sanakit.nn.mix_ffn import MixFFN
 from sanakit.nn.norm import RMSNorm, modulated_norm
 from sanakit.nn.recompute import checkpointed, recomputed
 from sanakit.nn.step_cache import StepCache
+from sanakit.nn.wide_products import with_wide_products
 from sanakit.shapes import Grid, Latent, Mix, PerSample, Text, TextMask, Tokens
 
 CAPTION_NORM_EPS = 1e-5

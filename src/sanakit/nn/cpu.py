@@ -1,22 +1,18 @@
-"""What a processor computes fast, and other ways of computing a layer that are equal and faster.
+"""Other ways of computing a layer that are equal, and faster on a processor.
 
 The plain functions stand in `attention`, `linear_attention` and `mix_ffn`.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from functools import cache, reduce, wraps
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.overrides import TorchFunctionMode
 
 from sanakit.nn.recompute import without_autocast
 from sanakit.shapes import Heads, Map
@@ -25,111 +21,6 @@ FEW = 64
 """Keys so few that plain products are learned from faster on a CPU than the fused attention."""
 CACHED = 100_000
 """Values of a tensor that a CPU works on at a time."""
-
-HALF = (torch.float16, torch.bfloat16)
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-@cache
-def has_units(dtype: torch.dtype) -> bool:
-    """Whether this processor has units for products of ``dtype``, and its library may use them.
-
-    Without them 16-bit products are emulated: 3x3 convolutions take twenty to a hundred times as
-    long as in fp32, matrix products five times. fp16 has them on few processors.
-    """
-    if dtype not in HALF:
-        return True
-    kind = {torch.float16: "fp16", torch.bfloat16: "bf16"}[dtype]
-    # What the library answers heeds ONEDNN_MAX_CPU_ISA, but calls emulation on AVX-512 support.
-    library = getattr(torch.ops.mkldnn, f"_is_mkldnn_{kind}_supported", None)
-    if library is None or not library():
-        return False
-    known = torch.cpu.get_capabilities()
-    if known.get("architecture") != "x86_64":
-        return True
-    return any(known.get(f"{family}_{kind}") for family in ("avx512", "amx", "avx10"))
-
-
-def _compute_alone() -> None:
-    """Have a forked process compute with its one thread.
-
-    Those of its parent are not there, and GNU OpenMP would wait for them forever.
-    """
-    torch.set_num_threads(1)
-
-
-if hasattr(os, "register_at_fork"):  # Windows does not fork
-    os.register_at_fork(after_in_child=_compute_alone)
-
-
-def wide_products(weight: Tensor) -> AbstractContextManager[object]:
-    """A context in which products in the dtype of ``weight`` are fp32 where they'd be emulated.
-
-    Weights stay stored in 16 bits. Each product takes fp32 copies of its operands, one layer's at a
-    time, and its result is rounded to the dtype that it would have had: what units for 16 bits
-    give, whose sums are fp32 too. Where no product would be emulated it is no context at all.
-    """
-    emulated = weight.device.type == "cpu" and not has_units(weight.dtype)
-    return WideProducts() if emulated else nullcontext()
-
-
-def with_wide_products(method: Callable[P, R]) -> Callable[P, R]:
-    """A method of a module, such as a forward, that runs in `wide_products` of its weights."""
-
-    @wraps(method)
-    def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        if torch.compiler.is_compiling():  # a compiler chooses its own kernels
-            return method(*args, **kwargs)
-        module = args[0]
-        assert isinstance(module, nn.Module)
-        with wide_products(next(module.parameters())):
-            return method(*args, **kwargs)
-
-    return run
-
-
-def each_with_wide_products(parts: Iterator[R], weight: Tensor) -> Iterator[R]:
-    """Parts that are made one by one, each in `wide_products`; who takes them is outside of it."""
-    while True:
-        with wide_products(weight):
-            part = next(parts, None)
-        if part is None:
-            return
-        yield part
-
-
-class WideProducts(TorchFunctionMode):
-    """Computes products of 16-bit tensors in memory of the host in fp32; see `wide_products`."""
-
-    products = frozenset(
-        (
-            *("linear", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "addmm", "baddbmm"),
-            *("conv1d", "conv2d", "conv3d", "conv_transpose2d", "scaled_dot_product_attention"),
-        )
-    )
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        """Run a function of torch."""
-        kwargs = kwargs or {}
-        if func.__name__ not in self.products:
-            return func(*args, **kwargs)
-        tensors = [each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)]
-        half = [each for each in tensors if each.dtype in HALF and each.device.type == "cpu"]
-        # Quantized tensors multiply by themselves.
-        plain = all(type(each) in (Tensor, nn.Parameter) for each in tensors)
-        if not half or not plain or "out" in kwargs:
-            return func(*args, **kwargs)
-        floats = [each.dtype for each in tensors if each.is_floating_point()]
-        result = reduce(torch.promote_types, floats)
-        named = {name: _widened(value) for name, value in kwargs.items()}
-        return func(*map(_widened, args), **named).to(result)
-
-
-def _widened(value: Any) -> Any:
-    return value.float() if isinstance(value, Tensor) and value.dtype in HALF else value
 
 
 def read_few(q: Heads, k: Tensor, v: Tensor, keep: Tensor | None) -> Heads:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.jit._trace import is_tracing
 from torch.nn.modules import module as torch_module
 
-from sanakit.nn.cpu import CACHED, PointConv, has_units
+from sanakit.nn.cpu import CACHED, PointConv
+from sanakit.nn.processor import has_units
 from sanakit.shapes import Heads, Map, TextMask
 
 STRIPE = 1024

@@ -18,8 +18,9 @@ from torch.overrides import TorchFunctionMode
 
 from sanakit import SanaPipeline
 from sanakit.models.tiling import Tiling
-from sanakit.nn import cpu
-from sanakit.nn.cpu import HALF, WideProducts, has_units, wide_products
+from sanakit.nn import wide_products as wide
+from sanakit.nn.processor import HALF, has_units
+from sanakit.nn.wide_products import WideProducts, wide_products
 from sanakit.pipeline.components import Components
 from sanakit.train.loop import train
 from tiny import tiny_components, write_tiny
@@ -35,7 +36,7 @@ def small_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     def none(dtype: torch.dtype) -> bool:
         return dtype not in HALF
 
-    monkeypatch.setattr(cpu, "has_units", none)
+    monkeypatch.setattr(wide, "has_units", none)
     monkeypatch.setattr("sanakit.train.distributed.network.has_units", none)
 
 
@@ -161,7 +162,9 @@ def test_training_chooses_alike(
 
 
 def test_units_are_asked_for_where_the_library_may_use_them() -> None:
-    code = "import torch; from sanakit.nn.cpu import has_units; print(has_units(torch.bfloat16))"
+    code = (
+        "import torch; from sanakit.nn.processor import has_units; print(has_units(torch.bfloat16))"
+    )
     limits = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
     told = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, **limits}, capture_output=True, text=True
@@ -171,7 +174,7 @@ def test_units_are_asked_for_where_the_library_may_use_them() -> None:
 
 def test_what_has_units_is_computed_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert has_units(torch.float32)
-    monkeypatch.setattr(cpu, "has_units", lambda dtype: True)
+    monkeypatch.setattr(wide, "has_units", lambda dtype: True)
     with products() as seen:
         in_bf16().autoencoder.decode(torch.randn(1, 4, 1, 1).to(BF16))
     assert BF16 in seen
@@ -199,3 +202,33 @@ def test_a_network_is_still_compiled_as_one_graph() -> None:
     # In a process of its own: the checks of types that tests run under are no part of a graph.
     done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.usefixtures("small_processor")
+def test_weights_follow_each_other_in_one_buffer() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 8, 6, 6, generator=generator).to(BF16)
+    weights = [
+        torch.randn(*shape, generator=generator).to(BF16)
+        for shape in [(4, 8, 3, 3), (8, 8, 1, 1), (16, 8, 3, 3)]
+    ]
+    weights.append(weights[0].to(memory_format=torch.channels_last))
+    weights.append(weights[2].transpose(2, 3))
+    exact = [F.conv2d(x.float(), w.float()).to(BF16) for w in weights]
+    for quiet in (torch.no_grad, torch.inference_mode):
+        with quiet(), WideProducts() as mode:
+            found = [F.conv2d(x, weight=w) for w in weights] + [F.conv2d(x, w) for w in weights]
+            assert mode.buffer.numel() == weights[2].numel()
+        for one, known in zip(found, exact * 2, strict=True):
+            torch.testing.assert_close(one, known, rtol=0, atol=0)
+
+
+@pytest.mark.usefixtures("small_processor")
+def test_weights_that_gradients_need_are_kept() -> None:
+    first, second = (torch.randn(4, 4).to(BF16).requires_grad_() for _ in range(2))
+    x = torch.randn(3, 4).to(BF16).requires_grad_()
+    with WideProducts():
+        F.linear(F.linear(x, first), second).sum().backward()
+    wide = [each.detach().float().requires_grad_() for each in (x, first, second)]
+    F.linear(F.linear(wide[0], wide[1]), wide[2]).sum().backward()
+    torch.testing.assert_close(x.grad.float(), wide[0].grad, rtol=0.02, atol=0.1)

@@ -14,8 +14,9 @@ from sanakit.models.autoencoder_blocks import ResBlock
 from sanakit.models.config import AutoencoderConfig
 from sanakit.nn import cpu, fast_convolution
 from sanakit.nn.by_rows import by_rows
-from sanakit.nn.cpu import HALF, wide_products
 from sanakit.nn.fast_convolution import Conv3x3, DoublingConv3x3, doubled, pays, tiled
+from sanakit.nn.processor import HALF
+from sanakit.nn.wide_products import wide_products
 
 LAST = torch.channels_last
 

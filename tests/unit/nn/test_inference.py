@@ -15,10 +15,10 @@ from sanakit.models.init import init_transformer
 from sanakit.models.transformer import LinearDiT
 from sanakit.nn import inference, linear_attention, mix_ffn
 from sanakit.nn.attention import CrossAttention
-from sanakit.nn.cpu import wide_products
 from sanakit.nn.linear_attention import relu_linear_attention
 from sanakit.nn.lora import adapt
 from sanakit.nn.mix_ffn import MixFFN
+from sanakit.nn.wide_products import wide_products
 
 
 @pytest.fixture(autouse=True)

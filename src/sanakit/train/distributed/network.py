@@ -6,9 +6,7 @@ All calls that touch the module go through one outer module, so that the wrapper
 
 from __future__ import annotations
 
-import ctypes
 import logging
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
@@ -18,33 +16,13 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from sanakit.nn.cpu import HALF, WideProducts, has_units
+from sanakit.nn.processor import HALF, has_units, keep_freed_memory
+from sanakit.nn.wide_products import WideProducts
 from sanakit.train.config import LoopConfig
 from sanakit.train.distributed.loss_scale import ComputeDtype
 from sanakit.train.distributed.ranks import Ranks
 
 logger = logging.getLogger(__name__)
-# Names of glibc's <malloc.h>.
-_TRIM_THRESHOLD = -1
-_MMAP_MAX = -4
-_NEVER = 2**31 - 1
-
-
-def keep_freed_memory() -> bool:
-    """Have this process reuse freed memory rather than return it; whether that could be set.
-
-    By default glibc maps each large tensor anew, and the system fills its pages with zeros before
-    the first write: for tensors of tens of megabytes, two thirds of the time of an activation
-    function. Other C libraries are left as they are.
-    """
-    if not sys.platform.startswith("linux"):
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and all(
-        mallopt(option, value) == 1 for option, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _NEVER))
-    )
-
-
 Result = TypeVar("Result")
 DTYPES: dict[ComputeDtype, torch.dtype] = {
     "float32": torch.float32,
