@@ -49,7 +49,7 @@ parity: $(DEV) ## only the tests against reference implementations
 	$(BIN)/python -m pytest tests/parity
 
 bench: $(RUNTIME) ## time the embedded model, cold and warm
-	$(BIN)/python -m benchmarks.generate
+	$(BIN)/sanakit bench --out benchmarks/results/generate.jsonl
 
 clean: ## remove the environment, the drawn pictures and all caches
 	rm -rf .venv demo build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

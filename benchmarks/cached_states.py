@@ -11,7 +11,6 @@ import argparse
 import json
 import math
 import tempfile
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.generate import ROOT, commit, versions
+from benchmarks import ROOT
+from sanakit.bench.record import facts
 from sanakit.data.encode import STORAGES, CachedStates, Storage, stored, write_states
 from sanakit.pipeline.components import load_components
 from sanakit.pipeline.pixels import from_pixels
@@ -86,9 +86,7 @@ def main() -> None:
     encoded = [model.prompts.encode([x], instruction=model.prompts.instruction) for x in lines]
     texts = [one.text[0][one.mask[0]] for one in encoded]
     result: dict[str, Any] = {
-        "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit(),
-        "versions": versions(),
+        **facts(),
         "count": settings.count,
         "size": settings.size,
     }

@@ -9,10 +9,8 @@ size one row of one block is run, and scaled.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from dataclasses import replace
-from datetime import datetime, timezone
 from pathlib import Path
 from statistics import median
 
@@ -20,7 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.generate import ROOT, commit, cores, versions
+from benchmarks import ROOT
+from sanakit.bench.record import append, facts
+from sanakit.nn.processor import this_processor
 from benchmarks.transformer_step import PIXELS, PLACES, model_of
 from sanakit.models.config import TRANSFORMERS
 from sanakit.nn import linear_attention
@@ -90,7 +90,7 @@ def main() -> None:
     """Measure both attentions at all sizes, append one line of JSON, draw."""
     settings = parse()
     torch.manual_seed(0)
-    torch.set_num_threads(cores())
+    torch.set_num_threads(this_processor().most_threads)
     curves: dict[str, dict[int, float]] = {"linear attention": {}, "softmax attention": {}}
     for size in SIZES:
         rounds = max(1, settings.rounds * SIZES[0] // size)
@@ -106,16 +106,12 @@ def main() -> None:
     per_pixel = [taken / size**2 for size, taken in curves["linear attention"].items()]
     print(f"linear attention: highest over lowest {max(per_pixel) / min(per_pixel):.3f}")
     record = {
-        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit(),
-        "versions": versions(("sanakit", "torch")),
+        **facts(("sanakit", "torch")),
         "instructions": torch.backends.cpu.get_cpu_capability(),
-        "cores": cores(),
         "settings": {"rounds": settings.rounds, "preset": PRESET},
         "seconds": curves,
     }
-    with RESULTS.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+    append(RESULTS, record)
     if settings.figure:
         plot(curves, settings.figure)
 

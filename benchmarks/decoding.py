@@ -19,13 +19,13 @@ import statistics
 import subprocess
 import sys
 import time
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.generate import ROOT, commit, cores, versions
+from benchmarks import ROOT
+from sanakit.bench.record import append, facts
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.config import AUTOENCODERS, config_to_dict
 from sanakit.models.tiling import Tiling
@@ -211,16 +211,11 @@ def main() -> None:
         rows.append(row)
         print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
     record = {
-        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit(),
-        "versions": versions(),
-        "cores": cores(),
+        **facts(),
         "settings": vars(settings),
         "ways": rows,
     }
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    with RESULTS.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+    append(RESULTS, record)
     print(f"appended to {RESULTS.relative_to(ROOT)}")
 
 

@@ -8,18 +8,17 @@ of its seconds. Pictures are drawn one by one, all ways in turn.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import datetime, timezone
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 
-from benchmarks.generate import ROOT, commit, cores, versions
+from benchmarks import ROOT
+from sanakit.bench.record import append, facts
 from benchmarks.schedulers import prompts
 from sanakit.pipeline.pipeline import Pipeline
 from sanakit.pipeline.request import GenerateRequest
@@ -127,15 +126,11 @@ def main() -> None:
     settings = parse()
     points = measure(Pipeline.load("glyph"), prompts(settings.prompts))
     record = {
-        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit(),
-        "versions": versions(("sanakit", "torch")),
-        "cores": cores(),
+        **facts(("sanakit", "torch")),
         "settings": {"prompts": settings.prompts},
         "points": points,
     }
-    with RESULTS.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+    append(RESULTS, record)
     if settings.figure:
         plot(points, settings.figure)
 

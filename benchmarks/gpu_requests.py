@@ -13,14 +13,14 @@ import os
 import subprocess
 import sys
 import time
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.generate import ROOT, commit, versions
+from benchmarks import ROOT
+from sanakit.bench.record import append, facts
 from benchmarks.pipelines import TOKENS, write_weights
 
 WAYS = {  # library, whether kernels may run, how its blocks are compiled
@@ -114,11 +114,7 @@ def main() -> None:
         write_weights(settings.folder, settings.weights, kinds=("base",))
     done = settings.results.read_text().splitlines() if settings.results.is_file() else []
     known = {json.loads(line)["way"] for line in done}
-    shared = {
-        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit(),
-        **versions(),
-    }
+    shared = facts()
     for way in WAYS:
         if way in known:
             continue
@@ -136,8 +132,7 @@ def main() -> None:
         found = json.loads(ran.stdout.splitlines()[-1])
         found["psnr_to_plain"] = decibels(settings.folder, way)
         found |= {"size": settings.size, "steps": settings.steps, **shared}
-        with settings.results.open("a") as file:
-            file.write(json.dumps(found) + "\n")
+        append(settings.results, found)
         print(
             f"{way}: {found['fastest']:.3f} s, the first {found['first']:.1f} s, "
             f"{found['peak_gb'] or 0:.1f} GB, PSNR {found['psnr_to_plain'] or float('inf'):.1f} dB",

@@ -13,14 +13,11 @@ import argparse
 import io
 import itertools
 import json
-import os
-import platform
 import statistics
 import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +28,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.generate import ROOT, commit, cores, summarise, versions
+from benchmarks import ROOT
+from sanakit.bench.record import facts, summarise
 from sanakit.data.loader.batches import fit_into
 from sanakit.data.loader.loader import Loader
 from sanakit.files import sha256_of
@@ -325,12 +323,7 @@ def main() -> None:
                 write(folder, case, options.pictures)
             settings = {**vars(options), "folder": None, "case": case}
             record = {
-                "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                "commit": commit(),
-                "versions": versions(("sanakit", "torch", "numpy", "pillow", "webdataset")),
-                "machine": platform.machine(),
-                "cores": cores(),
-                "load_average": round(os.getloadavg()[0], 2),
+                **facts(("sanakit", "torch", "numpy", "pillow", "webdataset")),
                 "settings": settings,
                 **compare(folder, options),
             }

@@ -10,20 +10,19 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import os
 import re
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.generate import ROOT, commit, cores, summarise, versions
+from benchmarks import ROOT
+from sanakit.bench.record import append, facts, summarise
 
 RESULTS = ROOT / "benchmarks" / "results" / "pipelines.jsonl"
 SIDES = ("sanakit", "diffusers")
@@ -203,12 +202,7 @@ def measure(name: str, work: Path, settings: argparse.Namespace) -> None:
             )
             runs.setdefault(side, []).append(json.loads(done.stdout.splitlines()[-1]))
     record = {
-        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit(),
-        "versions": versions(("sanakit", "torch", "diffusers")),
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-        "cores": cores(),
-        "load_average": round(os.getloadavg()[0], 2),
+        **facts(("sanakit", "torch", "diffusers")),
         "pipeline": name,
         "settings": {"config": settings.config, "size": settings.size, "steps": settings.steps},
         **{side: summarise(each) for side, each in runs.items()},
@@ -219,9 +213,7 @@ def measure(name: str, work: Path, settings: argparse.Namespace) -> None:
             f"{key} {value:.{0 if 'mb' in key else 2}f}" for key, value in lowest.items()
         )
         print(f"{name:<26}{side:<10}{cells}", flush=True)
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+    append(RESULTS, record)
 
 
 if __name__ == "__main__":

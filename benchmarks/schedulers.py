@@ -7,12 +7,8 @@ steps, from the same noise. Seconds are ratios of runs taken in turn, for a busy
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import time
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +16,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from benchmarks.generate import ROOT, commit, cores, versions
+from benchmarks import ROOT
 from sanakit import SanaPipeline
+from sanakit.bench.record import append, facts
 from sanakit.pipeline.pixels import to_pixels
 from sanakit.pipeline.schedulers import NAMED, scheduler_named
 
@@ -183,20 +180,12 @@ def main() -> None:
     ratios = seconds(pipe, 20, settings.repeats)
     print("seconds, over the default's:", ratios)
     record = {
-        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit(),
-        "versions": versions(),
-        "machine": platform.machine(),
-        "cores": cores(),
-        "threads": torch.get_num_threads(),
-        "load_average": round(os.getloadavg()[0], 2),
+        **facts(),
         "settings": {key: str(value) for key, value in vars(settings).items()},
         "curves": curves,
         "seconds_over_default": ratios,
     }
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    with RESULTS.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+    append(RESULTS, record)
     if settings.figures:
         plot(curves, settings.figures / "schedulers.png")
         gallery(pipe, settings.reference_steps, settings.figures / "schedulers-pictures.png")

@@ -8,16 +8,14 @@ tokens of it. A first prompt runs the instruction, too; for the next ones it is 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from datetime import datetime, timezone
 from statistics import median
 from typing import Any
 
-from benchmarks.generate import ROOT, commit, cores, versions
+from benchmarks import ROOT
+from sanakit.bench.record import append, facts
 
 RESULTS = ROOT / "benchmarks" / "results" / "text.jsonl"
 TOKENIZER = ROOT / "tests" / "fixtures" / "assets" / "tokenizer"
@@ -113,14 +111,9 @@ def main() -> None:
     import torch
 
     settings = parse()
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
     record = {
-        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit(),
-        "versions": versions(),
+        **facts(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
-        "cores": cores(),
-        "threads": os.environ.get("OMP_NUM_THREADS"),
         "settings": vars(settings),
         **measure(settings),
     }
@@ -132,8 +125,7 @@ def main() -> None:
             f"{kind['faster']:.1f} times as fast as diffusers ({low:.1f}-{high:.1f})"
         )
     print(f"largest difference {record['difference']:.2g} in {record['tokens']} states")
-    with RESULTS.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+    append(RESULTS, record)
     print(f"appended to {RESULTS.relative_to(ROOT)}", file=sys.stderr)
 
 

@@ -8,18 +8,18 @@ products of the blocks with image tokens take by themselves, at these shapes, in
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from datetime import datetime, timezone
 from statistics import median
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.generate import ROOT, commit, cores, versions
+from benchmarks import ROOT
+from sanakit.bench.record import append, facts
+from sanakit.nn.processor import this_processor
 from sanakit.flow.grids import NoiseLevel
 from sanakit.flow.guidance import Guidance
 from sanakit.models.config import TRANSFORMERS, TransformerConfig
@@ -141,7 +141,7 @@ def main() -> None:
     """Take turns, print a table, append one line of JSON."""
     settings = parse()
     torch.manual_seed(0)
-    torch.set_num_threads(cores())
+    torch.set_num_threads(this_processor().most_threads)
     config = TRANSFORMERS[settings.preset]
     if settings.layers:
         config = replace(config, num_layers=settings.layers)
@@ -162,11 +162,8 @@ def main() -> None:
     seconds = in_turn(steps, settings.rounds)
     middle = {name: median(taken) for name, taken in seconds.items()}
     record = {
-        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit(),
-        "versions": versions(("sanakit", "torch", "diffusers")),
+        **facts(("sanakit", "torch", "diffusers")),
         "instructions": torch.backends.cpu.get_cpu_capability(),
-        "cores": cores(),
         "settings": vars(settings),
         "seconds": {name: [round(each, 4) for each in taken] for name, taken in seconds.items()},
         "gflops_of_floor": round(flops / middle["floor"] / 1e9, 1),
@@ -178,8 +175,7 @@ def main() -> None:
         print(f"{name:10} median {middle[name]:.3f} s, lowest {min(taken):.3f}")
     for name in ("instructions", "gflops_of_floor", "floor_over_ours", "faster_than_diffusers"):
         print(name, record.get(name))
-    with RESULTS.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+    append(RESULTS, record)
 
 
 if __name__ == "__main__":

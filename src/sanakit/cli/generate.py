@@ -79,7 +79,8 @@ if TYPE_CHECKING:
 
     from sanakit.pipeline.decoder import Origin
     from sanakit.pipeline.editing import Edit
-    from sanakit.pipeline.pipeline import Picture
+    from sanakit.pipeline.pipeline import Picture, Pipeline
+    from sanakit.pipeline.request import GenerateRequest
 
 EMBEDDED = "glyph"
 STANDARD_OUTPUT = "-"
@@ -438,6 +439,7 @@ def _generate(
     started = _begun()
     with StopFlag() as stop, progress(shown=shown) as bar:
         bar.stage("starting")
+        from sanakit.nn.processor import tune_process
         from sanakit.pipeline.pipeline import Pipeline
         from sanakit.pipeline.request import GenerateRequest
 
@@ -461,6 +463,8 @@ def _generate(
         )
         add_loras(pipeline, adapters)
         decode_with(decoder, pipeline.components.autoencoder, offline=offline)
+        if own_process and device.type == "cpu":
+            tune_process(_work(pipeline, request))
         loaded = time.perf_counter()
         bar.stage("drawing")
 
@@ -499,6 +503,16 @@ def _generate(
     return _report(paths, model, device, seconds, told)
 
 
+def _work(pipeline: Pipeline, request: GenerateRequest) -> float:
+    """Operations of a block of the transformer in a step that is guided."""
+    from sanakit.models.flops import block_products
+
+    config = pipeline.components.transformer.config
+    sides = (request.height or pipeline.default_size, request.width or pipeline.default_size)
+    tokens = sides[0] * sides[1] // pipeline.spatial_factor**2
+    return 2 * 2 * block_products(config, tokens, 0)
+
+
 def _begun() -> float:
     """When the command began, on the clock of ``perf_counter``."""
     if not own_process:
@@ -532,11 +546,14 @@ def _decode(
     metadata: bool,
 ) -> dict[str, Any]:
     started = _begun()
+    from sanakit.nn.processor import tune_process
     from sanakit.pipeline.decoder import decode_pixels
     from sanakit.pipeline.networks import AutoencoderDC
 
     device = _placed(machine, model, quiet=quiet)
     check_memory(model, machine, device, parts=("vae",), quiet=quiet)
+    if own_process and device.type == "cpu":
+        tune_process()
     imported = time.perf_counter()
     autoencoder = AutoencoderDC.from_pretrained(
         model,

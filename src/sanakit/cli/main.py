@@ -8,7 +8,18 @@ from typing import Annotated
 import typer
 
 from sanakit import __version__
-from sanakit.cli import convert, data, edit, evaluate, generate, models, quantize, train
+from sanakit.cli import (
+    bench,
+    convert,
+    data,
+    doctor,
+    edit,
+    evaluate,
+    generate,
+    models,
+    quantize,
+    train,
+)
 from sanakit.cli.errors import FriendlyGroup
 from sanakit.cli.terminal import open_streams, say, tell_warnings
 
@@ -48,6 +59,8 @@ app.command("info")(generate.info)
 app.command("again")(generate.again)
 app.command("convert")(convert.convert)
 app.command("quantize")(quantize.quantize)
+app.command("doctor")(doctor.doctor)
+app.command("bench")(bench.bench)
 app.add_typer(data.app, name="data")
 app.add_typer(train.app, name="train")
 app.add_typer(evaluate.app, name="eval")

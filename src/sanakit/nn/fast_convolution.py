@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sanakit.nn import cpu
+from sanakit.nn import processor
 from sanakit.nn.by_rows import recorded
 from sanakit.shapes import AnyMap, Map
 
@@ -86,7 +86,7 @@ def pays(conv: nn.Conv2d, x: Map) -> bool:
         return False
     wide = min(conv.in_channels, conv.out_channels) >= WIDE
     many = x.shape[-2] * x.shape[-1] >= MANY
-    return wide and many and (x.dtype == torch.float32 or not cpu.has_units(x.dtype))
+    return wide and many and (x.dtype == torch.float32 or not processor.has_units(x.dtype))
 
 
 def tiled(x: Map, weight: Tensor, bias: Tensor | None, *, overwrite: bool = False) -> AnyMap:

@@ -1,0 +1,1 @@
+"""Seconds, memory and distance to the machine's limit, beside others: `sanakit bench`."""
