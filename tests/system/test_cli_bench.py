@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import diffusers
 import pytest
 
 from command_line import sanakit
@@ -43,7 +44,7 @@ def test_networks_are_measured_in_turn_beside_diffusers(tmp_path: Path) -> None:
         assert sides["sanakit float32"]["faster"] == 1
         assert sides["diffusers float32"]["difference"] < 1e-5
         assert one["floor_seconds"] == pytest.approx(one["gflop"] / one["fp32_gflops"])
-    assert found["versions"]["diffusers"] != "absent"
+    assert sides["diffusers float32"]["version"] == diffusers.__version__
     assert {"commit", "processor", "units", "threads"} <= found.keys()
     assert "sanakit float32" in said
     sanakit(*call, "--stage", "encode", "--json")

@@ -141,7 +141,9 @@ def main() -> None:
     torch.set_grad_enabled(False)
     run = SIDES[case["side"]](case)
     gc.collect()
-    answer({"before": memory_mb("VmRSS"), "threads": torch.get_num_threads()})
+    library = importlib.import_module(case["side"])
+    told = {"threads": torch.get_num_threads(), "version": str(library.__version__)}
+    answer({"before": memory_mb("VmRSS"), **told})
     for _ in sys.stdin:
         wall, cpu = time.perf_counter(), time.process_time()
         found = run()

@@ -123,7 +123,7 @@ def measured(
         for each in sides:
             told = json.dumps({**case, "side": each.library, "dtype": each.dtype})
             servers[str(each)] = Served([each.python, script, told])
-        before = {name: server.before for name, server in servers.items()}
+        begun = {name: server.first for name, server in servers.items()}
         taken = steps_in_turn(servers, rounds)
     finally:
         for server in servers.values():
@@ -135,7 +135,8 @@ def measured(
     scale = max(map(abs, first)) or 1.0
     for name, row in found.items():
         sample = taken[name][0]["sample"]
-        row["weights_mb"] = before[name]
+        row["weights_mb"] = begun[name]["before"]
+        row["version"] = begun[name]["version"]
         row["of_the_floor"] = flops / rate / row["seconds"]
         row["difference"] = max(abs(a - b) for a, b in zip(first, sample, strict=True)) / scale
     return {

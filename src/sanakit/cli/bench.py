@@ -90,8 +90,7 @@ def bench(
         if not json_:
             say(*_table(record))
         records.append(record)
-    packages = ("sanakit", "torch", "transformers", "numpy", *peers)
-    found = {**facts(packages), "model": model, "layers": layers, "measured": records}
+    found = {**facts(), "model": model, "layers": layers, "measured": records}
     if out is not None:
         append(expanded(out), found)
     if json_:
