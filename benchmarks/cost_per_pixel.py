@@ -19,11 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import ROOT
-from sanakit.bench.record import append, facts
-from sanakit.nn.processor import this_processor
 from benchmarks.transformer_step import PIXELS, PLACES, model_of
+from sanakit.bench.record import append, facts
 from sanakit.models.config import TRANSFORMERS
 from sanakit.nn import linear_attention
+from sanakit.nn.processor import this_processor
 
 RESULTS = ROOT / "benchmarks" / "results" / "cost_per_pixel.jsonl"
 PRESET = "sana-0.6b"

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks import ROOT
-from sanakit.bench.record import append, facts
 from benchmarks.schedulers import prompts
+from sanakit.bench.record import append, facts
 from sanakit.pipeline.pipeline import Pipeline
 from sanakit.pipeline.request import GenerateRequest
 

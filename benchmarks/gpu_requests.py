@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from benchmarks import ROOT
-from sanakit.bench.record import append, facts
 from benchmarks.pipelines import TOKENS, write_weights
+from sanakit.bench.record import append, facts
 
 WAYS = {  # library, whether kernels may run, how its blocks are compiled
     "plain": ("sanakit", False, None),

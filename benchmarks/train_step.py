@@ -22,11 +22,11 @@ from pathlib import Path
 from types import MappingProxyType
 
 import torch
-from sanakit.bench.record import facts
-from sanakit.bench.turns import Served, compared, steps_in_turn
 from torch import Tensor, nn
 
 from benchmarks import ROOT
+from sanakit.bench.record import facts
+from sanakit.bench.turns import Served, compared, steps_in_turn
 from sanakit.flow.path import flow_matching_loss, interpolate
 from sanakit.models import transformer as transformer_module
 from sanakit.models.config import TRANSFORMERS, TransformerConfig, config_to_dict

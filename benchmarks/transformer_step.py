@@ -19,11 +19,11 @@ from torch import Tensor
 
 from benchmarks import ROOT
 from sanakit.bench.record import append, facts
-from sanakit.nn.processor import this_processor
 from sanakit.flow.grids import NoiseLevel
 from sanakit.flow.guidance import Guidance
 from sanakit.models.config import TRANSFORMERS, TransformerConfig
 from sanakit.models.transformer import LinearDiT
+from sanakit.nn.processor import this_processor
 from sanakit.pipeline.prompts import EncodedText
 from sanakit.pipeline.sampler import Denoiser
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.autoencoder_blocks import ResBlock
 from sanakit.models.config import AutoencoderConfig
-from sanakit.nn import cpu, fast_convolution
+from sanakit.nn import fast_convolution, processor
 from sanakit.nn.by_rows import by_rows
 from sanakit.nn.fast_convolution import Conv3x3, DoublingConv3x3, doubled, pays, tiled
 from sanakit.nn.processor import HALF
@@ -121,7 +121,7 @@ def test_emulated_16_bits_are_fp32_within(monkeypatch: pytest.MonkeyPatch) -> No
     def none(dtype: torch.dtype) -> bool:
         return dtype not in HALF
 
-    monkeypatch.setattr(cpu, "has_units", none)
+    monkeypatch.setattr(processor, "has_units", none)
     for layer, times in layers():
         layer.bfloat16()
         x = torch.randn(1, layer.in_channels, 32, 33).bfloat16()
