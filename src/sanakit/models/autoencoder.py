@@ -20,7 +20,7 @@ from sanakit.models.config import AutoencoderConfig
 from sanakit.models.outputs import DecoderOutput, EncoderOutput
 from sanakit.models.tiling import Layer, Step, Tile, Tiling, assemble, blended, tiles
 from sanakit.models.tiny_decoder import TinyDecoder
-from sanakit.nn.by_rows import in_place
+from sanakit.nn.by_rows import by_rows, own
 from sanakit.nn.norm import ChannelRMSNorm
 from sanakit.nn.resample import Downsample, Upsample, average_channels, repeat_channels
 from sanakit.nn.wide_products import each_with_wide_products, with_wide_products
@@ -148,7 +148,8 @@ class Decoder(nn.Module):
         return x + repeat_channels(z, self.width) if self.in_shortcut else x
 
     def _finish(self, x: Map) -> Image:
-        return self.conv_out(in_place(self.conv_act, self.norm_out(x)))
+        y = self.norm_out(x)
+        return self.conv_out(by_rows(self.conv_act, y, into=own(self.norm_out, y, ChannelRMSNorm)))
 
 
 def _sides(least: int | None, stride: int | None, *, exact: bool) -> tuple[int, int]:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from sanakit.errors import ConfigError
 from sanakit.models.tiling import Attend, Layer, Step
-from sanakit.nn.by_rows import by_rows, in_place
-from sanakit.nn.fast_convolution import Conv3x3
+from sanakit.nn.by_rows import by_rows, own
+from sanakit.nn.fast_convolution import Conv3x3, convolved
+from sanakit.nn.inference import is_unhooked
 from sanakit.nn.multiscale_attention import MultiscaleLinearAttention
 from sanakit.nn.norm import ChannelRMSNorm
 from sanakit.nn.resample import Downsample, Upsample
@@ -49,11 +50,14 @@ def gated(value: Map, gate: Map) -> Map:
     return value * F.silu(gate)
 
 
-def plus(x: Map, norm: nn.Module, y: Map) -> Map:
-    """``x + norm(y)``, in the memory of ``y`` where it may be overwritten."""
-    if isinstance(norm, nn.BatchNorm2d) and norm.training:  # sees the whole batch
+def plus(x: Map, norm: nn.Module, y: Map, into: Map | None) -> Map:
+    """``x + norm(y)``, in the memory of ``into`` where it may be overwritten."""
+    single = type(norm) is ChannelRMSNorm or (
+        isinstance(norm, nn.BatchNorm2d) and not norm.training
+    )
+    if not (single and is_unhooked(norm)):  # sees more than a position, or shows it to somebody
         return x + norm(y)
-    return by_rows(lambda y, x: x + norm(y), y, x, into=y)
+    return by_rows(lambda y, x: x + norm(y), y, x, into=into)
 
 
 class ResBlock(nn.Module):
@@ -68,8 +72,9 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Map) -> Map:
         """Shape and grid stay."""
-        y = self.conv2(in_place(self.act, self.conv1(x)), overwrite=True)
-        return plus(x, self.norm, y)
+        y = self.conv1(x)
+        y = convolved(self.conv2, by_rows(self.act, y, into=own(self.conv1, y)))
+        return plus(x, self.norm, y, own(self.conv2, y))
 
 
 class GatedConv(nn.Module):
@@ -85,9 +90,11 @@ class GatedConv(nn.Module):
 
     def forward(self, x: Map) -> Map:
         """Shape and grid stay."""
-        value, gate = self.conv_depth(in_place(F.silu, self.conv_inverted(x))).chunk(2, dim=1)
-        y = self.conv_point(by_rows(gated, value, gate, into=value))
-        return plus(x, self.norm, y)
+        y = self.conv_inverted(x)
+        y = self.conv_depth(by_rows(F.silu, y, into=own(self.conv_inverted, y)))
+        value, gate = y.chunk(2, dim=1)
+        y = self.conv_point(by_rows(gated, value, gate, into=own(self.conv_depth, value)))
+        return plus(x, self.norm, y, own(self.conv_point, y))
 
 
 class EfficientViTBlock(nn.Module):

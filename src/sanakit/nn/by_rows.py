@@ -8,32 +8,25 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sanakit.nn.cpu import CACHED
+from sanakit.nn.inference import infers_on_cpu, is_unhooked
 from sanakit.shapes import AnyMap
-
-
-def recorded() -> bool:
-    """Whether what is computed now is kept as a graph: then nothing may be overwritten."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return True
-    traced: bool = torch.jit.is_tracing()  # type: ignore[attr-defined]
-    return traced
 
 
 def by_rows(function: Callable[..., Tensor], *maps: AnyMap, into: AnyMap | None = None) -> AnyMap:
     """Give ``function(*maps)``, which sees no row of a map beside its own.
 
     The maps may be of several heights, each a multiple of the least, of which the result has the
-    first. ``into`` takes the result where memory may be overwritten; it may be the first map. Where
-    a graph is recorded, or not on a CPU, the function is just called.
+    first. ``into`` takes the result where memory may be overwritten, see `own`; it may be the first
+    map. Where a graph is recorded, or not on a CPU, the function is just called.
     """
     first = maps[0]
     height = min(each.shape[-2] for each in maps)
     row = sum(each[0].numel() for each in maps) // max(1, height)
     step = max(1, CACHED * torch.get_num_threads() // max(1, row))
-    if recorded() or first.device.type != "cpu" or (len(first) == 1 and step >= height):
+    if not all(map(infers_on_cpu, maps)) or (len(first) == 1 and step >= height):
         return function(*maps)
     out = into
     for sample in range(len(first)):
@@ -50,9 +43,12 @@ def by_rows(function: Callable[..., Tensor], *maps: AnyMap, into: AnyMap | None 
     return out
 
 
-def in_place(function: Callable[..., Tensor], x: AnyMap) -> AnyMap:
-    """The same of a map that nobody else reads."""
-    return by_rows(function, x, into=x)
+def own(layer: nn.Module, y: AnyMap, kind: type[nn.Module] = nn.Conv2d) -> AnyMap | None:
+    """What a layer gave, if nobody else can hold it: ``into`` for what follows.
+
+    A hook may keep it, and a layer of another kind may give what it was given.
+    """
+    return y if isinstance(layer, kind) and is_unhooked(layer) else None
 
 
 def _rows(x: Tensor, sample: int, top: int, count: int, height: int) -> Tensor:

@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sanakit.nn import processor
-from sanakit.nn.by_rows import recorded
+from sanakit.nn.inference import infers_on_cpu, is_plain, is_unhooked
 from sanakit.shapes import AnyMap, Map
 
 WIDE = 128
@@ -52,10 +52,10 @@ class Conv3x3(nn.Conv2d):
     def __init__(self, inputs: int, outputs: int, *, bias: bool = True) -> None:
         super().__init__(inputs, outputs, 3, padding=1, bias=bias)
 
-    def forward(self, x: Map, *, overwrite: bool = False) -> AnyMap:
-        """``b inputs h w`` to ``b outputs h w``, which may take the memory of ``x``."""
+    def forward(self, x: Map) -> AnyMap:
+        """``b inputs h w`` to ``b outputs h w``."""
         if pays(self, x):
-            return tiled(x, self.weight, self.bias, overwrite=overwrite)
+            return tiled(x, self.weight, self.bias)
         return super().forward(x)
 
 
@@ -78,15 +78,20 @@ def pays(conv: nn.Conv2d, x: Map) -> bool:
     They are for inference on a CPU in fp32, also of weights and maps that are stored in 16 bits
     which the processor would only emulate. A graph that is recorded or compiled has the plain way.
     """
-    if recorded():
-        return False
-    if type(x) is not Tensor or type(conv.weight) is not nn.Parameter or x.device.type != "cpu":
-        return False
-    if torch.is_autocast_enabled("cpu") or x.dtype != conv.weight.dtype:
+    plain = is_plain(conv, x.dtype, (Conv3x3, DoublingConv3x3))
+    if not (plain and infers_on_cpu(x)) or torch.is_autocast_enabled("cpu"):
         return False
     wide = min(conv.in_channels, conv.out_channels) >= WIDE
     many = x.shape[-2] * x.shape[-1] >= MANY
     return wide and many and (x.dtype == torch.float32 or not processor.has_units(x.dtype))
+
+
+def convolved(conv: nn.Module, x: Map) -> AnyMap:
+    """What the layer gives, in the memory of ``x`` where it is ours and shows it to nobody."""
+    if isinstance(conv, Conv3x3) and pays(conv, x) and is_unhooked(conv):
+        return tiled(x, conv.weight, conv.bias, overwrite=True)
+    y: AnyMap = conv(x)
+    return y
 
 
 def tiled(x: Map, weight: Tensor, bias: Tensor | None, *, overwrite: bool = False) -> AnyMap:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._C._functorch import maybe_current_level
+from torch.autograd import forward_ad
 from torch.jit._trace import is_tracing
 from torch.nn.modules import module as torch_module
 
@@ -24,9 +26,10 @@ SPARED = 1 << 15
 
 
 def infers_on_cpu(x: Tensor) -> bool:
-    """Whether ``x`` is on a CPU and nothing learns from it, traces or only counts."""
+    """Whether ``x`` is on a CPU and nothing learns from it, transforms, traces or only counts."""
     traced = torch.compiler.is_compiling() or is_tracing() or type(x) is not Tensor
-    return x.device.type == "cpu" and not (torch.is_grad_enabled() or traced)
+    transformed = maybe_current_level() is not None or forward_ad._current_level >= 0
+    return x.device.type == "cpu" and not (torch.is_grad_enabled() or traced or transformed)
 
 
 def infers_at_length(x: Tensor) -> bool:
@@ -34,16 +37,33 @@ def infers_at_length(x: Tensor) -> bool:
     return x.numel() > CACHED and infers_on_cpu(x)
 
 
-def is_bare(layer: nn.Module, dtype: torch.dtype) -> bool:
-    """Whether a convolution is its weight, in ``dtype``, and nothing else: no adapter or hook."""
+def is_unhooked(layer: nn.Module) -> bool:
+    """Whether nobody else is shown what the layer takes and gives."""
+    return not (
+        layer._forward_hooks
+        or layer._forward_pre_hooks
+        or torch_module._global_forward_hooks
+        or torch_module._global_forward_pre_hooks
+    )
+
+
+def is_plain(layer: nn.Module, dtype: torch.dtype, kinds: Sequence[type]) -> bool:
+    """Whether a convolution is its weight, in ``dtype``, with zeros around the map.
+
+    Pictures without seams are made by another ``padding_mode`` or ``_conv_forward``.
+    """
     return (
-        type(layer) in (nn.Conv2d, PointConv)
+        type(layer) in kinds
         and type(layer.weight) is nn.Parameter
         and layer.weight.dtype == dtype
-        and "forward" not in vars(layer)
-        and not (layer._forward_hooks or layer._forward_pre_hooks)
-        and not (torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks)
+        and layer.padding_mode == "zeros"
+        and not {"forward", "_conv_forward"} & vars(layer).keys()
     )
+
+
+def is_bare(layer: nn.Module, dtype: torch.dtype) -> bool:
+    """Whether a convolution is its weight, in ``dtype``, and nothing else: no adapter or hook."""
+    return is_plain(layer, dtype, (nn.Conv2d, PointConv)) and is_unhooked(layer)
 
 
 def lengths_where_it_pays(mask: TextMask, queries: int) -> list[int] | None:

@@ -10,7 +10,7 @@ from einops import rearrange, reduce, repeat
 from torch import nn
 
 from sanakit.errors import ConfigError
-from sanakit.nn.by_rows import by_rows
+from sanakit.nn.by_rows import by_rows, own
 from sanakit.nn.fast_convolution import Conv3x3, DoublingConv3x3
 from sanakit.shapes import AnyMap, Map
 
@@ -54,7 +54,9 @@ class Downsample(nn.Module):
         y = self.conv(x)
         if self.unshuffle:
             y = F.pixel_unshuffle(y, 2)
-        return by_rows(self._with_shortcut, y, x, into=y) if self.shortcut else y
+        if not self.shortcut:
+            return y
+        return by_rows(self._with_shortcut, y, x, into=own(self.conv, y))
 
     def _with_shortcut(self, y: AnyMap, x: AnyMap) -> AnyMap:
         return y + average_channels(F.pixel_unshuffle(x, 2), self.out_channels)
@@ -86,7 +88,9 @@ class Upsample(nn.Module):
         y = self.conv(x)
         if not self.interpolate:
             y = F.pixel_shuffle(y, 2)
-        return by_rows(self._with_shortcut, y, x, into=y) if self.shortcut else y
+        if not self.shortcut:
+            return y
+        return by_rows(self._with_shortcut, y, x, into=own(self.conv, y))
 
     def _with_shortcut(self, y: AnyMap, x: AnyMap) -> AnyMap:
         return y + F.pixel_shuffle(repeat_channels(x, 4 * self.out_channels), 2)

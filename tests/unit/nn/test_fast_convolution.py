@@ -8,14 +8,17 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 
 from sanakit.models.autoencoder import Autoencoder
-from sanakit.models.autoencoder_blocks import ResBlock
+from sanakit.models.autoencoder_blocks import GatedConv, ResBlock
 from sanakit.models.config import AutoencoderConfig
 from sanakit.nn import fast_convolution, processor
 from sanakit.nn.by_rows import by_rows
 from sanakit.nn.fast_convolution import Conv3x3, DoublingConv3x3, doubled, pays, tiled
 from sanakit.nn.processor import HALF
+from sanakit.nn.resample import Downsample, Upsample
 from sanakit.nn.wide_products import wide_products
 
 LAST = torch.channels_last
@@ -189,3 +192,104 @@ def test_rows_at_a_time_are_the_whole_function(monkeypatch: pytest.MonkeyPatch) 
         recorded = by_rows(lambda x: x * 2, kept.clone().requires_grad_(), into=kept)
     assert recorded.requires_grad
     assert recorded is not kept
+
+
+def res_block() -> tuple[ResBlock, Tensor]:
+    torch.manual_seed(0)
+    return ResBlock(128, "rms_norm", "silu"), torch.randn(1, 128, 32, 33).contiguous(
+        memory_format=LAST
+    )
+
+
+def plainly(block: torch.nn.Module, x: Tensor) -> Tensor:
+    with torch.enable_grad():
+        result: Tensor = block(x)
+    return result.detach()
+
+
+def test_any_layer_may_take_a_convolutions_place() -> None:
+    """One that gives what it was given, too: nothing of the block's input is overwritten."""
+    for name in ("conv1", "conv2"):
+        for layer in (torch.nn.Conv2d(128, 128, 3, padding=1), torch.nn.Identity()):
+            block, x = res_block()
+            setattr(block, name, layer)
+            kept = x.clone()
+            torch.testing.assert_close(block(x), plainly(block, x), rtol=1e-5, atol=1e-5)
+            assert torch.equal(x, kept)
+
+
+def test_another_norm_sees_the_whole_map() -> None:
+    block, x = res_block()
+    block.norm = torch.nn.GroupNorm(4, 128)
+    x = torch.cat([x, x.flip(2)])
+    torch.testing.assert_close(block(x), plainly(block, x), rtol=1e-5, atol=1e-5)
+
+
+def test_what_a_hook_keeps_stays() -> None:
+    """What every part takes and gives, of all blocks that overwrite."""
+    blocks = [
+        res_block()[0],
+        GatedConv(128),
+        Upsample(128, 128, interpolate=False, shortcut=True),
+        Upsample(128, 128, interpolate=True, shortcut=True),
+        Downsample(128, 128, unshuffle=True, shortcut=True),
+    ]
+    x = torch.randn(2, 128, 64, 66).contiguous(memory_format=LAST)
+    for block in blocks:
+        kept: list[tuple[Tensor, Tensor]] = []
+
+        def keep(
+            _: object,
+            inputs: tuple[Tensor, ...],
+            y: Tensor,
+            kept: list[tuple[Tensor, Tensor]] = kept,
+        ) -> None:
+            kept.extend((each, each.clone()) for each in (*inputs, y))
+
+        block(x)
+        for part in block.modules():
+            part.register_forward_hook(keep)
+        block(x)
+        assert len(kept) == 2 * len(list(block.modules()))
+        assert all(torch.equal(one, copy) for one, copy in kept)
+
+
+@pytest.mark.parametrize("mode", ["circular", "reflect"])
+def test_a_border_of_something_else_is_heeded(mode: str) -> None:
+    for layer, times in layers():
+        x = torch.randn(1, layer.in_channels, 32, 33)
+        layer.padding_mode = mode
+        around = F.interpolate(x, scale_factor=times, mode="nearest")
+        want = F.conv2d(F.pad(around, (1, 1, 1, 1), mode), layer.weight, layer.bias)
+        torch.testing.assert_close(layer(x), want, rtol=1e-5, atol=1e-5)
+        layer.padding_mode = "zeros"
+        layer._conv_forward = lambda x, weight, bias: x  # type: ignore[method-assign]
+        assert torch.equal(layer(x), around)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_transforms_have_the_plain_way() -> None:
+    block, x = res_block()
+    x = torch.cat([x, x.flip(2)])
+    want = block(x)
+    got = torch.func.vmap(lambda x: block(x[None])[0])(x)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    parameters = {k: torch.stack([v, 2 * v]) for k, v in block.named_parameters()}
+    both = torch.func.vmap(lambda p: torch.func.functional_call(block, p, (x,)))(parameters)
+    torch.testing.assert_close(both[0], want, rtol=1e-5, atol=1e-5)
+    _, tangent = torch.func.jvp(block, (x,), (x,))
+    with forward_ad.dual_level():
+        made = forward_ad.unpack_dual(block(forward_ad.make_dual(x, x)))
+    torch.testing.assert_close(made.tangent, tangent, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_shapes_alone_and_traces_have_the_plain_way() -> None:
+    block, x = res_block()
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert block(mode.from_tensor(x)).shape == x.shape
+    traced = torch.jit.trace(block, x)
+    other = x.flip(2) * 2
+    torch.testing.assert_close(traced(other), block(other), rtol=1e-5, atol=1e-5)
+    block.to("meta")
+    assert block(x.to("meta")).shape == x.shape
