@@ -41,6 +41,8 @@ def measure(settings: argparse.Namespace) -> dict[str, Any]:
     from diffusers import SanaPipeline as Reference
     from transformers import AutoTokenizer, Gemma2Config, Gemma2Model
 
+    from sanakit.models.gemma2 import Gemma2Model as Gemma2
+    from sanakit.models.gemma2 import config_of
     from sanakit.models.text_encoder import TextEncoder
     from sanakit.pipeline.prompts import COMPLEX_HUMAN_INSTRUCTION, PromptEncoder
 
@@ -54,7 +56,12 @@ def measure(settings: argparse.Namespace) -> dict[str, Any]:
     ids = tokenizer("\n".join(COMPLEX_HUMAN_INSTRUCTION))["input_ids"]
     instruction = [tokenizer.decode(ids[1 : settings.instruction_tokens])]
     theirs = Reference(tokenizer, llm, vae=None, transformer=None, scheduler=None)
-    encoder = TextEncoder(llm)
+    # As a folder is read: our network around the same weights.
+    own_config = config_of(config.to_dict())
+    assert own_config is not None
+    own = Gemma2(own_config).eval().to(llm.dtype)
+    own.load_state_dict(llm.state_dict(), assign=True)
+    encoder = TextEncoder(own)
 
     def reference(prompt: str) -> Any:
         with torch.no_grad():

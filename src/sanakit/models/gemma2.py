@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sanakit.models.outputs import ModelOutput
+from sanakit.nn.inference import Linear
 from sanakit.shapes import Text, TextMask, TokenIds
 
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -156,10 +157,10 @@ class Attention(nn.Module):
         self.head_dim = dh
         self.scaling = config.query_pre_attn_scalar**-0.5
         self.attn_logit_softcapping = config.attn_logit_softcapping
-        self.q_proj = nn.Linear(width, heads * dh, bias=False)
-        self.k_proj = nn.Linear(width, groups * dh, bias=False)
-        self.v_proj = nn.Linear(width, groups * dh, bias=False)
-        self.o_proj = nn.Linear(heads * dh, width, bias=False)
+        self.q_proj = Linear(width, heads * dh, bias=False)
+        self.k_proj = Linear(width, groups * dh, bias=False)
+        self.v_proj = Linear(width, groups * dh, bias=False)
+        self.o_proj = Linear(heads * dh, width, bias=False)
 
 
 class GatedMLP(nn.Module):
@@ -168,9 +169,9 @@ class GatedMLP(nn.Module):
     def __init__(self, config: Gemma2Config) -> None:
         super().__init__()
         width, inner = config.hidden_size, config.intermediate_size
-        self.gate_proj = nn.Linear(width, inner, bias=False)
-        self.up_proj = nn.Linear(width, inner, bias=False)
-        self.down_proj = nn.Linear(inner, width, bias=False)
+        self.gate_proj = Linear(width, inner, bias=False)
+        self.up_proj = Linear(width, inner, bias=False)
+        self.down_proj = Linear(inner, width, bias=False)
         self.act_fn = nn.GELU(approximate="tanh")
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sanakit.nn.cpu import read_few, reads_few
-from sanakit.nn.inference import read_by_rows
+from sanakit.nn.inference import Linear, read_by_rows
 from sanakit.nn.linear_attention import QK_NORM_EPS
 from sanakit.nn.norm import RMSNorm
 from sanakit.shapes import Text, TextMask, Tokens
@@ -28,12 +28,12 @@ class CrossAttention(nn.Module):
         super().__init__()
         width = heads * head_dim
         self.head_dim = head_dim
-        self.to_q = nn.Linear(width, width)
-        self.to_k = nn.Linear(width, width)
-        self.to_v = nn.Linear(width, width)
+        self.to_q = Linear(width, width)
+        self.to_k = Linear(width, width)
+        self.to_v = Linear(width, width)
         self.norm_q = RMSNorm(width, QK_NORM_EPS) if qk_norm else None
         self.norm_k = RMSNorm(width, QK_NORM_EPS) if qk_norm else None
-        self.to_out = nn.ModuleList([nn.Linear(width, width), nn.Dropout(dropout)])
+        self.to_out = nn.ModuleList([Linear(width, width), nn.Dropout(dropout)])
 
     def keys_values(self, text: Text) -> tuple[TextHeads, TextHeads]:
         """Make keys and values from projected text; they depend on neither image nor noise."""

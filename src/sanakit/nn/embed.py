@@ -10,6 +10,7 @@ from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sanakit.nn.inference import Linear
 from sanakit.shapes import Grid, Latent, PerSample, Text, Tokens
 
 FREQUENCIES = 256
@@ -83,8 +84,8 @@ class ScalarEmbed(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.linear_1 = nn.Linear(FREQUENCIES, width)
-        self.linear_2 = nn.Linear(width, width)
+        self.linear_1 = Linear(FREQUENCIES, width)
+        self.linear_2 = Linear(width, width)
 
     def forward(self, scalar: PerSample, dtype: torch.dtype) -> Float[Tensor, "b d"]:
         """Embed ``scalar``; the sinusoid is fp32, the rest is ``dtype``."""
@@ -100,7 +101,7 @@ class TimeEmbed(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.emb = nn.ModuleDict({"timestep_embedder": ScalarEmbed(width)})
-        self.linear = nn.Linear(width, 6 * width)
+        self.linear = Linear(width, 6 * width)
 
     def forward(
         self, timestep: PerSample, dtype: torch.dtype
@@ -117,7 +118,7 @@ class GuidedTimeEmbed(nn.Module):
         super().__init__()
         self.timestep_embedder = ScalarEmbed(width)
         self.guidance_embedder = ScalarEmbed(width)
-        self.linear = nn.Linear(width, 6 * width)
+        self.linear = Linear(width, 6 * width)
 
     def forward(
         self, timestep: PerSample, guidance: PerSample, dtype: torch.dtype
@@ -132,8 +133,8 @@ class TextProjection(nn.Module):
 
     def __init__(self, text_width: int, width: int) -> None:
         super().__init__()
-        self.linear_1 = nn.Linear(text_width, width)
-        self.linear_2 = nn.Linear(width, width)
+        self.linear_1 = Linear(text_width, width)
+        self.linear_2 = Linear(width, width)
 
     def forward(self, text: Text) -> Float[Tensor, "b l width"]:
         """Project each token by itself."""

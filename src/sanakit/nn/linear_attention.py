@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sanakit.nn.cpu import linear_attention_of_inputs
 from sanakit.nn.gpu import with_kernel
-from sanakit.nn.inference import attend_by_rows, infers_at_length
+from sanakit.nn.inference import Linear, attend_by_rows, infers_at_length
 from sanakit.nn.norm import RMSNorm
 from sanakit.nn.recompute import without_autocast
 from sanakit.shapes import Heads, Mix, Tokens
@@ -73,12 +73,12 @@ class LinearAttention(nn.Module):
         self.clip = clip
         self.total: Total | None = None
         """Set while processes share the tokens of a picture, for inference."""
-        self.to_q = nn.Linear(width, width, bias=bias)
-        self.to_k = nn.Linear(width, width, bias=bias)
-        self.to_v = nn.Linear(width, width, bias=bias)
+        self.to_q = Linear(width, width, bias=bias)
+        self.to_k = Linear(width, width, bias=bias)
+        self.to_v = Linear(width, width, bias=bias)
         self.norm_q = RMSNorm(width, QK_NORM_EPS) if qk_norm else None
         self.norm_k = RMSNorm(width, QK_NORM_EPS) if qk_norm else None
-        self.to_out = nn.ModuleList([nn.Linear(width, width), nn.Dropout(dropout)])
+        self.to_out = nn.ModuleList([Linear(width, width), nn.Dropout(dropout)])
 
     def forward(self, x: Tokens, *, mix: Mix | None = None) -> Tokens:
         """Mix tokens; rows where ``mix`` is False keep their own value (identity map, for PAG)."""

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from sanakit.nn.inference import Linear
 from sanakit.nn.linear_attention import Total
 from sanakit.nn.resample import to_columns, to_map
 from sanakit.shapes import AnyMap, Map
@@ -59,13 +60,13 @@ class MultiscaleLinearAttention(nn.Module):
         self.kernel_sizes = kernel_sizes
         self.total: Total | None = None
         """Set while processes share the positions of a map: all of them run in the linear form."""
-        self.to_q = nn.Linear(channels, width, bias=False)
-        self.to_k = nn.Linear(channels, width, bias=False)
-        self.to_v = nn.Linear(channels, width, bias=False)
+        self.to_q = Linear(channels, width, bias=False)
+        self.to_k = Linear(channels, width, bias=False)
+        self.to_v = Linear(channels, width, bias=False)
         self.to_qkv_multiscale = nn.ModuleList(
             MultiscaleProjection(width, heads, size) for size in kernel_sizes
         )
-        self.to_out = nn.Linear(width * (1 + len(kernel_sizes)), channels, bias=False)
+        self.to_out = Linear(width * (1 + len(kernel_sizes)), channels, bias=False)
         self.norm_out = norm
 
     @property

@@ -58,6 +58,45 @@ def test_stripes_of_16_bits_are_as_exact_as_the_whole(
         assert_close(found, expected, atol=2e-2, rtol=2e-2)
 
 
+@pytest.mark.parametrize("then", ["none", "swish"])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(1, 6), (3, 5, 6), (2, 3, 4, 6), (0, 6)])
+def test_both_libraries_multiply_alike(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], bias: bool, then: str
+) -> None:
+    torch.manual_seed(0)
+    layer = inference.Linear(6, 7, bias=bias)
+    x = torch.randn(*shape[:-1], 12)[..., ::2]
+    expected = x.double() @ layer.weight.double().mT + (0 if layer.bias is None else layer.bias)
+    if then == "swish":
+        expected = expected * expected.sigmoid()
+    monkeypatch.setattr(inference, "MULTIPLIED", 0)
+    for faster in (True, False):
+        monkeypatch.setattr(inference, "_onednn_is_faster", lambda faster=faster: faster)
+        found = inference.product(x, layer.weight, layer.bias, then=then)
+        assert_close(found.double(), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_only_large_fp32_products_that_nothing_learns_from_choose_a_library(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = inference._multiplies
+    monkeypatch.setattr(inference, "MULTIPLIED", 64)
+    x, weight = torch.zeros(2, 8), nn.Parameter(torch.zeros(4, 8))
+    assert asked(x, weight)
+    assert not asked(x[:1], weight)
+    assert not asked(x.bfloat16(), nn.Parameter(weight.bfloat16()))
+    assert not asked(x, torch.zeros(4, 8).as_subclass(Other))
+    with torch.enable_grad():
+        assert not asked(x, weight)
+    with torch.autocast("cpu"):
+        assert not asked(x, weight)
+
+
+class Other(torch.Tensor):
+    """Stands for a quantized weight."""
+
+
 def test_what_is_only_counted_goes_the_plain_way() -> None:
     assert inference.infers_on_cpu(torch.zeros(1))
     with FakeTensorMode():
