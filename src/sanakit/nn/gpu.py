@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sanakit.errors import ConfigError
+from sanakit.nn.inference import is_unhooked
 
 SWITCH = "SANAKIT_KERNELS"
 """0 in this variable of the environment turns all kernels off."""
@@ -80,5 +81,4 @@ def available() -> bool:
 
 def untouched(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether a layer is one of torch's, with nothing hooked to it, so that its weights are all."""
-    hooked = module._forward_hooks or module._forward_pre_hooks
-    return type(module) is kind and not hooked and "forward" not in vars(module)
+    return type(module) is kind and is_unhooked(module) and "forward" not in vars(module)
