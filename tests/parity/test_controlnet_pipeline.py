@@ -21,7 +21,7 @@ from sanakit import SanaControlNetModel, SanaControlNetPipeline, SanaPAGPipeline
 from sanakit.errors import ConfigError, UnknownArgumentError
 from sanakit.models.config import TransformerConfig
 from sanakit.models.transformer import LinearDiT
-from sanakit.pipeline import placement
+from sanakit.pipeline import offloading
 from sanakit.pipeline.components import Components, save_components
 from sanakit.pipeline.prompts import COMPLEX_HUMAN_INSTRUCTION
 from tiny import TRANSFORMER, assert_same_weights, tiny_components
@@ -267,7 +267,7 @@ def test_an_offloaded_branch_steers_alike(
     expected = pipe(**call, generator=seeded()).images
     getattr(pipe, way)("cpu")
     brought: list[nn.Module] = []
-    monkeypatch.setattr(placement, "bring", lambda network, _: brought.append(network))
+    monkeypatch.setattr(offloading, "bring", lambda network, _: brought.append(network))
     assert torch.equal(pipe(**call, generator=seeded()).images, expected)
     away = brought if way == "enable_model_cpu_offload" else offloaded_by_layer(pipe)
     assert {pipe.controlnet, pipe.transformer} <= {*away}

@@ -45,7 +45,7 @@ def reference_text(recipe: DiffusionRecipe) -> tuple[Tensor, Tensor]:
         if caption:
             states = prompts.encode([caption], instruction=prompts.instruction).text[0]
         else:
-            ids = torch.tensor([prompts.tokenizer("")["input_ids"]])
+            ids = torch.tensor(prompts.tokenizer([""])["input_ids"])
             assert ids.shape == (1, 1)
             with torch.no_grad():
                 states = llm(input_ids=ids, use_cache=False).last_hidden_state[0]

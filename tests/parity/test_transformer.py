@@ -191,9 +191,8 @@ def test_half_precision_follows_the_reference(
     torch.testing.assert_close(got, expected, rtol=0, atol=atol)
 
 
-@pytest.mark.slow
 def test_the_0_6b_network_agrees_at_512_pixels(rng: torch.Generator) -> None:
-    config = TRANSFORMERS["sana-0.6b-512"]
+    config = replace(TRANSFORMERS["sana-0.6b-512"], num_layers=4)  # all 28 are alike
     with torch.device("meta"):
         reference = SanaTransformer2DModel(**config_to_dict(config)).eval()
         model = LinearDiT(config).eval()

@@ -146,7 +146,7 @@ def test_shards_of_own_pictures_train_an_autoencoder_by_one_command(
     write_shards(tmp_path / "set" / "shards", {(64, 64): [4, 2], (64, 96): [2]})
     options = ["batch_size=2", "total_images=4", "perceptual=0", "side=64", "held=3"]
     pairs = [part for option in options for part in ("--set", option)]
-    arguments = ["autoencoder", "--data", "set/shards", "--out", "run", *pairs]
+    arguments = ["autoencoder", "--preset", "tiny", "--data", "set/shards", "--out", "run", *pairs]
     result = CliRunner().invoke(app, ["train", *arguments])
     assert result.exit_code == 0, (result.output, result.exception)
     assert "held_seen_psnr" in result.output
