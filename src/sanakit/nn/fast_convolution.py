@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from sanakit.nn import processor
 from sanakit.nn.inference import infers_on_cpu, is_plain, is_unhooked
+from sanakit.nn.processor import HALF
 from sanakit.shapes import AnyMap, Map
 
 WIDE = 128
@@ -75,15 +76,24 @@ class DoublingConv3x3(nn.Conv2d):
 def pays(conv: nn.Conv2d, x: Map) -> bool:
     """Whether the ways of this file are right and faster for that input.
 
-    They are for inference on a CPU in fp32, also of weights and maps that are stored in 16 bits
-    which the processor would only emulate. A graph that is recorded or compiled has the plain way.
+    They are for inference on a CPU in fp32, also of weights and maps that are stored in 16 bits,
+    unless the processor multiplies those four times as fast. A graph that is recorded or compiled
+    has the plain way.
     """
     plain = is_plain(conv, x.dtype, (Conv3x3, DoublingConv3x3))
     if not (plain and infers_on_cpu(x)) or torch.is_autocast_enabled("cpu"):
         return False
     wide = min(conv.in_channels, conv.out_channels) >= WIDE
     many = x.shape[-2] * x.shape[-1] >= MANY
-    return wide and many and (x.dtype == torch.float32 or not processor.has_units(x.dtype))
+    return wide and many and _are_fp32_faster(x.dtype)
+
+
+def _are_fp32_faster(dtype: torch.dtype) -> bool:
+    """Whether a quarter of the products in fp32 takes less time than all of them in ``dtype``."""
+    if dtype not in HALF or not processor.has_units(dtype):
+        return dtype in (torch.float32, *HALF)
+    units = processor.this_processor().units
+    return "AVX-512 bf16" in units and not any(each.startswith("AMX") for each in units)
 
 
 def convolved(conv: nn.Module, x: Map) -> AnyMap:

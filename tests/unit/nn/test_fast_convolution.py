@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -134,6 +136,25 @@ def test_emulated_16_bits_are_fp32_within(monkeypatch: pytest.MonkeyPatch) -> No
         want = plain(x.float(), layer.weight.float(), layer.bias.float(), times).bfloat16()
         assert got.dtype == torch.bfloat16
         torch.testing.assert_close(got, want, rtol=8e-3, atol=8e-3)
+
+
+@pytest.mark.parametrize(
+    ("units", "fast"),
+    [
+        (("AVX-512 bf16",), True),
+        (("AVX-512 bf16", "AMX bf16"), False),
+        (("Arm bf16",), False),
+    ],
+)
+def test_16_bits_go_the_fast_way_where_their_products_are_slower(
+    monkeypatch: pytest.MonkeyPatch, units: tuple[str, ...], fast: bool
+) -> None:
+    monkeypatch.setattr(processor, "has_units", lambda _: True)
+    monkeypatch.setattr(processor, "this_processor", lambda: SimpleNamespace(units=units))
+    layer, x = Conv3x3(128, 128).bfloat16(), torch.randn(1, 128, 32, 32)
+    assert fast_convolution.pays(layer, x.bfloat16()) is fast
+    assert fast_convolution.pays(layer.float(), x)
+    assert not fast_convolution.pays(layer.double(), x.double())
 
 
 def test_gradients_are_those_of_the_plain_layers() -> None:
