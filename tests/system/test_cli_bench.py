@@ -18,9 +18,8 @@ from sanakit.models.flops import transformer_flops
 
 ECHO = """
 import json, sys
-print(json.dumps({"before": 1}))
+print(json.dumps({"before": 1}), flush=True)
 for number, _ in enumerate(sys.stdin):
-    sys.stdout.flush()
     if number == int(sys.argv[1]):
         sys.exit("it broke")
     print(json.dumps({"wall": float(sys.argv[2]), "cpu": 1.0, "peak": 7.0}), flush=True)

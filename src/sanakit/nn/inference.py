@@ -31,6 +31,7 @@ SPARED = 1 << 15
 def infers_on_cpu(x: Tensor) -> bool:
     """Whether ``x`` is on a CPU and nothing learns from it, transforms, traces or only counts."""
     traced = torch.compiler.is_compiling() or is_tracing() or type(x) is not Tensor
+    traced = traced or torch._C._len_torch_dispatch_stack() > 0  # who counts knows plain ways
     transformed = maybe_current_level() is not None or forward_ad._current_level >= 0
     return x.device.type == "cpu" and not (torch.is_grad_enabled() or traced or transformed)
 
@@ -89,7 +90,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, *, then: str = "none
         bias: ``m``.
         then: ``none``, or ``swish``, which is SiLU.
     """
-    if _onednn_is_faster() and _multiplies(x, weight):
+    if _multiplies(x, weight) and _onednn_is_faster():
         made: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, then, [], "")
         return made
     y = F.linear(x, weight, bias)
@@ -104,10 +105,10 @@ def _onednn_is_faster() -> bool:
 
 def _multiplies(x: Tensor, weight: Tensor) -> bool:
     return (
-        x.dtype == weight.dtype == torch.float32
+        infers_on_cpu(x)
+        and x.dtype == weight.dtype == torch.float32
         and x.numel() * len(weight) >= MULTIPLIED
         and type(weight) in (Tensor, nn.Parameter)
-        and infers_on_cpu(x)
         and not torch.is_autocast_enabled("cpu")
     )
 
@@ -177,7 +178,8 @@ def mix_in_stripes(x: Map, widen: nn.Conv2d, depth: nn.Conv2d, narrow: nn.Conv2d
 
 def _activate(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
     """SiLU of a product, written to its place."""
-    if bias is None or not has_units(x.dtype) or _multiplies(x, weight):
+    chosen = _multiplies(x, weight) and _onednn_is_faster()
+    if bias is None or not has_units(x.dtype) or chosen:
         out.copy_(product(x, weight, bias, then="swish"))
     else:
         torch.addmm(bias, x.flatten(0, -2), weight.mT, out=out.flatten(0, -2))
