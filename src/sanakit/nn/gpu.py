@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from sanakit.errors import ConfigError
-from sanakit.nn.inference import is_unhooked
 
 SWITCH = "SANAKIT_KERNELS"
 """0 in this variable of the environment turns all kernels off."""
@@ -77,8 +76,3 @@ def available() -> bool:
     if switch not in ("0", "1"):
         raise ConfigError(f"{SWITCH}={switch!r} is neither 0 nor 1", hint=f"{SWITCH}=0 is off")
     return switch == "1" and torch.cuda.is_available() and find_spec("triton") is not None
-
-
-def untouched(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a layer is one of torch's, with nothing hooked to it, so that its weights are all."""
-    return type(module) is kind and is_unhooked(module) and "forward" not in vars(module)

@@ -51,6 +51,11 @@ def is_unhooked(layer: nn.Module) -> bool:
     )
 
 
+def untouched(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a layer is one of torch's, with nothing hooked to it, so that its weights are all."""
+    return type(module) is kind and is_unhooked(module) and "forward" not in vars(module)
+
+
 def is_plain(layer: nn.Module, dtype: torch.dtype, kinds: Sequence[type]) -> bool:
     """Whether a convolution is its weight, in ``dtype``, with zeros around the map.
 
