@@ -18,6 +18,7 @@ from sanakit.cli import (
     generate,
     models,
     quantize,
+    serve,
     train,
 )
 from sanakit.cli.errors import FriendlyGroup
@@ -59,6 +60,7 @@ app.command("info")(generate.info)
 app.command("again")(generate.again)
 app.command("convert")(convert.convert)
 app.command("quantize")(quantize.quantize)
+app.command("serve")(serve.serve)
 app.command("doctor")(doctor.doctor)
 app.command("bench")(bench.bench)
 app.add_typer(data.app, name="data")

@@ -1,0 +1,121 @@
+"""`sanakit serve`: draw for many, over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sanakit.cli.generate import EMBEDDED
+from sanakit.cli.machine import AUTO, DTYPES, Device, Dtype, Machine, Quantize
+from sanakit.cli.options import ControlNet, Decoder, Model, Offline
+from sanakit.cli.terminal import say
+from sanakit.errors import ConfigError
+from sanakit.files import expanded
+
+EXTRA = 'pip install "sanakit[serve]"'
+
+
+def serve(
+    model: Model = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
+    no_ui: Annotated[bool, typer.Option("--no-ui", help="Routes only, no page.")] = False,
+    queue: Annotated[int, typer.Option(min=1, help="Requests that may wait.")] = 64,
+    at_once: Annotated[
+        int, typer.Option(min=1, max=32, help="Requests that advance together, a step each.")
+    ] = 4,
+    deadline: Annotated[
+        float | None, typer.Option(help="Seconds for a request that names none.")
+    ] = None,
+    history: Annotated[
+        Path | None, typer.Option(help="Folder of finished pictures and the queue.")
+    ] = None,
+    history_size: Annotated[
+        float, typer.Option(help="GB of pictures to keep; the oldest go first.")
+    ] = 10.0,
+    drain: Annotated[
+        float, typer.Option(help="Seconds that SIGTERM gives to what is being drawn.")
+    ] = 60.0,
+    lora: Annotated[
+        list[str] | None, typer.Option(help="NAME=FILE, or FILE:0.7. May be repeated.")
+    ] = None,
+    controlnet: ControlNet = None,
+    decoder: Decoder = None,
+    offline: Offline = False,
+    device: Device = AUTO,
+    dtype: Dtype = None,
+    quantize: Quantize = None,
+) -> None:
+    """Draw for many, over HTTP: jobs, events, a page, and the shapes that clients know."""
+    machine = Machine(device=device, dtype=dtype, quantize=quantize)
+    try:
+        import uvicorn
+
+        from sanakit.serve.app import create_app
+    except ImportError as error:
+        raise ConfigError(f"serving needs {error.name}", hint=EXTRA) from error
+    from platformdirs import user_data_path
+
+    from sanakit.serve.history import History
+    from sanakit.serve.jobs import JobService
+    from sanakit.serve.settings import ServeSettings
+    from sanakit.serve.worker_process import WorkerProcess
+
+    name = model or EMBEDDED
+    kept = History(
+        user_data_path("sanakit") / "serve" if history is None else expanded(history),
+        most_bytes=int(history_size * 1e9),
+    )
+    wanted: dict[str, Any] = {
+        "model": name,
+        "device": str(machine.place(name)),
+        "dtype": None if dtype is None else DTYPES[dtype],
+        "quantize": quantize,
+        "decoder": decoder,
+        "controlnet": controlnet,
+        "offline": offline,
+        "loras": {},
+        "inputs": str(kept.inputs),
+        "at_once": at_once,
+    }
+    settings = ServeSettings(model=name, ui=not no_ui, host=host, port=port)
+
+    async def run() -> None:
+        service = JobService(
+            WorkerProcess(wanted), kept, queue=queue, at_once=at_once, deadline=deadline
+        )
+        server = uvicorn.Server(
+            uvicorn.Config(
+                create_app(service, settings),
+                host=host,
+                port=port,
+                log_level="warning",
+                timeout_graceful_shutdown=5,
+            )
+        )
+        await _run_until_told(server, service, drain)
+
+    say(f"http://{host}:{port}", err=True)
+    asyncio.run(run())
+
+
+async def _run_until_told(server: Any, service: Any, drain: float) -> None:
+    """Run; SIGTERM and Ctrl-C first finish what is being drawn, a second one ends at once."""
+    loop = asyncio.get_running_loop()
+    ending: list[asyncio.Task[None]] = []
+
+    async def end() -> None:
+        await service.stop(patience=drain)
+        server.should_exit = True
+
+    def told() -> None:
+        if ending:
+            server.should_exit = server.force_exit = True
+        else:
+            ending.append(asyncio.create_task(end()))
+
+    server.handle_exit = lambda number, frame: loop.call_soon_threadsafe(told)
+    await server.serve()

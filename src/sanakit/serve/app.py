@@ -1,0 +1,191 @@
+"""The application: native routes over a `JobService`, and where the other shapes hang on."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Header, Path, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+
+from sanakit.errors import DataError, SanakitError
+from sanakit.pipeline.png import read_settings
+from sanakit.serve import reference
+from sanakit.serve.jobs import JobService, KeyConflict, NotTaken, QueueFull, UnknownJob
+from sanakit.serve.requests import JOB_ID, DrawRequest, JobView
+from sanakit.serve.settings import ServeSettings
+from sanakit.serve.streams import server_sent
+
+Id = Annotated[str, Path(pattern=JOB_ID)]
+STATUS: dict[type[SanakitError], tuple[int, str]] = {
+    QueueFull: (429, "queue_full"),
+    NotTaken: (503, "unavailable"),
+    KeyConflict: (409, "idempotency_conflict"),
+    UnknownJob: (404, "not_found"),
+}
+STYLE = "/docs/style.css"
+
+
+def owner_of(request: Request) -> str:
+    """Who asks: the name of the key, where keys are asked for."""
+    return getattr(request.state, "owner", "")
+
+
+def error_body(message: str, code: str, *, param: str | None = None, server: bool = False) -> Any:
+    """Give an error in the shape that OpenAI's clients read."""
+    kind = "server_error" if server else "invalid_request_error"
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def create_app(service: JobService, settings: ServeSettings) -> FastAPI:
+    """Give the application of a service; it is started and stopped by whoever runs it."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await service.start()
+        yield
+        await service.stop()
+
+    app = FastAPI(title="sanakit", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.add_exception_handler(SanakitError, _told)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    _native(app, service)
+    _watched(app, service)
+    _documented(app)
+    return app
+
+
+def _native(app: FastAPI, service: JobService) -> None:
+    @app.post("/jobs", status_code=202)
+    async def submit(
+        wanted: DrawRequest,
+        request: Request,
+        idempotency_key: Annotated[str | None, Header(max_length=200)] = None,
+    ) -> JobView:
+        """Queue a drawing; the same Idempotency-Key gives the same job."""
+        owner = owner_of(request)
+        job = await service.submit(wanted, owner=owner, idempotency_key=idempotency_key)
+        return service.view(job)
+
+    @app.get("/jobs")
+    async def jobs(
+        request: Request,
+        limit: Annotated[int, Query(ge=1, le=200)] = 50,
+        before: Annotated[str | None, Query(pattern=JOB_ID)] = None,
+    ) -> list[JobView]:
+        """List jobs, the newest first, those before another one."""
+        found = await service.recent(limit, before, owner_of(request))
+        return [service.view(job) for job in found]
+
+    @app.get("/jobs/{job}")
+    async def job(job: Id, request: Request) -> JobView:
+        """How far a job is."""
+        return service.view(await service.get(job, owner_of(request)))
+
+    @app.get("/jobs/{job}/events", response_class=StreamingResponse)
+    async def events(
+        job: Id,
+        request: Request,
+        last_event_id: Annotated[int, Header(ge=0)] = 0,
+    ) -> StreamingResponse:
+        """Server-sent events of a job, those after Last-Event-ID."""
+        owner = owner_of(request)
+        await service.get(job, owner)
+        stream = server_sent(service.events(job, last_event_id, owner))
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
+
+    @app.post("/jobs/{job}/cancel")
+    async def cancel(job: Id, request: Request) -> JobView:
+        """End a job: at once where it waits, after its step where it is drawn."""
+        return service.view(await service.cancel(job, owner_of(request)))
+
+    @app.delete("/jobs/{job}", status_code=204)
+    async def remove(job: Id, request: Request) -> None:
+        """Cancel and forget a job with its pictures."""
+        await service.remove(job, owner_of(request))
+
+    @app.get("/jobs/{job}/images/{index}", response_class=Response)
+    async def image(job: Id, index: Annotated[int, Path(ge=0)], request: Request) -> Response:
+        """A finished picture as PNG, with its settings inside."""
+        found = await service.get(job, owner_of(request))
+        data = await service.image_bytes(found, index)
+        return Response(data, media_type="image/png", headers={"Cache-Control": "private"})
+
+    @app.post("/settings")
+    async def settings_of(request: Request) -> DrawRequest:
+        """Read the settings inside a PNG, as a request that draws it again."""
+        return request_in(await request.body())
+
+
+def request_in(png: bytes) -> DrawRequest:
+    """Give the request that draws a PNG again, as far as its settings are a request's.
+
+    Raises:
+        DataError: it carries none that are.
+    """
+    found = read_settings(png)
+    known = {name: found[name] for name in DrawRequest.model_fields if found.get(name) is not None}
+    try:
+        return DrawRequest(**known)
+    except ValueError as error:
+        raise DataError(f"the picture's settings are no request: {_first(error)[1]}") from error
+
+
+def _watched(app: FastAPI, service: JobService) -> None:
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """Whether the server answers."""
+        return {"status": "ok"}
+
+    @app.get("/readyz")
+    async def readyz() -> JSONResponse:
+        """Whether a model is loaded and requests are taken."""
+        state = service.broken or ("draining" if service.draining else "loading")
+        if service.ready:
+            return JSONResponse({"status": "ready"})
+        return JSONResponse({"status": state}, 503)
+
+    @app.get("/metrics", response_class=Response)
+    async def metrics() -> Response:
+        """Figures for Prometheus."""
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    @app.get("/capabilities")
+    async def capabilities() -> dict[str, Any]:
+        """What the model and the server can do."""
+        if not service.capabilities:
+            raise NotTaken("the model is loading", hint="try again in a moment")
+        return service.capabilities
+
+
+def _documented(app: FastAPI) -> None:
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(reference.page(app.openapi(), STYLE))
+
+    @app.get(STYLE, include_in_schema=False)
+    async def style() -> Response:
+        return Response(reference.STYLE, media_type="text/css")
+
+
+async def _told(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, SanakitError)
+    status, code = STATUS.get(type(error), (400, "invalid_value"))
+    said = error.message + (f"; {error.hint}" if error.hint else "")
+    headers = {"Retry-After": str(error.retry_after)} if isinstance(error, QueueFull) else None
+    return JSONResponse(error_body(said, code, server=status >= 500), status, headers)
+
+
+async def _invalid(request: Request, error: Exception) -> JSONResponse:
+    param, said = _first(error)
+    return JSONResponse(error_body(said, "invalid_value", param=param), 400)
+
+
+def _first(error: Any) -> tuple[str | None, str]:
+    """The field and what is wrong with it, of what pydantic found first."""
+    found = error.errors()[0]
+    param = ".".join(str(part) for part in found["loc"] if part not in ("body", "query", "path"))
+    return param or None, f"{param or 'the body'}: {found['msg']}"
