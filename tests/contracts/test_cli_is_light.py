@@ -41,9 +41,11 @@ def test_asking_for_help_loads_nothing_slow() -> None:
     assert not SLOW & set(loaded)
 
 
-# Imported only for what asks for them: other language models, offloading, compiling, evaluation.
+# Imported only for what asks for them: other language models, offloading, compiling, evaluation,
+# and the hub with its HTTP client, for what is not on this disk.
 NEEDLESS = {"transformers", "accelerate", "torchvision", "scipy", "pandas", "sklearn", "matplotlib"}
 NEEDLESS |= {"peft", "torchao", "bitsandbytes", "diffusers"}
+NEEDLESS |= {"sanakit.weights.hub", "huggingface_hub.file_download", "httpx", "requests"}
 NEEDLESS |= {"torch._dynamo", "torch._inductor", "sympy", "torch.utils.tensorboard"}
 
 

@@ -46,7 +46,6 @@ from sanakit.quant.quantize import is_quantized, quantize, restore
 from sanakit.untrusted import whole_number
 from sanakit.weights.catalog import checkpoint_behind, find_checkpoint
 from sanakit.weights.dtypes import as_trained, overflowing_of, resolve_dtypes
-from sanakit.weights.hub import upload
 from sanakit.weights.layout import CONFIG, LM_STEM, PLAIN, STEM, stored_variant
 from sanakit.weights.lockfile import asking
 from sanakit.weights.resolve import component_folder
@@ -257,6 +256,8 @@ class Saved:
         folder = Path(save_directory)
         self._write(folder, variant=variant, max_shard_bytes=size)
         if push_to_hub:
+            from sanakit.weights.hub import upload  # noqa: PLC0415 - slow
+
             upload(
                 folder,
                 folder.name if repo_id is None else repo_id,

@@ -20,7 +20,6 @@ from sanakit.files import listed, names_in
 from sanakit.nn.lora import is_plain
 from sanakit.untrusted import number, parse_json, read_file, shown
 from sanakit.weights.convert.keymaps import original_layers
-from sanakit.weights.hub import fetch_files
 from sanakit.weights.resolve import REPOSITORY
 from sanakit.weights.store import read_tensors, write_tensors
 
@@ -213,6 +212,8 @@ def find_lora(
     def choose(names: Collection[str]) -> list[str]:
         own = [name.removeprefix(below) for name in names if name.startswith(below)]
         return [below + name for name in _weights_in(own, weight_name, source)]
+
+    from sanakit.weights.hub import fetch_files  # noqa: PLC0415 - slow
 
     place, chosen = fetch_files(source, choose, revision=revision, offline=offline)
     return place / chosen[0]

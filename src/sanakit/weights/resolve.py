@@ -10,7 +10,6 @@ from pathlib import Path
 
 from sanakit.errors import ConfigError, MissingModelError, nearest_names
 from sanakit.files import expanded, listed, names_in
-from sanakit.weights import hub
 from sanakit.weights.catalog import Checkpoint, find_checkpoint, nearest_models
 from sanakit.weights.layout import CONFIG, INDEX
 
@@ -97,6 +96,8 @@ def resolve_model(
         raise _unknown(name_or_folder, name)
     at = name.partition("@")[1:]
     repository = name if checkpoint is None else checkpoint.repository + "".join(at)
+    from sanakit.weights import hub  # noqa: PLC0415 - slow, and not read for what is on this disk
+
     folder = hub.fetch(
         repository,
         variant=variant,
