@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Header, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from fastapi.staticfiles import StaticFiles
 
 from sanakit.errors import DataError, SanakitError
 from sanakit.pipeline.png import read_settings
@@ -54,6 +55,8 @@ def create_app(service: JobService, settings: ServeSettings) -> FastAPI:
     _native(app, service)
     _watched(app, service)
     _documented(app)
+    if settings.ui:
+        app.mount("/", StaticFiles(packages=[(__package__, "page")], html=True))
     return app
 
 
