@@ -16,6 +16,7 @@ from sanakit.cli import (
     edit,
     evaluate,
     generate,
+    keys,
     models,
     quantize,
     serve,
@@ -67,6 +68,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(train.app, name="train")
 app.add_typer(evaluate.app, name="eval")
 app.add_typer(models.app, name="models")
+app.add_typer(keys.app, name="keys")
 
 
 def main() -> None:

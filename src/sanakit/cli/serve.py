@@ -27,6 +27,25 @@ def serve(
     at_once: Annotated[
         int, typer.Option(min=1, max=32, help="Requests that advance together, a step each.")
     ] = 4,
+    keys: Annotated[
+        Path | None, typer.Option(help="File of keys to ask for; sanakit keys add makes one.")
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="A name this server goes by. May be repeated.")
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(help="https://NAME of a page elsewhere that may ask. May be repeated."),
+    ] = None,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Pixels of a picture.")] = 2048 * 2048,
+    max_steps: Annotated[int, typer.Option(min=1, max=1000, help="Steps of a request.")] = 150,
+    max_count: Annotated[int, typer.Option(min=1, help="Pictures of a request.")] = 10,
+    blocked_words: Annotated[
+        Path | None, typer.Option(help="File of words that no prompt may hold, one a line.")
+    ] = None,
+    check_output: Annotated[
+        bool, typer.Option("--check-output", help="Hold back pictures unfit for work.")
+    ] = False,
     deadline: Annotated[
         float | None, typer.Option(help="Seconds for a request that names none.")
     ] = None,
@@ -54,6 +73,7 @@ def serve(
     try:
         import uvicorn
 
+        from sanakit.serve.access import Access, Keys, scrub_logs
         from sanakit.serve.app import create_app
     except ImportError as error:
         raise ConfigError(f"serving needs {error.name}", hint=EXTRA) from error
@@ -61,10 +81,23 @@ def serve(
 
     from sanakit.serve.history import History
     from sanakit.serve.jobs import JobService
+    from sanakit.serve.limits import Limits
+    from sanakit.serve.moderation import BlockedWords, OutputChecker
     from sanakit.serve.settings import ServeSettings
     from sanakit.serve.worker_process import WorkerProcess
 
     name = model or EMBEDDED
+    asked = None if keys is None else Keys(expanded(keys))
+    settings = ServeSettings(
+        model=name,
+        ui=not no_ui,
+        access=Access(
+            host=host, keys=asked, hosts=tuple(allow_host or ()), origins=tuple(allow_origin or ())
+        ),
+        limits=Limits(pixels=max_pixels, steps=max_steps, count=max_count),
+        blocked=BlockedWords.of(()) if blocked_words is None else BlockedWords.read(blocked_words),
+    )
+    fit = OutputChecker() if check_output else None
     kept = History(
         user_data_path("sanakit") / "serve" if history is None else expanded(history),
         most_bytes=int(history_size * 1e9),
@@ -81,11 +114,17 @@ def serve(
         "inputs": str(kept.inputs),
         "at_once": at_once,
     }
-    settings = ServeSettings(model=name, ui=not no_ui, host=host, port=port)
 
     async def run() -> None:
         service = JobService(
-            WorkerProcess(wanted), kept, queue=queue, at_once=at_once, deadline=deadline
+            WorkerProcess(wanted),
+            kept,
+            queue=queue,
+            at_once=at_once,
+            deadline=deadline,
+            check=settings.check,
+            most_of=(lambda owner: 0) if asked is None else asked.concurrency,
+            fit=fit,
         )
         server = uvicorn.Server(
             uvicorn.Config(
@@ -96,6 +135,7 @@ def serve(
                 timeout_graceful_shutdown=5,
             )
         )
+        scrub_logs()
         await _run_until_told(server, service, drain)
 
     say(f"http://{host}:{port}", err=True)

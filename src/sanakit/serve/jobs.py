@@ -9,7 +9,7 @@ import io
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
@@ -35,16 +35,17 @@ logger = logging.getLogger(__name__)
 class QueueFull(SanakitError):
     """The queue takes no more; ``retry_after`` is in seconds."""
 
-    def __init__(self, length: int, retry_after: int) -> None:
-        super().__init__(
-            f"{length} requests are waiting, and no more are taken",
-            hint=f"try again in {retry_after} s",
-        )
+    def __init__(self, said: str, retry_after: int) -> None:
+        super().__init__(said, hint=f"try again in {retry_after} s")
         self.retry_after = retry_after
 
 
 class NotTaken(SanakitError):
     """The server is going down, or has no model."""
+
+
+class NotShown(SanakitError):
+    """A picture that the output checker holds back."""
 
 
 class KeyConflict(SanakitError):
@@ -107,7 +108,9 @@ class JobService:
         queue: int = 64,
         at_once: int = 4,
         deadline: float | None = None,
-        check: Callable[[DrawRequest, dict[str, Any]], None] = lambda request, able: None,
+        check: Callable[[DrawRequest, dict[str, Any]], Awaitable[None]] | None = None,
+        most_of: Callable[[str], int] = lambda owner: 0,
+        fit: Callable[[bytes], bool] | None = None,
     ) -> None:
         """Take who draws and where it is kept.
 
@@ -118,8 +121,11 @@ class JobService:
             at_once: requests that advance together.
             deadline: seconds that a request gets which names none.
             check: refuses what the server's limits or the model, as ``capabilities`` tells, forbid.
+            most_of: how many of an owner's jobs may be under way; 0 is any number.
+            fit: whether a PNG may be shown; with it, there are no previews.
         """
         self.worker, self.history, self.check = worker, history, check
+        self.most_of, self.fit = most_of, fit
         self.most_waiting, self.at_once, self.deadline = queue, at_once, deadline
         self.capabilities: dict[str, Any] = {}
         self.broken: str | None = None
@@ -186,7 +192,8 @@ class JobService:
         """
         if self.draining or self.broken:
             raise NotTaken(self.broken or "the server is going down", hint="try again later")
-        self.check(request, self.capabilities)
+        if self.check is not None:
+            await self.check(request, self.capabilities)
         request = await self._with_inputs(request)
         if idempotency_key is not None:
             row = await self._on_disk(self.history.of_key, owner, idempotency_key)
@@ -194,7 +201,12 @@ class JobService:
                 return self._same(request, row)
         if len(self._waiting) >= self.most_waiting:
             self.metrics.refused.inc()
-            raise QueueFull(len(self._waiting), self._retry_after())
+            said = f"{len(self._waiting)} requests are waiting, and no more are taken"
+            raise QueueFull(said, self._retry_after())
+        most = self.most_of(owner)
+        if most and sum(one.owner == owner and not one.over for one in self._jobs.values()) >= most:
+            self.metrics.refused.inc()
+            raise QueueFull(f"{owner} has {most} drawings under way", self._retry_after())
         if request.seed is None:
             request = request.model_copy(update={"seed": secrets.randbelow(1 << 32)})
         job = Job(secrets.token_hex(16), owner, request, time.time())
@@ -399,6 +411,8 @@ class JobService:
         )
 
     def _on_preview(self, job: Job, message: Message, data: bytes) -> None:
+        if self.fit is not None:
+            return
         kept = [e for e in job.log if e.kind != "preview" or "partial_image_index" in e.data]
         job.log[:] = kept
         shown = {key: value for key, value in message.items() if key not in ("kind", "job")}
@@ -408,14 +422,21 @@ class JobService:
         place, seed = message["place"], message["seed"]
         height, width = message["height"], message["width"]
         size = {"width": width, "height": height}
-        kept = self._later(self.history.keep, job.id, place, data, seed=seed, **size)
+        kept = self._later(self._keep, job.id, place, data, seed=seed, **size)
         # Told of when it is on the disk: whoever asks then finds it.
         kept.add_done_callback(lambda done: self._kept(job, done, place, seed, size))
+
+    def _keep(self, job: str, place: int, png: bytes, **about: int) -> None:
+        if self.fit is not None and not self.fit(png):
+            raise NotShown("the output checker holds the picture back")
+        self.history.keep(job, place, png, **about)
 
     def _kept(
         self, job: Job, done: asyncio.Future[Any], place: int, seed: int, size: dict[str, int]
     ) -> None:
-        if (error := done.exception()) is not None:
+        if isinstance(error := done.exception(), NotShown):
+            self._cancel(job, "failed", error.message, "blocked")
+        elif error is not None:
             self._cancel(job, "failed", f"the picture could not be kept: {error}", "disk")
         elif not job.over:
             view = ImageView(url=f"/jobs/{job.id}/images/{place}", seed=seed, **size)

@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sanakit.serve.access import Access
+from sanakit.serve.limits import Limits
+from sanakit.serve.moderation import BlockedWords
+from sanakit.serve.requests import DrawRequest
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServeSettings:
-    """``ui`` serves the page; ``max_body`` is what a request may carry, in bytes."""
+    """``ui`` serves the page; what is refused is told by ``access``, ``limits`` and ``blocked``."""
 
     model: str
     ui: bool = True
-    host: str = "127.0.0.1"
-    port: int = 8000
+    access: Access = field(default_factory=Access)
+    limits: Limits = field(default_factory=Limits)
+    blocked: BlockedWords = field(default_factory=lambda: BlockedWords.of(()))
+    started: float = field(default_factory=time.time)
+
+    async def check(self, request: DrawRequest, able: Mapping[str, Any]) -> None:
+        """Judge a request; ``able`` is what the model can do.
+
+        Raises:
+            Refused: 400 with what is at fault.
+        """
+        self.limits.check(request, able)
+        self.blocked.check(request.prompt)
+        await self.limits.check_pictures(request)

@@ -1,4 +1,4 @@
-"""Jobs over a connection that may break: events as they come, and pictures waited for."""
+"""Events of a job over a connection that may break."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 
-from fastapi import Request
-
-from sanakit.serve.jobs import Job, JobEvent, JobService
+from sanakit.serve.jobs import JobEvent
 
 HEARTBEAT = 15.0
 """Seconds of silence after which a comment says that the connection stands."""
@@ -39,17 +37,3 @@ async def server_sent(events: AsyncIterator[JobEvent]) -> AsyncIterator[bytes]:
     finally:
         if coming is not None:
             coming.cancel()
-
-
-async def drawn_for(service: JobService, job: Job, connection: Request) -> Job:
-    """Wait for a job; cancel it when its client goes away."""
-    over = asyncio.ensure_future(service.wait(job.id, job.owner))
-    try:
-        while not (await asyncio.wait([over], timeout=0.5))[0]:
-            if await connection.is_disconnected():
-                break
-        return over.result() if over.done() else await service.cancel(job.id, job.owner)
-    finally:
-        if not over.done():
-            over.cancel()
-            await service.cancel(job.id, job.owner)

@@ -1,0 +1,67 @@
+"""A request that is answered by its pictures: wait for its job, and end it where nobody waits.
+
+For the shapes of wire whose clients wait; clients of jobs ask by themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from fastapi import Request
+
+from sanakit.serve.refusals import Refused
+
+if TYPE_CHECKING:
+    from sanakit.serve.jobs import Job, JobService
+
+STATUS = {
+    "invalid_request": 400,
+    "blocked": 400,
+    "deadline": 504,
+    "cancelled": 409,
+}
+"""Status for the word that a failed job has; 500 for any other."""
+
+
+def owner_of(request: Request) -> str:
+    """Give the name of the key that a request came with; empty where none is needed."""
+    return getattr(request.state, "owner", "")
+
+
+async def until_gone(request: Request) -> None:
+    """Wait until the client has closed its connection."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def drawn(service: JobService, job: Job, request: Request) -> Job:
+    """Wait for a job's pictures; a client that leaves ends it.
+
+    Raises:
+        Refused: it failed or was cancelled.
+    """
+    gone = asyncio.ensure_future(until_gone(request))
+    done = asyncio.ensure_future(service.wait(job.id, job.owner))
+    try:
+        await asyncio.wait({gone, done}, return_when=asyncio.FIRST_COMPLETED)
+        if not done.done():
+            raise Refused(499, "the client is gone", code="cancelled")
+        finished = done.result()
+    finally:
+        gone.cancel()
+        if not done.done():
+            done.cancel()
+            await service.cancel(job.id, job.owner)
+    if finished.state != "done":
+        raise failure(finished)
+    return finished
+
+
+def failure(job: Job) -> Refused:
+    """Give what is answered for a job that has no pictures."""
+    if not job.over:  # the server is going down, and draws it when it is back
+        return Refused(503, "the server is going down", code="draining")
+    code = "cancelled" if job.state == "cancelled" else job.code or "internal_error"
+    said = job.error or ("the job was cancelled" if code == "cancelled" else "the job failed")
+    return Refused(STATUS.get(code, 500), said, code=code)

@@ -1,0 +1,221 @@
+"""What one request may ask for: sizes, counts, lengths, pictures, judged before work is done.
+
+A body is counted while it comes in; a picture is decoded only after its header was judged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import functools
+import re
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sanakit.errors import check_unicode, did_you_mean
+from sanakit.images.decode import BadPicture, DecodeLimits, decode
+from sanakit.serve.refusals import Refused, send_refusal
+from sanakit.serve.requests import DrawRequest
+
+if TYPE_CHECKING:
+    from sanakit.images.decode import Picture
+
+P = ParamSpec("P")
+R = TypeVar("R")
+DATA_URL = re.compile(r"data:image/[a-z0-9.+-]{1,40};base64,", re.IGNORECASE)
+STORED = re.compile(r"sha256:[0-9a-f]{64}")
+_DECODERS = ThreadPoolExecutor(2, thread_name_prefix="decode-picture")
+"""Few, since each decode takes memory, and none of the event loop's own."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """The most that a request may ask for; ``body_bytes`` is of one body, ``all_bodies`` of all."""
+
+    body_bytes: int = 32 << 20
+    all_bodies: int = 256 << 20
+    body_seconds: float = 30.0
+    pixels: int = 2048 * 2048
+    longest_side: int = 8192
+    steps: int = 150
+    count: int = 10
+    prompt_length: int = 8000
+    loras: int = 8
+    picture_pixels: int = 1 << 24
+    deadline: float = 3600.0
+
+    def check(self, request: DrawRequest, able: Mapping[str, Any]) -> None:
+        """Judge the numbers, texts and names of a request; ``able`` is what the model can do.
+
+        Raises:
+            Refused: 400 with the name of the first that is too much, or of what is not there.
+        """
+        for name in ("prompt", "negative_prompt"):
+            text = getattr(request, name)
+            if len(text) > self.prompt_length:
+                raise _over(name, f"has {len(text)} characters", f"{self.prompt_length} are taken")
+            check_unicode(text, name)
+        for name, value, most in (
+            ("num_steps", request.num_steps, self.steps),
+            ("count", request.count, self.count),
+            ("lora", len(request.lora), self.loras),
+            ("deadline", request.deadline, self.deadline),
+            ("width", request.width, self.longest_side),
+            ("height", request.height, self.longest_side),
+        ):
+            if value is not None and value > most:
+                raise _over(name, f"is {value:g}", f"{most:g} is the most here")
+        named = [("solver", request.solver), *(("lora", name) for name in request.lora)]
+        for name, given in named:
+            known = able.get(f"{name}s")
+            if given is not None and known is not None and given not in known:
+                said = did_you_mean(given[:80], known) if known else "there is none"
+                raise Refused(400, f"{name} {given[:80]!r} is not here; {said}", param=name)
+        if request.control is not None and not able.get("supports", {}).get("control", True):
+            raise Refused(400, "the model follows no picture", param="control")
+        usual = able.get("default_size", 1)
+        if request.height is not None or request.width is not None:
+            self._check_pixels(request.height or usual, request.width or usual)
+
+    async def check_pictures(self, request: DrawRequest) -> None:
+        """Decode the pictures of a request once, away from the event loop, to judge them.
+
+        Raises:
+            Refused: 400, no picture, a damaged one, or one that is too large.
+        """
+        if request.edit is None and request.control is None:
+            return
+        await decoding(self._check_pictures, request)
+
+    def _check_pictures(self, request: DrawRequest) -> None:
+        sizes: dict[str, tuple[int, int]] = {}
+        given = []
+        if request.edit is not None:
+            given += [("image", request.edit.image), ("mask", request.edit.mask)]
+        if request.control is not None:
+            given += [("control.image", request.control.image)]
+        for name, text in given:
+            if text is None or STORED.fullmatch(text):
+                continue
+            found = self.picture(picture_bytes(text, name), name)
+            sizes[name] = found.height, found.width
+            if name == "mask":
+                continue
+            left, top, right, bottom = (
+                request.edit.expand if request.edit and name == "image" else (0, 0, 0, 0)
+            )
+            if request.height is None or request.width is None:
+                self._check_pixels(
+                    found.height + max(top, 0) + max(bottom, 0),
+                    found.width + max(left, 0) + max(right, 0),
+                )
+        if "mask" in sizes and "image" in sizes and sizes["mask"] != sizes["image"]:
+            (height, width), (tall, wide) = sizes["image"], sizes["mask"]
+            raise Refused(
+                400,
+                f"mask is {wide} x {tall}, and the image {width} x {height}",
+                param="mask",
+                code="bad_picture",
+            )
+
+    def picture(self, data: bytes, name: str) -> Picture:
+        """Decode a picture that a client sent.
+
+        Raises:
+            Refused: 400 with what is wrong with it.
+        """
+        try:
+            return decode(data, limits=DecodeLimits(max_pixels=self.picture_pixels))
+        except BadPicture as error:
+            raise Refused(400, f"{name}: {error.message}", param=name, code="bad_picture") from None
+
+    def _check_pixels(self, height: int, width: int) -> None:
+        if height * width > self.pixels:
+            raise _over("size", f"{width}x{height} is too large", f"{self.pixels} pixels are drawn")
+
+
+async def decoding(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Do what decodes pictures away from the event loop, a few at a time."""
+    call = functools.partial(work, *args, **kwargs)
+    return await asyncio.get_running_loop().run_in_executor(_DECODERS, call)
+
+
+def picture_bytes(text: str, name: str) -> bytes:
+    """Give the bytes of a picture in base64 or in a ``data:`` URL; no other URL is ever opened.
+
+    Raises:
+        Refused: 400, neither.
+    """
+    start = DATA_URL.match(text)
+    if start is None and re.match(r"[A-Za-z][A-Za-z0-9+.-]{0,20}:", text):
+        raise Refused(
+            400,
+            f"{name} is a URL, and none is fetched here; send the picture's bytes in base64",
+            param=name,
+            code="url_not_fetched",
+        )
+    try:
+        return base64.b64decode(text[start.end() if start else 0 :], validate=True)
+    except (binascii.Error, ValueError):
+        raise Refused(400, f"{name} is not base64", param=name, code="bad_picture") from None
+
+
+def _over(name: str, what: str, most: str) -> Refused:
+    return Refused(400, f"{name} {what}, and {most}", param=name, code="over_limit")
+
+
+class BodyLimit:
+    """Counts bodies while they come in, of one request and of all, and waits for none for long."""
+
+    def __init__(self, app: ASGIApp, limits: Limits) -> None:
+        """Stand before ``app``."""
+        self.app, self.limits = app, limits
+        self.held = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        limits, mine, whole = self.limits, 0, False
+        claimed = dict(scope["headers"]).get(b"content-length", b"0")
+        if not claimed.isdigit() or len(claimed) > 18 or int(claimed) > limits.body_bytes:
+            await send_refusal(scope, send, _too_large(limits))
+            return
+
+        async def counted() -> Message:
+            nonlocal mine, whole
+            if whole:
+                return await receive()
+            try:
+                message = await asyncio.wait_for(receive(), limits.body_seconds)
+            except asyncio.TimeoutError:
+                raise Refused(408, "the request's body did not come", code="slow_body") from None
+            size = len(message.get("body", b""))
+            mine, self.held = mine + size, self.held + size
+            whole = message["type"] != "http.request" or not message.get("more_body", False)
+            if mine > limits.body_bytes:
+                raise _too_large(limits)
+            if self.held > limits.all_bodies:
+                raise Refused(
+                    503,
+                    "many large requests are being read; try again soon",
+                    code="busy",
+                    headers={"Retry-After": "2"},
+                )
+            return message
+
+        try:
+            await self.app(scope, counted, send)
+        finally:
+            self.held -= mine
+
+
+def _too_large(limits: Limits) -> Refused:
+    most = f"{limits.body_bytes >> 20} MiB" if limits.body_bytes >> 20 else f"{limits.body_bytes} B"
+    return Refused(413, f"the request's body is over {most}", code="body_too_large")

@@ -1,0 +1,117 @@
+"""What is answered where a request is refused or fails: one error, in the shape its client reads.
+
+`/v1` answers as OpenAI does, `/sdapi` as A1111 does, all else as `/v1`.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.types import Scope, Send
+
+from sanakit.errors import SanakitError, plain
+from sanakit.serve.jobs import KeyConflict, NotTaken, QueueFull, UnknownJob
+
+logger = logging.getLogger(__name__)
+LONGEST = 500
+KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+CODES = {404: "not_found", 405: "method_not_allowed", 500: "internal_error"}
+BAD = (400, "invalid_value")
+TOLD: Mapping[type[SanakitError], tuple[int, str]] = {
+    QueueFull: (429, "queue_full"),
+    NotTaken: (503, "unavailable"),
+    KeyConflict: (409, "idempotency_conflict"),
+    UnknownJob: (404, "not_found"),
+}
+
+
+class Refused(HTTPException):
+    """A request that is not served: a status, a sentence, the parameter at fault, a word for it."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """Shorten the message to what is shown."""
+        super().__init__(status, plain(message)[:LONGEST], dict(headers or {}))
+        self.param, self.code = param, code or CODES.get(status)
+
+    def openai(self) -> dict[str, Any]:
+        """Give the body that clients of OpenAI read, in answers and in streams."""
+        server = "server_error" if self.status_code >= 500 else "invalid_request_error"
+        return {
+            "error": {
+                "message": self.detail,
+                "type": KINDS.get(self.status_code, server),
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+    def a1111(self) -> dict[str, Any]:
+        """Give the body that clients of A1111 read."""
+        return {"error": self.code or "error", "detail": self.detail, "body": "", "errors": ""}
+
+    def answer(self, path: str) -> JSONResponse:
+        """Give the answer to a request at ``path``."""
+        body = self.a1111() if path.startswith("/sdapi/") else self.openai()
+        return JSONResponse(body, self.status_code, self.headers)
+
+
+def refusal_of(error: Exception) -> Refused:
+    """Tell an error as a refusal; what nobody foresaw gets a number to find it by in the log."""
+    if isinstance(error, Refused):
+        return error
+    if isinstance(error, HTTPException):
+        return Refused(error.status_code, str(error.detail), headers=error.headers)
+    if isinstance(error, RequestValidationError | ValidationError):
+        return _of_validation(error)
+    if isinstance(error, SanakitError):
+        said = f"{error.message}; {error.hint}" if error.hint else error.message
+        status, code = next((told for kind, told in TOLD.items() if isinstance(error, kind)), BAD)
+        wait = {"Retry-After": str(error.retry_after)} if isinstance(error, QueueFull) else None
+        return Refused(status, said, code=code, headers=wait)
+    number = secrets.token_hex(4)
+    logger.error("error %s in a request", number, exc_info=error)
+    return Refused(500, f"the server failed; its log says why under {number}")
+
+
+def _of_validation(error: RequestValidationError | ValidationError) -> Refused:
+    first = error.errors()[0]
+    where = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
+    name = ".".join(where)[:80] or None
+    said = "is unknown here" if first["type"] == "extra_forbidden" else first["msg"]
+    code = "unknown_parameter" if first["type"] == "extra_forbidden" else "invalid_value"
+    return Refused(400, f"{name or 'the body'}: {said}", param=name, code=code)
+
+
+def answer_errors(app: FastAPI) -> None:
+    """Let every error of an application be answered in its client's shape."""
+
+    async def answer(request: Request, error: Exception) -> JSONResponse:
+        return refusal_of(error).answer(request.url.path)
+
+    for kind in (HTTPException, RequestValidationError, ValidationError, SanakitError, Exception):
+        app.add_exception_handler(kind, answer)
+
+
+async def send_refusal(scope: Scope, send: Send, refused: Refused) -> None:
+    """Answer before the application was asked."""
+
+    async def nothing() -> dict[str, str]:
+        return {"type": "http.disconnect"}
+
+    await refused.answer(scope["path"])(scope, nothing, send)
