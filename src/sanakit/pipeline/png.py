@@ -134,7 +134,7 @@ def encode_png(pixels: NDArray[np.uint8], settings: Mapping[str, Any] | None) ->
 
 
 def _chunks_of(settings: Mapping[str, Any]) -> PngInfo:
-    made_by = _version()
+    made_by = own_version()
     odd = [key for key in settings if not isinstance(key, str)]
     try:
         content = {"format": FORMAT, "version": made_by, "settings": dict(settings)}
@@ -292,7 +292,7 @@ def _own_settings(payload: str, name: str) -> dict[str, Any]:
     return settings
 
 
-def _version() -> str:
+def own_version() -> str:
     try:
         return version("sanakit")
     except PackageNotFoundError:

@@ -7,37 +7,23 @@ from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Header, Path, Query, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 
-from sanakit.errors import DataError, SanakitError
+from sanakit.errors import DataError
 from sanakit.pipeline.png import read_settings
-from sanakit.serve import reference
-from sanakit.serve.jobs import JobService, KeyConflict, NotTaken, QueueFull, UnknownJob
+from sanakit.serve import a1111, openai, reference
+from sanakit.serve.access import Guard
+from sanakit.serve.drawing import owner_of
+from sanakit.serve.jobs import ImageFormat, JobService, NotTaken
+from sanakit.serve.limits import BodyLimit
+from sanakit.serve.refusals import answer_errors, refusal_of
 from sanakit.serve.requests import JOB_ID, DrawRequest, JobView
 from sanakit.serve.settings import ServeSettings
 from sanakit.serve.streams import server_sent
 
 Id = Annotated[str, Path(pattern=JOB_ID)]
-STATUS: dict[type[SanakitError], tuple[int, str]] = {
-    QueueFull: (429, "queue_full"),
-    NotTaken: (503, "unavailable"),
-    KeyConflict: (409, "idempotency_conflict"),
-    UnknownJob: (404, "not_found"),
-}
 STYLE = "/docs/style.css"
-
-
-def owner_of(request: Request) -> str:
-    """Who asks: the name of the key, where keys are asked for."""
-    return getattr(request.state, "owner", "")
-
-
-def error_body(message: str, code: str, *, param: str | None = None, server: bool = False) -> Any:
-    """Give an error in the shape that OpenAI's clients read."""
-    kind = "server_error" if server else "invalid_request_error"
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 def create_app(service: JobService, settings: ServeSettings) -> FastAPI:
@@ -50,8 +36,11 @@ def create_app(service: JobService, settings: ServeSettings) -> FastAPI:
         await service.stop()
 
     app = FastAPI(title="sanakit", lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.add_exception_handler(SanakitError, _told)
-    app.add_exception_handler(RequestValidationError, _invalid)
+    answer_errors(app)
+    app.add_middleware(BodyLimit, limits=settings.limits)
+    app.add_middleware(Guard, access=settings.access)
+    app.include_router(openai.router(service, settings))
+    app.include_router(a1111.router(service, settings))
     _native(app, service)
     _watched(app, service)
     _documented(app)
@@ -111,11 +100,18 @@ def _native(app: FastAPI, service: JobService) -> None:
         await service.remove(job, owner_of(request))
 
     @app.get("/jobs/{job}/images/{index}", response_class=Response)
-    async def image(job: Id, index: Annotated[int, Path(ge=0)], request: Request) -> Response:
-        """A finished picture as PNG, with its settings inside."""
+    async def image(
+        job: Id,
+        index: Annotated[int, Path(ge=0, le=1000)],
+        request: Request,
+        format: ImageFormat = "png",
+        quality: Annotated[int, Query(ge=0, le=100)] = 100,
+    ) -> Response:
+        """A finished picture; as PNG it has its settings inside."""
         found = await service.get(job, owner_of(request))
-        data = await service.image_bytes(found, index)
-        return Response(data, media_type="image/png", headers={"Cache-Control": "private"})
+        data = await service.image_bytes(found, index, format, quality)
+        headers = {"Cache-Control": "private"}
+        return Response(data, media_type=f"image/{format}", headers=headers)
 
     @app.post("/settings")
     async def settings_of(request: Request) -> DrawRequest:
@@ -134,7 +130,8 @@ def request_in(png: bytes) -> DrawRequest:
     try:
         return DrawRequest(**known)
     except ValueError as error:
-        raise DataError(f"the picture's settings are no request: {_first(error)[1]}") from error
+        said = refusal_of(error).detail
+        raise DataError(f"the picture's settings are no request: {said}") from error
 
 
 def _watched(app: FastAPI, service: JobService) -> None:
@@ -172,23 +169,3 @@ def _documented(app: FastAPI) -> None:
     @app.get(STYLE, include_in_schema=False)
     async def style() -> Response:
         return Response(reference.STYLE, media_type="text/css")
-
-
-async def _told(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, SanakitError)
-    status, code = STATUS.get(type(error), (400, "invalid_value"))
-    said = error.message + (f"; {error.hint}" if error.hint else "")
-    headers = {"Retry-After": str(error.retry_after)} if isinstance(error, QueueFull) else None
-    return JSONResponse(error_body(said, code, server=status >= 500), status, headers)
-
-
-async def _invalid(request: Request, error: Exception) -> JSONResponse:
-    param, said = _first(error)
-    return JSONResponse(error_body(said, "invalid_value", param=param), 400)
-
-
-def _first(error: Any) -> tuple[str | None, str]:
-    """The field and what is wrong with it, of what pydantic found first."""
-    found = error.errors()[0]
-    param = ".".join(str(part) for part in found["loc"] if part not in ("body", "query", "path"))
-    return param or None, f"{param or 'the body'}: {found['msg']}"
