@@ -293,6 +293,7 @@ def _own_settings(payload: str, name: str) -> dict[str, Any]:
 
 
 def own_version() -> str:
+    """The version of sanakit, as pictures tell it."""
     try:
         return version("sanakit")
     except PackageNotFoundError:

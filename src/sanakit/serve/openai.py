@@ -181,7 +181,8 @@ def size_of(text: str | None) -> tuple[int | None, int | None]:
         return None, None
     match = SIZE.fullmatch(text)
     if match is None:
-        raise Refused(400, "size is no WIDTHxHEIGHT, as 1024x1024", param="size", code="invalid_value")
+        said = "size is no WIDTHxHEIGHT, as 1024x1024"
+        raise Refused(400, said, param="size", code="invalid_value")
     return int(match[1]), int(match[2])
 
 
