@@ -50,6 +50,18 @@ def test_networks_are_measured_in_turn_beside_diffusers(tmp_path: Path) -> None:
     assert len(out.read_text(encoding="utf-8").splitlines()) == 2
 
 
+def test_pictures_are_drawn_beside_diffusers_from_the_same_weights() -> None:
+    call = ["bench", "--stage", "drawing", "--versus", "diffusers", "--size", "64", "--steps", "2"]
+    (one,) = json.loads(sanakit(*call, "--rounds", "1", "--json")[0])["measured"]
+    ours, theirs = one["sides"]["sanakit float32"], one["sides"]["diffusers float32"]
+    assert (one["stage"], one["size"], one["steps"]) == ("drawing", 64, 2)
+    # The packed weights of the embedded model would be read as noise.
+    assert theirs["difference"] < 2e-3
+    assert ours["whole"] == pytest.approx(ours["import"] + ours["load"] + ours["first"])
+    assert theirs["faster_whole"] == pytest.approx(ours["whole"] / theirs["whole"])
+    assert theirs["faster_next"] == pytest.approx(ours["next"] / theirs["next"])
+
+
 def test_a_step_leaves_out_what_the_text_decides() -> None:
     config = TRANSFORMERS["sana-0.6b"]
     whole = transformer_flops(config, (16, 16), side.TEXT_TOKENS)
@@ -71,6 +83,8 @@ def test_a_step_leaves_out_what_the_text_decides() -> None:
         (["--versus", "diffusers"], "name one: --stage transformer"),
         (["--stage", "decode", "--size", "100"], "a multiple of 64"),
         (["sana-0.7b", "--stage", "decode"], "did you mean 'sana-0.6b'?"),
+        (["sana-0.6b", "--stage", "drawing"], "such as glyph"),
+        (["--stage", "drawing", "--versus", "openvino"], "--versus diffusers"),
     ],
 )
 def test_what_is_unknown_is_refused_with_the_nearest(

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
@@ -31,6 +32,7 @@ class Served:
     ) -> None:
         """Start it, with so many threads where that is said."""
         counted = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+        started = time.perf_counter()
         # A pipe that nobody reads would fill up.
         self.command = " ".join(command)
         self.said = tempfile.TemporaryFile("w+")  # noqa: SIM115
@@ -44,6 +46,8 @@ class Served:
         )
         self.first = self._read()
         self.before = float(self.first["before"])
+        self.ready = time.perf_counter() - started
+        """Seconds until it could take its first step."""
 
     def step(self) -> dict[str, Any]:
         """Take one step."""

@@ -8,10 +8,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import torch
+from safetensors import safe_open
 from torch.utils.flop_counter import FlopCounterMode
 
 from sanakit.bench import side
@@ -30,6 +32,8 @@ from sanakit.models.config import (
 from sanakit.models.flops import transformer_flops
 from sanakit.pipeline.decoder import free_bytes
 from sanakit.pipeline.networks import AutoencoderDC, SanaTransformer2DModel
+from sanakit.pipeline.published.sana import SanaPipeline
+from sanakit.weights.int8_rows import SUFFIX
 from sanakit.weights.layout import CONFIG
 
 C = TypeVar("C", TransformerConfig, AutoencoderConfig)
@@ -91,6 +95,63 @@ def weights_of(name: str, *, layers: int | None, stages: Sequence[str]) -> Itera
             network.save_pretrained(Path(scratch) / part)
             del network
         yield Path(scratch)
+
+
+@contextmanager
+def published(folder: Path) -> Iterator[Path]:
+    """Within the block there is a folder of the same weights that peers read, too.
+
+    The embedded model is packed in a way of ours: it is written out in fp32.
+    """
+    files = [*folder.glob("*/*.safetensors")]
+    if not any(name.endswith(SUFFIX) for file in files for name in names_of(file)):
+        yield folder
+        return
+    with TemporaryDirectory() as scratch:
+        SanaPipeline.from_pretrained(folder).save_pretrained(scratch)
+        yield Path(scratch)
+
+
+def names_of(file: Path) -> list[str]:
+    """Names of the tensors that a file holds."""
+    with safe_open(file, framework="pt") as held:
+        return list(held.keys())
+
+
+def drawn(
+    folder: Path, size: int, sides: Sequence[Side], *, steps: int, rounds: int
+) -> dict[str, Any]:
+    """Compare whole pictures: in each round each side is a new process that loads and draws twice.
+
+    Seconds are of importing, loading, the first picture and the next one, and of the first three
+    together, which is what a user waits for.
+    """
+    runs: dict[str, list[dict[str, float]]] = {str(each): [] for each in sides}
+    samples: dict[str, list[float]] = {}
+    case = {"stage": "drawing", "folder": str(folder), "size": size, "steps": steps}
+    for _ in range(rounds):
+        for each in sides:
+            told = json.dumps({**case, "side": each.library, "dtype": each.dtype})
+            server = Served([each.python, str(Path(side.__file__)), told])
+            try:
+                load, first, following = (server.step() for _ in range(3))
+            finally:
+                server.close()
+            samples[str(each)] = following["sample"]
+            run = {"import": server.ready, "load": load["wall"], "first": first["wall"]}
+            run["whole"] = sum(run.values())
+            run |= {"next": following["wall"], "peak_mb": following["peak"]}
+            runs[str(each)].append(run)
+    base, reference = runs[str(sides[0])], samples[str(sides[0])]
+    found: dict[str, dict[str, float]] = {}
+    for name, own in runs.items():
+        found[name] = {key: median(run[key] for run in own) for key in own[0]}
+        for key in ("whole", "next"):
+            ratios = (ours[key] / run[key] for ours, run in zip(base, own, strict=True))
+            found[name][f"faster_{key}"] = median(ratios)
+        pairs = zip(reference, samples[name], strict=True)
+        found[name]["difference"] = max(abs(a - b) for a, b in pairs)
+    return {"stage": "drawing", "size": size, "steps": steps, "sides": found}
 
 
 def shapes(folder: Path) -> tuple[TransformerConfig | None, AutoencoderConfig | None]:

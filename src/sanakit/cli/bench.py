@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from sanakit.bench.versus import Side
 
 PICTURE = "picture"
-STAGES = (PICTURE, "transformer", "step", "decode", "encode")
+DRAWING = "drawing"
+STAGES = (PICTURE, DRAWING, "transformer", "step", "decode", "encode")
+DRAWING_STEPS = 20
 PEERS = ("diffusers", "openvino")
 DTYPES = ("float32", "bfloat16")
 
@@ -32,7 +34,8 @@ def bench(
     stage: Annotated[
         list[str] | None,
         typer.Option(
-            help="picture: end to end, cold and warm. transformer, step (what the text decides is "
+            help="picture: end to end, cold and warm. drawing: the same in Python, also by others: "
+            "import, load, first and next picture. transformer, step (what the text decides is "
             "computed before), decode, encode: one network. May be repeated. Default: picture."
         ),
     ] = None,
@@ -69,7 +72,8 @@ def bench(
     if PICTURE in stages and (peers or size or dtype or layers):
         raise ConfigError(
             "--versus, --size, --dtype and --layers are of a network, not of a picture",
-            hint="name one: --stage transformer --stage decode",
+            hint="name one: --stage transformer --stage decode; a picture beside others is "
+            "--stage drawing",
         )
     if out is not None:
         check_parent(expanded(out))
@@ -124,21 +128,30 @@ def _measured(
     networks = [stage for stage in stages if stage != PICTURE]
     if not networks:
         return
-    from sanakit.bench.versus import measured, weights_of
+    from sanakit.bench.versus import drawn, measured, published, weights_of
 
     try:
         folder = None if layers is not None else local_folder(model)
     except MissingModelError:
         folder = None
     if folder is None:
+        if DRAWING in networks:
+            raise ConfigError(
+                f"--stage {DRAWING}: {model} has no text encoder here",
+                hint="name a whole model on this disk, such as glyph",
+            )
         say(f"{model}: random weights of the published shape", err=True)
         place: AbstractContextManager[Path] = weights_of(model, layers=layers, stages=networks)
     else:
-        place = nullcontext(folder)
+        place = published(folder) if peers else nullcontext(folder)
     with place as weights:
         for stage in networks:
             sides = _sides(stage, dtypes, peers, python)
             for size in sizes:
+                if stage == DRAWING:
+                    count = DRAWING_STEPS if steps is None else steps
+                    yield drawn(weights, size, sides, steps=count, rounds=rounds)
+                    continue
                 yield measured(weights, stage, size, sides, rounds=rounds)
 
 
@@ -159,6 +172,10 @@ def _sides(
     """Ours first. OpenVINO has one side, in fp32; of `step` peers have none of their own."""
     from sanakit.bench.versus import Side
 
+    if stage == DRAWING and "openvino" in peers:
+        raise ConfigError(
+            "--versus openvino compiles networks, and no pipeline", hint="--versus diffusers"
+        )
     sides = [Side(dtype=dtype) for dtype in dtypes]
     if "diffusers" in peers:
         sides += [Side(library="diffusers", dtype=dtype) for dtype in dtypes]
@@ -179,6 +196,8 @@ def _table(record: Mapping[str, Any]) -> list[str]:
                 cells = (f"{values[name]:>10.{places}f}" for name in ("min", "median", "max"))
                 lines.append(f"{key:<20}{''.join(cells)}")
         return lines
+    if record["stage"] == DRAWING:
+        return _drawing_table(record)
     lines = [
         f"{record['stage']}, {record['size']} px: {record['gflop']:.0f} GFLOP of products, "
         f"{record['floor_seconds']:.2f} s at the {record['fp32_gflops']:.0f} GFLOP/s of an fp32 "
@@ -191,5 +210,22 @@ def _table(record: Mapping[str, Any]) -> list[str]:
             f"{name:<22}{found['seconds']:>9.3f}{found['least_seconds']:>9.3f}"
             f"{1 / found['faster']:>8.2f}x{found['of_the_floor']:>9.2f}{found['peak_mb']:>9.0f}"
             f"{found['difference']:>9.0e}"
+        )
+    return lines
+
+
+def _drawing_table(record: Mapping[str, Any]) -> list[str]:
+    columns = ("import", "load", "first", "whole", "next")
+    lines = [
+        f"drawing, {record['size']} px, {record['steps']} steps; seconds, medians; whole: import, "
+        "load and the first picture",
+        f"{'':<22}{''.join(f'{name:>9}' for name in columns)}{'ours is':>9}{'and next':>9}"
+        f"{'peak MB':>9}{'differs':>9}",
+    ]
+    for name, found in record["sides"].items():
+        cells = "".join(f"{found[column]:>9.2f}" for column in columns)
+        lines.append(
+            f"{name:<22}{cells}{1 / found['faster_whole']:>8.2f}x{1 / found['faster_next']:>8.2f}x"
+            f"{found['peak_mb']:>9.0f}{found['difference']:>9.0e}"
         )
     return lines
