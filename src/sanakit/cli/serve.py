@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from sanakit.cli.generate import EMBEDDED
+from sanakit.cli.loras import strength_of
 from sanakit.cli.machine import AUTO, DTYPES, Device, Dtype, Machine, Quantize
 from sanakit.cli.options import ControlNet, Decoder, Model, Offline
 from sanakit.cli.terminal import say
@@ -59,7 +61,11 @@ def serve(
         float, typer.Option(help="Seconds that SIGTERM gives to what is being drawn.")
     ] = 60.0,
     lora: Annotated[
-        list[str] | None, typer.Option(help="NAME=FILE, or FILE:0.7. May be repeated.")
+        list[str] | None,
+        typer.Option(
+            help="LoRA that requests may name: NAME=FILE or NAME=FILE:0.7; FILE alone is named by "
+            "its file. May be repeated."
+        ),
     ] = None,
     controlnet: ControlNet = None,
     decoder: Decoder = None,
@@ -104,13 +110,13 @@ def serve(
     )
     wanted: dict[str, Any] = {
         "model": name,
-        "device": str(machine.place(name)),
+        "device": None if machine.device == AUTO else machine.device,
         "dtype": None if dtype is None else DTYPES[dtype],
         "quantize": quantize,
         "decoder": decoder,
         "controlnet": controlnet,
         "offline": offline,
-        "loras": {},
+        "loras": _named(lora or []),
         "inputs": str(kept.inputs),
         "at_once": at_once,
     }
@@ -140,6 +146,23 @@ def serve(
 
     say(f"http://{host}:{port}", err=True)
     asyncio.run(run())
+
+
+def _named(specs: list[str]) -> dict[str, tuple[str, float]]:
+    """The files of LoRA and their strengths, by the names that requests say."""
+    from sanakit.serve.requests import NAME as NAME_PATTERN
+
+    found: dict[str, tuple[str, float]] = {}
+    for spec in specs:
+        name, named, place = spec.rpartition("=")
+        path, strength = strength_of(place)
+        name = name if named else path.stem
+        if not re.fullmatch(NAME_PATTERN, name):
+            raise ConfigError(f"--lora {spec}: {name!r} is no name", hint="write --lora NAME=FILE")
+        if name in found:
+            raise ConfigError(f"--lora {spec}: {name!r} is there twice", hint="name one otherwise")
+        found[name] = str(path), strength
+    return found
 
 
 async def _run_until_told(server: Any, service: Any, drain: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
@@ -116,7 +117,7 @@ def _native(app: FastAPI, service: JobService) -> None:
     @app.post("/settings")
     async def settings_of(request: Request) -> DrawRequest:
         """Read the settings inside a PNG, as a request that draws it again."""
-        return request_in(await request.body())
+        return await asyncio.to_thread(request_in, await request.body())
 
 
 def request_in(png: bytes) -> DrawRequest:

@@ -50,7 +50,7 @@ class History:
         self.pictures, self.inputs = folder / "pictures", folder / "inputs"
         for one in (self.pictures, self.inputs):
             one.mkdir(parents=True, exist_ok=True)
-        self._owned = FileLock(folder / "lock")
+        self._owned = FileLock(folder / "lock", thread_local=False)
         try:
             self._owned.acquire(timeout=0)
         except Timeout as error:
@@ -145,13 +145,22 @@ class History:
         return self._with_images(self._rows(query))
 
     def remove(self, job: str) -> None:
-        """Forget a job and its pictures."""
+        """Forget a job, its pictures, and what was handed in for it alone."""
         images = self._rows("SELECT * FROM images WHERE job = ?", job)
+        requests = self._rows("SELECT request FROM jobs WHERE id = ?", job)
         with self._change() as db:
             db.execute("DELETE FROM jobs WHERE id = ?", (job,))
         for image in images:
             self.picture(job, image["place"]).unlink(missing_ok=True)
             self._size -= image["bytes"]
+        for digest in {name for row in requests for name in DIGEST.findall(row["request"])}:
+            if not self._rows("SELECT 1 FROM jobs WHERE request LIKE ? LIMIT 1", f"%{digest}%"):
+                self._let_go(self.inputs / digest)
+
+    def _let_go(self, path: Path) -> None:
+        if path.exists():
+            self._size -= path.stat().st_size
+            path.unlink()
 
     def keep_input(self, data: bytes) -> str:
         """Keep a picture that was handed in; give the name that it is asked for by."""
@@ -159,6 +168,7 @@ class History:
         path = self.inputs / digest
         if not path.exists():
             write_atomically(path, data)
+            self._size += len(data)
         return f"sha256:{digest}"
 
     def input_file(self, name: str) -> Path:
@@ -182,13 +192,14 @@ class History:
         return jobs
 
     def _total(self) -> int:
-        return int(self._rows("SELECT COALESCE(SUM(bytes), 0) AS total FROM images")[0]["total"])
+        kept = self._rows("SELECT COALESCE(SUM(bytes), 0) AS total FROM images")[0]["total"]
+        return int(kept) + sum(path.stat().st_size for path in self.inputs.iterdir())
 
     def _evict(self, *, but: str) -> None:
         while self._size > self.most_bytes:
             oldest = self._rows(
                 "SELECT id FROM jobs WHERE id != ? AND state NOT IN ('queued', 'running') "
-                "AND id IN (SELECT job FROM images) ORDER BY number LIMIT 1",
+                "ORDER BY number LIMIT 1",
                 but,
             )
             if not oldest:
@@ -197,6 +208,9 @@ class History:
 
     def _sweep(self) -> None:
         """Remove files that a kill left without a row, and rows without their file."""
+        asked = "\n".join(row["request"] for row in self._rows("SELECT request FROM jobs"))
+        for name in {path.name for path in self.inputs.iterdir()} - set(DIGEST.findall(asked)):
+            (self.inputs / name).unlink(missing_ok=True)
         rows = self._rows("SELECT job, place FROM images")
         known = {self.picture(row["job"], row["place"]).name for row in rows}
         there = {path.name for path in self.pictures.iterdir()}

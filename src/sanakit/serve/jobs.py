@@ -9,14 +9,15 @@ import io
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from PIL import Image as PILImage
 
-from sanakit.errors import ConfigError, SanakitError
+from sanakit.errors import ConfigError, SanakitError, did_you_mean
+from sanakit.pipeline.aspect_ratios import check_size
 from sanakit.serve.fairness import FairQueue
 from sanakit.serve.history import DIGEST, History, Row
 from sanakit.serve.messages import Message
@@ -134,6 +135,7 @@ class JobService:
         self._jobs: dict[str, Job] = {}
         self._waiting: FairQueue[Job] = FairQueue()
         self._running: dict[str, Job] = {}
+        self._keys: dict[tuple[str, str], Job] = {}
         self._step_seconds = 0.0
         self._last_step = 0.0
         self._disk = ThreadPoolExecutor(1, "history")
@@ -194,11 +196,16 @@ class JobService:
             raise NotTaken(self.broken or "the server is going down", hint="try again later")
         if self.check is not None:
             await self.check(request, self.capabilities)
+        check_model(request, self.capabilities)
         request = await self._with_inputs(request)
         if idempotency_key is not None:
-            row = await self._on_disk(self.history.of_key, owner, idempotency_key)
-            if row is not None:
-                return self._same(request, row)
+            before = self._keys.get((owner, idempotency_key))
+            if before is None:
+                row = await self._on_disk(self.history.of_key, owner, idempotency_key)
+                before = None if row is None else self._from_row(row)
+            before = self._keys.get((owner, idempotency_key), before)
+            if before is not None:
+                return self._same(request, before)
         if len(self._waiting) >= self.most_waiting:
             self.metrics.refused.inc()
             said = f"{len(self._waiting)} requests are waiting, and no more are taken"
@@ -219,7 +226,10 @@ class JobService:
             "created": job.created,
         }
         self._enqueue(job)
+        if idempotency_key is not None:
+            self._keys[owner, idempotency_key] = job
         await self._on_disk(self.history.add, row)
+        self._keys.pop((owner, idempotency_key or ""), None)
         self._dispatch()
         return job
 
@@ -419,6 +429,8 @@ class JobService:
         self._tell(job, "preview", format="jpeg", **shown)
 
     def _on_image(self, job: Job, message: Message, data: bytes) -> None:
+        if job.over:
+            return
         place, seed = message["place"], message["seed"]
         height, width = message["height"], message["width"]
         size = {"width": width, "height": height}
@@ -583,13 +595,13 @@ class JobService:
             ) from error
         return self.history.keep_input(data)
 
-    def _same(self, request: DrawRequest, row: Row) -> Job:
-        before = DrawRequest(**row["request"])
+    def _same(self, request: DrawRequest, before: Job) -> Job:
+        known = before.request
         if request.seed is None:
-            before = before.model_copy(update={"seed": None})
-        if before != request:
+            known = known.model_copy(update={"seed": None})
+        if known != request:
             raise KeyConflict("this Idempotency-Key was used for another request")
-        return self._jobs.get(row["id"]) or self._from_row(row)
+        return self._jobs.get(before.id, before)
 
     def _remembered(self, row: Row) -> Job:
         job = self._from_row(row)
@@ -631,6 +643,29 @@ class JobService:
 
     def _write(self, job: Job, **values: Any) -> None:
         self._later(self.history.update, job.id, **values)
+
+
+def check_model(request: DrawRequest, able: Mapping[str, Any]) -> None:
+    """Refuse what a model cannot draw, as far as it is known; ``able`` is empty while it loads.
+
+    Raises:
+        ConfigError: naming the value and what works.
+    """
+    if not able:
+        return
+    for name in request.lora:
+        if name not in able["loras"]:
+            raise ConfigError(f"lora {name!r} is not here", hint=did_you_mean(name, able["loras"]))
+    if request.solver is not None and request.solver not in able["solvers"]:
+        hint = did_you_mean(request.solver, able["solvers"])
+        raise ConfigError(f"solver={request.solver!r} is unknown here", hint=hint)
+    if request.control is not None and not able["supports"]["control"]:
+        raise ConfigError("control: this model has no control branch", hint="leave it out")
+    free = able["any_size"] and request.use_resolution_binning
+    for name in ("height", "width"):
+        side = getattr(request, name)
+        if side is not None:
+            check_size(name, side, 1 if free else able["multiple"])
 
 
 def _as(png: bytes, format: str, quality: int) -> bytes:

@@ -20,8 +20,11 @@ import torch
 
 from sanakit.errors import Interrupted, OutOfMemory, SanakitError
 from sanakit.flow.solvers import Stepped
+from sanakit.models.flops import block_products
 from sanakit.nn.processor import tune_process
+from sanakit.pipeline.aspect_ratios import TABLES
 from sanakit.pipeline.pipeline import Pipeline
+from sanakit.pipeline.placement import accelerator, device_named
 from sanakit.pipeline.png import encode_png
 from sanakit.pipeline.published.base import PublishedPipeline
 from sanakit.pipeline.request import GenerateRequest
@@ -29,6 +32,7 @@ from sanakit.pipeline.schedulers import NAMED
 from sanakit.serve.messages import Message, packed, read
 from sanakit.serve.preview import LinearPreview
 from sanakit.serve.turns import Turns
+from sanakit.weights.resolve import EMBEDDED
 
 PREVIEW_EVERY = 0.25
 """Seconds between two previews at the least."""
@@ -60,10 +64,13 @@ class Worker:
 
     def load(self, wanted: Message) -> None:
         """Load a model and draw once, so that the first request waits for nothing."""
-        dtype = wanted["dtype"]
-        device = torch.device(wanted["device"])
+        dtype, model, device = wanted["dtype"], wanted["model"], wanted["device"]
+        if device is not None:
+            device = device_named(device)
+        else:
+            device = device_named("cpu") if model in EMBEDDED else accelerator()
         self.pipeline = Pipeline.load(
-            wanted["model"],
+            model,
             dtype=None if dtype is None else getattr(torch, dtype),
             device=device,
             offline=wanted["offline"],
@@ -79,9 +86,15 @@ class Worker:
             self._loras[name] = strength
         self._wear(())
         if device.type == "cpu":
-            tune_process()
+            tune_process(self._work())
         self._warm_up()
         self.tell("ready", **self._capabilities())
+
+    def _work(self) -> float:
+        """Operations of a block of the transformer in a guided step of the usual size."""
+        tokens = (self.pipeline.default_size // self.pipeline.spatial_factor) ** 2
+        config = self.pipeline.components.transformer.config
+        return 2 * 2 * block_products(config, tokens, 0)
 
     def _warm_up(self) -> None:
         latents: list[torch.Tensor] = []
@@ -102,6 +115,7 @@ class Worker:
             "model": parts.name,
             "fingerprint": parts.fingerprint,
             "multiple": pipeline.spatial_factor,
+            "any_size": parts.transformer.config.sample_size in TABLES,
             "default_size": pipeline.default_size,
             "default_steps": scheduler.usual_steps,
             "default_guidance": parts.defaults.guidance_scale,
