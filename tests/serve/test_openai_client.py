@@ -87,12 +87,14 @@ def test_pictures_come_in_the_format_asked_for(client: openai.OpenAI, kind: str)
     assert answer.output_format == kind
 
 
-def test_a_url_is_of_this_server_and_gives_the_picture(client: openai.OpenAI) -> None:
+def test_a_url_is_of_this_server_and_gives_the_picture(
+    client: openai.OpenAI, server: Server
+) -> None:
     answer = client.images.generate(prompt="x", response_format="url", output_format="webp")
     url = (answer.data or [])[0].url
     assert url is not None
     assert url.startswith(str(client.base_url).removesuffix("/v1/"))
-    found = httpx.get(url)
+    found = server.http.get(url)
     assert (found.headers["content-type"], found.content[8:12]) == ("image/webp", b"WEBP")
 
 
@@ -158,7 +160,7 @@ def test_an_edit_streams_too(client: openai.OpenAI) -> None:
 
 def test_no_url_is_fetched(client: openai.OpenAI, server: Server) -> None:
     for place in (f"{server.url}/healthz", "file:///etc/passwd", "http://169.254.169.254/"):
-        answer = httpx.post(
+        answer = server.http.post(
             f"{server.url}/v1/images/edits", files={"image": (None, place), "prompt": (None, "x")}
         )
         assert answer.status_code == 400
@@ -215,29 +217,31 @@ def test_a_client_that_leaves_ends_its_job(tmp_path: Path) -> None:
     with listening(tmp_path, ColorWorker(seconds=0.2, steps=50)) as server:
         for stream in (False, True):
             with pytest.raises(httpx.ReadTimeout):
-                httpx.post(
+                server.http.post(
                     f"{server.url}/v1/images/generations",
                     json={"prompt": "x", "stream": stream},
                     timeout=0.5 if not stream else httpx.Timeout(5, read=0.5),
                 )
             until(lambda: not server.service._running, 3)
-        assert [job["state"] for job in httpx.get(f"{server.url}/jobs").json()] == ["cancelled"] * 2
+        assert [job["state"] for job in server.http.get(f"{server.url}/jobs").json()] == [
+            "cancelled"
+        ] * 2
 
 
 def test_a_full_queue_says_when_to_come_back(tmp_path: Path) -> None:
     worker = ColorWorker(seconds=0.2, steps=50)
     with listening(tmp_path, worker, queue=1, at_once=1) as server:
         for _ in range(2):
-            httpx.post(f"{server.url}/jobs", json={"prompt": "x"}).raise_for_status()
-        answer = httpx.post(f"{server.url}/v1/images/generations", json={"prompt": "x"})
+            server.http.post(f"{server.url}/jobs", json={"prompt": "x"}).raise_for_status()
+        answer = server.http.post(f"{server.url}/v1/images/generations", json={"prompt": "x"})
     assert (answer.status_code, answer.json()["error"]["type"]) == (429, "rate_limit_error")
     assert int(answer.headers["retry-after"]) >= 1
 
 
 def test_a_picture_in_base64_is_no_other_than_that_at_its_url(server: Server) -> None:
     body = {"prompt": "x", "seed": 9}
-    first = httpx.post(f"{server.url}/v1/images/generations", json=body).json()
-    url = httpx.post(
+    first = server.http.post(f"{server.url}/v1/images/generations", json=body).json()
+    url = server.http.post(
         f"{server.url}/v1/images/generations", json={**body, "response_format": "url"}
     ).json()["data"][0]["url"]
-    assert b64(httpx.get(url).content) == first["data"][0]["b64_json"]
+    assert b64(server.http.get(url).content) == first["data"][0]["b64_json"]

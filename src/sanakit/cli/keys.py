@@ -37,7 +37,7 @@ def list_(file: File) -> None:
 
     for key in read_keys(file):
         rate = f"{key.rate} a minute" if key.rate else "any rate"
-        say(f"{key.name}\t{rate}\t{key.concurrency or 'any number'} at once")
+        say(f"{key.name}  {rate}  {key.concurrency or 'any number'} at once")
 
 
 @app.command()
