@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from command_line import sanakit
 from sanakit import SanaControlNetModel, SanaControlNetPipeline, SanaPipeline
-from sanakit.cli import generate, machine
+from sanakit.cli import drawing, machine, options
 from sanakit.cli.machine import Machine
 from sanakit.errors import ConfigError, OutOfMemory
 from sanakit.pipeline.pipeline import Pipeline
@@ -91,7 +91,7 @@ def test_a_small_model_says_what_stays_idle_where_nobody_chose(
         (Machine(), True, False),
         (Machine(device="cpu"), False, False),
     ]:
-        assert generate._placed(asked, "glyph", quiet=quiet) == CPU
+        assert drawing.placed(asked, "glyph", quiet=quiet) == CPU
         assert ("--device cuda moves it" in capsys.readouterr().err) == told
 
 
@@ -283,7 +283,7 @@ def test_names_of_other_programs_mean_the_same(
 
 
 def test_the_solvers_that_are_known_before_torch_are_those_there_are() -> None:
-    assert set(generate.SOLVERS) == set(NAMED)
+    assert set(options.SOLVERS) == set(NAMED)
 
 
 def test_the_version_is_told() -> None:

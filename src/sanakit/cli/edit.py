@@ -9,7 +9,8 @@ import typer
 
 from sanakit.cli.best_of import choice_of
 from sanakit.cli.control import as_told, control_of
-from sanakit.cli.generate import EMBEDDED, draw, guider_of, output_paths
+from sanakit.cli.drawing import EMBEDDED, Setup
+from sanakit.cli.generate import draw, guider_of, output_paths
 from sanakit.cli.known import is_of_few_steps
 from sanakit.cli.machine import AUTO, Device, Dtype, Machine, Quantize
 from sanakit.cli.options import (
@@ -141,14 +142,16 @@ def edit(
             "control": control_of(control, control_kind, control_scale, controlnet),
             "edit": request,
         },
+        Setup(
+            model=model,
+            machine=Machine(device=device, dtype=dtype, quantize=quantize),
+            loras=lora or [],
+            controlnet=controlnet,
+            decoder=decoder,
+            offline=offline,
+        ),
         out=target,
-        model=model,
-        loras=lora or [],
         choice=choice_of(best_of, scorer, count),
-        controlnet=controlnet,
-        decoder=decoder,
-        machine=Machine(device=device, dtype=dtype, quantize=quantize),
-        offline=offline,
         metadata=not no_metadata,
         shown=shown,
         json_=json_,

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sanakit.cli import drawing
 from sanakit.cli.best_of import REMEMBERED, Choice, choice_of
-from sanakit.cli.control import branch_folder, branch_in, check_branch_of, control_of, remembered
+from sanakit.cli.control import branch_in, control_of
 from sanakit.cli.decoders import (
     DECODER,
     check_decoder,
@@ -20,15 +21,19 @@ from sanakit.cli.decoders import (
     decoder_in,
     decoder_noted,
 )
-from sanakit.cli.known import check_few_steps, check_size_of
-from sanakit.cli.loras import (
-    add_loras,
-    check_loras_of,
-    lora_hash,
-    model_behind,
-    read_loras,
-    strength_of,
+from sanakit.cli.drawing import (
+    Drawer,
+    Setup,
+    begun,
+    check_wanted,
+    numbered,
+    peak_memory_mb,
+    placed,
+    tune,
+    write_picture,
 )
+from sanakit.cli.known import check_size_of
+from sanakit.cli.loras import check_loras_of
 from sanakit.cli.machine import (
     AUTO,
     Device,
@@ -70,8 +75,8 @@ from sanakit.cli.options import (
     Steps,
 )
 from sanakit.cli.progress import StopFlag, progress
-from sanakit.cli.terminal import processes, say, say_bytes, speaks
-from sanakit.errors import ConfigError, SanakitError, check_unicode, did_you_mean, plain
+from sanakit.cli.terminal import processes, say
+from sanakit.errors import ConfigError, SanakitError, plain
 from sanakit.files import expanded
 
 if TYPE_CHECKING:
@@ -79,10 +84,8 @@ if TYPE_CHECKING:
 
     from sanakit.pipeline.decoder import Origin
     from sanakit.pipeline.editing import Edit
-    from sanakit.pipeline.pipeline import Picture, Pipeline
-    from sanakit.pipeline.request import GenerateRequest
+    from sanakit.pipeline.pipeline import Picture
 
-EMBEDDED = "glyph"
 STANDARD_OUTPUT = "-"
 MACHINE = ("device", "dtype", "quantize")
 ABOUT_THE_FILE = (
@@ -91,8 +94,6 @@ ABOUT_THE_FILE = (
     *("controlnet", "controlnet_hash", DECODER, f"{DECODER}_hash"),
     *MACHINE,
 )
-own_process = False
-"""Whether this process is the command's; then its times include Python's own start."""
 
 Drawn = Annotated[Path, typer.Argument(help="A PNG that sanakit wrote.")]
 
@@ -148,14 +149,16 @@ def generate(
             "solver": solver,
             "control": control_of(control, control_kind, control_scale, controlnet),
         },
+        Setup(
+            model=model,
+            machine=Machine(device=device, dtype=dtype, quantize=quantize),
+            loras=lora or [],
+            controlnet=controlnet,
+            decoder=decoder,
+            offline=offline,
+        ),
         out=out,
-        model=model,
-        loras=lora or [],
         choice=choice_of(best_of, scorer, count),
-        controlnet=controlnet,
-        decoder=decoder,
-        machine=Machine(device=device, dtype=dtype, quantize=quantize),
-        offline=offline,
         metadata=not no_metadata,
         shown=shown,
         json_=json_,
@@ -165,59 +168,32 @@ def generate(
 
 def draw(
     wanted: Mapping[str, Any],
+    setup: Setup,
     *,
     out: str,
-    model: str | None,
-    loras: Sequence[str],
     choice: Choice | None = None,
-    machine: Machine,
-    offline: bool,
     metadata: bool,
     shown: bool | None,
     json_: bool,
     quiet: bool,
-    controlnet: str | None = None,
-    decoder: str | None = None,
 ) -> None:
     """Draw what was typed, write it and tell of it; what can be refused is, before torch is loaded.
 
     ``wanted`` are the fields of a request; its count is of what is kept, where there is a choice.
     """
-    check_unicode(wanted["prompt"], "the prompt")
-    check_unicode(wanted["negative_prompt"], "--negative")
-    solver = wanted["solver"]
-    if solver is not None and solver not in SOLVERS:
-        raise ConfigError(f"--solver {solver!r} is unknown", hint=did_you_mean(solver, SOLVERS))
-    from sanakit.pipeline.aspect_ratios import check_count
-
     kept, seed = wanted["count"], wanted["seed"]
     drawn = kept if choice is None else choice.of
-    check_count(drawn, seed)
+    check_wanted({**wanted, "count": drawn}, setup)
     paths = output_paths(out, kept, seed)
     if kept > 1:  # each is named by its own seed
         paths = output_paths(out, drawn, seed)
-    for spec in loras:
-        strength_of(spec)
-    if model is None and not loras:
-        model = EMBEDDED
-    if model is not None:
-        check_size_of(model, wanted["height"], wanted["width"], offline=offline)
-        check_few_steps(model, wanted, offline=offline)
-    if wanted.get("control") is not None:
-        check_branch_of(model, controlnet, offline=offline)
-    check_decoder(decoder, offline=offline)
     report = _generate(
         {**wanted, "count": drawn},
-        model=model,
-        machine=machine,
+        setup,
         paths=paths,
         shown=False if json_ or quiet else shown,
         quiet=quiet or json_,
-        offline=offline,
-        loras=loras,
         choice=choice,
-        controlnet=controlnet,
-        decoder=decoder,
         metadata=metadata,
     )
     _tell(report, as_json=json_, quiet=quiet)
@@ -268,15 +244,17 @@ def again(
     report = _generate(
         # Pictures of before it was a setting were drawn at the very size that they have.
         {"use_resolution_binning": False, **wanted},
-        model=name,
-        machine=machine,
+        Setup(
+            model=name,
+            machine=machine,
+            loras=loras,
+            controlnet=controlnet,
+            decoder=decoder,
+            offline=offline,
+        ),
         paths=paths,
         shown=False if json_ or quiet else shown,
         quiet=quiet or json_,
-        offline=offline,
-        loras=loras,
-        controlnet=controlnet,
-        decoder=decoder,
         metadata=not no_metadata,
     )
     _note_other_weights(name, settings.get("model_hash"))
@@ -415,56 +393,33 @@ def output_paths(out: str, count: int, seed: int) -> list[Path | None]:
         raise ConfigError(
             f"{path.parent}: no such folder", hint=f"make it first: mkdir -p {path.parent}"
         )
-    if count == 1:
-        return [path]
-    return [path.with_name(f"{path.stem}-{seed + i}.png") for i in range(count)]
+    return [*numbered(path, count, seed)]
 
 
 def _generate(
     wanted: Mapping[str, Any],
+    setup: Setup,
     *,
-    model: str | None,
-    machine: Machine,
     paths: list[Path | None],
     shown: bool | None,
     quiet: bool,
-    offline: bool = False,
-    loras: Sequence[str] = (),
     choice: Choice | None = None,
-    controlnet: str | None = None,
-    decoder: str | None = None,
     metadata: bool,
 ) -> dict[str, Any]:
     """Load the model, draw, write; give what there is to report."""
-    started = _begun()
+    started = begun()
     with StopFlag() as stop, progress(shown=shown) as bar:
         bar.stage("starting")
-        from sanakit.nn.processor import tune_process
         from sanakit.pipeline.pipeline import Pipeline
         from sanakit.pipeline.request import GenerateRequest
 
         request = GenerateRequest.from_json(wanted)
-        adapters = read_loras(loras, offline=offline)
-        model = (model_behind(loras) or EMBEDDED) if model is None else model
-        device = _placed(machine, model, quiet=quiet)
-        size = request.height, request.width
-        branch = None if controlnet is None else branch_folder(controlnet, offline=offline)
-        check_memory(model, machine, device, branch=branch, size=size, quiet=quiet)
+        drawer = Drawer(setup, size=(request.height, request.width), quiet=quiet)
         imported = time.perf_counter()
-        bar.stage(f"loading {plain(model)}")
-        pick = None if choice is None else choice.opened(device, offline=offline)
-        pipeline = Pipeline.load(
-            model,
-            dtype=machine.torch_dtype,
-            device=device,
-            offline=offline,
-            quantization=machine.quantize,
-            controlnet=controlnet,
-        )
-        add_loras(pipeline, adapters)
-        decode_with(decoder, pipeline.components.autoencoder, offline=offline)
-        if own_process and device.type == "cpu":
-            tune_process(_work(pipeline, request))
+        bar.stage(f"loading {plain(drawer.model)}")
+        pick = None if choice is None else choice.opened(drawer.device, offline=setup.offline)
+        pipeline: Pipeline = drawer.load()
+        tune(drawer.device, pipeline, request)
         loaded = time.perf_counter()
         bar.stage("drawing")
 
@@ -474,22 +429,15 @@ def _generate(
 
         with together(*pipeline.components.networks.values()):
             result = pipeline.generate(request, on_step=on_step)
-        more: dict[str, Any] = machine.to_json()
-        if device.type != "cpu":
-            more["device"] = device.type
-        if (several := processes()[1]) > 1:
-            more["processes"] = several
-        if loras:
-            more |= {"lora": list(loras), "lora_hash": [lora_hash(one) for one in loras]}
-        more |= remembered(controlnet) | decoder_noted(decoder)
         pictures: Sequence[Picture] = result.pictures
         if pick is not None:
             bar.stage("choosing")
             chosen = pick(pictures, request.prompt)
             paths = [paths[place] if len(paths) > 1 else paths[0] for place, _ in chosen]
             pictures = [picture for _, picture in chosen]
+        more = drawer.noted()
         for picture, path in zip(pictures, paths, strict=True):
-            _write(path, picture.pixels, {**picture.settings, **more} if metadata else None)
+            write_picture(path, picture.pixels, {**picture.settings, **more} if metadata else None)
     seconds = {
         "start": imported - started,
         "load": loaded - imported,
@@ -500,37 +448,7 @@ def _generate(
     told["seeds"] = [picture.settings["seed"] for picture in pictures]
     if pick is not None:
         told["scores"] = [picture.settings["score"] for picture in pictures]
-    return _report(paths, model, device, seconds, told)
-
-
-def _work(pipeline: Pipeline, request: GenerateRequest) -> float:
-    """Operations of a block of the transformer in a step that is guided."""
-    from sanakit.models.flops import block_products
-
-    config = pipeline.components.transformer.config
-    sides = (request.height or pipeline.default_size, request.width or pipeline.default_size)
-    tokens = sides[0] * sides[1] // pipeline.spatial_factor**2
-    return 2 * 2 * block_products(config, tokens, 0)
-
-
-def _begun() -> float:
-    """When the command began, on the clock of ``perf_counter``."""
-    if not own_process:
-        return time.perf_counter()
-    import psutil
-
-    return time.perf_counter() - (time.time() - psutil.Process().create_time())
-
-
-def _placed(machine: Machine, model: str, *, quiet: bool) -> torch.device:
-    """The device, with a word where a faster one stays idle."""
-    from sanakit.pipeline.placement import accelerator
-
-    device = machine.place(model)
-    idle = accelerator().type
-    if machine.device == AUTO and device.type != idle and not quiet:
-        say(f"{model} is small, and drawn on the CPU; --device {idle} moves it", err=True)
-    return device
+    return _report(paths, drawer.model, drawer.device, seconds, told)
 
 
 def _decode(
@@ -545,14 +463,14 @@ def _decode(
     quiet: bool,
     metadata: bool,
 ) -> dict[str, Any]:
-    started = _begun()
+    started = begun()
     from sanakit.nn.processor import tune_process
     from sanakit.pipeline.decoder import decode_pixels
     from sanakit.pipeline.networks import AutoencoderDC
 
-    device = _placed(machine, model, quiet=quiet)
+    device = placed(machine, model, quiet=quiet)
     check_memory(model, machine, device, parts=("vae",), quiet=quiet)
-    if own_process and device.type == "cpu":
+    if drawing.own_process and device.type == "cpu":
         tune_process()
     imported = time.perf_counter()
     autoencoder = AutoencoderDC.from_pretrained(
@@ -584,7 +502,7 @@ def _decode(
         known = number < len(origin.settings)
         settings = origin.settings[number] if known else {"model": model}
         told = {**settings, **decoder_noted(decoder)}
-        _write(path, picture, told if metadata else None)
+        write_picture(path, picture, told if metadata else None)
     seconds = {
         "start": imported - started,
         "load": loaded - imported,
@@ -639,17 +557,6 @@ def _note_other_processes(stored: object) -> None:
         )
 
 
-def _write(path: Path | None, pixels: Any, settings: Mapping[str, Any] | None) -> None:
-    from sanakit.files import write_atomically
-    from sanakit.pipeline.png import encode_png
-
-    data = encode_png(pixels, settings)
-    if path is None:
-        say_bytes(data)
-    elif speaks():
-        write_atomically(path, data)
-
-
 def _report(
     paths: list[Path | None],
     model: str,
@@ -663,7 +570,7 @@ def _report(
         "model": model,
         "device": str(device),
         "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
-        "peak_memory_mb": _peak_memory_mb(),
+        "peak_memory_mb": peak_memory_mb(),
     }
 
 
@@ -683,13 +590,3 @@ def _tell(report: dict[str, Any], *, as_json: bool, quiet: bool) -> None:
         seconds = report["seconds"]
         parts = ", ".join(f"{k} {v:.2f} s" for k, v in seconds.items() if k != "total")
         say(f"{seconds['total']:.2f} s in all: {parts}", err=True)
-
-
-def _peak_memory_mb() -> float | None:
-    """Largest resident memory of this process so far; None where the system does not tell."""
-    try:
-        import resource
-    except ImportError:  # not a POSIX system
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (1 << 20 if sys.platform == "darwin" else 1 << 10), 1)

@@ -13,6 +13,7 @@ from sanakit.cli import (
     convert,
     data,
     doctor,
+    drawing,
     edit,
     evaluate,
     generate,
@@ -78,7 +79,7 @@ def main() -> None:
     # Read when torch is loaded. Threads that wait then leave the core to others: spinning beside a
     # busy process, each step waits for threads that have no core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    generate.own_process = True
+    drawing.own_process = True
     app()
 
 

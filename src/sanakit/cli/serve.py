@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sanakit.cli.generate import EMBEDDED
+from sanakit.cli.drawing import EMBEDDED
 from sanakit.cli.loras import strength_of
 from sanakit.cli.machine import AUTO, DTYPES, Device, Dtype, Machine, Quantize
 from sanakit.cli.options import ControlNet, Decoder, Model, Offline
