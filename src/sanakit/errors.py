@@ -68,6 +68,12 @@ class Interrupted(SanakitError):
     exit_code = 130
 
 
+class SomeFailed(SanakitError):
+    """Some pictures of many could not be drawn; the others are there."""
+
+    exit_code = 6
+
+
 class LostProcess(SanakitError):
     """Another of the processes that draw a picture together is gone or does not answer."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -186,6 +186,12 @@ def _wrong_value(error: Any, typed: Sequence[str]) -> SanakitError:
         choices = re.findall(r"'([^']*)'", said.partition("not one of")[2])
         return ConfigError(f"{shown} is unknown", hint=did_you_mean(given, choices))
     return ConfigError(f"{shown}: {said.rstrip('.')}")
+
+
+def spelled_here(key: str, known: Container[str]) -> str | None:
+    """The hint for a key that is another program's name of one of the known options, if it is."""
+    here = ELSEWHERE.get(f"--{key[:60].lower().replace('_', '-')}", "").removeprefix("--")
+    return f"it is {here!r} here" if here in known else None
 
 
 def _write(name: str, value: str | None) -> str | None:

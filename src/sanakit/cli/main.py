@@ -9,6 +9,7 @@ import typer
 
 from sanakit import __version__
 from sanakit.cli import (
+    batch,
     bench,
     convert,
     data,
@@ -57,6 +58,7 @@ def about(
 
 app.command("generate")(generate.generate)
 app.command("edit")(edit.edit)
+app.command("batch")(batch.batch)
 app.command("decode")(generate.decode)
 app.command("info")(generate.info)
 app.command("again")(generate.again)
