@@ -136,6 +136,8 @@ class JobService:
         self._waiting: FairQueue[Job] = FairQueue()
         self._running: dict[str, Job] = {}
         self._keys: dict[tuple[str, str], Job] = {}
+        self.metrics.waiting.set_function(lambda: len(self._waiting))
+        self.metrics.running.set_function(lambda: len(self._running))
         self._step_seconds = 0.0
         self._last_step = 0.0
         self._disk = ThreadPoolExecutor(1, "history")
@@ -473,7 +475,6 @@ class JobService:
         self._jobs[job.id] = job
         self._waiting.put(job.owner, job)
         self._tell(job, "queued")
-        self.metrics.waiting.set(len(self._waiting))
         seconds = job.request.deadline or self.deadline
         if seconds is not None:
             said = f"it was not done within {seconds:g} s"
@@ -500,8 +501,6 @@ class JobService:
                     "partial_images": job.request.partial_images,
                 }
             )
-        self.metrics.waiting.set(len(self._waiting))
-        self.metrics.running.set(len(self._running))
 
     def _cancel(self, job: Job, state: JobState, error: str | None, code: str | None) -> None:
         if job.over:
