@@ -22,7 +22,7 @@ from sanakit.serve.drawing import drawn, owner_of
 from sanakit.serve.limits import decoding, picture_bytes
 from sanakit.serve.masks import inverted
 from sanakit.serve.refusals import Refused
-from sanakit.serve.requests import DrawRequest, EditPicture
+from sanakit.serve.requests import DrawRequest, EditPicture, Real, Whole
 
 if TYPE_CHECKING:
     from sanakit.serve.jobs import Job, JobService
@@ -85,8 +85,6 @@ OPTIONS: dict[str, Values] = {
 }
 """Options beside the model: the first value is the one in force, the others mean the same."""
 LORA = re.compile(r"<lora:([^:<>]{1,80})(?::([^<>]{0,20}))?>")
-Whole = Annotated[int, Field(strict=True)]
-Real = Annotated[float, Field(allow_inf_nan=False, strict=True)]
 
 
 def _only(name: str) -> Any:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sanakit.errors import check_unicode, did_you_mean
+from sanakit.errors import check_unicode
 from sanakit.images.decode import BadPicture, DecodeLimits, decode
 from sanakit.serve.refusals import Refused, send_refusal
 from sanakit.serve.requests import DrawRequest
@@ -43,6 +43,8 @@ class Limits:
     pixels: int = 2048 * 2048
     longest_side: int = 8192
     steps: int = 150
+    guidance: float = 100.0
+    flow_shift: float = 100.0
     count: int = 10
     prompt_length: int = 8000
     loras: int = 8
@@ -50,10 +52,10 @@ class Limits:
     deadline: float = 3600.0
 
     def check(self, request: DrawRequest, able: Mapping[str, Any]) -> None:
-        """Judge the numbers, texts and names of a request; ``able`` is what the model can do.
+        """Judge the numbers and texts of a request; ``able`` is what the model can do.
 
         Raises:
-            Refused: 400 with the name of the first that is too much, or of what is not there.
+            Refused: 400 with the name of the first that is too much.
         """
         for name in ("prompt", "negative_prompt"):
             text = getattr(request, name)
@@ -62,6 +64,8 @@ class Limits:
             check_unicode(text, name)
         for name, value, most in (
             ("num_steps", request.num_steps, self.steps),
+            ("guidance_scale", request.guidance_scale, self.guidance),
+            ("flow_shift", request.flow_shift, self.flow_shift),
             ("count", request.count, self.count),
             ("lora", len(request.lora), self.loras),
             ("deadline", request.deadline, self.deadline),
@@ -70,14 +74,6 @@ class Limits:
         ):
             if value is not None and value > most:
                 raise _over(name, f"is {value:g}", f"{most:g} is the most here")
-        named = [("solver", request.solver), *(("lora", name) for name in request.lora)]
-        for name, given in named:
-            known = able.get(f"{name}s")
-            if given is not None and known is not None and given not in known:
-                said = did_you_mean(given[:80], known) if known else "there is none"
-                raise Refused(400, f"{name} {given[:80]!r} is not here; {said}", param=name)
-        if request.control is not None and not able.get("supports", {}).get("control", True):
-            raise Refused(400, "the model follows no picture", param="control")
         usual = able.get("default_size", 1)
         if request.height is not None or request.width is not None:
             self._check_pixels(request.height or usual, request.width or usual)

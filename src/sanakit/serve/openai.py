@@ -21,7 +21,7 @@ from sanakit.serve.drawing import drawn, failure, owner_of
 from sanakit.serve.limits import decoding, picture_bytes
 from sanakit.serve.masks import mask_of_alpha
 from sanakit.serve.refusals import Refused, refusal_of
-from sanakit.serve.requests import DrawRequest, EditPicture
+from sanakit.serve.requests import DrawRequest, EditPicture, Real, Whole
 
 if TYPE_CHECKING:
     from sanakit.serve.jobs import Job, JobService
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
 BLOCK = 32
 """Pixels of a side of what one latent position decodes to."""
-Whole = Annotated[int, Field(strict=True)]
-Real = Annotated[float, Field(allow_inf_nan=False, strict=True)]
 Format = Literal["png", "jpeg", "webp"]
 TAKEN: dict[str, tuple[tuple[str, ...], str]] = {
     "background": (("auto", "opaque"), "pictures are drawn without transparency"),
@@ -198,7 +196,7 @@ def router(service: JobService, settings: ServeSettings) -> APIRouter:
     @routes.get("/models/{model:path}")
     async def model(model: str) -> Model:
         """Tell about a model."""
-        check_model(model)
+        check_model(model or "without a name")
         return Model(id=settings.model, created=int(settings.started))
 
     @routes.post("/images/generations", response_model_exclude_none=True, response_model=Pictures)

@@ -11,7 +11,7 @@ from sanakit.pipeline.picture_requests import ControlKind
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
 FINISHED: tuple[JobState, ...] = ("done", "failed", "cancelled")
 Whole = Annotated[int, Field(strict=True)]
-Real = Annotated[float, Field(allow_inf_nan=False)]
+Real = Annotated[float, Field(allow_inf_nan=False, strict=True)]
 Picture = Annotated[
     str,
     Field(
