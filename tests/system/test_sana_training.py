@@ -279,10 +279,13 @@ def test_the_next_stage_has_its_size_and_late_positions_and_the_weights_of_befor
         (64, DiffusionObjective(interpolation_scale=None), None),
         (16, DiffusionObjective(interpolation_scale=0.5), 0.5),
     ):
-        assert at_resolution(TRANSFORMER, side, settings).interpolation_scale == scale
+        assert (
+            at_resolution(TRANSFORMER, side, settings.interpolation_scale).interpolation_scale
+            == scale
+        )
     # A size counts latents, however many of them a patch holds.
     coarse = replace(TRANSFORMER, patch_size=2)
-    assert at_resolution(coarse, 8, DiffusionObjective()).sample_size == 8
+    assert at_resolution(coarse, 8, "auto").sample_size == 8
 
 
 def test_shards_that_were_built_anew_are_not_gone_on_with(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`sanakit train`: an autoencoder, a diffusion transformer; how a run does, and its export."""
+"""`sanakit train`: an autoencoder, a transformer, a control branch; how a run does, its export."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sanakit.train.runs.run_config import RunConfig
 
 app = typer.Typer(
-    help="Train an autoencoder or a diffusion transformer; watch and export.",
+    help="Train an autoencoder, a diffusion transformer or a control branch; watch and export.",
     no_args_is_help=True,
 )
 RUNS = Path("runs")
@@ -90,10 +90,8 @@ def autoencoder(
     settings = with_options(
         settings, {"peak_lr": learning_rate, "steps": steps, "batch_size": batch_size}
     )
-    from sanakit.train.loop import train
     from sanakit.train.recipes import autoencoder_run
     from sanakit.train.recipes.autoencoder import AutoencoderObjective
-    from sanakit.train.runs.run_config import save_run
 
     typed = {
         "data": data,
@@ -118,13 +116,8 @@ def autoencoder(
     if dry_run:
         print_plan(recipe, run, frozen=recipe.frozen, shards=run.data["data"], measure=measure)
         return
-    with running(out, run.what):
-        save_run(run, out, resume=resume)
-        ended = train(recipe, run.loop, out, resume=resume, report=say)
-        if ended:
-            autoencoder_run.finish_autoencoder(recipe, out, report=say)
-    if not ended:
-        raise stopped(out, run.what, ended)
+    finish = autoencoder_run.finish_autoencoder
+    carry_out(recipe, run, out, resume=resume, finish=lambda: finish(recipe, out, report=say))
 
 
 @app.command()
@@ -187,10 +180,9 @@ def diffusion(
     settings = with_options(
         settings, {"peak_lr": learning_rate, "steps": steps, "batch_size": batch_size}
     )
-    from sanakit.train.loop import train
     from sanakit.train.recipes import diffusion_run
     from sanakit.train.recipes.diffusion import DiffusionObjective
-    from sanakit.train.runs.run_config import newest_run, read_run, save_run, speaks
+    from sanakit.train.runs.run_config import newest_run, read_run, speaks
 
     typed = {
         "data": data,
@@ -226,14 +218,68 @@ def diffusion(
         shards = recipe.pictures.shards
         print_plan(recipe, run, frozen=recipe.frozen, shards=shards, measure=measure)
         return
-    with running(out, run.what):
-        save_run(run, out, resume=resume)
-        ended = train(recipe, run.loop, out, resume=resume, report=say)
-    if not ended:
-        raise stopped(out, run.what, ended)
+    carry_out(recipe, run, out, resume=resume)
     if run.objective.lora_rank:
         report(f"draw: sanakit generate PROMPT --lora {out}")
     report(f"next: sanakit train export {out} --out models/{out.resolve().name}")
+
+
+@app.command()
+def controlnet(
+    data: Annotated[
+        str | None, typer.Option(help="Set that `sanakit data build` made, or shards' address.")
+    ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option("--from", help="Model to be steered: glyph, a folder, owner/name, a run."),
+    ] = None,
+    condition: Annotated[
+        str | None,
+        typer.Option(help="What is followed: canny, soft-edges, scribble, or a folder of ID.png."),
+    ] = None,
+    out: Out = RUNS / "controlnet",
+    layers: Annotated[
+        int | None, typer.Option(help="Blocks of the branch. Default: seven, if there are.")
+    ] = None,
+    held: Annotated[str | None, typer.Option(help="Set to measure on, never trained on.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that decode pictures.")] = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    measure: Measure = True,
+    learning_rate: Rate = None,
+    steps: Steps = None,
+    batch_size: BatchSize = None,
+    settings: Settings = None,
+) -> None:
+    """Train a control branch, which makes drawings follow pictures; OUT/controlnet holds it."""
+    check_dry(dry_run, measure)
+    settings = with_options(
+        settings, {"peak_lr": learning_rate, "steps": steps, "batch_size": batch_size}
+    )
+    from sanakit.train.recipes import controlnet as recipes
+    from sanakit.train.recipes.diffusion import FlowObjective
+    from sanakit.train.runs.run_config import speaks
+
+    typed = {
+        "data": data,
+        "start": start,
+        "condition": condition,
+        "layers": layers,
+        "held": held,
+        "workers": workers,
+    }
+    resumed = out if resume else None
+    what = (recipes.WHAT, FlowObjective, recipes.new_run)
+    run = new_or_resumed(*what, typed, settings, resumed=resumed)
+    if not dry_run:
+        check_free(out, resume=resume)
+    recipe, run = recipes.build(run, report=say if speaks() else lambda line: None)
+    if dry_run:
+        shards = recipe.pictures.shards
+        print_plan(recipe, run, frozen=recipe.frozen, shards=shards, measure=measure)
+        return
+    finish = recipes.finish_controlnet
+    carry_out(recipe, run, out, resume=resume, finish=lambda: finish(recipe, out, report=say))
 
 
 @app.command()
@@ -324,6 +370,27 @@ def check_free(out: Path, *, resume: bool) -> None:
     if speaks() and out.is_dir():
         with in_use(out, by="sanakit train"):
             check_folder(out, resume=resume)
+
+
+def carry_out(
+    recipe: Any,
+    run: RunConfig,
+    out: Path,
+    *,
+    resume: bool,
+    finish: Callable[[], object] = lambda: None,
+) -> None:
+    """Note what the run is, train, and ``finish`` where it has reached its end."""
+    from sanakit.train.loop import train
+    from sanakit.train.runs.run_config import save_run
+
+    with running(out, run.what):
+        save_run(run, out, resume=resume)
+        ended = train(recipe, run.loop, out, resume=resume, report=say)
+        if ended:
+            finish()
+    if not ended:
+        raise stopped(out, run.what, ended)
 
 
 @contextmanager

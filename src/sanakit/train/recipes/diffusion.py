@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -88,11 +88,12 @@ class LossBins:
 
 
 Levels = Literal["logit-normal", "uniform"]
+InterpolationScale: TypeAlias = float | Literal["keep", "auto"] | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DiffusionObjective:
-    """The loss, the captions, and what is trained. Defaults are the published recipe's."""
+class FlowObjective:
+    """The loss and the captions. Defaults are the published recipe's."""
 
     flow_shift: float | None = None
     """Of the noise levels; None: as the model draws with."""
@@ -107,18 +108,6 @@ class DiffusionObjective:
     caption_threshold: float | None = None
     max_tokens: int = 300
     """Of a caption; what is beyond is cut off."""
-    lora_rank: int = 0
-    """0: all weights are trained."""
-    lora_alpha: float | None = None
-    """None: the rank, so that the factor is one."""
-    lora_targets: tuple[str, ...] = USUAL_TARGETS
-    base_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the frozen weights under a LoRA; bfloat16 halves their memory."""
-    interpolation_scale: float | Literal["keep", "auto"] | None = "auto"
-    """Of positional encoding: a number turns it on, null off; auto turns it on for pictures of 2048
-    px and more where the model has none, keep leaves the model as it is."""
-    caption_gain: float = 0.01
-    """What the caption norm's weights begin at, from scratch."""
 
     def __post_init__(self) -> None:
         if self.flow_shift is not None and not self.flow_shift > 0:
@@ -132,16 +121,6 @@ class DiffusionObjective:
             )
         if self.max_tokens < 1:
             raise ConfigError(f"max_tokens={self.max_tokens} must be at least 1")
-        if self.lora_rank < 0:
-            raise ConfigError(f"lora_rank={self.lora_rank} must be at least 0")
-        if not self.lora_rank:
-            usual = {"lora_alpha": None, "lora_targets": USUAL_TARGETS, "base_dtype": "float32"}
-            for name, value in usual.items():
-                if getattr(self, name) != value:
-                    raise ConfigError(
-                        f"{name} has no meaning where all weights are trained",
-                        hint="train a LoRA: --lora 16",
-                    )
         self.choice()
 
     def choice(self, *, null: bool = True) -> CaptionChoice:
@@ -156,6 +135,37 @@ class DiffusionObjective:
             threshold=self.caption_threshold,
             null_chance=self.null_chance if null else 0.0,
         )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DiffusionObjective(FlowObjective):
+    """What of the transformer is trained, beside the loss and the captions."""
+
+    lora_rank: int = 0
+    """0: all weights are trained."""
+    lora_alpha: float | None = None
+    """None: the rank, so that the factor is one."""
+    lora_targets: tuple[str, ...] = USUAL_TARGETS
+    base_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the frozen weights under a LoRA; bfloat16 halves their memory."""
+    interpolation_scale: InterpolationScale = "auto"
+    """Of positional encoding: a number turns it on, null off; auto turns it on for pictures of 2048
+    px and more where the model has none, keep leaves the model as it is."""
+    caption_gain: float = 0.01
+    """What the caption norm's weights begin at, from scratch."""
+
+    def __post_init__(self) -> None:
+        FlowObjective.__post_init__(self)
+        if self.lora_rank < 0:
+            raise ConfigError(f"lora_rank={self.lora_rank} must be at least 0")
+        if not self.lora_rank:
+            usual = {"lora_alpha": None, "lora_targets": USUAL_TARGETS, "base_dtype": "float32"}
+            for name, value in usual.items():
+                if getattr(self, name) != value:
+                    raise ConfigError(
+                        f"{name} has no meaning where all weights are trained",
+                        hint="train a LoRA: --lora 16",
+                    )
 
 
 def usual_loop(*, width: int, lora: bool, scratch: bool) -> LoopConfig:
@@ -214,11 +224,20 @@ class DiffusionBatch:
     noise: Latent
     level: NoiseLevel
     ids: Sequence[str] = ()
+    source: str = ""
+    """Tells pictures of one id apart, where they come from several sets."""
     captions: Sequence[str] = ()
     pixels: Tensor | None = None
     x0: Latent | None = None
     text: Text | None = None
     mask: TextMask | None = None
+    control: Latent | None = None
+    """Of a control image, scaled as ``x0``."""
+
+    @property
+    def names(self) -> list[str]:
+        """What the pictures' latents are remembered by."""
+        return [f"{self.source}{id}" for id in self.ids]
 
 
 class DiffusionRecipe(Recipe[DiffusionBatch]):
@@ -236,7 +255,7 @@ class DiffusionRecipe(Recipe[DiffusionBatch]):
         encoders: Encoders,
         defaults: GenerationDefaults,
         pictures: ShardDataset,
-        objective: DiffusionObjective,
+        objective: FlowObjective,
         *,
         held: ShardDataset | None = None,
         prompts: Sequence[str] = (),
@@ -276,7 +295,7 @@ class DiffusionRecipe(Recipe[DiffusionBatch]):
         if x0 is None:
             assert batch.pixels is not None
             with timers("autoencoder"):
-                x0 = self.encoders.latents(batch.ids, batch.pixels, device)
+                x0 = self.encoders.latents(batch.names, batch.pixels, device)
         if (text is None or mask is None) and self.llm is None:
             with timers("text"):
                 text, mask = self.encoders.texts(batch.captions, device)
@@ -351,7 +370,9 @@ class DiffusionRecipe(Recipe[DiffusionBatch]):
 
         return counted(forward)
 
-    def _drawn_of(self, module: nn.Module, prompt: str) -> Pixels | None:
+    def _drawn_of(
+        self, module: nn.Module, prompt: str, control: Latent | None = None
+    ) -> Pixels | None:
         """A picture ``H W 3`` uint8 for each seed; None if a number is not finite.
 
         Not by the pipeline, which projects texts outside of the network's forward pass: there, FSDP
@@ -361,20 +382,19 @@ class DiffusionRecipe(Recipe[DiffusionBatch]):
         autoencoder = self.encoders.autoencoder.to(device)
         config = self.transformer.config
         side = config.sample_size
-        noise = [seeded_noise(seed, config.in_channels, side, side) for seed in SEEDS]
+        size = (side, side) if control is None else control.shape[-2:]
+        noise = [seeded_noise(seed, config.in_channels, *size) for seed in SEEDS]
         guidance = Guidance(guidance_scale=self.defaults.guidance_scale)
         text, mask = self.encoders.texts([prompt, ""], device)
         text, mask = (each.repeat_interleave(len(SEEDS), dim=0) for each in (text, mask))
+        learned = module["transformer"] if isinstance(module, nn.ModuleDict) else module
+        if control is not None:
+            control = control.expand(len(text), *control.shape[1:])
 
         def velocity(x: Latent, level: NoiseLevel) -> Latent:
             timestep = (level.timestep * config.timestep_scale).to(device)
-            both = self.transformer(
-                x.repeat(2, 1, 1, 1),
-                text,
-                timestep.expand(len(text)),
-                encoder_attention_mask=mask,
-                return_dict=False,
-            )[0]
+            twice = x.repeat(2, 1, 1, 1)
+            both = self._velocity(learned, twice, text, timestep.expand(len(text)), mask, control)
             cond, uncond = both[:, : x.shape[1]].float().chunk(2)
             return guidance.combine(level, cond, uncond=uncond, perturbed=None)
 
@@ -400,8 +420,23 @@ class DiffusionRecipe(Recipe[DiffusionBatch]):
         x = interpolate(batch.x0, batch.noise, batch.level.sigma)
         timestep = batch.level.timestep * self.transformer.config.timestep_scale
         # By the module itself: what wraps it, DDP or FSDP, acts on its forward pass alone.
-        velocity = transformer(x, text, timestep, encoder_attention_mask=mask, return_dict=False)[0]
+        velocity = self._velocity(transformer, x, text, timestep, mask, batch.control)
         return flow_matching_loss(velocity[:, : x.shape[1]], batch.x0, batch.noise)
+
+    def _velocity(
+        self,
+        module: nn.Module,
+        x: Latent,
+        text: Text,
+        timestep: PerSample,
+        mask: TextMask | None,
+        control: Latent | None,
+    ) -> Latent:
+        """What the networks say, ``module`` being the one that learns."""
+        velocity: Latent = module(
+            x, text, timestep, encoder_attention_mask=mask, return_dict=False
+        )[0]
+        return velocity
 
     def _positions(self, generators: list[torch.Generator]) -> Tensor:
         """Places in [0, 1] of the path before its shift, one for each sample."""
@@ -427,7 +462,7 @@ class DiffusionRecipe(Recipe[DiffusionBatch]):
             noise = torch.randn(shape, generator=generator)
             level = NoiseLevel(sigma, (1000 * sigma).floor())
             drawn = _drawn(batch, slice(None), noise, level)
-            yield replace(drawn, ids=[f"{source.shards}: {id}" for id in drawn.ids])
+            yield replace(drawn, source=f"{source.shards}: ")
 
 
 def _drawn(batch: Read, rows: slice, noise: Latent, level: NoiseLevel) -> DiffusionBatch:

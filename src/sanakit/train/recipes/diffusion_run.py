@@ -32,7 +32,13 @@ from sanakit.pipeline.prompts import PromptEncoder
 from sanakit.train.checkpoint import newest_weights
 from sanakit.train.config import LoopConfig
 from sanakit.train.distributed.network import DTYPES
-from sanakit.train.recipes.diffusion import DiffusionObjective, DiffusionRecipe, usual_loop
+from sanakit.train.recipes.diffusion import (
+    DiffusionObjective,
+    DiffusionRecipe,
+    FlowObjective,
+    InterpolationScale,
+    usual_loop,
+)
 from sanakit.train.recipes.encoders import Encoders
 from sanakit.train.recipes.lora import adapter_pairs, add_adapters, merge_pairs
 from sanakit.train.recipes.shard_dataset import (
@@ -84,7 +90,7 @@ class DiffusionData:
 
 def start_components(
     data: DiffusionData,
-    objective: DiffusionObjective,
+    objective: FlowObjective,
     *,
     device: str = "cpu",
     report: Report = print,
@@ -137,7 +143,7 @@ def _arguments(data: DiffusionData) -> list[DiffusionData]:
 def _begun(
     parts: Components | None,
     data: DiffusionData,
-    objective: DiffusionObjective,
+    objective: FlowObjective,
     *,
     device: str,
     report: Report,
@@ -178,7 +184,10 @@ def _begun(
     check_fit(config, text_width=width, latent_channels=channels, source=start or "this run")
     factor = autoencoder.config.spatial_factor
     assert data.resolution is not None
-    wanted = at_resolution(config, data.resolution // factor, objective)
+    scale: InterpolationScale = "keep"
+    if isinstance(objective, DiffusionObjective):
+        scale = objective.interpolation_scale
+    wanted = at_resolution(config, data.resolution // factor, scale)
     if before is not None and wanted != config:
         report(
             f"the model draws {config.sample_size * factor} px "
@@ -199,14 +208,13 @@ def _begun(
 
 
 def at_resolution(
-    config: TransformerConfig, side: int, objective: DiffusionObjective
+    config: TransformerConfig, side: int, scale: InterpolationScale
 ) -> TransformerConfig:
     """The shape of the next stage: ``side`` latents, and positions where they are asked for.
 
     Positional encoding has no weights, so it can be added late (SANA, arXiv 2410.10629): 2048 px
     have scale 1, 4096 px scale 2.
     """
-    scale = objective.interpolation_scale
     if scale == "keep":
         scale = config.interpolation_scale
     elif scale == "auto":
@@ -375,7 +383,7 @@ def build(run: RunConfig, *, report: Report = print) -> tuple[DiffusionRecipe, R
     multiple = parts.autoencoder.config.spatial_factor * transformer.config.patch_size
     for each, typed in ((shards, data.data), (held, data.held)):
         if each is not None:
-            _check_sizes(each, multiple, f"sanakit data build {typed} --model {data.start}")
+            check_sizes(each, multiple, f"sanakit data build {typed} --model {data.start}")
     if data.tune_text and objective.lora_rank:
         raise ConfigError(
             "--tune-text with a LoRA: its file holds changes of the transformer alone",
@@ -404,7 +412,7 @@ def build(run: RunConfig, *, report: Report = print) -> tuple[DiffusionRecipe, R
     )
     data = replace(
         data,
-        index=_same_shards(pictures, loop, data, report),
+        index=same_shards(pictures, loop, data.data, data.index, report),
         prompts=tuple(data.prompts) or _captions(pictures, objective),
     )
     if data.tune_text:
@@ -482,7 +490,7 @@ def _choose_trained(
     report(f"{learning:,} of {whole:,} weights learn")
 
 
-def _check_sizes(shards: str, multiple: int, remedy: str) -> None:
+def check_sizes(shards: str, multiple: int, remedy: str) -> None:
     """Refuse pictures that the networks cannot take, before anything is learned.
 
     Raises:
@@ -498,16 +506,16 @@ def _check_sizes(shards: str, multiple: int, remedy: str) -> None:
         )
 
 
-def _same_shards(
-    pictures: ShardDataset, loop: LoopConfig, data: DiffusionData, report: Report
+def same_shards(
+    pictures: ShardDataset, loop: LoopConfig, data: str, index: str | None, report: Report
 ) -> str:
     """What identifies the shards; a resumed run must find those that it began with."""
     loader = pictures.loader(SampleSchedule(seed=loop.seed, batch_size=loop.batch_size))
     report(loader.report)
     found = str(loader.state()["index"])
-    if data.index not in (None, found):
+    if index not in (None, found):
         raise DataError(
-            f"{data.data} was built anew since the run began: pictures come in another order",
+            f"{data} was built anew since the run began: pictures come in another order",
             hint="begin a new run from this one: --from RUN --out ANOTHER",
         )
     return found

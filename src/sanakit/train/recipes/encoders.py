@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -43,15 +43,24 @@ class Encoders:
         self._latents: OrderedDict[str, Tensor] = OrderedDict()
 
     @torch.no_grad()
-    def latents(self, ids: Sequence[str], pixels: Tensor, device: torch.device) -> Latent:
-        """Scaled latents ``b c h w``, fp32, of pictures uint8 ``b H W 3`` by their names."""
+    def latents(
+        self,
+        ids: Sequence[str],
+        pixels: Tensor | Callable[[int], Tensor],
+        device: torch.device,
+    ) -> Latent:
+        """Scaled latents ``b c h w``, fp32, of pictures uint8 ``b H W 3`` by their names.
+
+        ``pixels`` may give one picture by its row: it is asked for those not known alone.
+        """
         if next(self.autoencoder.parameters()).device != device:
             self.autoencoder.to(device)
         missing = [row for row, id in enumerate(ids) if id not in self._latents]
         fresh: dict[str, Tensor] = {}
         for rows in [[row] for row in missing] if device.type == "cpu" else [missing]:
             if rows:
-                found = self._encoded(pixels[rows].to(device))
+                some = torch.stack([pixels(r) for r in rows]) if callable(pixels) else pixels[rows]
+                found = self._encoded(some.to(device))
                 fresh |= {ids[row]: latent for row, latent in zip(rows, found, strict=True)}
         x0 = torch.stack([fresh[id] if id in fresh else self._latents[id].to(device) for id in ids])
         for id in ids:

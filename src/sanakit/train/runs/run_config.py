@@ -18,7 +18,7 @@ from sanakit.weights.resolve import EMBEDDED
 
 RUN = "run.json"
 FORMAT = 2
-PATHS = ("data", "start", "held", "autoencoder", "text_encoder", "lm")
+PATHS = ("data", "start", "held", "autoencoder", "text_encoder", "lm", "condition")
 STEPS = "steps"
 """The setting that is kept as another one: images are counted, whatever the batch."""
 MAY_CHANGE = frozenset(

@@ -1,0 +1,199 @@
+"""Control branches of one's own: runs that go on to the bit, ranks, conditions, the command."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.testing import assert_close
+
+from command_line import sanakit
+from ranks import run_ranks
+from sanakit.errors import ConfigError, DataError
+from sanakit.models.config import TransformerConfig
+from sanakit.pipeline.networks import SanaTransformer2DModel
+from sanakit.train.checkpoint import checkpoints, read_tensors
+from sanakit.train.loop import train
+from sanakit.train.recipes.controlnet import Condition, ControlNetRecipe, build, new_run
+from sanakit.train.runs.run_config import RunConfig
+from sanakit.weights.store import read_config
+from tiny_sana import FAST, TinySana, tiny_sana
+
+
+@pytest.fixture(scope="module")
+def sana(tmp_path_factory: pytest.TempPathFactory) -> TinySana:
+    return tiny_sana(tmp_path_factory.mktemp("sana"))
+
+
+def run_of(sana: TinySana, *settings: str, **arguments: Any) -> tuple[ControlNetRecipe, RunConfig]:
+    given = {"data": str(sana.data), "start": str(sana.model), "condition": "canny"}
+    return build(new_run(given | arguments, [*FAST, *settings]), report=lambda line: None)
+
+
+def learned(run: Path, part: str) -> dict[str, Tensor]:
+    tensors = read_tensors(checkpoints(run)[-1], part)
+    # A softmax does not see the biases of keys: their gradients are rounding.
+    return {name: value for name, value in tensors.items() if "attn2.to_k.bias" not in name}
+
+
+def test_a_run_in_two_parts_is_bit_equal_to_one_and_leaves_the_model_as_it_was(
+    sana: TinySana, tmp_path: Path
+) -> None:
+    settings = ("average_halflife=8",)
+    recipe, run = run_of(sana, *settings)
+    before = {name: value.clone() for name, value in recipe.transformer.state_dict().items()}
+    assert train(recipe, run.loop, tmp_path / "whole", resume=False, report=str)
+    assert_close(recipe.transformer.state_dict(), before, atol=0, rtol=0)
+    recipe, run = run_of(sana, *settings)
+    honest, count = recipe.prepare, iter(range(1000))
+
+    def prepare(*given: Any) -> Any:
+        if next(count) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return honest(*given)
+
+    recipe.prepare = prepare  # type: ignore[method-assign]
+    assert not train(recipe, run.loop, tmp_path / "parts", resume=False, report=str)
+    recipe, run = run_of(sana, *settings)
+    assert train(recipe, run.loop, tmp_path / "parts", resume=True, report=str)
+    for part in ("model", "optimizer", "average"):
+        one, other = (learned(tmp_path / name, part) for name in ("whole", "parts"))
+        assert one
+        assert_close(other, one, atol=0, rtol=0)
+
+
+RANK = """
+import json, sys
+from pathlib import Path
+import torch
+from sanakit.train.loop import train
+from sanakit.train.distributed.ranks import join_ranks, leave_ranks
+from sanakit.train.recipes.controlnet import build, new_run
+from tiny_sana import FAST
+
+torch.set_num_threads(1)
+ranks = join_ranks("cpu", timeout_minutes=5)
+given = {"data": sys.argv[1], "start": sys.argv[2], "condition": "canny"}
+for folder, settings in json.loads(sys.argv[3]):
+    recipe, run = build(new_run(given, [*FAST, *settings]), report=lambda line: None)
+    train(recipe, run.loop, Path(folder), resume=False, ranks=ranks, report=lambda line: None)
+leave_ranks()
+"""
+
+
+def test_two_ranks_learn_what_one_does_in_two_parts(sana: TinySana, tmp_path: Path) -> None:
+    (tmp_path / "rank.py").write_text(RANK)
+
+    def go(count: int, **jobs: list[str]) -> None:
+        told = [
+            (str(tmp_path / name), ["total_images=8", "peak_lr=0.001", *settings])
+            for name, settings in jobs.items()
+        ]
+        arguments = (str(sana.data), str(sana.model), json.dumps(told))
+        ended = run_ranks(tmp_path / "rank.py", count, *arguments)
+        assert [one.code for one in ended] == [0] * count, ended
+
+    go(1, one=["accumulation=2"])
+    go(2, ddp=["strategy=ddp"], fsdp=["strategy=fsdp"])
+    for name in ("ddp", "fsdp"):
+        for part in ("model", "optimizer"):
+            one, other = (learned(tmp_path / each, part) for each in ("one", name))
+            assert_close(other, one, atol=1e-6, rtol=1e-5)
+
+
+def test_the_command_makes_a_branch_that_both_draw_with(sana: TinySana, tmp_path: Path) -> None:
+    run = tmp_path / "edges"
+    settings = [each for pair in FAST for each in ("--set", pair)]
+    out, _ = sanakit(
+        *("train", "controlnet", "--data", sana.data, "--from", sana.model, "--condition", "canny"),
+        *("--held", sana.data, "--out", run, *settings),
+    )
+    assert f"--control-kind canny --controlnet {run}" in out
+    (grid,) = (run / "pictures").glob("*.png")
+    with Image.open(grid) as picture:
+        # Control, two seeds, picture; a row for each of four pictures of a size of the set.
+        assert picture.size in ((4 * 64, 4 * 64), (4 * 96, 4 * 64))
+    control = tmp_path / "control.png"
+    Image.effect_noise((64, 64), 90).convert("RGB").save(control)
+    drawn = []
+    for scale in (0, 1):
+        told = ("--control", control, "--control-kind", "canny", "--control-scale", scale)
+        picture = tmp_path / f"{scale}.png"
+        sanakit(
+            *("generate", "a tree", "--model", sana.model, "--controlnet", run, *told),
+            *("--steps", 2, "--width", 64, "--height", 64, "-o", picture),
+        )
+        drawn.append(np.asarray(Image.open(picture)))
+    assert not np.array_equal(*drawn)
+    theirs = diffusers.SanaControlNetModel.from_pretrained(run / "controlnet")
+    assert theirs.config.num_layers == 1
+    sanakit("train", "show", run)
+
+
+def test_ready_control_images_are_found_by_their_pictures_names(
+    sana: TinySana, tmp_path: Path
+) -> None:
+    recipe, _ = run_of(sana)
+    batch = next(recipe._fixed())
+    assert batch.pixels is not None
+    made = torch.stack([recipe._control_of(batch)(row) for row in range(len(batch.ids))])
+    folder = tmp_path / "edges"
+    for id, control in zip(batch.ids, made, strict=True):
+        (folder / id).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(control.numpy()).save(folder / f"{id}.png")
+    own, _ = run_of(sana, condition=str(folder))
+    for row in range(len(batch.ids)):
+        assert torch.equal(own._control_of(batch)(row), made[row])
+    height, width = batch.pixels.shape[1:3]
+    wide = np.zeros((height, 3 * width, 3), np.uint8)  # the middle third is what is seen
+    wide[:, width : 2 * width] = 255
+    Image.fromarray(wide).save(folder / f"{batch.ids[0]}.png")
+    assert own._control_of(batch)(0).float().mean() > 254
+    shutil.rmtree(folder)
+    folder.mkdir()
+    with pytest.raises(DataError, match="no control image for"):
+        own._control_of(batch)(0)
+
+
+def test_a_control_image_is_never_read_from_outside_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
+    with pytest.raises(DataError, match=r"no control image for '\.\./secret'"):
+        Condition(of=str(tmp_path / "in")).image("../secret", torch.zeros(8, 8, 3))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "said"),
+    [
+        ({"condition": "cany"}, (), "no such folder, and no kind"),
+        ({"condition": "none"}, (), "canny, scribble, soft-edges, or a folder"),
+        ({"condition": None}, (), "--condition is missing"),
+        ({"start": None}, (), "--from is missing"),
+        ({"layers": 2}, (), "the transformer has 2 blocks, and a branch fewer"),
+        ({"layers": 0}, (), "--layers 0"),
+        ({}, ("lora_rank=2",), "no setting 'lora_rank'"),
+        ({}, ("base_dtype=bfloat16",), "no setting 'base_dtype'"),
+    ],
+)
+def test_what_cannot_be_trained_is_said_before_it_begins(
+    sana: TinySana, arguments: dict[str, Any], settings: tuple[str, ...], said: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        run_of(sana, *settings, **arguments)
+    assert said in f"{caught.value} {caught.value.hint}"
+
+
+def test_the_branch_has_all_but_one_of_the_blocks_where_there_are_few(sana: TinySana) -> None:
+    recipe, _ = run_of(sana)
+    known = read_config(sana.model / "transformer", TransformerConfig)
+    assert recipe.branch.config.num_layers == known.num_layers - 1 == 1
+    assert isinstance(recipe.transformer, SanaTransformer2DModel)
