@@ -32,7 +32,6 @@ READ = {
     "sanakit.weights": {
         "catalog",
         "dtypes",
-        "hub",
         "int8_rows",
         "layout",
         "lockfile",
