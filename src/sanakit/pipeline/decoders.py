@@ -8,9 +8,10 @@ from pathlib import Path
 from sanakit.errors import ConfigError
 from sanakit.files import read_json
 from sanakit.models.autoencoder import Autoencoder
+from sanakit.models.config import AutoencoderConfig
 from sanakit.models.tiny_decoder import TinyDecoder, TinyDecoderConfig
-from sanakit.pipeline.networks import AutoencoderDC
-from sanakit.weights.layout import CONFIG
+from sanakit.models.unfilled import unfilled
+from sanakit.weights.layout import CONFIG, stored_variant
 from sanakit.weights.resolve import decoder_folder
 from sanakit.weights.store import load_strict, read_config, read_weights
 
@@ -41,7 +42,7 @@ def load_decoder(autoencoder: Autoencoder, name: str | Path, *, offline: bool = 
     """
     folder = decoder_folder(name, offline=offline)
     if not is_tiny(folder):
-        _take_decoder(autoencoder, AutoencoderDC.from_pretrained(folder), source=str(name))
+        _take_decoder(autoencoder, folder, source=str(name))
         return
     config = read_config(folder, TinyDecoderConfig)
     _check_latents(autoencoder, config, source=str(name))
@@ -56,12 +57,17 @@ def is_tiny(folder: Path) -> bool:
     return read_json(folder / CONFIG).get("_class_name") == TinyDecoder.__name__
 
 
-def _take_decoder(autoencoder: Autoencoder, other: Autoencoder, *, source: str) -> None:
-    _check_latents(autoencoder, other.config, source=source)
+def _take_decoder(autoencoder: Autoencoder, folder: Path, *, source: str) -> None:
+    config = read_config(folder, AutoencoderConfig)
+    _check_latents(autoencoder, config, source=source)
     weight = next(autoencoder.parameters())
-    shape = {field: getattr(other.config, field) for field in OF_A_DECODER}
+    with unfilled():
+        other = Autoencoder(config)
+    state = read_weights(folder, variant=stored_variant(folder, None), dtype=weight.dtype)
+    load_strict(other, state, source=str(folder))
+    shape = {field: getattr(config, field) for field in OF_A_DECODER}
     autoencoder.config = replace(autoencoder.config, **shape)
-    autoencoder.decoder = other.decoder.to(weight.device, weight.dtype)
+    autoencoder.decoder = other.decoder.to(weight.device).eval().requires_grad_(False)
 
 
 def _check_latents(autoencoder: Autoencoder, other: object, *, source: str) -> None:

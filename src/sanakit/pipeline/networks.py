@@ -558,8 +558,9 @@ class AutoencoderDC(Published, Autoencoder):
 
     def load_decoder(self, name: str | Path, *, local_files_only: bool = False) -> None:
         """Decode with another decoder from now on; arguments are `decoders.load_decoder`'s."""
-        load = importlib.import_module("sanakit.pipeline.decoders").load_decoder
-        load(self, name, offline=local_files_only)
+        from sanakit.pipeline.decoders import load_decoder  # noqa: PLC0415 - few decode with it
+
+        load_decoder(self, name, offline=local_files_only)
 
     def _write(self, folder: Path, *, variant: str | None, max_shard_bytes: int) -> None:
         if isinstance(self.decoder, TinyDecoder):
