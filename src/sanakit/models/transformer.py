@@ -26,6 +26,7 @@ from sanakit.nn.linear_attention import LinearAttention
 from sanakit.nn.lora import lora_strength
 from sanakit.nn.mix_ffn import MixFFN
 from sanakit.nn.norm import RMSNorm, modulated_norm
+from sanakit.nn.processor import keep_freed_blocks
 from sanakit.nn.recompute import checkpointed, recomputed
 from sanakit.nn.step_cache import StepCache
 from sanakit.nn.wide_products import with_wide_products
@@ -191,6 +192,8 @@ class Trunk(nn.Module):
         else:
             states, prepared = self._project(text), None
         mask: Kept = readable(text_mask)
+        if infers_on_cpu(y):
+            keep_freed_blocks()
         if isinstance(mask, Tensor) and infers_on_cpu(y):
             mask = lengths_where_it_pays(mask, y.shape[1]) or mask
         first, second = y, y

@@ -8,9 +8,9 @@ scales, biases and all that is no product stay real numbers. Source: SANA (arXiv
 from __future__ import annotations
 
 import platform
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from sanakit.errors import ConfigError, WeightsError
 from sanakit.nn.cpu import PointConv
+from sanakit.nn.inference import infers_on_cpu, untouched
+from sanakit.nn.processor import has_units
 from sanakit.shapes import Map
 
 LEVELS = 127
@@ -26,6 +28,8 @@ FEWER_LEVELS = 63
 SCALE = "weight_scale"
 TEXT_SIDE = ("attn2.to_k", "attn2.to_v")
 """Layers that run once a picture and not once a step: rounding them would gain nothing."""
+WIDE = 1 << 20
+"""Values of a widened map that are worked on at a time, so that they stay in the cache."""
 SMALLEST = torch.finfo(torch.float32).tiny
 
 
@@ -61,14 +65,28 @@ def round_weight(weight: Tensor, *, name: str) -> tuple[Tensor, Tensor]:
     return levels.to(torch.int8).view(weight.shape), scale
 
 
-def round_tokens(rows: Tensor, levels: int) -> tuple[Tensor, Tensor]:
+def round_tokens(rows: Tensor, levels: int, *, own: bool = False) -> tuple[Tensor, Tensor]:
     """Round fp32 ``n inputs`` to ``-levels..levels``: int8, and the step of each row, ``n 1``.
 
+    The memory of ``own`` rows is overwritten.
     A row of zeros stays one, what is not finite has a step that is not finite either.
     """
     largest = torch.maximum(rows.amax(1, keepdim=True), rows.amin(1, keepdim=True).neg_())
     step = largest.div_(levels).clamp_(min=SMALLEST)
-    return rows.mul(step.reciprocal()).round_().to(torch.int8), step
+    scaled = torch.mul(rows, step.reciprocal(), out=rows if own else None)
+    return scaled.round_().to(torch.int8), step
+
+
+def summed(tokens: Tensor, weight: Tensor, *, unsigned: bool) -> Tensor:
+    """Exact int32 ``n outputs`` of int8 tokens; ``unsigned`` where those are of 7 bits."""
+    if not unsigned:
+        return torch._int_mm(tokens, weight.t())
+    middle = FEWER_LEVELS + 1
+    # One row more is the middle alone: its sums are what the middle adds to all others.
+    shifted = tokens.new_full((len(tokens) + 1, tokens.shape[1]), middle)
+    shifted[:-1] += tokens
+    sums = torch._int_mm(shifted.view(torch.uint8), weight.t())
+    return sums[:-1].sub_(sums[-1])
 
 
 class Int8Layer(nn.Module):
@@ -78,44 +96,41 @@ class Int8Layer(nn.Module):
     bias: Any
     weight_scale: Tensor
     rounds_tokens: bool
-    row_sums: Tensor | None = None
 
-    def product(self, x: Tensor) -> Tensor:
-        """``x`` times the weight over the last axis, in the dtype of ``x``.
+    def levels(self, x: Tensor) -> int:
+        """To how many levels tokens are rounded; 0 where the weight is made real instead.
 
-        Tokens are rounded where that is faster and no gradient is asked for, else the weight is
-        made real for this product.
+        They are where that is faster and no gradient is asked for.
         """
         learns = torch.is_grad_enabled() and x.requires_grad
         rounds = self.rounds_tokens and x.device.type == "cpu" and not learns
-        if rounds and (levels := activation_levels()):
+        return activation_levels() if rounds else 0
+
+    def product(self, x: Tensor) -> Tensor:
+        """``x`` times the weight over the last axis, in the dtype of ``x``."""
+        if levels := self.levels(x):
             return self.rounded_product(x, levels)
         weight = self.weight.flatten(1) * self.weight_scale
         return F.linear(x, weight.to(x.dtype), self.bias)
 
-    @torch.no_grad()
     def rounded_product(self, x: Tensor, levels: int) -> Tensor:
         """The product with tokens rounded, through exact sums."""
         tokens, step = round_tokens(x.reshape(-1, x.shape[-1]).float(), levels)
-        sums = self.sums(tokens, unsigned=levels == FEWER_LEVELS)
+        return self.of_tokens(tokens, step, levels).view(*x.shape[:-1], -1).to(x.dtype)
+
+    @torch.no_grad()
+    def of_tokens(
+        self, tokens: Tensor, step: Tensor, levels: int, outputs: slice = slice(None)
+    ) -> Tensor:
+        """Some outputs of the product of rounded tokens, fp32 ``n outputs``."""
+        weight = self.weight.flatten(1)[outputs]
+        sums = summed(tokens, weight, unsigned=levels == FEWER_LEVELS)
         y = sums.view(torch.float32)
         y.copy_(sums)  # in place: a page that is touched for the first time costs more than a sum
-        y.mul_(self.weight_scale.view(-1))
+        y.mul_(self.weight_scale[outputs].view(-1))
         if self.bias is None:
-            y.mul_(step)
-        else:
-            torch.addcmul(self.bias.to(y.dtype), y, step, out=y)
-        return y.view(*x.shape[:-1], -1).to(x.dtype)
-
-    def sums(self, tokens: Tensor, *, unsigned: bool) -> Tensor:
-        """Exact int32 ``n outputs`` of int8 tokens; ``unsigned`` where those are of 7 bits."""
-        weight = self.weight.flatten(1).t()
-        if not unsigned:
-            return torch._int_mm(tokens, weight)
-        middle = FEWER_LEVELS + 1
-        if self.row_sums is None:
-            self.row_sums = weight.sum(0, dtype=torch.int32).mul_(middle)
-        return torch._int_mm(tokens.add_(middle).view(torch.uint8), weight).sub_(self.row_sums)
+            return y.mul_(step)
+        return torch.addcmul(self.bias[outputs].to(y.dtype), y, step, out=y)
 
 
 class Int8Linear(Int8Layer, nn.Linear):
@@ -132,6 +147,60 @@ class Int8PointConv(Int8Layer, PointConv):
     def forward(self, x: Map) -> Float[Tensor, "b outputs h w"]:
         """Mix the channels of each position."""
         return self.product(x.movedim(1, -1)).movedim(-1, 1)
+
+
+def products(x: Tensor, layers: Sequence[nn.Module]) -> list[Tensor]:
+    """What several layers make of the same tokens, which layers of int8 round once for all."""
+    levels = {_levels_of(layer, Int8Linear, x) for layer in layers}
+    if 0 in levels:
+        return [layer(x) for layer in layers]
+    level = levels.pop()
+    tokens, step = round_tokens(x.reshape(-1, x.shape[-1]).float(), level)
+    made = (cast(Int8Linear, layer).of_tokens(tokens, step, level) for layer in layers)
+    return [y.view(*x.shape[:-1], -1).to(x.dtype) for y in made]
+
+
+def _levels_of(layer: nn.Module, kind: type[Int8Layer], x: Tensor) -> int:
+    """The levels of a layer that is of that kind and nothing else; else 0."""
+    return cast(Int8Layer, layer).levels(x) if untouched(layer, kind) else 0
+
+
+def mixes_rounded(x: Map, widen: nn.Module, narrow: nn.Module) -> bool:
+    """Whether `mix_rounded` may take the place of these layers of a Mix-FFN and one between."""
+    points = (_levels_of(layer, Int8PointConv, x) for layer in (widen, narrow))
+    return infers_on_cpu(x) and all(points)
+
+
+def mix_rounded(x: Map, widen: PointConv, depth: nn.Conv2d, narrow: PointConv) -> Map:
+    """The Mix-FFN of a map by int8 layers, some of its channels at a time.
+
+    What is between the products is in bf16 where the processor has units for it: the tokens are
+    rounded to half as many bits after it.
+    """
+    assert isinstance(widen, Int8PointConv)
+    assert isinstance(narrow, Int8PointConv)
+    tokens = x.movedim(1, -1)
+    place, half = tokens.shape[:-1], narrow.in_channels
+    levels = widen.levels(x)
+    rounded, step = round_tokens(tokens.flatten(0, -2).float(), levels)
+    between = torch.bfloat16 if has_units(torch.bfloat16) else torch.float32
+    gated = torch.empty(len(rounded), half)
+
+    def seen(channels: slice) -> Tensor:
+        wide = F.silu(widen.of_tokens(rounded, step, levels, channels), inplace=True)
+        weight, bias = depth.weight[channels].to(between), depth.bias
+        bias = None if bias is None else bias[channels].to(between)
+        wide = wide.to(between).view(*place, -1).movedim(-1, 1)
+        return F.conv2d(wide, weight, bias, padding=1, groups=len(weight)).movedim(1, -1)
+
+    parts = max(1, len(rounded) * half // WIDE)
+    part = -(-half // parts)
+    for first in range(0, half, part):
+        last = min(first + part, half)
+        value, gate = seen(slice(first, last)), seen(slice(half + first, half + last))
+        gated[:, first:last] = value.mul_(F.silu(gate, inplace=True)).flatten(0, -2)
+    y = narrow.of_tokens(*round_tokens(gated, levels, own=True), levels)
+    return y.view(*place, -1).movedim(-1, 1).to(x.dtype)
 
 
 def int8_layer(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sanakit.nn.cpu import linear_attention_of_inputs
 from sanakit.nn.gpu import with_kernel
 from sanakit.nn.inference import Linear, attend_by_rows, infers_at_length
+from sanakit.nn.int8 import products
 from sanakit.nn.norm import RMSNorm
 from sanakit.nn.recompute import without_autocast
 from sanakit.shapes import Heads, Mix, Tokens
@@ -82,7 +83,7 @@ class LinearAttention(nn.Module):
 
     def forward(self, x: Tokens, *, mix: Mix | None = None) -> Tokens:
         """Mix tokens; rows where ``mix`` is False keep their own value (identity map, for PAG)."""
-        q, k, v = self.to_q(x), self.to_k(x), self.to_v(x)
+        q, k, v = products(x, (self.to_q, self.to_k, self.to_v))
         if self.norm_q is not None and self.norm_k is not None:
             q, k = self.norm_q(q), self.norm_k(k)
         pattern = "b n (heads dh) -> b heads n dh"

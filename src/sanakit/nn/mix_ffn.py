@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from sanakit.nn.cpu import PointConv
 from sanakit.nn.gpu import with_kernel
 from sanakit.nn.inference import STRIPE, infers_on_cpu, is_bare, mix_in_stripes
+from sanakit.nn.int8 import mix_rounded, mixes_rounded
 from sanakit.nn.recompute import recomputed
 from sanakit.shapes import Map
 
@@ -32,6 +33,8 @@ class MixFFN(nn.Module):
         large = infers_on_cpu(x) and x[:, 0].numel() > STRIPE
         if large and all(is_bare(each, x.dtype) for each in layers):
             return mix_in_stripes(x, *layers)
+        if is_bare(self.conv_depth, x.dtype) and mixes_rounded(x, layers[0], layers[2]):
+            return mix_rounded(x, *layers)
         # The widest activations of a model, five of them: one is kept, the rest costs no product.
         return recomputed(self.narrow, self.conv_inverted(x))
 

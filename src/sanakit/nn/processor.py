@@ -40,6 +40,8 @@ UNITS: Mapping[str, tuple[tuple[str, ...], str]] = {
 _TRIM_THRESHOLD = -1
 _MMAP_MAX = -4
 _NEVER = 2**31 - 1
+KEPT = (32 << 20) - (1 << 16)
+"""Bytes of a block that glibc just not asks the system for once and for all."""
 ISA_LIMIT = "ONEDNN_MAX_CPU_ISA"
 LIMITS = (
     *("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI"),
@@ -190,6 +192,16 @@ def keep_freed_memory() -> bool:
     return mallopt is not None and all(
         mallopt(option, value) == 1 for option, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _NEVER))
     )
+
+
+@cache
+def keep_freed_blocks() -> None:
+    """Have the C library keep blocks up to 32 MB that are freed, as glibc does from itself.
+
+    It adapts to the largest block freed so far, up to that size. A network's blocks are of a few
+    sizes, and memory that is given back after each layer is filled with zeros for the next.
+    """
+    torch.empty(KEPT, dtype=torch.uint8)
 
 
 def _compute_alone() -> None:

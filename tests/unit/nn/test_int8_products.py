@@ -11,10 +11,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sanakit.errors import ConfigError, WeightsError
-from sanakit.nn import int8
+from sanakit.nn import int8, mix_ffn
 from sanakit.nn.cpu import PointConv
-from sanakit.nn.int8 import FEWER_LEVELS, LEVELS, Int8Layer, activation_levels, round_tokens
+from sanakit.nn.int8 import (
+    FEWER_LEVELS,
+    LEVELS,
+    Int8Layer,
+    activation_levels,
+    products,
+    round_tokens,
+    summed,
+)
 from sanakit.nn.lora import adapt
+from sanakit.nn.mix_ffn import MixFFN
 from sanakit.quant.method import Int8, TorchAo, method_of
 from sanakit.quant.quantize import is_quantized, quantize, restore
 
@@ -46,7 +55,7 @@ def test_sums_are_those_of_whole_numbers(
     made = layer(inputs, outputs)
     made.weight.data[0] = LEVELS
     exact = tokens.long() @ made.weight.long().t()
-    found = made.sums(tokens, unsigned=levels == FEWER_LEVELS)
+    found = summed(tokens, made.weight, unsigned=levels == FEWER_LEVELS)
     assert found.dtype == torch.int32
     assert torch.equal(found.long(), exact)
 
@@ -56,8 +65,8 @@ def test_both_kernels_give_the_same_sums(rng: torch.Generator) -> None:
         pytest.skip("this processor has one of them")
     tokens = torch.randint(-FEWER_LEVELS, FEWER_LEVELS + 1, (9, 70), generator=rng).to(torch.int8)
     made = layer(70, 24)
-    signed = made.sums(tokens.clone(), unsigned=False)
-    assert torch.equal(made.sums(tokens.clone(), unsigned=True), signed)
+    signed = summed(tokens.clone(), made.weight, unsigned=False)
+    assert torch.equal(summed(tokens.clone(), made.weight, unsigned=True), signed)
 
 
 @BOTH
@@ -102,6 +111,68 @@ def test_rows_of_zeros_are_zeros_and_what_is_not_finite_stays_so(levels: int) ->
     assert not y[2].isfinite().any()
     assert y[4].isfinite().all()  # one row does not spoil another
     torch.testing.assert_close(y[4], made.rounded_product(x[4:], levels)[0])
+
+
+@BOTH
+def test_a_weight_that_changes_is_read_anew(levels: int, rng: torch.Generator) -> None:
+    if not runs_here(levels):
+        pytest.skip("this processor rounds to fewer levels")
+    made, x = layer(48, 8), torch.randn(3, 48, generator=rng)
+    before = made.rounded_product(x, levels)
+    made.weight.data.copy_(made.weight.flip(0))
+    made.weight_scale.copy_(made.weight_scale.flip(0))
+    made.bias.data.copy_(made.bias.flip(0))
+    torch.testing.assert_close(made.rounded_product(x, levels), before.flip(1))
+
+
+def test_tokens_that_are_rounded_once_give_the_same_products(rng: torch.Generator) -> None:
+    layers = [layer(48, outputs, bias=outputs > 8) for outputs in (8, 16, 24)]
+    x = torch.randn(2, 3, 48, generator=rng)
+    for made, each in zip(products(x, layers), layers, strict=True):
+        assert torch.equal(made, each(x))
+    layers[1].register_forward_hook(lambda _, __, y: y + 1)
+    layers[2].rounds_tokens = False
+    assert torch.equal(products(x, layers)[1], layers[1](x))
+    layers.pop(1)
+    for made, each in zip(products(x, layers), layers, strict=True):
+        assert torch.equal(made, each(x))
+
+
+@pytest.mark.parametrize(
+    ("place", "wide"), [((2, 5, 7), 1 << 20), ((1, 9, 4), 100), ((1, 1, 1), 1)]
+)
+def test_a_mix_ffn_by_parts_is_that_of_its_layers(
+    place: tuple[int, ...],
+    wide: int,
+    monkeypatch: pytest.MonkeyPatch,
+    rng: torch.Generator,
+) -> None:
+    torch.manual_seed(0)
+    ffn = MixFFN(24, 70).requires_grad_(False)
+    quantize(ffn, Int8(), dtype=torch.float32)
+    batch, height, width = place
+    x = torch.randn(batch, height, width, 24, generator=rng).movedim(-1, 1)
+    monkeypatch.setattr(mix_ffn, "mixes_rounded", lambda *_: False)
+    plain = ffn(x)
+    monkeypatch.undo()
+    monkeypatch.setattr(int8, "WIDE", wide)
+    used: list[object] = []
+    monkeypatch.setattr(mix_ffn, "mix_rounded", lambda *a: used.append(a) or int8.mix_rounded(*a))
+    if activation_levels():
+        with torch.no_grad():
+            found = ffn(x)
+        assert used
+        # bf16 between the products, and levels that it tips over
+        assert (found - plain).norm() < 0.02 * plain.norm()
+        monkeypatch.setattr(int8, "has_units", lambda _: False)
+        with torch.no_grad():
+            torch.testing.assert_close(ffn(x), plain, rtol=1e-4, atol=1e-5)
+    ffn.conv_depth.weight.requires_grad_()
+    ffn(x).sum().backward()  # what learns goes the plain way
+    assert ffn.conv_depth.weight.grad is not None
+    ffn.conv_point.register_forward_hook(lambda _, __, y: 2 * y)
+    with torch.no_grad():
+        torch.testing.assert_close(ffn(x), 2 * plain)
 
 
 def test_weights_of_zeros_are_zeros_and_such_as_are_not_finite_are_refused() -> None:
