@@ -140,6 +140,12 @@ def test_a_killed_server_loses_no_picture_and_the_next_one_draws_what_waited(
         ]
 
 
+def test_a_model_that_is_not_there_ends_the_server_with_its_name(tmp_path: Path) -> None:
+    one = Served(tmp_path / "history", "--model", str(tmp_path / "nowhere"))
+    assert one.process.wait(60) == 2
+    assert "nowhere" in one.log.read_text()
+
+
 @pytest.mark.slow
 def test_a_server_told_to_end_finishes_what_is_drawn_and_keeps_the_rest(tmp_path: Path) -> None:
     folder = tmp_path / "history"

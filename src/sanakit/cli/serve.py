@@ -14,7 +14,7 @@ from sanakit.cli.loras import strength_of
 from sanakit.cli.machine import AUTO, DTYPES, Device, Dtype, Machine, Quantize
 from sanakit.cli.options import ControlNet, Decoder, Model, Offline
 from sanakit.cli.terminal import say
-from sanakit.errors import ConfigError
+from sanakit.errors import ConfigError, SanakitError
 from sanakit.files import expanded
 
 EXTRA = 'pip install "sanakit[serve]"'
@@ -166,7 +166,11 @@ def _named(specs: list[str]) -> dict[str, tuple[str, float]]:
 
 
 async def _run_until_told(server: Any, service: Any, drain: float) -> None:
-    """Run; SIGTERM and Ctrl-C first finish what is being drawn, a second one ends at once."""
+    """Run; SIGTERM and Ctrl-C first finish what is being drawn, a second one ends at once.
+
+    Raises:
+        SanakitError: the model does not load.
+    """
     loop = asyncio.get_running_loop()
     ending: list[asyncio.Task[None]] = []
 
@@ -180,5 +184,13 @@ async def _run_until_told(server: Any, service: Any, drain: float) -> None:
         else:
             ending.append(asyncio.create_task(end()))
 
+    async def end_without_model() -> None:
+        await service.unloadable.wait()
+        told()
+
     server.handle_exit = lambda number, frame: loop.call_soon_threadsafe(told)
+    watching = loop.create_task(end_without_model())
     await server.serve()
+    watching.cancel()
+    if service.broken:
+        raise SanakitError(service.broken)

@@ -130,6 +130,7 @@ class JobService:
         self.most_waiting, self.at_once, self.deadline = queue, at_once, deadline
         self.capabilities: dict[str, Any] = {}
         self.broken: str | None = None
+        self.unloadable = asyncio.Event()
         self.draining = False
         self.metrics = Metrics()
         self._jobs: dict[str, Job] = {}
@@ -182,7 +183,7 @@ class JobService:
             self._write(job, state="queued")
         for job in self._jobs.values():
             job.news.set()
-        await asyncio.gather(*self._background)
+        await asyncio.gather(*self._background, return_exceptions=True)
         await self._on_disk(self.history.close)
         self._disk.shutdown()
 
@@ -384,7 +385,10 @@ class JobService:
             self._dispatch()
         elif kind in ("lost", "unloadable"):
             self._worker_ended(message["error"], for_good=kind == "unloadable")
-        elif (job := self._running.get(message["job"])) is not None:
+        elif (job := self._running.get(message["job"])) is not None and (
+            # Of one that was given up nothing counts but that the worker let it go.
+            not job.over or kind in FINISHED
+        ):
             getattr(self, f"_on_{kind}")(job, message, data)
 
     def _worker_ended(self, error: str, *, for_good: bool) -> None:
@@ -393,6 +397,7 @@ class JobService:
         failing = list(self._running.values())
         if for_good:
             self.broken = error
+            self.unloadable.set()
             failing += list(self._waiting)
         for job in failing:
             self._finish(job, "failed", error, code="worker_lost")
@@ -431,8 +436,6 @@ class JobService:
         self._tell(job, "preview", format="jpeg", **shown)
 
     def _on_image(self, job: Job, message: Message, data: bytes) -> None:
-        if job.over:
-            return
         place, seed = message["place"], message["seed"]
         height, width = message["height"], message["width"]
         size = {"width": width, "height": height}

@@ -117,6 +117,21 @@ def test_a_cancelled_job_holds_its_place_until_the_worker_has_let_go(tmp_path: P
     run(tmp_path, body, at_once=1)
 
 
+def test_a_job_that_was_given_up_never_comes_back_to_life(tmp_path: Path) -> None:
+    async def body(jobs: JobService, worker: ByHand) -> None:
+        job = await jobs.submit(APPLE)
+        await jobs.remove(job.id)
+        worker.draw(job.id)  # it had not heard of it
+        assert job.state == "cancelled"
+        assert [event.kind for event in job.log] == ["queued", "cancelled"]
+        await asyncio.sleep(0.05)
+        assert list(jobs.history.pictures.iterdir()) == []
+        with pytest.raises(UnknownJob):
+            await jobs.get(job.id)
+
+    run(tmp_path, body)
+
+
 def test_a_deadline_ends_what_waits_and_what_is_drawn(tmp_path: Path) -> None:
     async def body(jobs: JobService, worker: ByHand) -> None:
         soon = DrawRequest(prompt="", seed=0, deadline=0.05)
