@@ -154,13 +154,17 @@ def attend_by_rows(q: Heads, k: Heads, v: Heads, eps: float) -> Heads:
 def mix_in_stripes(x: Map, widen: nn.Conv2d, depth: nn.Conv2d, narrow: nn.Conv2d) -> Map:
     """The Mix-FFN of a map, some of its rows at a time; no row is widened twice.
 
-    ``widen`` and ``narrow`` are 1x1 convolutions, ``depth`` a depthwise 3x3 one. The widened map,
-    ten times as wide as a model in all, is never held whole: large blocks of memory are given back
-    and taken anew for every layer, which takes as long as the layer.
+    ``widen`` and ``narrow`` are 1x1 convolutions, ``depth`` a depthwise 3x3 one. Small maps are
+    one stripe. The widened map of a large one, ten times as wide as a model in all, is never held
+    whole: large blocks of memory are given back and taken anew for every layer, which takes as
+    long as the layer.
     """
     tokens = x.movedim(1, -1)
-    _, height, width, _ = tokens.shape
     weights = widen.weight.flatten(1), narrow.weight.flatten(1)
+    if tokens[..., 0].numel() <= STRIPE:
+        whole = product(tokens, weights[0], widen.bias, then="swish")
+        return _seen(whole, depth, 1, weights[1], narrow.bias).movedim(-1, 1)
+    _, height, width, _ = tokens.shape
     y = tokens.new_empty((*tokens.shape[:-1], len(weights[1])))
     rows = min(height, max(1, STRIPE // width))
     band = tokens.new_empty(1, rows + 3, width, len(weights[0]))
@@ -175,7 +179,7 @@ def mix_in_stripes(x: Map, widen: nn.Conv2d, depth: nn.Conv2d, narrow: nn.Conv2d
             if top + rows >= height:
                 band[:, held : held + 1], held = 0, held + 1
             if held > 2:
-                ready = _seen(band[:, :held], depth, weights[1], narrow.bias)
+                ready = _seen(band[:, :held], depth, 0, weights[1], narrow.bias)
                 out[:, done : done + held - 2], done = ready, done + held - 2
                 band[:, :2], held = band[:, held - 2 : held].clone(), 2
     return y.movedim(-1, 1)
@@ -191,10 +195,12 @@ def _activate(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> No
         F.silu(out, inplace=True)
 
 
-def _seen(band: Tensor, depth: nn.Conv2d, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """What comes after widening, of ``1 rows w wide``: all rows but the first and the last."""
+def _seen(
+    band: Tensor, depth: nn.Conv2d, border: int, weight: Tensor, bias: Tensor | None
+) -> Tensor:
+    """What comes after widening, of ``b rows w wide`` with so many rows of zeros around them."""
     seen = F.conv2d(
-        band.movedim(-1, 1), depth.weight, depth.bias, padding=(0, 1), groups=depth.groups
+        band.movedim(-1, 1), depth.weight, depth.bias, padding=(border, 1), groups=depth.groups
     )
     value, gate = seen.movedim(1, -1).chunk(2, dim=-1)
-    return product(value * F.silu(gate), weight, bias)
+    return product(value * F.silu(gate, inplace=True), weight, bias)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sanakit.nn.cpu import PointConv
 from sanakit.nn.gpu import with_kernel
-from sanakit.nn.inference import STRIPE, infers_on_cpu, is_bare, mix_in_stripes
+from sanakit.nn.inference import infers_on_cpu, is_bare, mix_in_stripes
 from sanakit.nn.int8 import mix_rounded, mixes_rounded
 from sanakit.nn.recompute import recomputed
 from sanakit.shapes import Map
@@ -30,8 +30,7 @@ class MixFFN(nn.Module):
     def forward(self, x: Map) -> Map:
         """Transform a map; the second half of the hidden channels gates the first."""
         layers = (self.conv_inverted, self.conv_depth, self.conv_point)
-        large = infers_on_cpu(x) and x[:, 0].numel() > STRIPE
-        if large and all(is_bare(each, x.dtype) for each in layers):
+        if infers_on_cpu(x) and all(is_bare(each, x.dtype) for each in layers):
             return mix_in_stripes(x, *layers)
         if is_bare(self.conv_depth, x.dtype) and mixes_rounded(x, layers[0], layers[2]):
             return mix_rounded(x, *layers)

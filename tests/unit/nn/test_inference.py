@@ -108,7 +108,6 @@ def test_what_is_put_around_a_layer_is_heeded(
     rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ffn, x = MixFFN(8, 20), torch.randn(1, 8, 6, 6, generator=rng)
-    monkeypatch.setattr(mix_ffn, "STRIPE", 4)
     monkeypatch.setattr(mix_ffn, "mix_in_stripes", lambda x, *_: x)
     assert torch.equal(ffn(x), x)
     with torch.enable_grad():
@@ -181,7 +180,6 @@ def test_a_whole_network_by_all_of_them(
         monkeypatch.setattr(
             module, name, lambda *given, plain=plain, name=name: used.append(name) or plain(*given)
         )
-    monkeypatch.setattr(mix_ffn, "STRIPE", 4)
     monkeypatch.setattr(inference, "STRIPE", 4)
     found = model.velocity(x, time, text, mask)
     assert_close(found, expected, atol=1e-5, rtol=1e-5)
