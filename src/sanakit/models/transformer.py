@@ -29,7 +29,7 @@ from sanakit.nn.norm import RMSNorm, modulated_norm
 from sanakit.nn.processor import keep_freed_blocks
 from sanakit.nn.recompute import checkpointed, recomputed
 from sanakit.nn.step_cache import StepCache
-from sanakit.nn.wide_products import with_wide_products
+from sanakit.nn.wide_products import with_wide_activations, with_wide_products
 from sanakit.shapes import Grid, Latent, Mix, PerSample, Text, TextMask, Tokens
 
 CAPTION_NORM_EPS = 1e-5
@@ -298,7 +298,7 @@ class LinearDiT(Trunk):
             )
         return Transformer2DModelOutput(sample=velocity) if return_dict else (velocity,)
 
-    @with_wide_products
+    @with_wide_activations
     def velocity(
         self,
         x: Latent,

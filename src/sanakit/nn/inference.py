@@ -17,7 +17,7 @@ from torch.jit._trace import is_tracing
 from torch.nn.modules import module as torch_module
 
 from sanakit.nn.cpu import CACHED, PointConv
-from sanakit.nn.processor import has_units, this_processor
+from sanakit.nn.processor import HALF, has_units, this_processor
 from sanakit.shapes import Heads, Map, TextMask
 
 STRIPE = 1024
@@ -57,14 +57,14 @@ def untouched(module: nn.Module, kind: type[nn.Module]) -> bool:
 
 
 def is_plain(layer: nn.Module, dtype: torch.dtype, kinds: Sequence[type]) -> bool:
-    """Whether a convolution is its weight, in ``dtype``, with zeros around the map.
+    """Whether a convolution is its weight, in ``dtype`` or widened to it, with zeros around.
 
     Pictures without seams are made by another ``padding_mode`` or ``_conv_forward``.
     """
     return (
         type(layer) in kinds
         and type(layer.weight) is nn.Parameter
-        and layer.weight.dtype == dtype
+        and (layer.weight.dtype == dtype or (layer.weight.dtype in HALF and dtype == torch.float32))
         and layer.padding_mode == "zeros"
         and not {"forward", "_conv_forward"} & vars(layer).keys()
     )
@@ -188,7 +188,8 @@ def mix_in_stripes(x: Map, widen: nn.Conv2d, depth: nn.Conv2d, narrow: nn.Conv2d
 def _activate(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
     """SiLU of a product, written to its place."""
     chosen = _multiplies(x, weight) and _onednn_is_faster()
-    if bias is None or not has_units(x.dtype) or chosen:
+    direct = x.dtype == weight.dtype and has_units(x.dtype) and not chosen
+    if bias is None or not direct:
         out.copy_(product(x, weight, bias, then="swish"))
     else:
         torch.addmm(bias, x.flatten(0, -2), weight.mT, out=out.flatten(0, -2))

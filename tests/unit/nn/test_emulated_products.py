@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
 from sanakit import SanaPipeline
 from sanakit.models.tiling import Tiling
@@ -127,6 +129,28 @@ def test_no_16_bit_product_is_left_in_a_part_alone() -> None:
         parts.prompts.encode(["a cat"], instruction=["Say: "])
     assert len(tiles) > 1
     assert seen == {torch.float32, torch.float64}
+
+
+@pytest.mark.usefixtures("small_processor")
+@torch.no_grad()
+def test_a_velocity_is_rounded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    model = in_bf16().transformer
+    x = torch.randn(2, 4, 6, 6, generator=generator).to(BF16)
+    text = model.prepare_text(torch.randn(2, 3, 8, generator=generator).to(BF16))
+    time = torch.tensor([500.0, 200.0]).to(BF16)
+    fp32 = copy.deepcopy(model).float()
+    wide_text = tree_map_only(Tensor, Tensor.float, text)
+    expected = fp32.velocity(x.float(), time.float(), wide_text, None)
+    assert text.states.dtype == BF16
+    for stripe in (4, 1000):
+        monkeypatch.setattr("sanakit.nn.inference.STRIPE", stripe)
+        found = model.velocity(x, time, text, None)
+        assert found.dtype == BF16
+        torch.testing.assert_close(found.float(), expected, rtol=2**-8, atol=1e-5)
+    # Of 32-bit inputs it is the same, with no rounding at all.
+    found = model.velocity(x.float(), time.float(), wide_text, None)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.usefixtures("small_processor")
