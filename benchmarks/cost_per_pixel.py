@@ -23,7 +23,7 @@ from benchmarks.transformer_step import PIXELS, PLACES, model_of
 from sanakit.bench.record import append, facts
 from sanakit.models.config import TRANSFORMERS
 from sanakit.nn import linear_attention
-from sanakit.nn.processor import this_processor
+from sanakit.nn.processor import tune_process
 
 RESULTS = ROOT / "benchmarks" / "results" / "cost_per_pixel.jsonl"
 PRESET = "sana-0.6b"
@@ -90,7 +90,7 @@ def main() -> None:
     """Measure both attentions at all sizes, append one line of JSON, draw."""
     settings = parse()
     torch.manual_seed(0)
-    torch.set_num_threads(this_processor().most_threads)
+    tune_process()  # as our commands do
     curves: dict[str, dict[int, float]] = {"linear attention": {}, "softmax attention": {}}
     for size in SIZES:
         rounds = max(1, settings.rounds * SIZES[0] // size)

@@ -2,7 +2,8 @@
 
 `python -m benchmarks.transformer_step --size 512 --dtype float32`: random weights, equal in both,
 one picture with guidance, so two rows. All take turns in one process. The floor is what the matrix
-products of the blocks with image tokens take by themselves, at these shapes, in the same turns.
+products of the blocks with image tokens take by themselves, at these shapes and by the library that
+we take, in the same turns.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from sanakit.flow.grids import NoiseLevel
 from sanakit.flow.guidance import Guidance
 from sanakit.models.config import TRANSFORMERS, TransformerConfig
 from sanakit.models.transformer import LinearDiT
-from sanakit.nn.processor import this_processor
+from sanakit.nn.inference import product
+from sanakit.nn.processor import tune_process
 from sanakit.pipeline.prompts import EncodedText
 from sanakit.pipeline.sampler import Denoiser
 
@@ -93,7 +95,6 @@ def products(model: LinearDiT, tokens: int) -> tuple[Step, int]:
     dtype = model.proj_out.weight.dtype
     sizes = (model.config.width, model.config.ffn_width)
     inputs = {size: torch.randn(tokens, size).to(dtype) for size in sizes}
-    room = torch.empty(tokens * 2 * sizes[1], dtype=dtype)  # new memory would cost time, too
     weights = [
         weight.flatten(1)
         for name, weight in model.transformer_blocks.named_parameters()
@@ -103,9 +104,8 @@ def products(model: LinearDiT, tokens: int) -> tuple[Step, int]:
 
     def run() -> Tensor:
         for weight in weights:
-            out = room[: tokens * len(weight)].view(tokens, -1)
-            torch.mm(inputs[weight.shape[1]], weight.mT, out=out)
-        return out
+            made = product(inputs[weight.shape[1]], weight, None)
+        return made
 
     return run, 2 * tokens * sum(weight.numel() for weight in weights)
 
@@ -141,7 +141,7 @@ def main() -> None:
     """Take turns, print a table, append one line of JSON."""
     settings = parse()
     torch.manual_seed(0)
-    torch.set_num_threads(this_processor().most_threads)
+    tune_process()  # as our commands do
     config = TRANSFORMERS[settings.preset]
     if settings.layers:
         config = replace(config, num_layers=settings.layers)

@@ -78,7 +78,9 @@ class Called(nn.Module):
 
 
 def loaded(library: str, case: Case) -> Any:
-    """Give a stage's network, as a library loads it."""
+    """Give a stage's network, as a library loads it; ours in a process set as our commands'."""
+    if library == "sanakit":
+        importlib.import_module("sanakit.nn.processor").tune_process()
     name, folder = MODULES[case["stage"]]
     kind = getattr(importlib.import_module(library), name)
     dtype = getattr(torch, case["dtype"])
