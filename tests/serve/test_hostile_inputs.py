@@ -169,8 +169,9 @@ def requests() -> Iterator[Hostile]:
                     continue  # none is meant
                 raw = json.dumps({"prompt": "x", key: value}).encode()
                 yield Hostile(f"{key}={name[:20]!r}", path, sent=typed(raw))
-        yield Hostile("a body of 5 MiB", path, sent=typed(b"[" + b"1," * (5 * MIB // 2)))
-        yield Hostile("5 MiB in pieces", path, sent={"content": (bytes(MIB) for _ in range(5))})
+        whole, pieces = typed(b"[" + b"1," * (5 * MIB // 2)), (bytes(MIB) for _ in range(5))
+        yield Hostile("a body of 5 MiB", path, sent=whole, least=413)
+        yield Hostile("5 MiB in pieces", path, sent={"content": pieces}, least=413)
     for about, data in pictures():
         text = b64(data)
         edit = {"prompt": "x", "edit": {"image": text}}
@@ -191,6 +192,10 @@ def requests() -> Iterator[Hostile]:
             continue
         info = {"image": text}
         yield Hostile(f"png-info: {about}", "/sdapi/v1/png-info", sent={"json": info}, least=200)
+    for text in (f"sha256:{'../' * 9}etc/passwd", f"sha256:{'0' * 64}", "sha256:"):
+        for edit in ({"image": text}, {"image": b64(png()), "mask": text}):
+            body = {"prompt": "x", "edit": edit}
+            yield Hostile(f"edit of {text:.20}", "/jobs", sent={"json": body})
     for place in (
         "http://127.0.0.1:1/x.png",
         "file:///etc/passwd",
