@@ -13,6 +13,7 @@ import openai
 import pytest
 from PIL import Image
 
+from sanakit.serve import streams
 from tiny_server import MODEL, ColorWorker, Server, b64, color_of, listening, png, until
 
 
@@ -226,6 +227,18 @@ def test_a_client_that_leaves_ends_its_job(tmp_path: Path) -> None:
         assert [job["state"] for job in server.http.get(f"{server.url}/jobs").json()] == [
             "cancelled"
         ] * 2
+
+
+def test_a_stream_that_waits_shows_that_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "HEARTBEAT", 0.05)
+    with listening(tmp_path, ColorWorker(seconds=0.3, steps=1)) as server:
+        place, body = f"{server.url}/v1/images/generations", {"prompt": "x", "stream": True}
+        assert ": still here\n\n" in server.http.post(place, json=body).text
+        with openai.OpenAI(base_url=f"{server.url}/v1", api_key="any") as client:
+            (told,) = client.images.generate(prompt="x", stream=True)
+    assert told.type == "image_generation.completed"
 
 
 def test_a_full_queue_says_when_to_come_back(tmp_path: Path) -> None:

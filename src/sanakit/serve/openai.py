@@ -22,6 +22,7 @@ from sanakit.serve.limits import decoding, picture_bytes
 from sanakit.serve.masks import mask_of_alpha
 from sanakit.serve.refusals import Refused, refusal_of
 from sanakit.serve.requests import DrawRequest, EditPicture, Real, Whole
+from sanakit.serve.streams import STILL_HERE, with_silence
 
 if TYPE_CHECKING:
     from sanakit.serve.jobs import Job, JobService
@@ -285,8 +286,10 @@ def router(service: JobService, settings: ServeSettings) -> APIRouter:
         }
         finished = False
         try:
-            async for event in service.events(job.id, owner=job.owner):
-                if event.kind == "preview" and "partial_image_index" in event.data:
+            async for event in with_silence(service.events(job.id, owner=job.owner)):
+                if event is None:
+                    yield STILL_HERE
+                elif event.kind == "preview" and "partial_image_index" in event.data:
                     yield _event(
                         f"{kind}.partial_image",
                         b64_json=event.data["image"],

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 
 from sanakit.serve.jobs import JobEvent
 
@@ -14,8 +15,23 @@ LONGEST = 3600.0
 """Seconds after which a stream ends; a client resumes it with ``Last-Event-ID``."""
 
 
-async def server_sent(events: AsyncIterator[JobEvent]) -> AsyncIterator[bytes]:
+STILL_HERE = ": still here\n\n"
+"""A comment, which clients read over."""
+
+
+async def server_sent(events: AsyncIterator[JobEvent]) -> AsyncIterator[str]:
     """Give events as server-sent ones, with heartbeats between."""
+    async with aclosing(with_silence(events)) as coming:
+        async for event in coming:
+            if event is None:
+                yield STILL_HERE
+            else:
+                data = json.dumps(event.data)
+                yield f"event: {event.kind}\nid: {event.number}\ndata: {data}\n\n"
+
+
+async def with_silence(events: AsyncIterator[JobEvent]) -> AsyncGenerator[JobEvent | None, None]:
+    """Give events, and None after each while in which there was none."""
     loop = asyncio.get_running_loop()
     ends = loop.time() + LONGEST
     coming: asyncio.Future[JobEvent] | None = None
@@ -24,7 +40,7 @@ async def server_sent(events: AsyncIterator[JobEvent]) -> AsyncIterator[bytes]:
             coming = coming or asyncio.ensure_future(anext(events))
             done, _ = await asyncio.wait([coming], timeout=HEARTBEAT)
             if not done:
-                yield b": still here\n\n"
+                yield None
                 continue
             try:
                 event = coming.result()
@@ -32,8 +48,7 @@ async def server_sent(events: AsyncIterator[JobEvent]) -> AsyncIterator[bytes]:
                 return
             finally:
                 coming = None
-            data = json.dumps(event.data)
-            yield f"event: {event.kind}\nid: {event.number}\ndata: {data}\n\n".encode()
+            yield event
     finally:
         if coming is not None:
             coming.cancel()
