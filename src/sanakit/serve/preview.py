@@ -36,13 +36,13 @@ class LinearPreview:
         gram += RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
         return cls(torch.linalg.solve(gram, features.T @ colors).float())
 
-    def jpeg(self, latent: Latent, size: tuple[int, int]) -> bytes:
-        """Give the first picture of a batch as JPEG, of a size's proportions, a bit blurred."""
+    def jpeg(self, latent: Latent) -> bytes:
+        """Give the first picture of a batch as JPEG, a bit blurred."""
         image = latent[0].detach().cpu().float().permute(1, 2, 0)
         colors = image @ self.weights[:-1] + self.weights[-1]
         pixels = to_pixels(colors.permute(2, 0, 1)[None].clamp(-1, 1))[0]
-        height, width = size
-        scale = min(1.0, LONGEST / max(size))
+        height, width = pixels.shape[:2]
+        scale = LONGEST / max(height, width)
         sides = max(1, round(width * scale)), max(1, round(height * scale))
         small = PILImage.fromarray(pixels).resize(sides, PILImage.Resampling.BICUBIC)
         buffer = io.BytesIO()

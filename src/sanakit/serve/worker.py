@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 
 from sanakit.errors import Interrupted, OutOfMemory, SanakitError
@@ -23,7 +24,8 @@ from sanakit.flow.solvers import Stepped
 from sanakit.models.flops import block_products
 from sanakit.nn.processor import tune_process
 from sanakit.pipeline.aspect_ratios import TABLES
-from sanakit.pipeline.pipeline import Pipeline
+from sanakit.pipeline.pipeline import OnSampled, Pipeline
+from sanakit.pipeline.pixels import Pixels
 from sanakit.pipeline.placement import accelerator, device_named
 from sanakit.pipeline.png import encode_png
 from sanakit.pipeline.published.base import PublishedPipeline
@@ -37,6 +39,14 @@ from sanakit.weights.resolve import EMBEDDED
 PREVIEW_EVERY = 0.25
 """Seconds between two previews at the least."""
 WARM_STEPS = 2
+WARM_PROMPTS = (
+    "a red apple",
+    "a blue bird",
+    "a green leaf on a white background",
+    "a yellow moon on a black background",
+)
+POSITIONS = 256
+"""Of latents that a preview is fitted to at the least; a channel is one unknown."""
 
 
 class Cancelled(Interrupted):
@@ -97,14 +107,20 @@ class Worker:
         return 2 * 2 * block_products(config, tokens, 0)
 
     def _warm_up(self) -> None:
+        """Draw pictures that have enough positions between them to fit a preview to."""
         latents: list[torch.Tensor] = []
-
-        def begin(*_: Any) -> Any:
-            return lambda index, stepped: latents.append(stepped.x)
-
-        request = GenerateRequest(prompt="a red apple", num_steps=WARM_STEPS)
-        drawn = self.pipeline.generate(request, begin=begin)
-        self._preview = LinearPreview.fit(latents[-1], drawn.pictures[0].pixels[None])
+        pixels: list[Pixels] = []
+        for prompt in WARM_PROMPTS:
+            last: list[Stepped] = []
+            request = GenerateRequest(prompt=prompt, num_steps=WARM_STEPS)
+            drawn = self.pipeline.generate(
+                request, begin=lambda *_, last=last: lambda _, stepped: last.append(stepped)
+            )
+            latents.append(last[-1].x)
+            pixels.append(drawn.pictures[0].pixels)
+            if sum(one[:, :1].numel() for one in latents) >= POSITIONS:
+                break
+        self._preview = LinearPreview.fit(torch.cat(latents), np.stack(pixels))
 
     def _capabilities(self) -> dict[str, Any]:
         parts, pipeline = self.pipeline.components, self.pipeline
@@ -175,39 +191,38 @@ class Worker:
             raise Cancelled("cancelled")
 
     def _draw_one(self, message: Message, place: int, seed: int) -> None:
-        job, partial = message["job"], message["partial_images"]
+        job = message["job"]
         request = GenerateRequest.from_json(self._with_files(message["request"]) | {"seed": seed})
-        last: list[Stepped] = []
-        shown = time.monotonic()
-        sent = 0
+        drawn = self.pipeline.generate(
+            request, begin=lambda *about: self._after_each_step(message, place, about[-1])
+        )
+        picture = drawn.pictures[0]
+        settings = self._without_files(picture.settings, message)
+        height, width = picture.pixels.shape[:2]
+        png = encode_png(picture.pixels, settings)
+        self.tell("image", png, job=job, place=place, seed=seed, width=width, height=height)
 
-        def begin(*_: Any) -> Any:
-            return lambda index, stepped: last.__setitem__(slice(None), [stepped])
+    def _after_each_step(self, message: Message, place: int, total: int) -> OnSampled:
+        """What follows a step: word of it, a preview now and then, the turn of the others."""
+        job, partial = message["job"], message["partial_images"]
+        shown, sent = time.monotonic(), 0
 
-        def on_step(done: int, total: int) -> None:
+        def after(index: int, stepped: Stepped) -> None:
             nonlocal shown, sent
             self._check(job)
+            done = index + 1
             self.tell("step", job=job, index=place, step=done, steps=total)
             due = sent < partial and done >= (sent + 1) * total / (partial + 1)
             if done < total and (due or time.monotonic() - shown >= PREVIEW_EVERY):
                 shown = time.monotonic()
                 more: dict[str, Any] = {"partial_image_index": sent} if due else {}
                 sent += due
-                latent = last[0].denoised if last else None
-                if latent is not None:
-                    height, width = latent.shape[-2:]
-                    jpeg = self._preview.jpeg(latent, (height * 32, width * 32))
-                    b64 = base64.b64encode(jpeg).decode()
-                    self.tell("preview", job=job, index=place, step=done, image=b64, **more)
+                jpeg = base64.b64encode(self._preview.jpeg(stepped.denoised)).decode()
+                self.tell("preview", job=job, index=place, step=done, image=jpeg, **more)
             self._turns.hand_over()
             self._check(job)
 
-        drawn = self.pipeline.generate(request, on_step=on_step, begin=begin)
-        picture = drawn.pictures[0]
-        settings = self._without_files(picture.settings, message)
-        height, width = picture.pixels.shape[:2]
-        png = encode_png(picture.pixels, settings)
-        self.tell("image", png, job=job, place=place, seed=seed, width=width, height=height)
+        return after
 
     def _with_files(self, request: dict[str, Any]) -> dict[str, Any]:
         """Names of pictures that were handed in become files."""

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from sanakit.errors import ConfigError
+from sanakit.flow.solvers import Stepped
 from sanakit.pipeline.pipeline import GenerateResult, Picture
 from sanakit.serve.messages import read
 from sanakit.serve.preview import LinearPreview
@@ -19,17 +20,21 @@ from sanakit.serve.requests import DrawRequest
 from sanakit.serve.turns import Turns
 from sanakit.serve.worker import Worker
 
+LATENT = torch.zeros(1, 4, 2, 3)
+
 
 class Drawing:
     """Stands where a pipeline does: raises what it is told to."""
 
     raising: BaseException | None = None
+    steps = 2
 
-    def generate(self, request: Any, *, on_step: Any, begin: Any) -> GenerateResult:
-        on_step(1, 2)
-        if self.raising is not None:
-            raise self.raising
-        on_step(2, 2)
+    def generate(self, request: Any, *, begin: Any) -> GenerateResult:
+        after = begin(None, None, None, self.steps)
+        for index in range(self.steps):
+            after(index, Stepped(LATENT, LATENT, LATENT, None))  # type: ignore[arg-type]
+            if self.raising is not None:
+                raise self.raising
         pixels = np.zeros((8, 8, 3), np.uint8)
         return GenerateResult(pictures=(Picture(pixels=pixels, settings={}),), seconds={})
 
@@ -41,10 +46,10 @@ def worker(tmp_path: Path) -> tuple[Worker, io.BytesIO]:
     return one, out
 
 
-def draw(one: Worker, job: str) -> None:
+def draw(one: Worker, job: str, partial_images: int = 0) -> None:
     request = DrawRequest(prompt="", seed=1)
     message = {"do": "draw", "job": job, "request": request.drawing(), "seeds": [1]}
-    one.take({**message, "lora": [], "partial_images": 0})
+    one.take({**message, "lora": [], "partial_images": partial_images})
 
 
 def heard(one: Worker, out: io.BytesIO) -> list[dict[str, Any]]:
@@ -90,6 +95,22 @@ def test_a_cancelled_job_stops_at_its_step_and_is_forgotten(tmp_path: Path) -> N
     assert (one._jobs, one._cancelled) == (set(), set())
 
 
+@pytest.mark.parametrize(
+    ("steps", "asked", "shown"), [(20, 3, [5, 10, 15]), (20, 0, []), (2, 3, [1]), (1, 3, [])]
+)
+def test_partial_images_come_at_even_distances_and_never_after_the_last_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int, asked: int, shown: list[int]
+) -> None:
+    monkeypatch.setattr("sanakit.serve.worker.PREVIEW_EVERY", 1e9)
+    monkeypatch.setattr(Drawing, "steps", steps)
+    one, out = worker(tmp_path)
+    one._preview = LinearPreview(torch.zeros(5, 3))
+    draw(one, "a", asked)
+    previews = [m for m in heard(one, out) if m["kind"] == "preview"]
+    assert [m["step"] for m in previews] == shown
+    assert [m["partial_image_index"] for m in previews] == list(range(len(shown)))
+
+
 def test_threads_take_turns_a_step_each() -> None:
     turns, order = Turns(), []
     ready = threading.Barrier(3)
@@ -127,7 +148,7 @@ def test_the_linear_preview_finds_the_map_that_made_the_colors() -> None:
     fit = LinearPreview.fit(latents, pixels.numpy())
     assert torch.allclose(fit.weights[:-1], weights, atol=0.01)
     assert torch.allclose(fit.weights[-1], torch.full((3,), 0.1), atol=0.01)
-    assert fit.jpeg(latents, (24, 32))[:2] == b"\xff\xd8"
+    assert fit.jpeg(latents)[:2] == b"\xff\xd8"
 
 
 def test_the_server_itself_loads_no_torch_and_unpickles_nothing() -> None:
