@@ -41,7 +41,9 @@ def bearer(secret: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {secret}"}
 
 
-def test_every_route_but_two_asks_for_a_key(keyed: tuple[Server, dict[str, str]]) -> None:
+def test_every_route_but_health_and_the_page_asks_for_a_key(
+    keyed: tuple[Server, dict[str, str]],
+) -> None:
     server, _ = keyed
     routes = [one for one in server.app.routes if isinstance(one, APIRoute)]
     document = server.app.openapi()["paths"]
@@ -51,7 +53,7 @@ def test_every_route_but_two_asks_for_a_key(keyed: tuple[Server, dict[str, str]]
         for method in ("GET", "POST", "DELETE", "HEAD", "OPTIONS"):
             url = server.url + path.replace("{job}", "0" * 32).replace("{index}", "0")
             status = server.http.request(method, url).status_code
-            assert (status == 401) == (path not in ("/healthz", "/readyz")), (method, path)
+            assert (status == 401) == (path not in ("/", "/healthz", "/readyz")), (method, path)
     assert server.http.get(f"{server.url}/healthz").status_code == 200
     for path in (
         "/healthz/",

@@ -33,7 +33,9 @@ from sanakit.untrusted import dataclass_from
 
 logger = logging.getLogger(__name__)
 START = "sanakit-"
-OPEN = ("/healthz", "/readyz")
+PAGE = Path(__file__).with_name("page")
+"""Files of the page. It asks for a key itself, in words that say what it is."""
+OPEN = frozenset({"/healthz", "/readyz", "/", *(f"/{file.name}" for file in PAGE.iterdir())})
 DRAWING = (
     *("/jobs", "/v1/images/generations", "/v1/images/edits"),
     *("/sdapi/v1/txt2img", "/sdapi/v1/img2img"),

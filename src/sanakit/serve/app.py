@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Header, Path, Query, Request
@@ -14,7 +15,7 @@ from fastapi.staticfiles import StaticFiles
 from sanakit.errors import DataError
 from sanakit.pipeline.png import read_settings
 from sanakit.serve import a1111, openai, reference
-from sanakit.serve.access import Guard
+from sanakit.serve.access import PAGE, Guard
 from sanakit.serve.drawing import owner_of
 from sanakit.serve.jobs import ImageFormat, JobService, NotTaken
 from sanakit.serve.limits import BodyLimit
@@ -43,10 +44,10 @@ def create_app(service: JobService, settings: ServeSettings) -> FastAPI:
     app.include_router(openai.router(service, settings))
     app.include_router(a1111.router(service, settings))
     _native(app, service)
-    _watched(app, service)
+    _watched(app, service, settings)
     _documented(app)
     if settings.ui:
-        app.mount("/", StaticFiles(packages=[(__package__, "page")], html=True))
+        app.mount("/", StaticFiles(directory=PAGE, html=True))
     return app
 
 
@@ -135,7 +136,7 @@ def request_in(png: bytes) -> DrawRequest:
         raise DataError(f"the picture's settings are no request: {said}") from error
 
 
-def _watched(app: FastAPI, service: JobService) -> None:
+def _watched(app: FastAPI, service: JobService, settings: ServeSettings) -> None:
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
         """Whether the server answers."""
@@ -159,7 +160,7 @@ def _watched(app: FastAPI, service: JobService) -> None:
         """What the model and the server can do."""
         if not service.capabilities:
             raise NotTaken("the model is loading", hint="try again in a moment")
-        return service.capabilities
+        return service.capabilities | {"limits": asdict(settings.limits)}
 
 
 def _documented(app: FastAPI) -> None:

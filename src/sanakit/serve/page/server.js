@@ -30,7 +30,8 @@ export async function request(path, options = {}) {
     const key = sessionStorage.getItem(KEY);
     const headers = new Headers(options.headers);
     if (key) headers.set("Authorization", `Bearer ${key}`);
-    const response = await fetch(path, { ...options, headers }).catch(() => {
+    // Without credentials of its own, the browser leaves it to the page to ask for a key.
+    const response = await fetch(path, { ...options, headers, credentials: "omit" }).catch(() => {
       throw new Unreachable();
     });
     if (response.ok) return response;
