@@ -61,10 +61,9 @@ function actionsOf(job, index) {
 }
 
 function useJob(job, index) {
-  useSettings({ ...job.request, count: 1, seed: job.seeds[index], num_steps: job.request.num_steps ?? job.steps });
+  const missing = useSettings({ ...job.request, count: 1, seed: job.seeds[index], num_steps: job.request.num_steps ?? job.steps });
   byId("prompt").focus();
-  const edited = job.request.edit ? " The picture that it started from has to be chosen again." : "";
-  say(`The form has the settings of this picture.${edited}`);
+  say(`The form has the settings of this picture.${missing}`);
 }
 
 async function download(job, index) {
@@ -75,6 +74,8 @@ async function download(job, index) {
 }
 
 async function remove(job) {
+  const what = job.images.length > 1 ? `these ${job.images.length} pictures` : "this picture";
+  if (!confirm(`Delete ${what} for good?`)) return;
   await jobs.remove(job.id);
   if (shown?.id === job.id) shown = null;
   render();
@@ -134,8 +135,8 @@ function speak(text) {
 async function restore(file) {
   try {
     const answer = await request("/settings", { method: "POST", body: file, headers: { "Content-Type": "image/png" } });
-    useSettings(await answer.json());
-    say("The form has the settings of that picture.");
+    const missing = useSettings(await answer.json());
+    say(`The form has the settings of that picture.${missing}`);
     byId("prompt").focus();
   } catch (error) {
     if (!(error instanceof ServerError) || error.status === 401 || !capabilities.supports.img2img) throw error;
@@ -198,6 +199,7 @@ function askForKey(problem) {
   byId("key-error").replaceChildren(problem);
   byId("key-value").value = "";
   dialog.returnValue = "";
+  byId("key-cancel").onclick = () => dialog.close();
   dialog.showModal();
   return new Promise((done) => {
     dialog.onclose = () => done(dialog.returnValue === "use" ? byId("key-value").value : null);

@@ -4,15 +4,18 @@ import { byId, element, icon, say } from "./elements.js";
 import { paintMask, showVeil } from "./painter.js";
 import { request } from "./server.js";
 
-const KEPT = "sanakit-form";
 const NUMBERS = { width: "width", height: "height", steps: "num_steps", guidance: "guidance_scale", count: "count" };
 const MOST_PIXELS = 2048 * 2048;
 const SHAPES = [["Square", 1], ["Landscape", 4 / 3], ["Portrait", 3 / 4], ["Wide", 16 / 9], ["Tall", 9 / 16]];
 
+// What the form has no field for, and is asked for all the same where a picture was drawn with it.
+const OTHERS = { flow_shift: null, step_cache: 0, guidance_interval: [0, 1], use_resolution_binning: true, control: null };
+
 let capabilities;
 let locked = false;
-// The picture to start from and its mask, as data: URLs.
+// What an edit names: the picture to start from and its mask, as data: URLs or by the server's names.
 let start = null;
+let others = {};
 
 /** Fills the form with what the model offers, and with what it held when the page was left. */
 export function prepareComposer(offered) {
@@ -25,16 +28,18 @@ export function prepareComposer(offered) {
     byId("loras").querySelector(".chips").append(element("label", { className: "chip" }, box, name));
   }
   byId("start").hidden = !offered.supports.img2img;
-  byId("paint").hidden = !offered.supports.inpaint;
-  if (offered.limits) {
-    limit("count", offered.limits.count);
-    limit("steps", offered.limits.steps);
-    for (const id of ["prompt", "negative"]) byId(id).maxLength = offered.limits.prompt_length;
-  }
+  limit("count", offered.limits.count);
+  limit("steps", offered.limits.steps);
+  for (const id of ["prompt", "negative"]) byId(id).maxLength = offered.limits.prompt_length;
   const side = offered.default_size;
   const usual = { height: side, width: side, num_steps: offered.default_steps, guidance_scale: offered.default_guidance };
-  useSettings({ ...usual, solver: offered.default_solver, ...JSON.parse(localStorage.getItem(KEPT) ?? "{}") });
+  useSettings({ ...usual, solver: offered.default_solver, ...JSON.parse(localStorage.getItem(kept()) ?? "{}") });
   listen();
+}
+
+/** Each model has its own sizes and steps. */
+function kept() {
+  return `sanakit-form ${capabilities.model}`;
 }
 
 function limit(id, most) {
@@ -110,9 +115,7 @@ function settled() {
   for (const radio of document.getElementsByName("size")) radio.checked = radio.value === size;
   const seed = locked ? `seed ${byId("seed").value}` : "new seed";
   byId("summary").replaceChildren(`${size.replace("x", " × ")} · ${byId("steps").value} steps · ${seed}`);
-  const kept = readSettings();
-  delete kept.edit;
-  localStorage.setItem(KEPT, JSON.stringify(kept));
+  localStorage.setItem(kept(), JSON.stringify({ ...readSettings(), edit: null }));
 }
 
 function setLock(wanted) {
@@ -129,28 +132,26 @@ export function readSettings() {
     negative_prompt: byId("negative").value,
     solver: byId("solver").value,
     lora: [...document.querySelectorAll("[name=lora]:checked")].map((box) => box.value),
+    ...others,
   };
   for (const [id, name] of Object.entries(NUMBERS)) settings[name] = Number(byId(id).value);
   if (locked && byId("seed").value !== "") settings.seed = Number(byId("seed").value);
-  if (start) {
-    settings.edit = { image: start.image, strength: Number(byId("strength").value) };
-    if (start.mask) settings.edit.mask = start.mask;
-  }
+  if (start) settings.edit = { ...start, strength: Number(byId("strength").value) };
   return settings;
 }
 
-/** Puts the settings of a picture into the form; what they do not name stays as it is. */
+/**
+ * Puts the settings of a picture into the form; what they do not name stays as it is.
+ * Gives a sentence on those that cannot be had here, or nothing.
+ */
 export function useSettings(settings) {
   const put = (id, value) => value !== undefined && value !== null && (byId(id).value = value);
   put("prompt", settings.prompt);
   put("negative", settings.negative_prompt);
   for (const [id, name] of Object.entries(NUMBERS)) put(id, settings[name]);
-  if (settings.solver) {
-    if (![...byId("solver").options].some((option) => option.value === settings.solver)) {
-      byId("solver").append(element("option", { value: settings.solver, textContent: settings.solver }));
-    }
-    byId("solver").value = settings.solver;
-  }
+  const missing = (settings.lora ?? []).filter((name) => !capabilities.loras.includes(name));
+  if (capabilities.solvers.includes(settings.solver)) byId("solver").value = settings.solver;
+  else if (settings.solver) missing.push(settings.solver);
   for (const box of document.querySelectorAll("[name=lora]")) {
     if (settings.lora) box.checked = settings.lora.includes(box.value);
   }
@@ -158,7 +159,34 @@ export function useSettings(settings) {
   if (hasSeed) byId("seed").value = settings.seed;
   setLock(hasSeed);
   put("strength", settings.edit?.strength);
+  takeOthers(settings);
+  if (settings.edit) {
+    const { strength, ...edit } = settings.edit;
+    start = edit;
+  }
+  showStart();
   settled();
+  return missing.length ? ` What this server does not have: ${missing.join(", ")}.` : "";
+}
+
+function takeOthers(settings) {
+  others = {};
+  for (const [name, usual] of Object.entries(OTHERS)) {
+    const value = settings[name] ?? usual;
+    if (JSON.stringify(value) !== JSON.stringify(usual)) others[name] = value;
+  }
+  byId("others").hidden = Object.keys(others).length === 0;
+  byId("others").querySelector(".chips").replaceChildren(...Object.entries(others).map(([name, value]) => {
+    const words = name === "control" ? "a control picture" : `${name.replaceAll("_", " ")} ${value}`;
+    const remove = element("button", { type: "button" }, icon("close"));
+    remove.setAttribute("aria-label", `Leave out ${words}`);
+    remove.onclick = () => {
+      takeOthers({ ...others, [name]: null });
+      settled();
+      byId("solver").focus();
+    };
+    return element("span", { className: "chip" }, words, remove);
+  }));
 }
 
 /** Remembers the seed that was drawn, for who locks it afterwards. */
@@ -202,10 +230,21 @@ async function startFrom(picture, note) {
     say(`The next picture starts from this one. ${note}`);
   }
   start = picture;
+  showStart();
+  settled();
+}
+
+function showStart() {
+  const named = start !== null && !start.image.startsWith("data:");
   byId("start-empty").hidden = start !== null;
   byId("start-chosen").hidden = start === null;
-  showMask();
-  settled();
+  byId("start-image").hidden = named;
+  byId("start-named").hidden = !named;
+  byId("paint").hidden = named || !capabilities.supports.inpaint;
+  const mask = named ? null : start?.mask;
+  byId("start-mask").hidden = !mask;
+  byId("paint").replaceChildren(mask ? "Change the mask" : "Paint a mask");
+  if (mask) showVeil(byId("start-mask"), byId("start-image"), mask);
 }
 
 async function show(image, source) {
@@ -230,13 +269,6 @@ export async function paint() {
   start = { ...start, mask };
   // With a mask the whole way is usual, without one a part of it.
   byId("strength").value = mask ? 1 : 0.6;
-  showMask();
+  showStart();
   settled();
-}
-
-function showMask() {
-  const mask = start?.mask;
-  byId("start-mask").hidden = !mask;
-  byId("paint").replaceChildren(mask ? "Change the mask" : "Paint a mask");
-  if (mask) showVeil(byId("start-mask"), byId("start-image"), mask);
 }

@@ -113,7 +113,9 @@ export class Jobs extends EventTarget {
         await this.#ask(id);
       } catch (error) {
         if (error instanceof ServerError && error.status === 404) this.#forget(id);
-        else if (!(error instanceof ServerError)) this.#online(stop.signal.aborted);
+        // A server that was away may have begun again, and counts its events anew.
+        if (error instanceof Unreachable) after = 0;
+        if (!(error instanceof ServerError)) this.#online(stop.signal.aborted);
       }
       await new Promise((done) => setTimeout(done, wait));
       wait = Math.min(2 * wait, 8000);

@@ -85,7 +85,7 @@ export class Stage {
   #build(job, index, actions) {
     const { request } = job;
     const place = job.images[index] ?? request;
-    const picture = element("div", { className: `canvas ${job.state}` });
+    const picture = element("div", { className: `canvas ${job.state}`, "data-job": job.id });
     if (place.width) picture.style.aspectRatio = `${place.width} / ${place.height}`;
     picture.style.setProperty("--ratio", place.width ? place.width / place.height : 1);
     const image = element("img", { alt: request.prompt || "A picture without a prompt" });
