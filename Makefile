@@ -15,7 +15,7 @@ WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test setup setup-dev fmt check parity bench clean
+.PHONY: help demo test browser setup setup-dev fmt check parity bench clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1	/p' Makefile
@@ -29,8 +29,17 @@ demo: $(RUNTIME) ## install, draw the README's prompts with the embedded model
 	@echo "The pictures are in $(CURDIR)/demo:"
 	@ls "$(CURDIR)"/demo/*.png
 
+# A browser is no Python package: where there is none, the last words say what was not run.
+CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
+
 test: check ## install with the test extras, run all checks and all tests
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --ignore tests/browser
+	@if [ -n "$(CHROMIUM)" ]; then $(MAKE) browser; else \
+	  echo "NOT RUN: tests/browser, the page of \`sanakit serve\`: no Chromium was found." >&2; \
+	  echo "  hint: apt install chromium, or make browser CHROMIUM=/path/to/chromium" >&2; fi
+
+browser: $(DEV) ## the tests of the page, in Chromium
+	CHROMIUM="$(CHROMIUM)" $(BIN)/python -m pytest tests/browser
 
 setup: $(RUNTIME) ## install the package and what it runs on
 setup-dev: $(DEV) ## install the package with the test extras
