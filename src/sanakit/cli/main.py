@@ -20,6 +20,7 @@ from sanakit.cli import (
     generate,
     keys,
     models,
+    prune,
     quantize,
     serve,
     train,
@@ -64,6 +65,7 @@ app.command("info")(generate.info)
 app.command("again")(generate.again)
 app.command("convert")(convert.convert)
 app.command("quantize")(quantize.quantize)
+app.command("prune")(prune.prune)
 app.command("serve")(serve.serve)
 app.command("doctor")(doctor.doctor)
 app.command("bench")(bench.bench)
