@@ -18,11 +18,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
 from sanakit.errors import DataError, did_you_mean
 from sanakit.pipeline.png import format_parameters, own_version, read_settings
-from sanakit.serve.drawing import drawn, owner_of
+from sanakit.serve.drawing import drawn, owner_of, submitted
 from sanakit.serve.limits import decoding, picture_bytes
 from sanakit.serve.masks import inverted
 from sanakit.serve.refusals import Refused
-from sanakit.serve.requests import DrawRequest, EditPicture, Real, Whole
+from sanakit.serve.requests import EditPicture, Real, Whole
 
 if TYPE_CHECKING:
     from sanakit.serve.jobs import Job, JobService
@@ -37,6 +37,8 @@ SAMPLERS = {
     "UniPC": "flow-unipc",
 }
 """Their names for the solvers that are of the same method."""
+NAMES = {"count": "batch_size", "num_steps": "steps", "guidance_scale": "cfg_scale"}
+"""This shape's names for parameters of ours."""
 OWN_CHOICE = (None, "", "Automatic", "automatic")
 IDLE: dict[str, tuple[Values, str]] = {
     "styles": ((None, []), "write the style into the prompt"),
@@ -284,20 +286,20 @@ def router(service: JobService, settings: ServeSettings) -> APIRouter:
     async def draw(body: Any, edit: EditPicture | None, request: Request) -> Drawn:
         check_options(body.override_settings or {})
         prompt, lora = (body.prompt, ()) if body.disable_extra_networks else _lora(body.prompt)
-        wanted = DrawRequest(
-            prompt=prompt,
-            negative_prompt=body.negative_prompt or "",
-            seed=None if body.seed in (None, -1) else body.seed,
-            count=(body.batch_size or 1) * (body.n_iter or 1),
-            height=body.height,
-            width=body.width,
-            num_steps=body.steps,
-            guidance_scale=body.cfg_scale,
-            solver=_solver(body, service.capabilities.get("solvers", [])),
-            lora=lora,
-            edit=edit,
-        )
-        job = await service.submit(wanted, owner=owner_of(request))
+        wanted = {
+            "prompt": prompt,
+            "negative_prompt": body.negative_prompt or "",
+            "seed": None if body.seed in (None, -1) else body.seed,
+            "count": (body.batch_size or 1) * (body.n_iter or 1),
+            "height": body.height,
+            "width": body.width,
+            "num_steps": body.steps,
+            "guidance_scale": body.cfg_scale,
+            "solver": _solver(body, service.capabilities.get("solvers", [])),
+            "lora": lora,
+            "edit": edit,
+        }
+        job = await submitted(service, wanted, request, NAMES)
         job = await drawn(service, job, request)
         pngs = [await service.image_bytes(job, i) for i in range(len(job.images))]
         sent = body.model_dump(exclude={"init_images", "mask", "url", "auth"}, exclude_unset=True)
@@ -335,7 +337,7 @@ def _solver(body: Any, solvers: list[str]) -> str | None:
     if said in OWN_CHOICE:
         return None
     name = SAMPLERS.get(said, said)
-    if name not in solvers:
+    if solvers and name not in solvers:  # none is known while the model loads
         hint = did_you_mean(said[:80], [*solvers, *SAMPLERS])
         raise Refused(
             404, f"Sampler not found: {said[:80]!r}; {hint}", param="sampler_name", code="not_found"

@@ -6,11 +6,14 @@ For the shapes of wire whose clients wait; clients of jobs ask by themselves.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from fastapi import Request
+from pydantic import ValidationError
 
-from sanakit.serve.refusals import Refused
+from sanakit.serve.refusals import Refused, refusal_of
+from sanakit.serve.requests import DrawRequest
 
 if TYPE_CHECKING:
     from sanakit.serve.jobs import Job, JobService
@@ -33,6 +36,20 @@ async def until_gone(request: Request) -> None:
     """Wait until the client has closed its connection."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+async def submitted(
+    service: JobService, wanted: Mapping[str, Any], request: Request, names: Mapping[str, str]
+) -> Job:
+    """Queue what a `DrawRequest` is built of; ``names`` are the client's for its parameters.
+
+    Raises:
+        Refused: it is not accepted, told in those names.
+    """
+    try:
+        return await service.submit(DrawRequest(**wanted), owner=owner_of(request))
+    except (Refused, ValidationError) as error:
+        raise refusal_of(error).named(names) from None
 
 
 async def drawn(service: JobService, job: Job, request: Request) -> Job:

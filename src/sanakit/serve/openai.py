@@ -17,11 +17,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from sanakit.serve.drawing import drawn, failure, owner_of
+from sanakit.serve.drawing import drawn, failure, submitted
 from sanakit.serve.limits import decoding, picture_bytes
 from sanakit.serve.masks import mask_of_alpha
 from sanakit.serve.refusals import Refused, refusal_of
-from sanakit.serve.requests import DrawRequest, EditPicture, Real, Whole
+from sanakit.serve.requests import EditPicture, Real, Whole
 from sanakit.serve.streams import STILL_HERE, with_silence
 
 if TYPE_CHECKING:
@@ -40,6 +40,14 @@ TAKEN: dict[str, tuple[tuple[str, ...], str]] = {
     "input_fidelity": (("low",), "say strength instead: lower keeps more of the picture"),
 }
 """Parameters without a meaning here: what they may be, and what to do instead."""
+NAMES = {
+    "count": "n",
+    "width": "size",
+    "height": "size",
+    "num_steps": "steps",
+    "guidance_scale": "guidance",
+}
+"""This shape's names for parameters of ours."""
 PICTURES = ("image", "image[]")
 ALIASES = {
     "steps": ("steps", "num_inference_steps"),
@@ -97,25 +105,25 @@ class Generation(BaseModel):
             (value for name in ALIASES[meaning] if (value := getattr(self, name)) is not None), None
         )
 
-    def request(self, edit: EditPicture | None = None) -> DrawRequest:
-        """Give this as what the server draws.
+    def request(self, edit: EditPicture | None = None) -> dict[str, Any]:
+        """Give this as what a `DrawRequest` is built of.
 
         Raises:
             Refused: 400, a size that is none.
         """
         width, height = size_of(self.size)
-        return DrawRequest(
-            prompt=self.prompt,
-            negative_prompt=self.negative_prompt or "",
-            seed=self.seed,
-            count=self.n or 1,
-            height=height,
-            width=width,
-            num_steps=self.said("steps"),
-            guidance_scale=self.said("guidance"),
-            partial_images=self.partial_images or 0,
-            edit=edit,
-        )
+        return {
+            "prompt": self.prompt,
+            "negative_prompt": self.negative_prompt or "",
+            "seed": self.seed,
+            "count": self.n or 1,
+            "height": height,
+            "width": width,
+            "num_steps": self.said("steps"),
+            "guidance_scale": self.said("guidance"),
+            "partial_images": self.partial_images or 0,
+            "edit": edit,
+        }
 
 
 class Edit(Generation):
@@ -241,8 +249,8 @@ def router(service: JobService, settings: ServeSettings) -> APIRouter:
                 code="model_not_found",
             )
 
-    async def answer(body: Generation, wanted: DrawRequest, request: Request, kind: str) -> Any:
-        job = await service.submit(wanted, owner=owner_of(request))
+    async def answer(body: Generation, wanted: dict[str, Any], request: Request, kind: str) -> Any:
+        job = await submitted(service, wanted, request, NAMES)
         if body.stream:
             return StreamingResponse(
                 stream(job, body, request, kind),

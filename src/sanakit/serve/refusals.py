@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import secrets
 from collections.abc import Mapping
 from typing import Any
@@ -48,6 +49,14 @@ class Refused(HTTPException):
         """Shorten the message to what is shown."""
         super().__init__(status, plain(message)[:LONGEST], dict(headers or {}))
         self.param, self.code = param, code or CODES.get(status)
+
+    def named(self, names: Mapping[str, str]) -> Refused:
+        """Give the same in the names that a client has for parameters."""
+        name = names.get(self.param or "")
+        if name is None:
+            return self
+        said = re.sub(rf"^{re.escape(self.param or '')}\b", name, self.detail)
+        return Refused(self.status_code, said, param=name, code=self.code, headers=self.headers)
 
     def openai(self) -> dict[str, Any]:
         """Give the body that clients of OpenAI read, in answers and in streams."""
