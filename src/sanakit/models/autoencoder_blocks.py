@@ -14,10 +14,10 @@ from sanakit.errors import ConfigError
 from sanakit.models.tiling import Attend, Layer, Step
 from sanakit.nn.by_rows import by_rows, own
 from sanakit.nn.fast_convolution import Conv3x3, convolved
-from sanakit.nn.inference import is_unhooked
 from sanakit.nn.multiscale_attention import MultiscaleLinearAttention
 from sanakit.nn.norm import ChannelRMSNorm
 from sanakit.nn.resample import Downsample, Upsample
+from sanakit.nn.ways import is_unhooked
 from sanakit.shapes import Map
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -21,7 +21,6 @@ from sanakit.models.config import TransformerConfig
 from sanakit.models.outputs import Transformer2DModelOutput
 from sanakit.nn.attention import CrossAttention, Kept, TextHeads
 from sanakit.nn.embed import GuidedTimeEmbed, PatchEmbed, TextProjection, TimeEmbed
-from sanakit.nn.inference import infers_at_length, infers_on_cpu, lengths_where_it_pays
 from sanakit.nn.linear_attention import LinearAttention
 from sanakit.nn.lora import lora_strength
 from sanakit.nn.mix_ffn import MixFFN
@@ -29,6 +28,7 @@ from sanakit.nn.norm import RMSNorm, modulated_norm
 from sanakit.nn.processor import keep_freed_blocks
 from sanakit.nn.recompute import checkpointed, recomputed
 from sanakit.nn.step_cache import StepCache
+from sanakit.nn.ways import infers_at_length, infers_on_cpu, lengths_where_it_pays
 from sanakit.nn.wide_products import with_wide_activations, with_wide_products
 from sanakit.shapes import Grid, Latent, Mix, PerSample, Text, TextMask, Tokens
 

@@ -10,10 +10,11 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sanakit.nn.cpu import read_few, reads_few
+from sanakit.nn.cpu import read_few
 from sanakit.nn.inference import Linear, read_by_rows
 from sanakit.nn.linear_attention import QK_NORM_EPS
 from sanakit.nn.norm import RMSNorm
+from sanakit.nn.ways import reads_few
 from sanakit.shapes import Text, TextMask, Tokens
 
 TextHeads: TypeAlias = Float[Tensor, "b heads l dh"]

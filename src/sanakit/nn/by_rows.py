@@ -10,8 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from sanakit.nn.cpu import CACHED
-from sanakit.nn.inference import infers_on_cpu, is_unhooked
+from sanakit.nn.ways import CACHED, infers_on_cpu, is_unhooked
 from sanakit.shapes import AnyMap
 
 

@@ -15,12 +15,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from sanakit.nn.recompute import without_autocast
+from sanakit.nn.ways import CACHED
 from sanakit.shapes import Heads, Map
-
-FEW = 64
-"""Keys so few that plain products are learned from faster on a CPU than the fused attention."""
-CACHED = 100_000
-"""Values of a tensor that a CPU works on at a time."""
 
 
 def read_few(q: Heads, k: Tensor, v: Tensor, keep: Tensor | None) -> Heads:
@@ -35,11 +31,6 @@ def read_few(q: Heads, k: Tensor, v: Tensor, keep: Tensor | None) -> Heads:
     if keep is not None:
         scores = scores.masked_fill(~keep, -torch.inf)
     return scores.softmax(dim=-1).to(v.dtype) @ v
-
-
-def reads_few(q: Heads, k: Tensor) -> bool:
-    """Whether :func:`read_few` is the faster way: where a CPU learns from few keys."""
-    return q.device.type == "cpu" and torch.is_grad_enabled() and k.shape[2] <= FEW
 
 
 def linear_attention_of_inputs(q: Heads, k: Heads, v: Heads, eps: float) -> Heads:

@@ -29,15 +29,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sanakit.nn import processor
-from sanakit.nn.inference import infers_on_cpu, is_plain, is_unhooked
-from sanakit.nn.processor import HALF
+from sanakit.nn.ways import filters_less, is_unhooked
 from sanakit.shapes import AnyMap, Map
 
-WIDE = 128
-"""Channels from which on the sums around the products are a small part."""
-MANY = 1024
-"""Positions from which on transforming the weights is one."""
 AT_ONCE = 4 << 20
 """Bytes of transformed inputs that a thread makes before it multiplies them."""
 Parts = Sequence[Tensor] | Tensor
@@ -74,26 +68,8 @@ class DoublingConv3x3(nn.Conv2d):
 
 
 def pays(conv: nn.Conv2d, x: Map) -> bool:
-    """Whether the ways of this file are right and faster for that input.
-
-    They are for inference on a CPU in fp32, also of weights and maps that are stored in 16 bits,
-    unless the processor multiplies those four times as fast. A graph that is recorded or compiled
-    has the plain way.
-    """
-    plain = is_plain(conv, x.dtype, (Conv3x3, DoublingConv3x3))
-    if not (plain and infers_on_cpu(x)) or torch.is_autocast_enabled("cpu"):
-        return False
-    wide = min(conv.in_channels, conv.out_channels) >= WIDE
-    many = x.shape[-2] * x.shape[-1] >= MANY
-    return wide and many and _are_fp32_faster(x.dtype)
-
-
-def _are_fp32_faster(dtype: torch.dtype) -> bool:
-    """Whether a quarter of the products in fp32 takes less time than all of them in ``dtype``."""
-    if dtype not in HALF or not processor.has_units(dtype):
-        return dtype in (torch.float32, *HALF)
-    units = processor.this_processor().units
-    return "AVX-512 bf16" in units and not any(each.startswith("AMX") for each in units)
+    """Whether the ways of this file are right and faster for that input."""
+    return filters_less(conv, x, (Conv3x3, DoublingConv3x3))
 
 
 def convolved(conv: nn.Module, x: Map) -> AnyMap:

@@ -1,78 +1,23 @@
 """Layers computed another way where nothing is learned: equal to the plain way, faster on a CPU.
 
-The plain ways, which these are tested against, stand in `attention` and `mix_ffn`.
+The plain ways, which these are tested against, stand in `attention` and `mix_ffn`. `ways` says
+when.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._C._functorch import maybe_current_level
-from torch.autograd import forward_ad
-from torch.jit._trace import is_tracing
-from torch.nn.modules import module as torch_module
 
-from sanakit.nn.cpu import CACHED, PointConv
-from sanakit.nn.processor import HALF, has_units, this_processor
-from sanakit.shapes import Heads, Map, TextMask
+from sanakit.nn.processor import has_units
+from sanakit.nn.ways import infers_on_cpu, multiplies_by_onednn
+from sanakit.shapes import Heads, Map
 
 STRIPE = 1024
 """Positions that are widened at a time: enough for a product's full speed, and in the cache."""
-MULTIPLIED = 1 << 24
-"""Multiplications of a product from which on the choice of a library shows."""
-SPARED = 1 << 15
-"""Pairs of query and masked key from which on it pays to read each row's text by itself."""
-
-
-def infers_on_cpu(x: Tensor) -> bool:
-    """Whether ``x`` is on a CPU and nothing learns from it, transforms, traces or only counts."""
-    traced = torch.compiler.is_compiling() or is_tracing() or type(x) is not Tensor
-    traced = traced or torch._C._len_torch_dispatch_stack() > 0  # who counts knows plain ways
-    transformed = maybe_current_level() is not None or forward_ad._current_level >= 0
-    return x.device.type == "cpu" and not (torch.is_grad_enabled() or traced or transformed)
-
-
-def infers_at_length(x: Tensor) -> bool:
-    """The same, of a tensor so large that passes over it cost more than calls do."""
-    return x.numel() > CACHED and infers_on_cpu(x)
-
-
-def is_unhooked(layer: nn.Module) -> bool:
-    """Whether nobody else is shown what the layer takes and gives."""
-    return not (
-        layer._forward_hooks
-        or layer._forward_pre_hooks
-        or torch_module._global_forward_hooks
-        or torch_module._global_forward_pre_hooks
-    )
-
-
-def untouched(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a layer is one of torch's, with nothing hooked to it, so that its weights are all."""
-    return type(module) is kind and is_unhooked(module) and "forward" not in vars(module)
-
-
-def is_plain(layer: nn.Module, dtype: torch.dtype, kinds: Sequence[type]) -> bool:
-    """Whether a convolution is its weight, in ``dtype`` or widened to it, with zeros around.
-
-    Pictures without seams are made by another ``padding_mode`` or ``_conv_forward``.
-    """
-    return (
-        type(layer) in kinds
-        and type(layer.weight) is nn.Parameter
-        and (layer.weight.dtype == dtype or (layer.weight.dtype in HALF and dtype == torch.float32))
-        and layer.padding_mode == "zeros"
-        and not {"forward", "_conv_forward"} & vars(layer).keys()
-    )
-
-
-def is_bare(layer: nn.Module, dtype: torch.dtype) -> bool:
-    """Whether a convolution is its weight, in ``dtype``, and nothing else: no adapter or hook."""
-    return is_plain(layer, dtype, (nn.Conv2d, PointConv)) and is_unhooked(layer)
 
 
 class Linear(nn.Linear):
@@ -86,45 +31,17 @@ class Linear(nn.Linear):
 def product(x: Tensor, weight: Tensor, bias: Tensor | None, *, then: str = "none") -> Tensor:
     """``F.linear``, and what comes after it, by the library that is faster on this processor.
 
-    Torch multiplies fp32 by Intel's MKL, which takes slower kernels on processors of another maker:
-    of few rows two to three times as slow as oneDNN, of many a tenth. Training has the plain way.
-
     Args:
         x: ``... n``, of any dtype and on any device.
         weight: ``m n``.
         bias: ``m``.
         then: ``none``, or ``swish``, which is SiLU.
     """
-    if _multiplies(x, weight) and _onednn_is_faster():
+    if multiplies_by_onednn(x, weight):
         made: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, then, [], "")
         return made
     y = F.linear(x, weight, bias)
     return y if then == "none" else F.silu(y, inplace=infers_on_cpu(y))
-
-
-@cache
-def _onednn_is_faster() -> bool:
-    known = hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkl.is_available()
-    return known and "AMD" in this_processor().name
-
-
-def _multiplies(x: Tensor, weight: Tensor) -> bool:
-    return (
-        infers_on_cpu(x)
-        and x.dtype == weight.dtype == torch.float32
-        and x.numel() * len(weight) >= MULTIPLIED
-        and type(weight) in (Tensor, nn.Parameter)
-        and not torch.is_autocast_enabled("cpu")
-    )
-
-
-def lengths_where_it_pays(mask: TextMask, queries: int) -> list[int] | None:
-    """How many tokens of each row are real, where those are its first ones, and others many."""
-    lengths = mask.sum(dim=1)
-    if queries * (mask.numel() - int(lengths.sum())) < SPARED:
-        return None
-    first = torch.arange(mask.shape[1], device=mask.device) < lengths[:, None]
-    return lengths.tolist() if torch.equal(first, mask) else None
 
 
 def read_by_rows(q: Heads, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Heads:
@@ -187,9 +104,8 @@ def mix_in_stripes(x: Map, widen: nn.Conv2d, depth: nn.Conv2d, narrow: nn.Conv2d
 
 def _activate(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
     """SiLU of a product, written to its place."""
-    chosen = _multiplies(x, weight) and _onednn_is_faster()
-    direct = x.dtype == weight.dtype and has_units(x.dtype) and not chosen
-    if bias is None or not direct:
+    direct = x.dtype == weight.dtype and has_units(x.dtype)
+    if bias is None or not direct or multiplies_by_onednn(x, weight):
         out.copy_(product(x, weight, bias, then="swish"))
     else:
         torch.addmm(bias, x.flatten(0, -2), weight.mT, out=out.flatten(0, -2))

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from sanakit.errors import ConfigError, WeightsError
 from sanakit.nn.cpu import PointConv
-from sanakit.nn.inference import infers_on_cpu, untouched
 from sanakit.nn.processor import has_units
+from sanakit.nn.ways import infers_on_cpu, untouched
 from sanakit.shapes import Map
 
 LEVELS = 127

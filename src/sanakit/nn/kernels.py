@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from sanakit.nn.inference import untouched
+from sanakit.nn.ways import untouched
 from sanakit.shapes import Heads, Map, Tokens
 
 REAL = (torch.float32, torch.float16, torch.bfloat16)

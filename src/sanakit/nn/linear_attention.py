@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from sanakit.nn.cpu import linear_attention_of_inputs
 from sanakit.nn.gpu import with_kernel
-from sanakit.nn.inference import Linear, attend_by_rows, infers_at_length
+from sanakit.nn.inference import Linear, attend_by_rows
 from sanakit.nn.int8 import products
 from sanakit.nn.norm import RMSNorm
 from sanakit.nn.recompute import without_autocast
+from sanakit.nn.ways import infers_at_length
 from sanakit.shapes import Heads, Mix, Tokens
 
 Total = Callable[[Tensor], Tensor]

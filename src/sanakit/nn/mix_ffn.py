@@ -8,10 +8,13 @@ from torch import Tensor, nn
 
 from sanakit.nn.cpu import PointConv
 from sanakit.nn.gpu import with_kernel
-from sanakit.nn.inference import infers_on_cpu, is_bare, mix_in_stripes
+from sanakit.nn.inference import mix_in_stripes
 from sanakit.nn.int8 import mix_rounded, mixes_rounded
 from sanakit.nn.recompute import recomputed
+from sanakit.nn.ways import infers_on_cpu, is_bare
 from sanakit.shapes import Map
+
+PLAIN = (nn.Conv2d, PointConv)
 
 
 class MixFFN(nn.Module):
@@ -30,9 +33,9 @@ class MixFFN(nn.Module):
     def forward(self, x: Map) -> Map:
         """Transform a map; the second half of the hidden channels gates the first."""
         layers = (self.conv_inverted, self.conv_depth, self.conv_point)
-        if infers_on_cpu(x) and all(is_bare(each, x.dtype) for each in layers):
+        if infers_on_cpu(x) and all(is_bare(each, x.dtype, PLAIN) for each in layers):
             return mix_in_stripes(x, *layers)
-        if is_bare(self.conv_depth, x.dtype) and mixes_rounded(x, layers[0], layers[2]):
+        if is_bare(self.conv_depth, x.dtype, PLAIN) and mixes_rounded(x, layers[0], layers[2]):
             return mix_rounded(x, *layers)
         # The widest activations of a model, five of them: one is kept, the rest costs no product.
         return recomputed(self.narrow, self.conv_inverted(x))

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from sanakit.nn.by_rows import by_rows
 from sanakit.nn.gpu import with_kernel
-from sanakit.nn.inference import infers_at_length
 from sanakit.nn.recompute import product_dtype
+from sanakit.nn.ways import infers_at_length
 from sanakit.shapes import Tokens
 
 

@@ -13,7 +13,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from sanakit.nn.inference import product
-from sanakit.nn.processor import HALF, has_units
+from sanakit.nn.processor import HALF
+from sanakit.nn.ways import is_emulated
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -26,7 +27,7 @@ def wide_products(weight: Tensor) -> AbstractContextManager[object]:
     time, and its result is rounded to the dtype that it would have had: what units for 16 bits
     give, whose sums are fp32 too. Where no product would be emulated it is no context at all.
     """
-    return WideProducts() if _is_emulated(weight) else nullcontext()
+    return WideProducts() if is_emulated(weight) else nullcontext()
 
 
 def with_wide_products(method: Callable[P, R]) -> Callable[P, R]:
@@ -57,16 +58,12 @@ def with_wide_activations(method: Callable[P, Tensor]) -> Callable[P, Tensor]:
         first = args[1]
         assert isinstance(first, Tensor)
         compiling = torch.compiler.is_compiling()
-        if compiling or torch.is_grad_enabled() or not _is_emulated(first):
+        if compiling or torch.is_grad_enabled() or not is_emulated(first):
             return narrow(*args, **kwargs)
         wide_args, wide_kwargs = tree_map_only(Tensor, _widened, (args[1:], dict(kwargs)))
         return narrow(args[0], *wide_args, **wide_kwargs).to(first.dtype)  # type: ignore[arg-type]
 
     return run
-
-
-def _is_emulated(x: Tensor) -> bool:
-    return x.device.type == "cpu" and not has_units(x.dtype)
 
 
 def _widened(x: Tensor) -> Tensor:

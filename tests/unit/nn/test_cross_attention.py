@@ -12,7 +12,8 @@ from torch.testing import assert_close
 
 from sanakit.nn import attention
 from sanakit.nn.attention import CrossAttention
-from sanakit.nn.cpu import FEW, read_few
+from sanakit.nn.cpu import read_few
+from sanakit.nn.ways import FEW
 
 
 def parts(rng: torch.Generator, keys: int) -> list[Tensor]:

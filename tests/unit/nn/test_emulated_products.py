@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_map_only
 
 from sanakit import SanaPipeline
 from sanakit.models.tiling import Tiling
-from sanakit.nn import wide_products as wide
+from sanakit.nn import processor
 from sanakit.nn.processor import HALF, has_units
 from sanakit.nn.wide_products import WideProducts, wide_products
 from sanakit.pipeline.components import Components
@@ -38,7 +38,7 @@ def small_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     def none(dtype: torch.dtype) -> bool:
         return dtype not in HALF
 
-    monkeypatch.setattr(wide, "has_units", none)
+    monkeypatch.setattr(processor, "has_units", none)
     monkeypatch.setattr("sanakit.train.distributed.network.has_units", none)
 
 
@@ -198,7 +198,7 @@ def test_units_are_asked_for_where_the_library_may_use_them() -> None:
 
 def test_what_has_units_is_computed_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert has_units(torch.float32)
-    monkeypatch.setattr(wide, "has_units", lambda dtype: True)
+    monkeypatch.setattr(processor, "has_units", lambda dtype: True)
     with products() as seen:
         in_bf16().autoencoder.decode(torch.randn(1, 4, 1, 1).to(BF16))
     assert BF16 in seen

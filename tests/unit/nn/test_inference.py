@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from sanakit.models.config import TRANSFORMERS
 from sanakit.models.init import init_transformer
 from sanakit.models.transformer import LinearDiT
-from sanakit.nn import inference, linear_attention, mix_ffn
+from sanakit.nn import inference, linear_attention, mix_ffn, ways
 from sanakit.nn.attention import CrossAttention
 from sanakit.nn.linear_attention import relu_linear_attention
 from sanakit.nn.lora import adapt
@@ -70,9 +70,9 @@ def test_both_libraries_multiply_alike(
     expected = x.double() @ layer.weight.double().mT + (0 if layer.bias is None else layer.bias)
     if then == "swish":
         expected = expected * expected.sigmoid()
-    monkeypatch.setattr(inference, "MULTIPLIED", 0)
+    monkeypatch.setattr(ways, "MULTIPLIED", 0)
     for faster in (True, False):
-        monkeypatch.setattr(inference, "_onednn_is_faster", lambda faster=faster: faster)
+        monkeypatch.setattr(ways, "_onednn_is_faster", lambda faster=faster: faster)
         found = inference.product(x, layer.weight, layer.bias, then=then)
         assert_close(found.double(), expected, atol=1e-6, rtol=1e-5)
 
@@ -80,8 +80,9 @@ def test_both_libraries_multiply_alike(
 def test_only_large_fp32_products_that_nothing_learns_from_choose_a_library(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    asked = inference._multiplies
-    monkeypatch.setattr(inference, "MULTIPLIED", 64)
+    asked = ways.multiplies_by_onednn
+    monkeypatch.setattr(ways, "_onednn_is_faster", lambda: True)
+    monkeypatch.setattr(ways, "MULTIPLIED", 64)
     x, weight = torch.zeros(2, 8), nn.Parameter(torch.zeros(4, 8))
     assert asked(x, weight)
     assert not asked(x[:1], weight)
@@ -98,10 +99,10 @@ class Other(torch.Tensor):
 
 
 def test_what_is_only_counted_goes_the_plain_way() -> None:
-    assert inference.infers_on_cpu(torch.zeros(1))
+    assert ways.infers_on_cpu(torch.zeros(1))
     with FakeTensorMode():
-        assert not inference.infers_on_cpu(torch.zeros(1))
-    assert not inference.infers_on_cpu(torch.zeros(1, device="meta"))
+        assert not ways.infers_on_cpu(torch.zeros(1))
+    assert not ways.infers_on_cpu(torch.zeros(1, device="meta"))
 
 
 def test_what_is_put_around_a_layer_is_heeded(
@@ -150,11 +151,11 @@ def test_lengths_are_of_masks_that_begin_with_what_is_real(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     mask = torch.arange(6) < torch.tensor([[1], [6]])
-    assert inference.lengths_where_it_pays(mask, 10) is None
-    monkeypatch.setattr(inference, "SPARED", 50)
-    assert inference.lengths_where_it_pays(mask, 10) == [1, 6]
-    assert inference.lengths_where_it_pays(mask, 9) is None
-    assert inference.lengths_where_it_pays(mask.flip(1), 10) is None
+    assert ways.lengths_where_it_pays(mask, 10) is None
+    monkeypatch.setattr(ways, "SPARED", 50)
+    assert ways.lengths_where_it_pays(mask, 10) == [1, 6]
+    assert ways.lengths_where_it_pays(mask, 9) is None
+    assert ways.lengths_where_it_pays(mask.flip(1), 10) is None
 
 
 def test_a_whole_network_by_all_of_them(
@@ -170,7 +171,7 @@ def test_a_whole_network_by_all_of_them(
     mask = torch.arange(5) < torch.tensor([[1], [3]])
     expected = model.velocity(x, time, text, mask)
     for name in ("CACHED", "SPARED"):
-        monkeypatch.setattr(inference, name, 0)
+        monkeypatch.setattr(ways, name, 0)
     used: list[str] = []
     for module, name in (
         (mix_ffn, "mix_in_stripes"),
