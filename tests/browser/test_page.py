@@ -20,7 +20,7 @@ from playwright.sync_api import Locator, Page, expect
 
 from sanakit.pipeline.png import encode_png, read_settings
 from sanakit.serve.access import add_key
-from served import served
+from served import Served, served
 
 HOSTILE = """<img src=x onerror="document.title='run'"><script>document.title='run'</script>"""
 PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
@@ -255,6 +255,18 @@ def test_what_the_form_has_no_field_for_is_kept_and_told(page: Page) -> None:
     assert (asked["flow_shift"], asked["guidance_interval"]) == (None, [0.2, 1.0])
 
 
+def test_what_a_request_left_open_is_the_models_own(page: Page, server: Served) -> None:
+    job = server.draw("a house", count=2, seed=4)["id"]
+    server.client.post(f"/jobs/{job}/cancel")
+    settings(page, steps=3, guidance=1, negative="a tree")
+    card = page.locator("#gallery [title='a house'][data-state=cancelled]").first
+    card.click()
+    button(page, "Use these settings").click()
+    for name, value in {"steps": "20", "guidance": "5", "negative": "", "count": "1"}.items():
+        expect(page.locator(f"#{name}")).to_have_value(value)
+    expect(page.locator("#seed")).to_have_value("4")
+
+
 def test_text_of_others_is_shown_as_text(page: Page) -> None:
     draw(page, HOSTILE, negative=HOSTILE, seed=1)
     expect(page.locator("#stage dl")).to_contain_text(HOSTILE)
@@ -348,7 +360,7 @@ def test_everything_goes_by_keyboard(page: Page) -> None:
 
 
 def test_a_phone_shows_all_of_it_without_scrolling_sideways(
-    open_page: Callable[..., Page], server: Any, keep_shot: Callable[[Page, str], None]
+    open_page: Callable[..., Page], server: Served, keep_shot: Callable[[Page, str], None]
 ) -> None:
     page = open_page(str(server.client.base_url), **PHONE)
     expect(page.locator("#settings")).not_to_have_attribute("open", "")
@@ -373,7 +385,7 @@ def test_a_phone_shows_all_of_it_without_scrolling_sideways(
 def test_nothing_stands_in_the_way_of_who_cannot_see_well(
     scheme: str,
     open_page: Callable[..., Page],
-    server: Any,
+    server: Served,
     keep_shot: Callable[[Page, str], None],
 ) -> None:
     page = open_page(str(server.client.base_url), color_scheme=scheme, reduced_motion="reduce")

@@ -61,7 +61,7 @@ function actionsOf(job, index) {
 }
 
 function useJob(job, index) {
-  const missing = useSettings({ ...job.request, count: 1, seed: job.seeds[index], num_steps: job.request.num_steps ?? job.steps });
+  const missing = useSettings({ ...job.request, count: 1, seed: job.seeds[index] });
   byId("prompt").focus();
   say(`The form has the settings of this picture.${missing}`);
 }

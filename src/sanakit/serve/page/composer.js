@@ -12,6 +12,7 @@ const SHAPES = [["Square", 1], ["Landscape", 4 / 3], ["Portrait", 3 / 4], ["Wide
 const OTHERS = { flow_shift: null, step_cache: 0, guidance_interval: [0, 1], use_resolution_binning: true, control: null };
 
 let capabilities;
+let usual;
 let locked = false;
 // What an edit names: the picture to start from and its mask, as data: URLs or by the server's names.
 let start = null;
@@ -31,9 +32,18 @@ export function prepareComposer(offered) {
   limit("count", offered.limits.count);
   limit("steps", offered.limits.steps);
   for (const id of ["prompt", "negative"]) byId(id).maxLength = offered.limits.prompt_length;
-  const side = offered.default_size;
-  const usual = { height: side, width: side, num_steps: offered.default_steps, guidance_scale: offered.default_guidance };
-  useSettings({ ...usual, solver: offered.default_solver, ...JSON.parse(localStorage.getItem(kept()) ?? "{}") });
+  usual = {
+    prompt: "",
+    negative_prompt: "",
+    width: offered.default_size,
+    height: offered.default_size,
+    num_steps: offered.default_steps,
+    guidance_scale: offered.default_guidance,
+    solver: offered.default_solver,
+    count: 1,
+    lora: [],
+  };
+  useSettings(JSON.parse(localStorage.getItem(kept()) ?? "{}"));
   listen();
 }
 
@@ -141,28 +151,27 @@ export function readSettings() {
 }
 
 /**
- * Puts the settings of a picture into the form; what they do not name stays as it is.
+ * Puts the settings of a picture into the form; what they leave open is the model's own.
  * Gives a sentence on those that cannot be had here, or nothing.
  */
 export function useSettings(settings) {
-  const put = (id, value) => value !== undefined && value !== null && (byId(id).value = value);
-  put("prompt", settings.prompt);
-  put("negative", settings.negative_prompt);
-  for (const [id, name] of Object.entries(NUMBERS)) put(id, settings[name]);
-  const missing = (settings.lora ?? []).filter((name) => !capabilities.loras.includes(name));
-  if (capabilities.solvers.includes(settings.solver)) byId("solver").value = settings.solver;
-  else if (settings.solver) missing.push(settings.solver);
-  for (const box of document.querySelectorAll("[name=lora]")) {
-    if (settings.lora) box.checked = settings.lora.includes(box.value);
-  }
-  const hasSeed = settings.seed !== undefined && settings.seed !== null;
-  if (hasSeed) byId("seed").value = settings.seed;
-  setLock(hasSeed);
-  put("strength", settings.edit?.strength);
-  takeOthers(settings);
-  if (settings.edit) {
-    const { strength, ...edit } = settings.edit;
-    start = edit;
+  const told = Object.fromEntries(Object.entries(settings).filter(([, value]) => value !== null));
+  const { lora, solver, edit, ...given } = { ...usual, ...told };
+  byId("prompt").value = given.prompt;
+  byId("negative").value = given.negative_prompt;
+  for (const [id, name] of Object.entries(NUMBERS)) byId(id).value = given[name];
+  const missing = lora.filter((name) => !capabilities.loras.includes(name));
+  if (capabilities.solvers.includes(solver)) byId("solver").value = solver;
+  else missing.push(solver);
+  for (const box of document.querySelectorAll("[name=lora]")) box.checked = lora.includes(box.value);
+  byId("seed").value = given.seed ?? "";
+  setLock(given.seed !== undefined);
+  takeOthers(given);
+  start = null;
+  if (edit) {
+    const { strength, ...named } = edit;
+    start = named;
+    byId("strength").value = strength ?? (edit.mask ? 1 : 0.6);
   }
   showStart();
   settled();
