@@ -242,6 +242,19 @@ def test_a_stream_that_waits_shows_that_it_stands(
     assert told.type == "image_generation.completed"
 
 
+def test_a_server_that_goes_down_says_so_to_those_who_wait(tmp_path: Path) -> None:
+    with listening(tmp_path, ColorWorker(seconds=0.2, steps=50), at_once=1) as server:
+        place, body = f"{server.url}/v1/images/generations", {"prompt": "x", "stream": True}
+        server.http.post(f"{server.url}/jobs", json={"prompt": "x"}).raise_for_status()
+        with server.http.stream("POST", place, json=body) as waiting:
+            server.service.draining = True
+            for job in server.service._jobs.values():
+                server.worker.loop.call_soon_threadsafe(job.news.set)
+            said = "".join(waiting.iter_text())
+        assert '"code": "draining"' in said
+        assert "[DONE]" not in said
+
+
 def test_a_full_queue_says_when_to_come_back(tmp_path: Path) -> None:
     worker = ColorWorker(seconds=0.2, steps=50)
     with listening(tmp_path, worker, queue=1, at_once=1) as server:

@@ -6,11 +6,13 @@ For the shapes of wire whose clients wait; clients of jobs ask by themselves.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from fastapi import Request
+from fastapi.responses import StreamingResponse
 from pydantic import ValidationError
+from starlette.types import Receive, Scope, Send
 
 from sanakit.serve.refusals import Refused, refusal_of
 from sanakit.serve.requests import DrawRequest
@@ -73,6 +75,24 @@ async def drawn(service: JobService, job: Job, request: Request) -> Job:
     if finished.state != "done":
         raise failure(finished)
     return finished
+
+
+class PictureStream(StreamingResponse):
+    """Server-sent events of a job; when they end before it does, for whatever reason, it ends."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncIterator[str], service: JobService, job: Job) -> None:
+        """Take the events to send."""
+        super().__init__(events, headers={"X-Accel-Buffering": "no"})
+        self._service, self._job = service, job
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send them."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._service.cancel(self._job.id, self._job.owner)
 
 
 def failure(job: Job) -> Refused:

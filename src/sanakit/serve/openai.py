@@ -12,12 +12,11 @@ from collections.abc import AsyncIterator, Iterable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
-from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from sanakit.serve.drawing import drawn, failure, submitted
+from sanakit.serve.drawing import PictureStream, drawn, failure, submitted
 from sanakit.serve.limits import decoding, picture_bytes
 from sanakit.serve.masks import mask_of_alpha
 from sanakit.serve.refusals import Refused, refusal_of
@@ -252,11 +251,7 @@ def router(service: JobService, settings: ServeSettings) -> APIRouter:
     async def answer(body: Generation, wanted: dict[str, Any], request: Request, kind: str) -> Any:
         job = await submitted(service, wanted, request, NAMES)
         if body.stream:
-            return StreamingResponse(
-                stream(job, body, request, kind),
-                media_type="text/event-stream",
-                headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
-            )
+            return PictureStream(stream(job, body, kind), service, job)
         job = await drawn(service, job, request)
         data = [
             Picture(
@@ -284,15 +279,14 @@ def router(service: JobService, settings: ServeSettings) -> APIRouter:
             url = url.include_query_params(format=body.output_format, quality=_quality(body))
         return str(url)
 
-    async def stream(job: Job, body: Generation, request: Request, kind: str) -> AsyncIterator[str]:
-        """Tell previews and pictures as they come; a client that leaves ends its job."""
+    async def stream(job: Job, body: Generation, kind: str) -> AsyncIterator[str]:
+        """Tell previews and pictures as they come, or at last why there is none."""
         told = {
             "background": "opaque",
             "created_at": int(job.created),
             "output_format": body.output_format,
             "quality": "auto",
         }
-        finished = False
         try:
             async for event in with_silence(service.events(job.id, owner=job.owner)):
                 if event is None:
@@ -306,7 +300,6 @@ def router(service: JobService, settings: ServeSettings) -> APIRouter:
                         **told | {"output_format": "jpeg"},
                     )
                 elif event.kind == "image":
-                    job = await service.get(job.id, job.owner)
                     index = event.data["index"]
                     image = job.images[index]
                     yield _event(
@@ -317,18 +310,11 @@ def router(service: JobService, settings: ServeSettings) -> APIRouter:
                         usage=usage_of(job, [index]).model_dump(),
                         **told,
                     )
-                elif event.kind in ("failed", "cancelled"):
-                    finished = True
-                    yield f"event: error\ndata: {json.dumps(failure(job).openai())}\n\n"
-                    return
-                elif event.kind == "done":
-                    finished = True
+            if job.state != "done":
+                raise failure(job)
             yield "data: [DONE]\n\n"
         except Exception as error:
             yield f"event: error\ndata: {json.dumps(refusal_of(error).openai())}\n\n"
-        finally:
-            if not finished:
-                await service.cancel(job.id, job.owner)
 
     return routes
 
