@@ -129,11 +129,21 @@ def request_in(png: bytes) -> DrawRequest:
     """
     found = read_settings(png)
     known = {name: found[name] for name in DrawRequest.model_fields if found.get(name) is not None}
+    for part in ("edit", "control"):
+        if isinstance(known.get(part), dict):
+            known[part] = _by_digest(known[part])
     try:
         return DrawRequest(**known)
     except ValueError as error:
         said = refusal_of(error).detail
         raise DataError(f"the picture's settings are no request: {said}") from error
+
+
+def _by_digest(part: dict[str, Any]) -> dict[str, Any]:
+    """Files that the command drew from, as pictures that were handed in are named."""
+    digests = {name: part.get(f"{name}_sha256") for name in ("image", "mask")}
+    own = {name: value for name, value in part.items() if not name.endswith("_sha256")}
+    return own | {name: f"sha256:{digest}" for name, digest in digests.items() if digest}
 
 
 def _watched(app: FastAPI, service: JobService, settings: ServeSettings) -> None:
