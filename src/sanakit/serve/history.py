@@ -34,6 +34,8 @@ CREATE TABLE IF NOT EXISTS images (
   PRIMARY KEY (job, place));
 """
 FORMAT = 1
+MOST_JOBS = 10_000
+"""After so many more a job without pictures is forgotten."""
 Row = dict[str, Any]
 
 
@@ -95,7 +97,14 @@ class History:
         names = ", ".join(values)
         marks = ", ".join("?" * len(values))
         with self._change() as db:
-            db.execute(f"INSERT INTO jobs ({names}) VALUES ({marks})", tuple(values.values()))
+            query = f"INSERT INTO jobs ({names}) VALUES ({marks})"
+            number = db.execute(query, tuple(values.values())).lastrowid or 0
+            # Those without pictures take little, and are many where many are given up.
+            db.execute(
+                "DELETE FROM jobs WHERE number < ? AND state NOT IN ('queued', 'running') "
+                "AND id NOT IN (SELECT job FROM images)",
+                (number - MOST_JOBS,),
+            )
 
     def update(self, job: str, **values: Any) -> None:
         """Write down how a job goes on: its state, error, end."""

@@ -8,21 +8,28 @@ import binascii
 import io
 import logging
 import secrets
+import sqlite3
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from PIL import Image as PILImage
 
-from sanakit.errors import ConfigError, SanakitError, did_you_mean
-from sanakit.pipeline.aspect_ratios import check_size
+from sanakit.errors import ConfigError, SanakitError
 from sanakit.serve.fairness import FairQueue
 from sanakit.serve.history import DIGEST, History, Row
 from sanakit.serve.messages import Message
 from sanakit.serve.metrics import Metrics
-from sanakit.serve.requests import FINISHED, DrawRequest, ImageView, JobState, JobView
+from sanakit.serve.requests import (
+    FINISHED,
+    DrawRequest,
+    ImageView,
+    JobState,
+    JobView,
+    check_model,
+)
 from sanakit.serve.worker_process import Worker
 
 EventKind = Literal["queued", "started", "step", "preview", "image", "done", "failed", "cancelled"]
@@ -197,26 +204,17 @@ class JobService:
         """
         if self.draining or self.broken:
             raise NotTaken(self.broken or "the server is going down", hint="try again later")
+        key = None if idempotency_key is None else (owner, idempotency_key)
+        before = await self._of_key(key)
+        if before is None:
+            self._refuse_if_full(owner)  # before anything of it is decoded or kept
         if self.check is not None:
             await self.check(request, self.capabilities)
         check_model(request, self.capabilities)
         request = await self._with_inputs(request)
-        if idempotency_key is not None:
-            before = self._keys.get((owner, idempotency_key))
-            if before is None:
-                row = await self._on_disk(self.history.of_key, owner, idempotency_key)
-                before = None if row is None else self._from_row(row)
-            before = self._keys.get((owner, idempotency_key), before)
-            if before is not None:
-                return self._same(request, before)
-        if len(self._waiting) >= self.most_waiting:
-            self.metrics.refused.inc()
-            said = f"{len(self._waiting)} requests are waiting, and no more are taken"
-            raise QueueFull(said, self._retry_after())
-        most = self.most_of(owner)
-        if most and sum(one.owner == owner and not one.over for one in self._jobs.values()) >= most:
-            self.metrics.refused.inc()
-            raise QueueFull(f"{owner} has {most} drawings under way", self._retry_after())
+        if (before := before or (key and self._keys.get(key))) is not None:
+            return self._same(request, before)
+        self._refuse_if_full(owner)
         if request.seed is None:
             request = request.model_copy(update={"seed": secrets.randbelow(1 << 32)})
         job = Job(secrets.token_hex(16), owner, request, time.time())
@@ -229,12 +227,38 @@ class JobService:
             "created": job.created,
         }
         self._enqueue(job)
-        if idempotency_key is not None:
-            self._keys[owner, idempotency_key] = job
-        await self._on_disk(self.history.add, row)
-        self._keys.pop((owner, idempotency_key or ""), None)
+        if key is not None:
+            self._keys[key] = job
+        try:
+            await self._on_disk(self.history.add, row)
+        except (OSError, sqlite3.Error) as error:
+            self._cancel(job, "failed", f"the history cannot be written: {error}", "disk")
+            raise NotTaken(job.error or "", hint="make room on its disk") from error
+        finally:
+            if key is not None:
+                del self._keys[key]
         self._dispatch()
         return job
+
+    async def _of_key(self, key: tuple[str, str] | None) -> Job | None:
+        """The job that an owner asked for under a key, if any."""
+        if key is None or (known := self._keys.get(key)) is not None:
+            return None if key is None else known
+        row = await self._on_disk(self.history.of_key, *key)
+        return self._keys.get(key) if row is None else self._from_row(row)
+
+    def _refuse_if_full(self, owner: str) -> None:
+        most = self.most_of(owner)
+        said = None
+        if len(self._waiting) >= self.most_waiting:
+            said = f"{len(self._waiting)} requests are waiting, and no more are taken"
+        elif (
+            most and sum(one.owner == owner and not one.over for one in self._jobs.values()) >= most
+        ):
+            said = f"{owner} has {most} drawings under way"
+        if said is not None:
+            self.metrics.refused.inc()
+            raise QueueFull(said, self._retry_after())
 
     async def get(self, job: str, owner: str = "") -> Job:
         """Give a job of an owner.
@@ -645,29 +669,6 @@ class JobService:
 
     def _write(self, job: Job, **values: Any) -> None:
         self._later(self.history.update, job.id, **values)
-
-
-def check_model(request: DrawRequest, able: Mapping[str, Any]) -> None:
-    """Refuse what a model cannot draw, as far as it is known; ``able`` is empty while it loads.
-
-    Raises:
-        ConfigError: naming the value and what works.
-    """
-    if not able:
-        return
-    for name in request.lora:
-        if name not in able["loras"]:
-            raise ConfigError(f"lora {name!r} is not here", hint=did_you_mean(name, able["loras"]))
-    if request.solver is not None and request.solver not in able["solvers"]:
-        hint = did_you_mean(request.solver, able["solvers"])
-        raise ConfigError(f"solver={request.solver!r} is unknown here", hint=hint)
-    if request.control is not None and not able["supports"]["control"]:
-        raise ConfigError("control: this model has no control branch", hint="leave it out")
-    free = able["any_size"] and request.use_resolution_binning
-    for name in ("height", "width"):
-        side = getattr(request, name)
-        if side is not None:
-            check_size(name, side, 1 if free else able["multiple"])
 
 
 def _as(png: bytes, format: str, quality: int) -> bytes:

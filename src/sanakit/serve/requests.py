@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
+from sanakit.errors import ConfigError, did_you_mean
+from sanakit.pipeline.aspect_ratios import check_size
 from sanakit.pipeline.picture_requests import ControlKind
 
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
@@ -103,3 +106,26 @@ class JobView(BaseModel):
     code: str | None = Field(description="Kind of the error: deadline, worker_lost, ...")
     created_at: float
     finished_at: float | None
+
+
+def check_model(request: DrawRequest, able: Mapping[str, Any]) -> None:
+    """Refuse what a model cannot draw, as far as it is known; ``able`` is empty while it loads.
+
+    Raises:
+        ConfigError: naming the value and what works.
+    """
+    if not able:
+        return
+    for name in request.lora:
+        if name not in able["loras"]:
+            raise ConfigError(f"lora {name!r} is not here", hint=did_you_mean(name, able["loras"]))
+    if request.solver is not None and request.solver not in able["solvers"]:
+        hint = did_you_mean(request.solver, able["solvers"])
+        raise ConfigError(f"solver={request.solver!r} is unknown here", hint=hint)
+    if request.control is not None and not able["supports"]["control"]:
+        raise ConfigError("control: this model has no control branch", hint="leave it out")
+    free = able["any_size"] and request.use_resolution_binning
+    for name in ("height", "width"):
+        side = getattr(request, name)
+        if side is not None:
+            check_size(name, side, 1 if free else able["multiple"])

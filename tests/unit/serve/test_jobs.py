@@ -159,6 +159,41 @@ def test_a_full_queue_refuses_and_says_when_to_come_back(tmp_path: Path) -> None
     run(tmp_path, body, at_once=1, queue=2)
 
 
+def test_nothing_is_kept_of_what_a_full_queue_refuses(tmp_path: Path) -> None:
+    async def body(jobs: JobService, worker: ByHand) -> None:
+        await jobs.submit(APPLE, idempotency_key="k")
+        await jobs.submit(APPLE)
+        given = base64.b64encode(png()).decode()
+        with pytest.raises(QueueFull):
+            await jobs.submit(DrawRequest(prompt="", edit={"image": given}))
+        assert list(jobs.history.inputs.iterdir()) == []
+        again = await jobs.submit(APPLE, idempotency_key="k")  # is there, and takes no room
+        assert again.id == worker.drawing[0]
+
+    run(tmp_path, body, at_once=1, queue=1)
+
+
+def test_a_disk_that_refuses_is_told_of_and_nothing_is_drawn_unseen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body(jobs: JobService, worker: ByHand) -> None:
+        drawn = await jobs.submit(APPLE)
+
+        def full(*_: Any, **__: Any) -> None:
+            raise OSError("No space left on device")
+
+        for name in ("add", "keep"):
+            monkeypatch.setattr(jobs.history, name, full)
+        with pytest.raises(NotTaken, match="No space left"):
+            await jobs.submit(APPLE, idempotency_key="k")
+        worker.draw(drawn.id)
+        await jobs.wait(drawn.id)
+        assert (drawn.state, drawn.code) == ("failed", "disk")
+        assert (worker.drawing, jobs._keys) == ([drawn.id], {})
+
+    run(tmp_path, body, at_once=1)
+
+
 def test_owners_are_served_in_turns_and_none_sees_another_ones(tmp_path: Path) -> None:
     async def body(jobs: JobService, worker: ByHand) -> None:
         flood = [await jobs.submit(APPLE, owner="flood") for _ in range(4)]
