@@ -16,8 +16,10 @@ from sanakit.cli.options import ControlNet, Decoder, Model, Offline
 from sanakit.cli.terminal import say
 from sanakit.errors import ConfigError, SanakitError
 from sanakit.files import expanded
+from sanakit.untrusted import whole_number
 
 EXTRA = 'pip install "sanakit[serve]"'
+EXTRA_RAY = 'pip install "sanakit[serve-ray]"'
 
 
 def serve(
@@ -60,6 +62,13 @@ def serve(
     drain: Annotated[
         float, typer.Option(help="Seconds that SIGTERM gives to what is being drawn.")
     ] = 60.0,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Draw on the Ray cluster of RAY_ADDRESS, or one here.")
+    ] = False,
+    replicas: Annotated[
+        str | None,
+        typer.Option(help="With --ray, how many models: 2, or 1-4 as the queue asks. Default: 1"),
+    ] = None,
     lora: Annotated[
         list[str] | None,
         typer.Option(
@@ -76,6 +85,7 @@ def serve(
 ) -> None:
     """Draw for many, over HTTP: jobs, events, a page, and the shapes that clients know."""
     machine = Machine(device=device, dtype=dtype, quantize=quantize)
+    least, most = _range_of(replicas, ray=ray)
     try:
         import uvicorn
 
@@ -90,7 +100,7 @@ def serve(
     from sanakit.serve.limits import Limits
     from sanakit.serve.moderation import BlockedWords, OutputChecker
     from sanakit.serve.settings import ServeSettings
-    from sanakit.serve.worker_process import WorkerProcess
+    from sanakit.serve.worker_process import Worker, WorkerProcess
 
     name = model or EMBEDDED
     asked = None if keys is None else Keys(expanded(keys))
@@ -121,12 +131,21 @@ def serve(
         "at_once": at_once,
     }
 
+    def worker() -> Worker:
+        if not ray:
+            return WorkerProcess(wanted)
+        try:
+            from sanakit.serve.ray import RayWorker
+        except ImportError as error:
+            raise ConfigError(f"--ray needs {error.name}", hint=EXTRA_RAY) from error
+        return RayWorker(wanted, least=least, most=most, at_once=at_once)
+
     async def run() -> None:
         service = JobService(
-            WorkerProcess(wanted),
+            worker(),
             kept,
             queue=queue,
-            at_once=at_once,
+            at_once=at_once * most,
             deadline=deadline,
             check=settings.check,
             most_of=(lambda owner: 0) if asked is None else asked.concurrency,
@@ -146,6 +165,16 @@ def serve(
 
     say(f"http://{host}:{port}", err=True)
     asyncio.run(run())
+
+
+def _range_of(replicas: str | None, *, ray: bool) -> tuple[int, int]:
+    """The least and the most of ``2`` or ``1-4``."""
+    if replicas is not None and not ray:
+        raise ConfigError(f"--replicas {replicas} without --ray", hint="add --ray")
+    ends = [whole_number(end) or 0 for end in (replicas or "1").split("-")]
+    if not 1 <= len(ends) <= 2 or not 1 <= ends[0] <= ends[-1]:
+        raise ConfigError(f"--replicas {replicas!r} is no number of them", hint="2, or 1-4")
+    return ends[0], ends[-1]
 
 
 def _named(specs: list[str]) -> dict[str, tuple[str, float]]:
