@@ -51,7 +51,7 @@ def test_probes_ask_routes_that_need_no_key() -> None:
         for name in ("startup", "readiness", "liveness")
     }
     assert asked == {"startup": "/readyz", "readiness": "/readyz", "liveness": "/healthz"}
-    assert set(asked.values()) == set(OPEN)
+    assert set(asked.values()) <= set(OPEN)
 
 
 def test_a_pod_gets_longer_to_end_than_its_drain() -> None:
