@@ -1,6 +1,6 @@
 """Requests made from our own description of the routes: none may make the server fail.
 
-The longer run: ``SANAKIT_EXAMPLES=500 python -m pytest tests/serve/test_openapi_document.py``.
+The longer run: ``SANAKIT_EXAMPLES=200 python -m pytest tests/serve/test_openapi_document.py``.
 """
 
 from __future__ import annotations
