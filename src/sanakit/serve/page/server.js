@@ -2,6 +2,8 @@
 
 const KEY = "sanakit-key";
 let asking = null;
+// Whoever gave none is not asked again by every request, until the page is loaded anew.
+let declined = false;
 let askForKey = async () => null;
 
 /** Says how a key is asked for: a function that promises one, or null where the user gives none. */
@@ -36,11 +38,14 @@ export async function request(path, options = {}) {
     });
     if (response.ok) return response;
     const error = new ServerError(response.status, await reason(response));
-    if (response.status !== 401) throw error;
+    if (response.status !== 401 || declined) throw error;
     // Requests that are refused at the same moment share one question.
     asking ??= askForKey(key ? error.message : "").finally(() => (asking = null));
     const given = await asking;
-    if (!given) throw error;
+    if (!given) {
+      declined = true;
+      throw error;
+    }
     sessionStorage.setItem(KEY, given);
   }
 }

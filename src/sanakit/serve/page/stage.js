@@ -110,7 +110,7 @@ export class Stage {
     parts.push(
       element("div", { className: "actions" }, ...actions.offered.map(([label, act]) =>
         element("button", { type: "button", textContent: label, onclick: act }))),
-      element("p", { className: "prompt" }, request.prompt),
+      element("p", { className: "prompt", dir: "auto" }, request.prompt),
       element("dl", {}, ...facts(job, index).map(([name, value]) =>
         element("div", {}, element("dt", {}, name), element("dd", {}, value)))),
     );
