@@ -156,6 +156,17 @@ def test_a_velocity_is_rounded_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small_processor")
+@pytest.mark.parametrize("learns", [True, False])
+def test_what_gradients_keep_stays_in_16_bits(learns: bool) -> None:
+    model, seen = in_bf16().transformer, []
+    model.transformer_blocks[0].register_forward_hook(lambda _, given, y: seen.append(y.dtype))
+    x, text = torch.randn(1, 4, 2, 2).to(BF16), torch.randn(1, 3, 8).to(BF16)
+    with torch.set_grad_enabled(learns):
+        assert model(x, text, torch.tensor([500.0])).sample.dtype == BF16
+    assert seen == [BF16 if learns else torch.float32]
+
+
+@pytest.mark.usefixtures("small_processor")
 def test_recomputed_gradients_are_those_of_the_first_run() -> None:
     def gradients(*, again: bool) -> list[Tensor]:
         model = in_bf16().transformer.requires_grad_(True)
