@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
 
 from sanakit.models.config import TRANSFORMERS
 from sanakit.models.init import init_transformer
@@ -100,8 +101,9 @@ class Other(torch.Tensor):
 
 def test_what_is_only_counted_goes_the_plain_way() -> None:
     assert ways.infers_on_cpu(torch.zeros(1))
-    with FakeTensorMode():
-        assert not ways.infers_on_cpu(torch.zeros(1))
+    for counting in (FakeTensorMode(), FlopCounterMode(display=False)):
+        with counting:
+            assert not ways.infers_on_cpu(torch.zeros(1))
     assert not ways.infers_on_cpu(torch.zeros(1, device="meta"))
 
 
