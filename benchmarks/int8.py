@@ -1,4 +1,4 @@
-"""Int8 products beside real ones: `python -m benchmarks.int8 FOLDER [--pixels 512] [--diffusers]`.
+"""Int8 products beside real ones: `python -m benchmarks.int8 FOLDER [--diffusers] [--torchao]`.
 
 Times one step with guidance (a prompt of 300 tokens, an empty negative one, read before) of a
 transformer's folder, in each dtype that the processor has units for, with real and with int8
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from sanakit import SanaTransformer2DModel
+from sanakit.bench.side import memory_mb
 from sanakit.models.flops import transformer_flops
 from sanakit.nn.int8 import activation_levels
 from sanakit.nn.processor import has_units
@@ -33,6 +34,10 @@ def main() -> int:
     parser.add_argument("--pixels", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--diffusers", action="store_true")
+    parser.add_argument(
+        "--torchao", action="store_true", help="diffusers' linear layers by its dynamic int8"
+    )
+    parser.add_argument("--dtype", help="only this one of float32 and bfloat16")
     options = parser.parse_args()
     threads, kind = torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()
     print(f"{kind}, {threads} threads, tokens of {activation_levels()} levels each way")
@@ -40,10 +45,16 @@ def main() -> int:
     variants: dict[str, Step] = {}
     for dtype in dtypes:
         name = str(dtype).removeprefix("torch.")
+        if options.dtype not in (None, name):
+            continue
         for method in (None, "w8a8"):
             variants[f"{name} {method or ''}"] = ours(options.folder, dtype, method, options.pixels)
         if options.diffusers:
             variants[f"{name} diffusers"] = theirs(options.folder, dtype, options.pixels)
+        if options.torchao:
+            variants[f"{name} torchao"] = theirs(
+                options.folder, dtype, options.pixels, torchao=True
+            )
     with torch.inference_mode():
         measure(variants, options.rounds)
     return 0
@@ -68,14 +79,19 @@ def ours(folder: Path, dtype: torch.dtype, method: str | None, pixels: int) -> S
     flops = 2 * transformer_flops(network.config, latent.shape[2:], 0)
     print(
         f"{dtype} {method}: {network.get_memory_footprint() / 1e9:.2f} GB, {flops / 1e9:.0f} GFLOP"
+        f", peak of the process so far {memory_mb('VmHWM') / 1e3:.2f} GB"
     )
     return lambda: network.velocity(latent, time_, prepared, mask)
 
 
-def theirs(folder: Path, dtype: torch.dtype, pixels: int) -> Step:
+def theirs(folder: Path, dtype: torch.dtype, pixels: int, *, torchao: bool = False) -> Step:
     import diffusers
 
     network = diffusers.SanaTransformer2DModel.from_pretrained(folder, torch_dtype=dtype).eval()
+    if torchao:
+        from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+        quantize_(network, Int8DynamicActivationInt8WeightConfig())
     latent, text, time_, mask = inputs(pixels, dtype, network.config)
     published = mask.to(dtype)
     return lambda: network(latent, text, time_, encoder_attention_mask=published).sample

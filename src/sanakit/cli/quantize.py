@@ -81,3 +81,5 @@ def _tell(told: dict[str, Any], kinds: list[dict[str, Any]], out: Path) -> None:
         say(f"seed {picture['seed']}: {psnr}")
     before, after = told["bytes"]["before"] / 1e6, told["bytes"]["after"] / 1e6
     say(f"{out}: {after:,.1f} MB of weights, from {before:,.1f} MB")
+    if after >= before:
+        say("which is no smaller: the model's own files are packed already; load it as it is")

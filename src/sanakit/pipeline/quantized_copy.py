@@ -1,10 +1,12 @@
 """A model's folder once more with its large networks in 8 or 4 bits, and what that changes.
 
-Layers are compared on what they are given while the original draws, pictures seed by seed.
+Layers are compared on what they are given while the original draws, pictures seed by seed. The
+original is let go before the other is loaded.
 """
 
 from __future__ import annotations
 
+import gc
 import shutil
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 from sanakit.errors import ConfigError
 from sanakit.files import check_parent, disk_errors, replacing_folder, write_json
 from sanakit.nn.cpu import PointConv
-from sanakit.nn.int8 import Int8Layer
+from sanakit.nn.int8 import round_weight
 from sanakit.pipeline.components import Components
 from sanakit.pipeline.networks import write
 from sanakit.pipeline.pipeline import Pipeline
@@ -34,7 +36,7 @@ REPORT = "quantization.json"
 LANGUAGE = "text_encoder"
 PARTS = ("transformer", "controlnet", LANGUAGE)
 """By their folders."""
-ROWS = 256
+ROWS = 64
 PEAK = 255.0
 Report = Callable[[str], object]
 
@@ -85,10 +87,23 @@ def quantized_copy(
         methods[LANGUAGE] = method_of("w8a16")
     report("loading")
     exact = Pipeline.load(model, offline=offline)
+    report("drawing")
+    seen, weights, drawn = _observed(exact, request, weigh=kind == "int8")
+    del exact  # before the other one comes: they are not in memory at once
+    gc.collect()
     report("rounding")
     rounded = Pipeline.load(model, offline=offline, quantization=methods)
-    report("drawing")
-    told = _compared(exact, rounded, request)
+    report("drawing again")
+    again = [picture.pixels for picture in rounded.generate(request).pictures]
+    pictures = [
+        {"seed": seed, "psnr": _psnr(two, one)}
+        for (seed, one), two in zip(drawn, again, strict=True)
+    ]
+    told: dict[str, Any] = {
+        "prompt": request.prompt,
+        "pictures": pictures,
+        "layers": _errors(rounded, seen, weights),
+    }
     told = {
         "model": model,
         "kind": kind,
@@ -143,46 +158,47 @@ def _write_networks(components: Components, staging: Path) -> None:
             write(ours, staging / part, published_name=ours.published_name)
 
 
-def _compared(exact: Pipeline, rounded: Pipeline, request: GenerateRequest) -> dict[str, Any]:
-    """Draw with both, and lay layers and pictures side by side."""
-    seen: dict[str, Tensor] = {}
-    real, small = _by_folder(exact.components), _by_folder(rounded.components)
-    names = [
-        (part, name)
-        for part in PARTS
-        if part in small
-        for name, layer in small[part].named_modules()
-        if isinstance(layer, nn.Linear | PointConv) and _is_rounded(layer)
-    ]
-    hooks = [
-        real[part].get_submodule(name).register_forward_pre_hook(_keeper(f"{part}.{name}", seen))
-        for part, name in names
-    ]
+Seen = dict[str, tuple[Tensor, Tensor]]
+"""By a layer's name, its part's first: some of what it was given, and what it made of that."""
+
+
+def _observed(
+    exact: Pipeline, request: GenerateRequest, *, weigh: bool
+) -> tuple[Seen, dict[str, float], list[tuple[int, Any]]]:
+    """Draw, and give what layers did; what rounding their weights changes; seeds and pixels."""
+    seen: Seen = {}
+    weights = {}
+    hooks = []
+    for part, network in _by_folder(exact.components).items():
+        if part not in PARTS:
+            continue
+        for name, layer in network.named_modules():
+            if isinstance(layer, nn.Linear | PointConv):
+                hooks.append(layer.register_forward_hook(_keeper(f"{part}.{name}", seen)))
+                if weigh:
+                    levels, scale = round_weight(layer.weight, name=f"{part}.{name}")
+                    real = layer.weight.detach().flatten(1)
+                    weights[f"{part}.{name}"] = _relative(levels.flatten(1) * scale, real)
     drawn = exact.generate(request).pictures
     for hook in hooks:
         hook.remove()
-    again = rounded.generate(request).pictures
+    return seen, weights, [(one.settings["seed"], one.pixels) for one in drawn]
+
+
+def _errors(rounded: Pipeline, seen: Seen, weights: dict[str, float]) -> list[dict[str, Any]]:
+    """What rounding changes in each layer."""
     layers = []
-    for part, name in names:
-        a: Any = real[part].get_submodule(name)
-        b = small[part].get_submodule(name)
-        x = seen.get(f"{part}.{name}")
-        with torch.inference_mode():
-            output = None if x is None else _relative(b(x), a(x))
-            weight = None
-            if isinstance(b, Int8Layer):
-                scale = b.weight_scale.view(-1, *[1] * (b.weight.ndim - 1))
-                weight = _relative(b.weight * scale, a.weight)
-        layers.append(Errors(layer=f"{part}.{name}", weight=weight, output=output))
-    pictures = [
-        {"seed": one.settings["seed"], "psnr": _psnr(two.pixels, one.pixels)}
-        for one, two in zip(drawn, again, strict=True)
-    ]
-    return {
-        "prompt": request.prompt,
-        "pictures": pictures,
-        "layers": [vars(each) for each in layers],
-    }
+    for part, network in _by_folder(rounded.components).items():
+        for name, layer in network.named_modules():
+            if not isinstance(layer, nn.Linear | PointConv) or not _is_rounded(layer):
+                continue
+            place, output = f"{part}.{name}", None
+            if place in seen:
+                x, y = seen[place]
+                with torch.inference_mode():
+                    output = _relative(layer(x), y)
+            layers.append(Errors(layer=place, weight=weights.get(place), output=output))
+    return [vars(each) for each in layers]
 
 
 def _is_rounded(layer: nn.Module) -> bool:
@@ -190,17 +206,19 @@ def _is_rounded(layer: nn.Module) -> bool:
     return is_quantized(layer) and not any(True for _ in layer.children())
 
 
-def _keeper(name: str, seen: dict[str, Tensor]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-    def keep(layer: nn.Module, given: tuple[Any, ...]) -> None:
+def _keeper(name: str, seen: Seen) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
+    def keep(layer: nn.Module, given: tuple[Any, ...], made: Tensor) -> None:
         if name not in seen:
-            x = given[0].detach()
-            seen[name] = (
-                x[:2].clone()
-                if isinstance(layer, PointConv)
-                else x.reshape(-1, x.shape[-1])[:ROWS].clone()
-            )
+            seen[name] = _some(layer, given[0]), _some(layer, made)
 
     return keep
+
+
+def _some(layer: nn.Module, x: Tensor) -> Tensor:
+    """The first tokens of a linear layer, or rows of a map."""
+    if isinstance(layer, PointConv):
+        return x.detach()[:1, :, : max(1, ROWS // x.shape[-1])].clone()
+    return x.detach().reshape(-1, x.shape[-1])[:ROWS].clone()
 
 
 def _relative(found: Tensor, exact: Tensor) -> float:
