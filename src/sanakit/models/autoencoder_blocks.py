@@ -119,7 +119,8 @@ def block_steps(module: nn.Module) -> list[Step]:
 
     The figures count maps in the code above in units of a channel; 16-bit convolutions and norms
     hold fp32 copies, which benchmarks/decoding.py measures. They are those of the plain ways, which
-    GPUs and graphs have: `by_rows` and `fast_convolution` take less on a CPU.
+    GPUs and graphs have. The widest blocks have those of `by_rows` and `fast_convolution` beside
+    them: measured, three maps and what a convolution works on.
     """
     if isinstance(module, EfficientViTBlock):
         width = module.attn.to_out.out_features
@@ -134,11 +135,27 @@ def block_steps(module: nn.Module) -> list[Step]:
         return [attend, mix]
     if isinstance(module, ResBlock):
         width = module.conv1.out_channels
-        return [Layer(run=module, channels=width, reach=2, storage_values=6 * width)]
+        return [
+            Layer(
+                run=module,
+                channels=width,
+                reach=2,
+                storage_values=6 * width,
+                frugal_values=3.25 * width,
+            )
+        ]
     if isinstance(module, Upsample):
         width = module.out_channels
         inside = module.conv.in_channels * (2 if module.interpolate else 1)
-        return [Layer(run=module, channels=width, up=2, storage_values=inside + 3 * width)]
+        return [
+            Layer(
+                run=module,
+                channels=width,
+                up=2,
+                storage_values=inside + 3 * width,
+                frugal_values=inside / 4 + 2 * width,
+            )
+        ]
     if isinstance(module, Downsample):
         values = 3 * module.conv.in_channels + module.out_channels / 4
         return [Layer(run=module, channels=module.out_channels, down=2, storage_values=values)]

@@ -115,6 +115,8 @@ class Layer:
     """Most values that live at once in the storage dtype, for a position of the finer grid."""
     fp32_values: float = 0
     """The same for values that are fp32 whatever the storage dtype, at the same moment."""
+    frugal_values: float | None = None
+    """Those in the storage dtype where layers run by rows and in place; None where none do."""
 
     def size(self, length: int) -> int:
         """Side of the result for a side of the input."""
@@ -364,8 +366,11 @@ def _ramp(position: Tensor, overlap: int) -> Tensor:
     return ((position - overlap / 4) / (overlap / 2)).clamp(1e-6, 1.0)
 
 
-def whole_bytes(steps: Sequence[Step], x: Map) -> int:
-    """Most bytes at once when the chain is run whole; ``x`` may be on the meta device."""
+def whole_bytes(steps: Sequence[Step], x: Map, *, frugal: bool = False) -> int:
+    """Most bytes at once when the chain is run whole; ``x`` may be on the meta device.
+
+    ``frugal`` is by rows and in place, as layers run on a CPU that nothing is hooked to.
+    """
     size = (x.shape[-2], x.shape[-1])
     peak = 0.0
     for step in steps:
@@ -373,11 +378,11 @@ def whole_bytes(steps: Sequence[Step], x: Map) -> int:
         if isinstance(step, Layer):
             size = step.size(size[0]), step.size(size[1])
             positions = max(positions, size[0] * size[1])
-        peak = max(peak, positions * _values_bytes(step, x.dtype))
+        peak = max(peak, positions * _values_bytes(step, x.dtype, frugal))
     return round(peak * x.shape[0])
 
 
-def tiled_bytes(steps: Sequence[Step], x: Map, tiling: Tiling) -> int:
+def tiled_bytes(steps: Sequence[Step], x: Map, tiling: Tiling, *, frugal: bool = False) -> int:
     """Most bytes at once when it is run tile by tile; the place for the result comes on top."""
     height, width = result_size(steps, x)
     picture = (max(x.shape[-2], height), max(x.shape[-1], width))
@@ -395,13 +400,13 @@ def tiled_bytes(steps: Sequence[Step], x: Map, tiling: Tiling) -> int:
             layers = [step for step in segment if isinstance(step, Layer)]
             places = spans_needed(layers, x, *middle)
             work = max(
-                max(_area(before), _area(after)) * _values_bytes(layer, x.dtype)
+                max(_area(before), _area(after)) * _values_bytes(layer, x.dtype, frugal)
                 for layer, before, after in zip(layers, places, places[1:], strict=False)
             )
         else:
             around = 2 * segment[0].module.reach
             positions = min(height, cut[0] + around) * min(width, cut[1] + around)
-            work = positions * _values_bytes(segment[0], x.dtype)
+            work = positions * _values_bytes(segment[0], x.dtype, frugal)
         peak = max(peak, held + batch * work)
         x = torch.empty(
             batch, segment[-1].channels, height, width, dtype=x.dtype, device=torch.device("meta")
@@ -409,8 +414,11 @@ def tiled_bytes(steps: Sequence[Step], x: Map, tiling: Tiling) -> int:
     return round(peak)
 
 
-def _values_bytes(step: Step, dtype: torch.dtype) -> float:
-    return step.storage_values * dtype.itemsize + step.fp32_values * 4
+def _values_bytes(step: Step, dtype: torch.dtype, frugal: bool) -> float:
+    values = step.storage_values
+    if frugal and isinstance(step, Layer) and step.frugal_values is not None:
+        values = step.frugal_values
+    return values * dtype.itemsize + step.fp32_values * 4
 
 
 def _middle(length: int, cut: int) -> tuple[int, int]:

@@ -22,6 +22,7 @@ from sanakit.files import sha256_of
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.parts import decodes_as_built
 from sanakit.models.tiling import Tiling, tiled_bytes, whole_bytes
+from sanakit.nn.ways import is_unhooked
 from sanakit.pipeline.pixels import Pixels, cut_to, to_pixels
 from sanakit.shapes import Image, Latent
 from sanakit.untrusted import check_fields, parse_json, shown_text
@@ -252,13 +253,15 @@ class Way:
         """Estimate of what decoding takes at once, beside the finished pictures."""
         factor, steps = autoencoder.config.spatial_factor, autoencoder.decoder.steps()
         one = torch.empty(self.at_once, *raw.shape[1:], dtype=raw.dtype, device="meta")
+        unhooked = all(map(is_unhooked, autoencoder.decoder.modules()))
+        frugal = raw.device.type == "cpu" and unhooked
         if self.tiling is None:
-            return whole_bytes(steps, one)
+            return whole_bytes(steps, one, frugal=frugal)
         if self.tiling.exact:
-            return tiled_bytes(steps, one, self.tiling)
+            return tiled_bytes(steps, one, self.tiling, frugal=frugal)
         high, wide = self.tiling.minimum(factor)
         pixels = 4 * autoencoder.config.in_channels * factor**2 * one[0, 0].numel()
-        return pixels + whole_bytes(steps, one[:, :, :high, :wide])
+        return pixels + whole_bytes(steps, one[:, :, :high, :wide], frugal=frugal)
 
 
 def ways_to_decode(autoencoder: Autoencoder, latent: Latent) -> list[tuple[Way, int]]:

@@ -162,6 +162,49 @@ def test_estimates_are_near_what_torch_allocates(tiling: Tiling | None) -> None:
     assert 1.0 <= way.peak_bytes(published, raw) / counted.peak <= 2.0
 
 
+PEAK = """
+import torch
+from benchmarks.decoding import forget_peak, resident
+from sanakit.models.autoencoder import Autoencoder
+from sanakit.models.config import AUTOENCODERS
+from sanakit.nn.processor import keep_freed_memory
+from sanakit.pipeline.decoder import Way
+keep_freed_memory()
+published = Autoencoder(AUTOENCODERS["dc-ae-f32c32-sana-1.0"]).eval()
+raw, steps = torch.randn(1, 32, 8, 8), published.decoder
+stages = list(steps.up_blocks)
+with torch.inference_mode():
+    wide = torch.randn(1, 256, 192, 192).contiguous(memory_format=torch.channels_last)
+    stages[0](wide[..., :16, :16])
+    before = resident("VmRSS")
+    forget_peak()
+    last = stages[0](wide)
+peak = resident("VmHWM") - before
+whole = Way().peak_bytes(published, torch.empty(1, 32, 12, 12))
+print(whole / peak)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
+def test_on_a_cpu_the_estimate_is_near_what_a_process_takes() -> None:
+    # The last stage, which is the widest, of a picture of 384 x 384: its input is there before.
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert 0.8 < float(done.stdout) < 1.6
+
+
+def test_what_is_hooked_is_estimated_by_its_plain_way() -> None:
+    with torch.device("meta"):
+        published = Autoencoder(AUTOENCODERS["dc-ae-f32c32-sana-1.0"]).eval()
+    raw = torch.empty(1, 32, 16, 16)
+    frugal = Way().peak_bytes(published, raw)
+    assert Way().peak_bytes(published, raw.to("meta")) > 1.5 * frugal
+    published.decoder.conv_out.register_forward_hook(lambda *_: None)
+    assert Way().peak_bytes(published, raw) > 1.5 * frugal
+
+
 @pytest.mark.parametrize("pixels", [True, False])
 def test_running_out_of_memory_steps_down_until_it_fits(
     tiny: Autoencoder, latent: Tensor, pixels: bool
