@@ -139,7 +139,10 @@ class Decoder(nn.Module):
         assert isinstance(out, Layer)
         inside = 4 * self.norm_out.weight.numel()
         last = replace(
-            out, run=self._finish, storage_values=max(out.storage_values, inside / out.up**2)
+            out,
+            run=self._finish,
+            storage_values=max(out.storage_values, inside / out.up**2),
+            frugal_values=out.storage_values,
         )
         return [first, *stage_steps(reversed(self.up_blocks)), last]
 
