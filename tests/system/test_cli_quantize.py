@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -11,6 +13,7 @@ from PIL import Image
 from command_line import sanakit
 from sanakit import SanaPipeline
 from sanakit.pipeline import quantized_copy
+from sanakit.pipeline.pipeline import Pipeline
 from sanakit.weights.store import read_quantization
 from tiny import write_tiny
 
@@ -85,3 +88,18 @@ def test_a_tiny_model_in_each_kept_format_loads_by_the_usual_line(tmp_path: Path
         sanakit("quantize", model, kind, "-o", tmp_path / kind, "--steps", 1, "--json")
         pipe = SanaPipeline.from_pretrained(tmp_path / kind)
         assert pipe("a cat", num_inference_steps=1, output_type="np").images[0].shape[2] == 3
+
+
+def test_one_model_at_a_time_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[weakref.ref[Pipeline]] = []
+
+    def load(*given: object, **named: object) -> Pipeline:
+        assert all(one() is None for one in loaded)
+        pipeline = Pipeline.load(*given, **named)
+        loaded.append(weakref.ref(pipeline))
+        return pipeline
+
+    monkeypatch.setattr(quantized_copy, "Pipeline", SimpleNamespace(load=load))
+    said, _ = sanakit("quantize", "glyph", "--int8", "-o", tmp_path / "q", "--steps", 1, "-n", 1)
+    assert len(loaded) == 2
+    assert "no smaller" in said
