@@ -317,6 +317,22 @@ def test_a_thousand_hostile_requests_are_refused_with_a_reason(server: Server) -
     assert server.http.get(f"{server.url}/healthz").status_code == 200
 
 
+@pytest.mark.parametrize(
+    "rest", ['"lora": [' + "0," * 10**5 + "0]", ",".join(f'"k{i}": 0' for i in range(10**5))]
+)
+def test_a_body_of_many_values_is_refused_before_each_becomes_an_error(
+    server: Server, rest: str
+) -> None:
+    body = '{"prompt": "x", ' + rest + "}"
+    answer = server.http.post(f"{server.url}/jobs", **typed(body.encode()))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
+
+
+def test_texts_may_be_of_the_signs_that_begin_values(server: Server) -> None:
+    body = {"prompt": "," * 8000, "negative_prompt": "[{" * 4000}
+    assert server.http.post(f"{server.url}/jobs", json=body).status_code == 202
+
+
 def reason(answer: httpx.Response) -> str:
     try:
         body = answer.json()

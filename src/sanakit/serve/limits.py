@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 DATA_URL = re.compile(r"data:image/[a-z0-9.+-]{1,40};base64,", re.IGNORECASE)
+BEGINS = (b",", b"[", b"{")
 STORED = re.compile(r"sha256:[0-9a-f]{64}")
 _DECODERS = ThreadPoolExecutor(2, thread_name_prefix="decode-picture")
 """Few, since each decode takes memory, and none of the event loop's own."""
@@ -35,9 +36,14 @@ _DECODERS = ThreadPoolExecutor(2, thread_name_prefix="decode-picture")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """The most that a request may ask for; ``body_bytes`` is of one body, ``all_bodies`` of all."""
+    """The most that a request may ask for; ``body_bytes`` is of one body, ``all_bodies`` of all.
+
+    ``body_values`` is of signs that may begin a value of JSON, those within texts included: each
+    value may become an error of its own, which takes a thousand times its room.
+    """
 
     body_bytes: int = 32 << 20
+    body_values: int = 1 << 15
     all_bodies: int = 256 << 20
     body_seconds: float = 30.0
     pixels: int = 2048 * 2048
@@ -178,25 +184,31 @@ class BodyLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        limits, mine, whole = self.limits, 0, False
-        claimed = dict(scope["headers"]).get(b"content-length", b"0")
+        limits, mine, values, whole = self.limits, 0, 0, False
+        headers = dict(scope["headers"])
+        json = b"json" in headers.get(b"content-type", b"").lower()
+        claimed = headers.get(b"content-length", b"0")
         if not claimed.isdigit() or len(claimed) > 18 or int(claimed) > limits.body_bytes:
             await send_refusal(scope, send, _too_large(limits))
             return
 
         async def counted() -> Message:
-            nonlocal mine, whole
+            nonlocal mine, values, whole
             if whole:
                 return await receive()
             try:
                 message = await asyncio.wait_for(receive(), limits.body_seconds)
             except asyncio.TimeoutError:
                 raise Refused(408, "the request's body did not come", code="slow_body") from None
-            size = len(message.get("body", b""))
-            mine, self.held = mine + size, self.held + size
+            body = message.get("body", b"")
+            mine, self.held = mine + len(body), self.held + len(body)
+            values += sum(map(body.count, BEGINS)) if json else 0
             whole = message["type"] != "http.request" or not message.get("more_body", False)
             if mine > limits.body_bytes:
                 raise _too_large(limits)
+            if values > limits.body_values:
+                said = f"the request's body has over {limits.body_values} values"
+                raise Refused(413, said, code="body_too_large")
             if self.held > limits.all_bodies:
                 raise Refused(
                     503,
