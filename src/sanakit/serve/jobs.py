@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from PIL import Image as PILImage
@@ -37,6 +38,7 @@ ImageFormat = Literal["png", "jpeg", "webp"]
 REMEMBERED = 256
 """Finished jobs in memory; older ones are read from the history."""
 T = TypeVar("T")
+Check = Callable[[DrawRequest, dict[str, Any], Callable[[str], Path]], Awaitable[None]]
 logger = logging.getLogger(__name__)
 
 
@@ -116,7 +118,7 @@ class JobService:
         queue: int = 64,
         at_once: int = 4,
         deadline: float | None = None,
-        check: Callable[[DrawRequest, dict[str, Any]], Awaitable[None]] | None = None,
+        check: Check | None = None,
         most_of: Callable[[str], int] = lambda owner: 0,
         fit: Callable[[bytes], bool] | None = None,
     ) -> None:
@@ -128,7 +130,8 @@ class JobService:
             queue: requests that may wait.
             at_once: requests that advance together.
             deadline: seconds that a request gets which names none.
-            check: refuses what the server's limits or the model, as ``capabilities`` tells, forbid.
+            check: refuses what the server's limits or the model, as ``capabilities`` tells, forbid;
+                its third value says where a picture is that was handed in before.
             most_of: how many of an owner's jobs may be under way; 0 is any number.
             fit: whether a PNG may be shown; with it, there are no previews.
         """
@@ -209,7 +212,7 @@ class JobService:
         if before is None:
             self._refuse_if_full(owner)  # before anything of it is decoded or kept
         if self.check is not None:
-            await self.check(request, self.capabilities)
+            await self.check(request, self.capabilities, self.history.input_file)
         check_model(request, self.capabilities)
         request = await self._with_inputs(request)
         if (before := before or (key and self._keys.get(key))) is not None:

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -30,6 +31,7 @@ R = TypeVar("R")
 DATA_URL = re.compile(r"data:image/[a-z0-9.+-]{1,40};base64,", re.IGNORECASE)
 BEGINS = (b",", b"[", b"{")
 STORED = re.compile(r"sha256:[0-9a-f]{64}")
+HandedIn = Callable[[str], Path]
 _DECODERS = ThreadPoolExecutor(2, thread_name_prefix="decode-picture")
 """Few, since each decode takes memory, and none of the event loop's own."""
 
@@ -84,17 +86,19 @@ class Limits:
         if request.height is not None or request.width is not None:
             self._check_pixels(request.height or usual, request.width or usual)
 
-    async def check_pictures(self, request: DrawRequest) -> None:
+    async def check_pictures(self, request: DrawRequest, handed_in: HandedIn) -> None:
         """Decode the pictures of a request once, away from the event loop, to judge them.
+
+        ``handed_in`` says where one is that is named by its digest: it came with other sizes.
 
         Raises:
             Refused: 400, no picture, a damaged one, or one that is too large.
         """
         if request.edit is None and request.control is None:
             return
-        await decoding(self._check_pictures, request)
+        await decoding(self._check_pictures, request, handed_in)
 
-    def _check_pictures(self, request: DrawRequest) -> None:
+    def _check_pictures(self, request: DrawRequest, handed_in: HandedIn) -> None:
         sizes: dict[str, tuple[int, int]] = {}
         given = []
         if request.edit is not None:
@@ -102,20 +106,24 @@ class Limits:
         if request.control is not None:
             given += [("control.image", request.control.image)]
         for name, text in given:
-            if text is None or STORED.fullmatch(text):
+            if text is None:
                 continue
-            found = self.picture(picture_bytes(text, name), name)
+            stored = STORED.fullmatch(text) is not None
+            data = handed_in(text).read_bytes() if stored else picture_bytes(text, name)
+            found = self.picture(data, name)
             sizes[name] = found.height, found.width
             if name == "mask":
                 continue
             left, top, right, bottom = (
                 request.edit.expand if request.edit and name == "image" else (0, 0, 0, 0)
             )
+            height = found.height + max(top, 0) + max(bottom, 0)
+            width = found.width + max(left, 0) + max(right, 0)
             if request.height is None or request.width is None:
-                self._check_pixels(
-                    found.height + max(top, 0) + max(bottom, 0),
-                    found.width + max(left, 0) + max(right, 0),
-                )
+                self._check_pixels(height, width)
+            elif height * width > self.picture_pixels:  # it is made before it is scaled
+                said = f"makes the picture {width}x{height}, which is too large"
+                raise _over("expand", said, f"{self.picture_pixels} pixels are held")
         if "mask" in sizes and "image" in sizes and sizes["mask"] != sizes["image"]:
             (height, width), (tall, wide) = sizes["image"], sizes["mask"]
             raise Refused(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sanakit.serve.access import Access
-from sanakit.serve.limits import Limits
+from sanakit.serve.limits import HandedIn, Limits
 from sanakit.serve.moderation import BlockedWords
 from sanakit.serve.requests import DrawRequest
 
@@ -24,12 +24,14 @@ class ServeSettings:
     blocked: BlockedWords = field(default_factory=lambda: BlockedWords.of(()))
     started: float = field(default_factory=time.time)
 
-    async def check(self, request: DrawRequest, able: Mapping[str, Any]) -> None:
-        """Judge a request; ``able`` is what the model can do.
+    async def check(
+        self, request: DrawRequest, able: Mapping[str, Any], handed_in: HandedIn
+    ) -> None:
+        """Judge a request; ``able`` is what the model can do, ``handed_in`` finds pictures.
 
         Raises:
             Refused: 400 with what is at fault.
         """
         self.limits.check(request, able)
         self.blocked.check(request.prompt)
-        await self.limits.check_pictures(request)
+        await self.limits.check_pictures(request, handed_in)

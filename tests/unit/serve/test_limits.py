@@ -28,6 +28,10 @@ from serving import png, service
 ABLE = {"default_size": 1024}
 
 
+def none_handed_in(name: str) -> Path:
+    raise AssertionError(name)
+
+
 @pytest.mark.parametrize(
     ("limits", "asked", "param"),
     [
@@ -61,16 +65,32 @@ def test_the_size_of_a_picture_that_comes_along_counts() -> None:
         edit = {"image": _text(png(side=64)), "expand": expand}
         request = DrawRequest(prompt="x", edit=edit)
         if fits:
-            asyncio.run(limits.check_pictures(request))
+            asyncio.run(limits.check_pictures(request, none_handed_in))
         else:
             with pytest.raises(Refused, match="too large"):
-                asyncio.run(limits.check_pictures(request))
+                asyncio.run(limits.check_pictures(request, none_handed_in))
+
+
+@pytest.mark.parametrize(
+    ("asked", "expand"),
+    [({}, (0, 0, 0, 0)), ({"height": 32, "width": 32}, (0, 0, 99, 0))],  # drawn, held in memory
+)
+def test_and_so_does_that_of_one_that_was_handed_in_before(
+    tmp_path: Path, asked: dict[str, int], expand: tuple[int, ...]
+) -> None:
+    (tmp_path / "picture").write_bytes(png(side=64))
+    request = DrawRequest(
+        prompt="x", edit={"image": f"sha256:{'0' * 64}", "expand": expand}, **asked
+    )
+    limits = Limits(pixels=64 * 63, picture_pixels=64 * 64)
+    with pytest.raises(Refused, match="too large"):
+        asyncio.run(limits.check_pictures(request, lambda name: tmp_path / "picture"))
 
 
 def test_a_mask_is_of_its_pictures_size() -> None:
     edit = {"image": _text(png(side=64)), "mask": _text(png(side=32))}
     with pytest.raises(Refused, match="mask is 32 x 32"):
-        asyncio.run(Limits().check_pictures(DrawRequest(prompt="x", edit=edit)))
+        asyncio.run(Limits().check_pictures(DrawRequest(prompt="x", edit=edit), none_handed_in))
 
 
 def test_a_header_is_judged_before_pixels_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +176,7 @@ def test_settings_judge_words_and_numbers() -> None:
     settings = ServeSettings(model="m", blocked=BlockedWords.of(["bad"]), limits=Limits(steps=3))
     for asked in ({"prompt": "bad"}, {"prompt": "x", "num_steps": 4}):
         with pytest.raises(Refused):
-            asyncio.run(settings.check(DrawRequest(**asked), ABLE))
+            asyncio.run(settings.check(DrawRequest(**asked), ABLE, none_handed_in))
 
 
 def drawn(folder: Path, fit: Callable[[bytes], bool]) -> tuple[Any, list[str]]:
