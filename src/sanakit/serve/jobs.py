@@ -215,7 +215,8 @@ class JobService:
             await self.check(request, self.capabilities, self.history.input_file)
         check_model(request, self.capabilities)
         request = await self._with_inputs(request)
-        if (before := before or (key and self._keys.get(key))) is not None:
+        # Asked again: the same request may have come in, and been written down, meanwhile.
+        if (before := before or await self._of_key(key)) is not None:
             return self._same(request, before)
         self._refuse_if_full(owner)
         if request.seed is None:

@@ -229,6 +229,26 @@ def test_one_key_is_one_job_however_often_and_fast_it_is_sent(tmp_path: Path) ->
     run(tmp_path, body)
 
 
+def test_a_key_that_comes_again_while_the_first_is_judged_is_one_job(tmp_path: Path) -> None:
+    async def body(jobs: JobService, worker: ByHand) -> None:
+        waits, judged = asyncio.Event(), asyncio.Event()
+
+        async def slow(*_: Any) -> None:
+            waits.set()
+            await judged.wait()
+
+        jobs.check = slow
+        late = asyncio.create_task(jobs.submit(APPLE, idempotency_key="k"))
+        await waits.wait()
+        jobs.check = None
+        quick = await jobs.submit(APPLE, idempotency_key="k")  # it is on the disk now
+        judged.set()
+        assert await late is quick
+        assert worker.drawing == [quick.id]
+
+    run(tmp_path, body)
+
+
 def test_requests_with_other_lora_never_share_the_network(tmp_path: Path) -> None:
     async def body(jobs: JobService, worker: ByHand) -> None:
         red = APPLE.model_copy(update={"lora": ("red",)})
