@@ -105,6 +105,7 @@ class History:
                 "AND id NOT IN (SELECT job FROM images)",
                 (number - MOST_JOBS,),
             )
+        self._evict(but=job["id"])  # for what was handed in for it
 
     def update(self, job: str, **values: Any) -> None:
         """Write down how a job goes on: its state, error, end."""

@@ -34,6 +34,15 @@ def test_the_oldest_pictures_make_room(tmp_path: Path) -> None:
     ]
 
 
+def test_and_so_does_what_was_handed_in_for_jobs_that_were_never_drawn(tmp_path: Path) -> None:
+    history = opened(tmp_path, most_bytes=25)
+    for number in range(5):
+        name = history.keep_input(b"ten bytes" + bytes([number]))
+        add(history, f"{number}", request={"edit": {"image": name}}, state="cancelled")
+    assert [row["id"] for row in history.recent("", 9)] == ["4", "3"]
+    assert len(list(history.inputs.iterdir())) == 2
+
+
 def test_jobs_without_pictures_are_forgotten_after_many_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
