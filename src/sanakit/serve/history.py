@@ -9,7 +9,8 @@ import json
 import re
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -61,6 +62,7 @@ class History:
                 hint="stop it, or give this one --history with another folder",
             ) from error
         self._one = threading.RLock()
+        self._held: Counter[str] = Counter()
         self._db = sqlite3.connect(folder / "history.db", check_same_thread=False)
         self._db.row_factory = sqlite3.Row
         for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
@@ -164,13 +166,16 @@ class History:
             self.picture(job, image["place"]).unlink(missing_ok=True)
             self._size -= image["bytes"]
         for digest in {name for row in requests for name in DIGEST.findall(row["request"])}:
-            if not self._rows("SELECT 1 FROM jobs WHERE request LIKE ? LIMIT 1", f"%{digest}%"):
-                self._let_go(self.inputs / digest)
+            self._let_go(digest)
 
-    def _let_go(self, path: Path) -> None:
-        if path.exists():
-            self._size -= path.stat().st_size
-            path.unlink()
+    def _let_go(self, digest: str) -> None:
+        """Remove a picture that was handed in, where no job names it and none is about to."""
+        named = "SELECT 1 FROM jobs WHERE request LIKE ? LIMIT 1"
+        path = self.inputs / digest
+        if self._held[digest] or self._rows(named, f"%{digest}%") or not path.exists():
+            return
+        self._size -= path.stat().st_size
+        path.unlink()
 
     def keep_input(self, data: bytes) -> str:
         """Keep a picture that was handed in; give the name that it is asked for by."""
@@ -180,6 +185,25 @@ class History:
             write_atomically(path, data)
             self._size += len(data)
         return f"sha256:{digest}"
+
+    def hold_input(self, given: bytes | str) -> str:
+        """Keep a picture, or one of that name, for a job to be added; until it is released.
+
+        Raises:
+            DataError: there is none of that name.
+        """
+        with self._one:
+            name = self.keep_input(given) if isinstance(given, bytes) else given
+            self._held[self.input_file(name).name] += 1
+            return name
+
+    def release_inputs(self, names: Iterable[str]) -> None:
+        """Let go of held pictures that no job names, as where it was refused after all."""
+        with self._one:
+            digests = [name.removeprefix("sha256:") for name in names]
+            self._held -= Counter(digests)
+            for digest in digests:
+                self._let_go(digest)
 
     def input_file(self, name: str) -> Path:
         """Where a picture that was handed in is.

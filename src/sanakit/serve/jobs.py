@@ -214,7 +214,18 @@ class JobService:
         if self.check is not None:
             await self.check(request, self.capabilities, self.history.input_file)
         check_model(request, self.capabilities)
-        request = await self._with_inputs(request)
+        held: list[str] = []
+        try:
+            request = await self._with_inputs(request, held)
+            return await self._accepted(request, owner, key, before)
+        finally:
+            if held:
+                await self._on_disk(self.history.release_inputs, held)
+
+    async def _accepted(
+        self, request: DrawRequest, owner: str, key: tuple[str, str] | None, before: Job | None
+    ) -> Job:
+        """Queue what was judged and write it down, unless it was before."""
         # Asked again: the same request may have come in, and been written down, meanwhile.
         if (before := before or await self._of_key(key)) is not None:
             return self._same(request, before)
@@ -225,7 +236,7 @@ class JobService:
         row = {
             "id": job.id,
             "owner": owner,
-            "key": idempotency_key,
+            "key": key and key[1],
             "request": request.model_dump(mode="json"),
             "state": "queued",
             "created": job.created,
@@ -597,8 +608,11 @@ class JobService:
         share = self._step_seconds * steps / max(len(self._waiting), 1)
         return max(1, min(600, round(share)))
 
-    async def _with_inputs(self, request: DrawRequest) -> DrawRequest:
-        """Pictures that came along are kept as files, and named by their digests from there on."""
+    async def _with_inputs(self, request: DrawRequest, held: list[str]) -> DrawRequest:
+        """Pictures that came along are kept as files, and named by their digests from there on.
+
+        These are added to ``held``, to be released when a job names them, or none will.
+        """
         changed: dict[str, Any] = {}
         for part in ("edit", "control"):
             given = getattr(request, part)
@@ -608,14 +622,14 @@ class JobService:
             for name in ("image", "mask"):
                 value = getattr(given, name, None)
                 if value is not None:
-                    named[name] = await self._on_disk(self._keep_input, value)
+                    named[name] = await self._on_disk(self._hold_input, value)
+                    held.append(named[name])
             changed[part] = given.model_copy(update=named)
         return request.model_copy(update=changed)
 
-    def _keep_input(self, given: str) -> str:
+    def _hold_input(self, given: str) -> str:
         if DIGEST.fullmatch(given):
-            self.history.input_file(given)
-            return given
+            return self.history.hold_input(given)
         text = given.partition(",")[2] if given.startswith("data:") else given
         try:
             data = base64.b64decode(text, validate=True)
@@ -623,7 +637,7 @@ class JobService:
             raise ConfigError(
                 "a picture is not base64", hint="nothing is fetched by URL"
             ) from error
-        return self.history.keep_input(data)
+        return self.history.hold_input(data)
 
     def _same(self, request: DrawRequest, before: Job) -> Job:
         known = before.request

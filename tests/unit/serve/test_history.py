@@ -68,6 +68,19 @@ def test_what_was_handed_in_goes_with_the_last_job_that_names_it(tmp_path: Path)
     assert list(history.inputs.iterdir()) == []
 
 
+def test_what_a_job_to_come_names_does_not_go_with_the_one_before_it(tmp_path: Path) -> None:
+    history = opened(tmp_path)
+    name = history.keep_input(b"picture")
+    add(history, "a", request={"edit": {"image": name}})
+    history.hold_input(name)
+    history.remove("a")
+    add(history, "b", request={"edit": {"image": name}})
+    history.release_inputs([name])
+    assert history.input_file(name).is_file()
+    history.remove("b")
+    assert list(history.inputs.iterdir()) == []
+
+
 def test_files_that_a_kill_left_and_rows_without_files_are_swept(tmp_path: Path) -> None:
     history = opened(tmp_path)
     for job in "ab":

@@ -173,6 +173,23 @@ def test_nothing_is_kept_of_what_a_full_queue_refuses(tmp_path: Path) -> None:
     run(tmp_path, body, at_once=1, queue=1)
 
 
+def test_nothing_is_kept_of_what_is_refused_after_its_pictures_came(tmp_path: Path) -> None:
+    async def body(jobs: JobService, worker: ByHand) -> None:
+        await jobs.submit(APPLE, idempotency_key="k")
+        given, kept = (base64.b64encode(png(color)).decode() for color in ("red", "blue"))
+        known = await jobs.submit(DrawRequest(prompt="", edit={"image": kept}))
+        assert known.request.edit is not None
+        for edit in ({"image": given}, {"image": given, "mask": "no picture"}):
+            for named in (edit, edit | {"image": known.request.edit.image}):
+                with pytest.raises((KeyConflict, ConfigError)):
+                    await jobs.submit(DrawRequest(prompt="", edit=named), idempotency_key="k")
+        assert [f"sha256:{path.name}" for path in jobs.history.inputs.iterdir()] == [
+            known.request.edit.image
+        ]
+
+    run(tmp_path, body)
+
+
 def test_a_disk_that_refuses_is_told_of_and_nothing_is_drawn_unseen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
