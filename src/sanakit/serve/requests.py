@@ -116,6 +116,8 @@ def check_model(request: DrawRequest, able: Mapping[str, Any]) -> None:
     """
     if not able:
         return
+    if len(set(request.lora)) < len(request.lora):
+        raise ConfigError(f"lora names one twice: {', '.join(request.lora)}"[:200])
     for name in request.lora:
         if name not in able["loras"]:
             raise ConfigError(f"lora {name!r} is not here", hint=did_you_mean(name, able["loras"]))

@@ -145,8 +145,8 @@ class Worker:
         if not self._loras or names == self._active:
             return
         if names:
-            self.published.enable_lora()
             self.published.set_adapters(list(names), [self._loras[name] for name in names])
+            self.published.enable_lora()
         else:
             self.published.disable_lora()
         self._active = names

@@ -284,6 +284,7 @@ def test_requests_with_other_lora_never_share_the_network(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("values", "names"),
     [
+        ({"lora": ("red", "red")}, "twice"),
         ({"lora": ("rde",)}, "red"),
         ({"solver": "flow-eulr"}, "flow-euler"),
         ({"height": 100}, "64 and 128"),

@@ -171,3 +171,29 @@ def test_the_server_itself_loads_no_torch_and_unpickles_nothing() -> None:
         "requests.get",
     )
     assert not [word for word in banned for text in sources if word in text]
+
+
+class Wearing:
+    """Stands where the published pipeline does: knows one LoRA, and each name once."""
+
+    def __init__(self) -> None:
+        self.enabled = False
+
+    def enable_lora(self) -> None:
+        self.enabled = True
+
+    def disable_lora(self) -> None:
+        self.enabled = False
+
+    def set_adapters(self, names: list[str], strengths: list[float]) -> None:
+        if len(set(names)) < len(names):
+            raise ConfigError("one twice")
+
+
+def test_lora_that_could_not_be_put_on_are_not_worn_by_the_next_picture(tmp_path: Path) -> None:
+    one, _ = worker(tmp_path)
+    one._loras, one.published = {"red": 1.0}, Wearing()  # type: ignore[assignment]
+    with pytest.raises(ConfigError, match="twice"):
+        one._wear(("red", "red"))
+    one._wear(())
+    assert not one.published.enabled  # type: ignore[attr-defined]
