@@ -56,6 +56,28 @@ def test_a_key_sent_twice_draws_once_and_for_something_else_is_a_conflict(
     assert ask.post("/jobs", json={"prompt": "y"}, headers=headers).status_code == 409
 
 
+@pytest.mark.parametrize(
+    ("path", "sent", "said"),
+    [
+        ("/jobs", '{"prompt": ', "the body is no JSON"),
+        ("/jobs", '{"prompt": "x", "stepz": 1}', "stepz is unknown here"),
+        ("/v1/images/generations", '{"prompt": "x", "quality": "hd"}', "quality='hd' has no"),
+    ],
+)
+def test_what_is_wrong_with_a_body_is_said_in_a_sentence(
+    ask: httpx.Client, path: str, sent: str, said: str
+) -> None:
+    answer = ask.post(path, content=sent, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].startswith(said)
+
+
+def test_a_body_of_another_type_is_told_which_one_is_taken(ask: httpx.Client) -> None:
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    answer = ask.post("/jobs", content='{"prompt": "x"}', headers=form)
+    assert "Content-Type: application/json" in answer.json()["error"]["message"]
+
+
 def test_a_job_that_is_deleted_is_gone_with_its_pictures(ask: httpx.Client) -> None:
     job = done(ask, seed=3)
     url = job["images"][0]["url"]

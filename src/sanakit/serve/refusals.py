@@ -100,11 +100,19 @@ def refusal_of(error: Exception) -> Refused:
 
 def _of_validation(error: RequestValidationError | ValidationError) -> Refused:
     first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return Refused(400, "the body is no JSON", code="invalid_json")
     where = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
     name = ".".join(where)[:80] or None
-    said = "is unknown here" if first["type"] == "extra_forbidden" else first["msg"]
-    code = "unknown_parameter" if first["type"] == "extra_forbidden" else "invalid_value"
-    return Refused(400, f"{name or 'the body'}: {said}", param=name, code=code)
+    if first["type"] == "extra_forbidden":
+        return Refused(400, f"{name} is unknown here", param=name, code="unknown_parameter")
+    if name is None and first["type"] == "model_attributes_type":
+        said = "the body is no JSON object; it is sent with Content-Type: application/json"
+    elif name is None and first["type"] == "value_error":  # our own sentence, which names it
+        said = str(first["ctx"]["error"])
+    else:
+        said = f"{name or 'the body'}: {first['msg'].removeprefix('Value error, ')}"
+    return Refused(400, said, param=name, code="invalid_value")
 
 
 def answer_errors(app: FastAPI) -> None:
