@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import io
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import numpy as np
 import psutil
 import pytest
@@ -161,3 +164,29 @@ def test_a_server_told_to_end_finishes_what_is_drawn_and_keeps_the_rest(tmp_path
     with served(folder) as second:
         assert second.job(drawn["id"])["state"] == "done"
         assert second.over(waiting["id"])["state"] == "done"
+
+
+def test_any_free_port_is_told_of_and_a_taken_one_is_refused_before_a_model_is_loaded(
+    tmp_path: Path,
+) -> None:
+    command = [sys.executable, "-m", "sanakit", "serve", "--history"]
+    free = subprocess.Popen(
+        [*command, str(tmp_path / "a"), "--port", "0"], stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert free.stderr is not None
+        url = free.stderr.readline().strip()
+        assert httpx.get(f"{url}/healthz", timeout=30).status_code == 200
+        port = url.rpartition(":")[2]
+        taken = subprocess.run(
+            [*command, str(tmp_path / "b"), "--port", port],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert (taken.returncode, f":{port} cannot be listened on" in taken.stderr) == (2, True)
+    finally:
+        free.kill()
+        free.wait()
+        free.stderr.close()

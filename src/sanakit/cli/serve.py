@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import socket
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -154,17 +156,29 @@ def serve(
         server = uvicorn.Server(
             uvicorn.Config(
                 create_app(service, settings),
-                host=host,
-                port=port,
                 log_level="warning",
                 timeout_graceful_shutdown=5,
             )
         )
         scrub_logs()
-        await _run_until_told(server, service, drain)
+        await _run_until_told(server, service, drain, listening)
 
-    say(f"http://{host}:{port}", err=True)
-    asyncio.run(run())
+    with _listening(host, port) as listening:
+        place = f"[{host}]" if ":" in host else host
+        say(f"http://{place}:{listening.getsockname()[1]}", err=True)
+        asyncio.run(run())
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """Take an address before a model is loaded in vain."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise ConfigError(
+            f"{host}:{port} cannot be listened on: {os.strerror(error.errno or 0)}",
+            hint="--port 0 takes any port that is free",
+        ) from error
 
 
 def _range_of(replicas: str | None, *, ray: bool) -> tuple[int, int]:
@@ -194,7 +208,9 @@ def _named(specs: list[str]) -> dict[str, tuple[str, float]]:
     return found
 
 
-async def _run_until_told(server: Any, service: Any, drain: float) -> None:
+async def _run_until_told(
+    server: Any, service: Any, drain: float, listening: socket.socket
+) -> None:
     """Run; SIGTERM and Ctrl-C first finish what is being drawn, a second one ends at once.
 
     Raises:
@@ -219,7 +235,7 @@ async def _run_until_told(server: Any, service: Any, drain: float) -> None:
 
     server.handle_exit = lambda number, frame: loop.call_soon_threadsafe(told)
     watching = loop.create_task(end_without_model())
-    await server.serve()
+    await server.serve(sockets=[listening])
     watching.cancel()
     if service.broken:
         raise SanakitError(service.broken)
