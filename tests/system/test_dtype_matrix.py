@@ -30,6 +30,7 @@ from sanakit.weights.catalog import CATALOG, Checkpoint
 from sanakit.weights.dtypes import Dtypes, resolve_dtypes
 from tiny import TRANSFORMER, tiny_components
 
+EMULATED = "sanakit.nn.wide_products.is_emulated"
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 DTYPES = (FP32, BF16, FP16)
 # All that tells one published architecture from another, besides its size.
@@ -244,24 +245,35 @@ def test_weights_that_overflow_fp16_are_sound_in_fp32(name: str) -> None:
     assert not said
 
 
+@pytest.mark.parametrize("units", [True, False], ids=["as with units", "as it is"])
 @pytest.mark.parametrize("dtype", [BF16, FP16], ids=["bfloat16", "float16"])
 @pytest.mark.parametrize("name", INJECTIONS)
-def test_an_overflow_is_repaired_or_said_and_never_silent(name: str, dtype: torch.dtype) -> None:
+def test_an_overflow_is_repaired_or_said_and_never_silent(
+    name: str, dtype: torch.dtype, units: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if units:  # elsewhere a transformer runs in fp32 inside, and does not overflow
+        monkeypatch.setattr(EMULATED, lambda weight: False)
     part = INJECTIONS[name][0]
-    exact = draw(injected(name))
+    exact = injected(name)
+    if not units:  # the weights may underflow where they are stored: these are the model
+        whole = Dtypes(transformer=FP32, text_encoder=FP32, vae=FP32)
+        exact = cast(injected(name, **{part: dtype}), whole)
     images, said = heard(lambda: draw(injected(name, **{part: dtype})))
-    if dtype == FP16:
+    if dtype == FP16 and units:
         assert said, "fp16 overflowed and nobody said so"
         assert NAMES[part] in said[0]
     if images is None:
         return
     assert torch.isfinite(images).all()
     if not said:
-        assert (images - exact).abs().max() < SAME
+        assert (images - draw(exact)).abs().max() < SAME
 
 
 @pytest.mark.parametrize("name", INJECTIONS)
-def test_the_command_lines_core_is_not_silent_either(name: str) -> None:
+def test_the_command_lines_core_is_not_silent_either(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(EMULATED, lambda weight: False)
     core = Pipeline(injected(name, **{INJECTIONS[name][0]: FP16}))
     request = GenerateRequest(prompt="a red apple", num_steps=2, height=64, width=64)
     _, said = heard(lambda: torch.from_numpy(core.generate(request).pictures[0].pixels))

@@ -70,6 +70,12 @@ def widened(part: str, dtype: torch.dtype) -> Components:
     return made
 
 
+@pytest.fixture(autouse=True)
+def units(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a processor that computes in 16 bits: elsewhere a network would run in fp32 inside."""
+    monkeypatch.setattr("sanakit.nn.wide_products.is_emulated", lambda weight: False)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_step_of_the_transformer_starts_again_in_fp32(dtype: torch.dtype) -> None:
     made = components("transformer", dtype)
