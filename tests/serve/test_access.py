@@ -225,6 +225,13 @@ def test_the_command_refuses_to_let_others_in_without_keys() -> None:
     assert "sanakit keys add" in said
 
 
+@pytest.mark.parametrize("option", ["--history-size", "--deadline", "--drain"])
+def test_numbers_that_would_keep_nothing_or_end_all_are_refused(option: str) -> None:
+    # A host without keys, so that what does take the number goes no further.
+    _, said = command_line.sanakit("serve", "--host", "0.0.0.0", option, "-1", code=2)
+    assert option in said
+
+
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     settings = ServeSettings(

@@ -53,16 +53,16 @@ def serve(
         bool, typer.Option("--check-output", help="Hold back pictures unfit for work.")
     ] = False,
     deadline: Annotated[
-        float | None, typer.Option(help="Seconds for a request that names none.")
+        float | None, typer.Option(min=0.001, help="Seconds for a request that names none.")
     ] = None,
     history: Annotated[
         Path | None, typer.Option(help="Folder of finished pictures and the queue.")
     ] = None,
     history_size: Annotated[
-        float, typer.Option(help="GB of pictures to keep; the oldest go first.")
+        float, typer.Option(min=0, help="GB of pictures to keep; the oldest go first.")
     ] = 10.0,
     drain: Annotated[
-        float, typer.Option(help="Seconds that SIGTERM gives to what is being drawn.")
+        float, typer.Option(min=0, help="Seconds that SIGTERM gives to what is being drawn.")
     ] = 60.0,
     ray: Annotated[
         bool, typer.Option("--ray", help="Draw on the Ray cluster of RAY_ADDRESS, or one here.")
