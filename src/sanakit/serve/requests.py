@@ -120,7 +120,9 @@ def check_model(request: DrawRequest, able: Mapping[str, Any]) -> None:
         raise ConfigError(f"lora names one twice: {', '.join(request.lora)}"[:200])
     for name in request.lora:
         if name not in able["loras"]:
-            raise ConfigError(f"lora {name!r} is not here", hint=did_you_mean(name, able["loras"]))
+            none = "the server was started without --lora"
+            hint = did_you_mean(name, able["loras"]) if able["loras"] else none
+            raise ConfigError(f"lora {name!r} is not here", hint=hint)
     if request.solver is not None and request.solver not in able["solvers"]:
         hint = did_you_mean(request.solver, able["solvers"])
         raise ConfigError(f"solver={request.solver!r} is unknown here", hint=hint)

@@ -304,6 +304,15 @@ def test_what_the_model_cannot_do_is_refused_at_once(
     run(tmp_path, body)
 
 
+def test_a_server_without_lora_says_so(tmp_path: Path) -> None:
+    async def body(jobs: JobService, worker: ByHand) -> None:
+        jobs.capabilities["loras"] = []
+        with pytest.raises(ConfigError, match="started without --lora"):
+            await jobs.submit(DrawRequest(prompt="", lora=("red",)))
+
+    run(tmp_path, body)
+
+
 def test_pictures_that_come_along_are_named_by_digest_and_can_be_named_again(
     tmp_path: Path,
 ) -> None:
