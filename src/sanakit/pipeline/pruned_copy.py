@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sanakit.errors import ConfigError
-from sanakit.files import check_parent, disk_errors, replacing_folder, write_json
+from sanakit.files import disk_errors, replacing_folder, write_json
 from sanakit.models.transformer import LinearDiT
 from sanakit.models.unfilled import unfilled
 from sanakit.pipeline.components import save_components
@@ -25,7 +25,7 @@ from sanakit.pipeline.networks import SanaTransformer2DModel
 from sanakit.pipeline.pipeline import Pipeline
 from sanakit.pipeline.request import GenerateRequest
 from sanakit.quant.quantize import is_quantized
-from sanakit.weights.resolve import resolve_model
+from sanakit.weights.resolve import model_to_copy
 from sanakit.weights.store import Storage, load_strict
 
 REPORT = "pruning.json"
@@ -99,12 +99,7 @@ def pruned_copy(
         ConfigError: a folder that is in the way, a count that the model does not have, quantized
             weights. MissingModelError, WeightsError: as loading. DataError: the disk.
     """
-    if target.exists() and not force:
-        raise ConfigError(f"{target} is there already", hint="name another, or pass --force")
-    check_parent(target)
-    folder = resolve_model(model, offline=offline)
-    if target.exists() and target.resolve() == folder.resolve():
-        raise ConfigError(f"{target} is the model itself", hint="name another folder")
+    model_to_copy(model, target, offline=offline, force=force)
     report("loading")
     pipeline = Pipeline.load(model, offline=offline)
     components = pipeline.components

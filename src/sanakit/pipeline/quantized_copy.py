@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sanakit.errors import ConfigError
-from sanakit.files import check_parent, disk_errors, replacing_folder, write_json
+from sanakit.files import disk_errors, replacing_folder, write_json
 from sanakit.nn.cpu import PointConv
 from sanakit.nn.int8 import round_weight
 from sanakit.pipeline.components import Components
@@ -27,7 +27,7 @@ from sanakit.pipeline.request import GenerateRequest
 from sanakit.quant.method import Method, method_of
 from sanakit.quant.quantize import is_quantized
 from sanakit.weights.layout import LM_STEM
-from sanakit.weights.resolve import resolve_model
+from sanakit.weights.resolve import model_to_copy
 from sanakit.weights.store import read_quantization, write_weights
 
 METHODS = {"int8": "w8a8", "int4": "bnb-nf4"}
@@ -70,12 +70,7 @@ def quantized_copy(
         ConfigError: a model that is quantized already, a folder that is in the way, a library that
             is missing. MissingModelError, WeightsError: as loading. DataError: the disk.
     """
-    if target.exists() and not force:
-        raise ConfigError(f"{target} is there already", hint="name another, or pass --force")
-    check_parent(target)
-    folder = resolve_model(model, offline=offline)
-    if target.exists() and target.resolve() == folder.resolve():
-        raise ConfigError(f"{target} is the model itself", hint="name another folder")
+    folder = model_to_copy(model, target, offline=offline, force=force)
     parts = [part for part in PARTS if (folder / part / "config.json").is_file()]
     for part in parts:
         if read_quantization(folder / part) is not None:

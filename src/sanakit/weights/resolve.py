@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from sanakit.errors import ConfigError, MissingModelError, nearest_names
-from sanakit.files import expanded, listed, names_in
+from sanakit.files import check_parent, expanded, listed, names_in
 from sanakit.weights.catalog import Checkpoint, find_checkpoint, nearest_models
 from sanakit.weights.layout import CONFIG, INDEX
 
@@ -167,6 +167,22 @@ def _unknown(given: str | Path, name: str) -> MissingModelError:
         + f"embedded: {', '.join(EMBEDDED)}; published: `sanakit models list`; or give a folder, "
         "or a repository as owner/name",
     )
+
+
+def model_to_copy(model: str, target: Path, *, offline: bool, force: bool) -> Path:
+    """Give a model's folder, of which ``target`` is to be a changed copy.
+
+    Raises:
+        ConfigError: ``target`` is there without ``force``, or is the model. DataError: it cannot be
+            made. MissingModelError: no such model.
+    """
+    if target.exists() and not force:
+        raise ConfigError(f"{target} is there already", hint="name another, or pass --force")
+    check_parent(target)
+    folder = resolve_model(model, offline=offline)
+    if target.exists() and target.resolve() == folder.resolve():
+        raise ConfigError(f"{target} is the model itself", hint="name another folder")
+    return folder
 
 
 def refuse_no_branch(name: str | Path, asked: str) -> None:
