@@ -145,14 +145,16 @@ def test_ready_control_images_are_found_by_their_pictures_names(
     recipe, _ = run_of(sana)
     batch = next(recipe._fixed())
     assert batch.pixels is not None
-    made = torch.stack([recipe._control_of(batch)(row) for row in range(len(batch.ids))])
     folder = tmp_path / "edges"
-    for id, control in zip(batch.ids, made, strict=True):
+    for row, id in enumerate(batch.ids):
         (folder / id).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(control.numpy()).save(folder / f"{id}.png")
+        size = batch.pixels.shape[2], batch.pixels.shape[1]
+        Image.new("RGB", size, (20 * row,) * 3).save(folder / f"{id}.png")
     own, _ = run_of(sana, condition=str(folder))
-    for row in range(len(batch.ids)):
-        assert torch.equal(own._control_of(batch)(row), made[row])
+    last = {id: 20 * row for row, id in enumerate(batch.ids)}  # the set may show one twice
+    assert len(last) > 1
+    for row, id in enumerate(batch.ids):
+        assert own._control_of(batch)(row).unique().tolist() == [last[id]]
     height, width = batch.pixels.shape[1:3]
     wide = np.zeros((height, 3 * width, 3), np.uint8)  # the middle third is what is seen
     wide[:, width : 2 * width] = 255
