@@ -117,7 +117,7 @@ def test_a_prompt_becomes_a_picture_with_previews_on_the_way(
     keep_shot(page, "drawing")
     finished(page)
     expect(image).to_have_attribute("src", re.compile("^/jobs/"))
-    page.wait_for_function("document.querySelector('#stage .canvas img').naturalWidth === 256")
+    expect(image).to_have_js_property("naturalWidth", 256)
     expect(page.locator("#spoken")).to_have_text(re.compile("^The picture is done after"))
     expect(page.locator("#gallery li").first.get_by_role("button")).to_have_attribute(
         "aria-label", re.compile("^a cat face, seed [0-9]+$")
@@ -458,5 +458,5 @@ def test_a_key_is_asked_for_where_the_server_asks_and_kept_for_the_tab(
         expect(image).to_have_attribute("src", re.compile("^blob:"))
         page.reload()
         finished(page)
-        page.wait_for_function("document.querySelector('#stage .canvas img').naturalWidth === 256")
+        expect(image).to_have_js_property("naturalWidth", 256)
         page.close()
