@@ -114,6 +114,18 @@ def test_a_killed_worker_fails_what_it_drew_and_the_next_request_is_drawn(server
 
 
 @pytest.mark.slow
+def test_a_worker_that_stands_still_is_ended_and_the_next_request_is_drawn(tmp_path: Path) -> None:
+    with served(tmp_path / "history", "--stuck-after", "10") as server:
+        stuck = server.draw(**LONG)
+        server.drawing(stuck["id"])
+        server.worker.suspend()
+        failed = server.over(stuck["id"])
+        assert (failed["state"], failed["code"]) == ("failed", "worker_lost")
+        assert "no progress for 10 s" in failed["error"]
+        assert server.over(server.draw(num_steps=2, seed=1)["id"])["state"] == "done"
+
+
+@pytest.mark.slow
 def test_a_killed_server_loses_no_picture_and_the_next_one_draws_what_waited(
     tmp_path: Path,
 ) -> None:

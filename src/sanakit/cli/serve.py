@@ -55,6 +55,14 @@ def serve(
     deadline: Annotated[
         float | None, typer.Option(min=0.001, help="Seconds for a request that names none.")
     ] = None,
+    stuck_after: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001,
+            help="Seconds without progress after which the drawing process is started again. "
+            "Default: 600, and more where large pictures take long.",
+        ),
+    ] = None,
     history: Annotated[
         Path | None, typer.Option(help="Folder of finished pictures and the queue.")
     ] = None,
@@ -131,6 +139,8 @@ def serve(
         "loras": _named(lora or []),
         "inputs": str(kept.inputs),
         "at_once": at_once,
+        "max_pixels": max_pixels,
+        "stuck_after": stuck_after,
     }
 
     def worker() -> Worker:

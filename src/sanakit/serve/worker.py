@@ -97,8 +97,9 @@ class Worker:
         self._wear(())
         if device.type == "cpu":
             tune_process(self._work())
-        self._warm_up()
-        self.tell("ready", **self._capabilities())
+        seconds = self._warm_up()
+        share = wanted["max_pixels"] / self.pipeline.default_size**2
+        self.tell("ready", **self._capabilities(), largest_seconds=seconds * max(share, 1.0))
 
     def _work(self) -> float:
         """Operations of a block of the transformer in a guided step of the usual size."""
@@ -106,21 +107,28 @@ class Worker:
         config = self.pipeline.components.transformer.config
         return 2 * 2 * block_products(config, tokens, 0)
 
-    def _warm_up(self) -> None:
-        """Draw pictures that have enough positions between them to fit a preview to."""
+    def _warm_up(self) -> float:
+        """Draw pictures that have enough positions between them to fit a preview to.
+
+        The seconds of the slowest are given.
+        """
+        slowest = 0.0
         latents: list[torch.Tensor] = []
         pixels: list[Pixels] = []
         for prompt in WARM_PROMPTS:
             last: list[Stepped] = []
+            began = time.monotonic()
             request = GenerateRequest(prompt=prompt, num_steps=WARM_STEPS)
             drawn = self.pipeline.generate(
                 request, begin=lambda *_, last=last: lambda _, stepped: last.append(stepped)
             )
             latents.append(last[-1].x)
+            slowest = max(slowest, time.monotonic() - began)
             pixels.append(drawn.pictures[0].pixels)
             if sum(one[:, :1].numel() for one in latents) >= POSITIONS:
                 break
         self._preview = LinearPreview.fit(torch.cat(latents), np.stack(pixels))
+        return slowest
 
     def _capabilities(self) -> dict[str, Any]:
         parts, pipeline = self.pipeline.components, self.pipeline

@@ -11,11 +11,20 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Protocol
 
+import psutil
+
 from sanakit.serve.messages import Message, packed, read_async
+from sanakit.serve.requests import FINISHED
 
 Told = Callable[[Message, bytes], None]
 MOST_STARTS = 3
 """In a row without a model that was ready."""
+COMMAND = (sys.executable, "-m", "sanakit.serve.worker")
+STUCK_AFTER = 600.0
+"""Seconds without progress that end it; more where the largest picture, at `SLACK`, needs more."""
+SLACK = 4.0
+LOOKS = 20
+"""Within that time. They are counted, not seconds: where this process was stopped, so was that."""
 logger = logging.getLogger(__name__)
 
 
@@ -38,29 +47,40 @@ class Worker(Protocol):
 
 
 class WorkerProcess:
-    """A child process that owns the model."""
+    """A child process that owns the model.
+
+    It is ended when it neither draws on nor loads on. A thread of it that beats would tell nothing:
+    progress is a message while there are jobs, and time on the processor while the model loads.
+    """
 
     def __init__(self, wanted: dict[str, Any]) -> None:
-        self.wanted = wanted
+        """Take what the process loads, and when it counts as stuck: None is as long as it needs."""
+        self.wanted, self.stuck_after = wanted, wanted.get("stuck_after")
         self.process: Process | None = None
-        self._watch: asyncio.Task[None] | None = None
+        self._patience: float = self.stuck_after or STUCK_AFTER
+        self._drawing: set[str] = set()
+        self._heard = 0
+        self._stuck = False
+        self._upkeep: asyncio.Task[None] | None = None
 
     async def start(self, told: Told) -> None:
         """Start the process and keep it up."""
-        self._watch = asyncio.create_task(self._keep_up(told))
+        self._upkeep = asyncio.create_task(self._keep_up(told))
 
     def send(self, message: Message) -> None:
         """Send a message; one to a process that just died is lost with it."""
+        if message.get("do") == "draw":
+            self._drawing.add(message["job"])
         if self.process is not None and self.process.stdin is not None:
             with suppress(ConnectionError, RuntimeError):
                 self.process.stdin.write(packed(message))
 
     async def stop(self) -> None:
         """End the process."""
-        if self._watch is not None:
-            self._watch.cancel()
+        if self._upkeep is not None:
+            self._upkeep.cancel()
             with suppress(asyncio.CancelledError):
-                await self._watch
+                await self._upkeep
         await self._end()
 
     async def _keep_up(self, told: Told) -> None:
@@ -81,24 +101,55 @@ class WorkerProcess:
 
     async def _run(self, told: Told) -> str:
         """Tell all that one process says; give how far it came."""
-        self.process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "sanakit.serve.worker", stdin=PIPE, stdout=PIPE
-        )
+        self._drawing.clear()
+        self._stuck, self._heard = False, 0
+        self.process = await asyncio.create_subprocess_exec(*COMMAND, stdin=PIPE, stdout=PIPE)
         assert self.process.stdout is not None
         self.send(self.wanted)
         said = ""
-        while True:
-            try:
+        watching = asyncio.create_task(self._watch(self.process))
+        try:
+            while True:
                 message, data = await read_async(self.process.stdout)
-            except (asyncio.IncompleteReadError, ConnectionError):
-                return said
-            if message["kind"] in ("ready", "unloadable"):
-                said = message["kind"]
-            told(message, data)
+                self._heard += 1
+                kind = message["kind"]
+                if kind in ("ready", "unloadable"):
+                    said = kind
+                    slow = SLACK * message.pop("largest_seconds", 0.0)
+                    self._patience = self.stuck_after or max(STUCK_AFTER, slow)
+                elif kind in FINISHED:
+                    self._drawing.discard(message["job"])
+                told(message, data)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return said
+        finally:
+            watching.cancel()
+
+    async def _watch(self, process: Process) -> None:
+        """End the process where it has something to do and makes no progress."""
+        silent, before = 0, None
+        while silent < LOOKS:
+            await asyncio.sleep(self._patience / LOOKS)
+            now = self._progress(process)
+            silent = silent + 1 if now is not None and now == before else 0
+            before = now
+        self._stuck = True
+        process.kill()
+
+    def _progress(self, process: Process) -> float | None:
+        """What differs from before where it goes on; None where there is nothing to do."""
+        if self._heard:
+            return self._heard if self._drawing else None
+        with suppress(psutil.Error):
+            spent = psutil.Process(process.pid).cpu_times()
+            return round(spent.user + spent.system, 1)
+        return None
 
     async def _reason(self) -> str:
         assert self.process is not None
         code = await self.process.wait()
+        if self._stuck:
+            return f"the drawing process made no progress for {self._patience:g} s and was ended"
         if code >= 0:
             return f"the drawing process ended with code {code}"
         name = signal.Signals(-code).name
