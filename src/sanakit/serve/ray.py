@@ -69,6 +69,8 @@ class Replica:
             if self._able is not None and not self._able.done():
                 self._able.set_result(message)
         elif kind == "lost":
+            if self._able is not None and self._able.done():  # it loads again: no request before
+                self._able = asyncio.get_running_loop().create_future()
             for job, told in self._streams.items():
                 told.put_nowait(_failed(job, message["error"]))
         elif (told_of := self._streams.get(message["job"])) is not None:

@@ -129,3 +129,23 @@ def test_a_process_that_ends_fails_its_requests(module: Any) -> None:
         return dict(said)
 
     assert asyncio.run(run())["error"] == "memory ran out"
+
+
+def test_a_process_that_is_started_again_is_asked_when_it_is_ready(module: Any) -> None:
+    async def run() -> None:
+        sent: list[dict[str, Any]] = []
+        replica = module.Replica({})
+        replica._worker.send = sent.append
+        replica._able = asyncio.get_running_loop().create_future()
+        replica._told({"kind": "ready"}, b"")
+        replica._told({"kind": "lost", "error": "memory ran out"}, b"")
+        said = asyncio.ensure_future(anext(replica.draw({"do": "draw", "job": "a"})))
+        await asyncio.sleep(0.05)
+        assert sent == []  # nobody would have read it
+        replica._told({"kind": "ready"}, b"")
+        await asyncio.sleep(0.05)
+        assert [one["do"] for one in sent] == ["draw"]
+        replica._told({"kind": "done", "job": "a"}, b"")
+        assert (await said)[0]["kind"] == "done"
+
+    asyncio.run(run())
