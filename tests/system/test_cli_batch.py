@@ -68,6 +68,17 @@ def test_pictures_are_those_of_generate(model: str) -> None:
     assert manifest()[0]["settings"] == read_settings(Path("out/cats/one.png"))
 
 
+def test_a_folder_is_a_training_set_with_its_prompts_as_captions(model: str) -> None:
+    lines = write("prompts.txt", "a red apple", "a cat")
+    drawn(lines, "--model", model, "--steps", 1, "--count", 2)
+    sanakit("data", "build", "out", "--out", "set", "--resolution", 64, "--buckets", "square")
+    shown = [sanakit("data", "show", "set", number)[0] for number in range(4)]
+    captions = {line.split()[1]: text for text in shown for line in text.splitlines()[:1]}
+    assert sorted(captions) == ["00001-0", "00001-1", "00002-0", "00002-1"]
+    for id, text in captions.items():
+        assert f"caption  {'a red apple' if id[4] == '1' else 'a cat'}  (original)" in text
+
+
 def test_each_format_says_the_same(model: str) -> None:
     texts = {
         "a.txt": "a cat, black\n\n  a dog  \n",

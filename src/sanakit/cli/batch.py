@@ -330,7 +330,9 @@ class Run:
                 continue
             seconds = round(time.perf_counter() - began, 3)
             record = {**about, "key": one.key(self.metadata), "bytes": one.path.stat().st_size}
-            self.manifest.add({**record, "seconds": seconds, "settings": settings})
+            # As `sanakit data` looks for a picture's caption.
+            told = {"prompt": settings["prompt"], "settings": settings}
+            self.manifest.add({**record, "seconds": seconds, **told})
             self.drawn += 1
             if not self.quiet:
                 say(f"{one.path}  seed {request.seed}")

@@ -144,6 +144,10 @@ def diffusion(
         typer.Option(help="Drawn on the way, to see what is learned; may be repeated."),
     ] = None,
     held: Annotated[str | None, typer.Option(help="Set to measure on, never trained on.")] = None,
+    prior: Annotated[
+        str | None,
+        typer.Option(help="Set of what must not be forgotten: seen beside --data, half and half."),
+    ] = None,
     states: Annotated[
         str | None,
         typer.Option(help="Cached latents and text: auto (if there), live, or cached (only)."),
@@ -194,6 +198,7 @@ def diffusion(
         "tune_text": tune_text,
         "lora": lora,
         "held": held,
+        "prior": prior,
         "prompts": prompt,
         "states": states,
         "workers": workers,

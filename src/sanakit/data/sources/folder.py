@@ -51,7 +51,9 @@ from sanakit.untrusted import LARGEST_FILE
 
 LIST = "meta_data.json"
 _TEXTS = (".txt", ".caption", ".json")
-_TABLE_NAMES = frozenset(("metadata", "captions", "caption", "prompts", "labels", "meta_cap"))
+_TABLE_NAMES = frozenset(
+    ("metadata", "captions", "caption", "prompts", "labels", "meta_cap", "manifest")
+)
 _REPEATS = re.compile(r"\d{1,3}_(.*\w.*)")  # kohya's folders: repeats, then words for what it holds
 
 

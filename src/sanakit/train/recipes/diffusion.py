@@ -153,11 +153,17 @@ class DiffusionObjective(FlowObjective):
     px and more where the model has none, keep leaves the model as it is."""
     caption_gain: float = 0.01
     """What the caption norm's weights begin at, from scratch."""
+    prior_weight: float = 1.0
+    """Of the loss on pictures of what must not be forgotten, where there are any."""
 
     def __post_init__(self) -> None:
         FlowObjective.__post_init__(self)
         if self.lora_rank < 0:
             raise ConfigError(f"lora_rank={self.lora_rank} must be at least 0")
+        if not self.prior_weight > 0:
+            raise ConfigError(
+                f"prior_weight={self.prior_weight} must be more than 0", hint="leave out --prior"
+            )
         if not self.lora_rank:
             usual = {"lora_alpha": None, "lora_targets": USUAL_TARGETS, "base_dtype": "float32"}
             for name, value in usual.items():
@@ -233,6 +239,8 @@ class DiffusionBatch:
     mask: TextMask | None = None
     control: Latent | None = None
     """Of a control image, scaled as ``x0``."""
+    prior: DiffusionBatch | None = None
+    """As many samples of what must not be forgotten."""
 
     @property
     def names(self) -> list[str]:
@@ -247,6 +255,8 @@ class DiffusionRecipe(Recipe[DiffusionBatch]):
 
     ``held`` are pictures to measure on; without them some that are trained on are taken, and the
     measure is called ``seen_loss``. ``prompts`` are what the validation grid is drawn from.
+    ``prior`` are pictures of what must not be forgotten (DreamBooth, arXiv 2208.12242, equation 2):
+    with each batch as many of them are seen, and their loss is added.
     """
 
     def __init__(
@@ -258,6 +268,7 @@ class DiffusionRecipe(Recipe[DiffusionBatch]):
         objective: FlowObjective,
         *,
         held: ShardDataset | None = None,
+        prior: ShardDataset | None = None,
         prompts: Sequence[str] = (),
         tune_text: bool = False,
     ) -> None:
@@ -268,7 +279,8 @@ class DiffusionRecipe(Recipe[DiffusionBatch]):
             self.llm = llm = encoders.prompts.text_encoder.published()
             self.module = nn.ModuleDict({"transformer": transformer, "text_encoder": llm})
             llm.requires_grad_(True)
-        self.pictures, self.held, self.objective = pictures, held, objective
+        self.pictures, self.held, self.prior = pictures, held, prior
+        self.objective = objective
         self.prompts = tuple(prompts)
         shift = objective.flow_shift
         self.flow_shift = defaults.scheduler.flow_shift if shift is None else shift
@@ -278,8 +290,20 @@ class DiffusionRecipe(Recipe[DiffusionBatch]):
 
     def stream(self, schedule: SampleSchedule) -> Iterator[DiffusionBatch]:
         """A rank's part of each batch of the loader, in parts, with noise by sample number."""
+        drawn = self._samples(self.pictures, schedule)
+        if self.prior is None:
+            yield from drawn
+            return
+        # Noise of their own: the pictures of one step would else be seen through the same.
+        others = self._samples(self.prior, replace(schedule, seed=schedule.seed + 1))
+        for batch, prior in zip(drawn, others, strict=True):
+            yield replace(batch, prior=replace(prior, source=f"{self.prior.shards}: "))
+
+    def _samples(
+        self, pictures: ShardDataset, schedule: SampleSchedule
+    ) -> Iterator[DiffusionBatch]:
         spans = schedule.spans()
-        for batch in self.pictures.batches(schedule):
+        for batch in pictures.batches(schedule):
             for part in range(schedule.parts):
                 rows = slice(part * schedule.size, (part + 1) * schedule.size)
                 generators = [generator_of(schedule.seed, k) for k in next(spans)]
@@ -306,13 +330,19 @@ class DiffusionRecipe(Recipe[DiffusionBatch]):
             x0=x0.to(device).float(),
             text=None if text is None else text.to(device).float(),
             mask=None if mask is None else mask.to(device),
+            prior=None if batch.prior is None else self.prepare(batch.prior, device, timers),
         )
 
     def loss(self, batch: DiffusionBatch) -> dict[str, Tensor]:
         """Mean squared velocity error; by noise level too, see :meth:`log_extras`."""
         errors = self._errors(self.module, batch, seen=True)
         self.bins.add(errors.detach(), batch.level.sigma)
-        return {"loss": errors.mean()}
+        if batch.prior is None:
+            return {"loss": errors.mean()}
+        assert isinstance(self.objective, DiffusionObjective)
+        own, prior = errors.mean(), self._errors(self.module, batch.prior).mean()
+        total = own + self.objective.prior_weight * prior
+        return {"loss": total, "own_loss": own.detach(), "prior_loss": prior.detach()}
 
     def evaluate(self, module: nn.Module) -> dict[str, float]:
         """The same loss on fixed pictures with fixed noise, at levels evenly over the path."""
@@ -352,7 +382,7 @@ class DiffusionRecipe(Recipe[DiffusionBatch]):
 
     def flops(self) -> float:
         """Of the transformer without adapters, at the shapes that :meth:`loss` has seen."""
-        return self._seen.mean()
+        return self._seen.mean() * (1 if self.prior is None else 2)
 
     @property
     def frozen(self) -> list[nn.Module]:

@@ -79,6 +79,8 @@ class DiffusionData:
     """The text encoder learns along."""
     lora: int | None = None
     held: str | None = None
+    prior: str | None = None
+    """A set of what must not be forgotten."""
     prompts: Sequence[str] = ()
     states: States = "auto"
     workers: int = 0
@@ -86,6 +88,7 @@ class DiffusionData:
     """About the side of the pictures, px."""
     index: str | None = None
     """Identifies the shards."""
+    prior_index: str | None = None
 
 
 def start_components(
@@ -375,15 +378,20 @@ def build(run: RunConfig, *, report: Report = print) -> tuple[DiffusionRecipe, R
     data, objective, loop = DiffusionData(**run.data), run.objective, run.loop
     shards = shards_of(data.data)
     held = None if data.held is None else shards_of(data.held)
+    prior = None if data.prior is None else shards_of(data.prior)
     data = replace(data, resolution=resolution_of(shards))
     # What learns is fp32 on a GPU, too.
     device = "cpu" if data.tune_text else loop.device
     parts = start_components(data, objective, device=device, report=report)
     transformer = parts.transformer
     multiple = parts.autoencoder.config.spatial_factor * transformer.config.patch_size
-    for each, typed in ((shards, data.data), (held, data.held)):
+    for each, typed in ((shards, data.data), (held, data.held), (prior, data.prior)):
         if each is not None:
             check_sizes(each, multiple, f"sanakit data build {typed} --model {data.start}")
+    if prior is None and objective.prior_weight != 1:
+        raise ConfigError(
+            f"prior_weight={objective.prior_weight} weighs nothing", hint="name a set: --prior SET"
+        )
     if data.tune_text and objective.lora_rank:
         raise ConfigError(
             "--tune-text with a LoRA: its file holds changes of the transformer alone",
@@ -401,15 +409,26 @@ def build(run: RunConfig, *, report: Report = print) -> tuple[DiffusionRecipe, R
             "--states cached: captions have other states by --instruction or --tune-text",
             hint="--states auto reads cached latents alone",
         )
-    latents, text = cached_of(shards, root_model(data), data.states)
-    text = None if otherwise else text
-    for name, found in (("latents", latents), ("text states", text)):
-        if found is not None:
-            report(f"{name}: read from {found}")
-    captions = objective.choice()
-    pictures = ShardDataset(
-        shards=shards, captions=captions, latents=latents, text=text, workers=data.workers
-    )
+
+    def dataset(shards: str) -> ShardDataset:
+        latents, text = cached_of(shards, root_model(data), data.states)
+        text = None if otherwise else text
+        for name, found in (("latents", latents), ("text states", text)):
+            if found is not None:
+                report(f"{name}: read from {found}")
+        return ShardDataset(
+            shards=shards,
+            captions=objective.choice(),
+            latents=latents,
+            text=text,
+            workers=data.workers,
+        )
+
+    pictures, others = dataset(shards), None if prior is None else dataset(prior)
+    if others is not None:
+        assert data.prior is not None
+        prior_index = same_shards(others, loop, data.prior, data.prior_index, report)
+        data = replace(data, prior_index=prior_index)
     data = replace(
         data,
         index=same_shards(pictures, loop, data.data, data.index, report),
@@ -429,6 +448,7 @@ def build(run: RunConfig, *, report: Report = print) -> tuple[DiffusionRecipe, R
         pictures,
         objective,
         held=None if held is None else ShardDataset(shards=held, workers=data.workers),
+        prior=others,
         prompts=data.prompts,
         tune_text=data.tune_text,
     )
