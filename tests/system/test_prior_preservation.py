@@ -82,9 +82,7 @@ def test_as_many_of_the_prior_are_seen_in_their_own_order_and_noise(
     assert not set(batch.prior.names) & set(batch.prior.ids)
 
 
-def test_a_run_in_two_parts_is_bit_equal_to_one(
-    sana: TinySana, prior: str, tmp_path: Path
-) -> None:
+def test_a_run_in_two_parts_is_bit_equal_to_one(sana: TinySana, prior: str, tmp_path: Path) -> None:
     recipe, config, _ = sana.run(prior=prior)
     assert train(recipe, config, tmp_path / "whole", resume=False, report=str)
     recipe, config, _ = sana.run(prior=prior)
@@ -132,9 +130,7 @@ def test_two_ranks_learn_what_one_does_in_two_parts(
 
     def go(count: int, **settings: str) -> None:
         jobs = json.dumps([(str(tmp_path / name), each) for name, each in settings.items()])
-        ended = run_ranks(
-            tmp_path / "rank.py", count, str(sana.data), str(sana.model), prior, jobs
-        )
+        ended = run_ranks(tmp_path / "rank.py", count, str(sana.data), str(sana.model), prior, jobs)
         assert [one.code for one in ended] == [0] * count, ended
 
     go(1, one="accumulation=2")
