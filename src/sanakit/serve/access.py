@@ -62,7 +62,7 @@ HEADERS = {
 class Key:
     """A key as it is kept: never itself, but its digest; it is random, so one digest suffices.
 
-    ``rate`` is of drawings a minute, ``concurrency`` of drawings that are not over; 0 is any.
+    ``rate`` is of drawings a minute, ``concurrency`` of those that wait or are drawn; 0 is any.
     """
 
     name: str

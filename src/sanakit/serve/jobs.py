@@ -264,12 +264,12 @@ class JobService:
 
     def _refuse_if_full(self, owner: str) -> None:
         most = self.most_of(owner)
+        # One that was given up is, too, until the worker has let it go.
+        under_way = (*self._waiting, *self._running.values())
         said = None
         if len(self._waiting) >= self.most_waiting:
             said = f"{len(self._waiting)} requests are waiting, and no more are taken"
-        elif (
-            most and sum(one.owner == owner and not one.over for one in self._jobs.values()) >= most
-        ):
+        elif most and sum(one.owner == owner for one in under_way) >= most:
             said = f"{owner} has {most} drawings under way"
         if said is not None:
             self.metrics.refused.inc()

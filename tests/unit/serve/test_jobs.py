@@ -117,6 +117,25 @@ def test_a_cancelled_job_holds_its_place_until_the_worker_has_let_go(tmp_path: P
     run(tmp_path, body, at_once=1)
 
 
+@pytest.mark.parametrize("give_up", ["cancel", "remove"])
+def test_who_cancels_and_asks_again_gets_no_more_places_than_the_key_has(
+    tmp_path: Path, give_up: str
+) -> None:
+    async def body(jobs: JobService, worker: ByHand) -> None:
+        drawn, waiting = [await jobs.submit(APPLE, owner="alice") for _ in range(2)]
+        for job in (drawn, waiting):
+            await getattr(jobs, give_up)(job.id, "alice")
+        again = await jobs.submit(APPLE, owner="alice")  # what waited has no place any more
+        with pytest.raises(QueueFull, match="alice has 2 drawings under way"):
+            await jobs.submit(APPLE, owner="alice")
+        await jobs.submit(APPLE, owner="bob")
+        worker.say("cancelled", job=drawn.id)
+        assert worker.drawing == [drawn.id, again.id]
+        await jobs.submit(APPLE, owner="alice")
+
+    run(tmp_path, body, at_once=1, most_of=lambda owner: 2)
+
+
 def test_a_job_that_was_given_up_never_comes_back_to_life(tmp_path: Path) -> None:
     async def body(jobs: JobService, worker: ByHand) -> None:
         job = await jobs.submit(APPLE)
