@@ -95,6 +95,16 @@ def test_each_format_says_the_same(model: str) -> None:
     assert found == [[1, 3], [1, 3], [2, 3]]
 
 
+def test_comments_of_a_text_are_not_drawn_and_keep_the_numbers_of_lines(model: str) -> None:
+    call = ("-m", model, "--steps", "1")
+    assert drawn(write("p.txt", "# animals", "a cat", "  #2: a dog", "a #3"), *call) == (2, 0)
+    assert [record["file"] for record in manifest()] == ["00002.png", "00004.png"]
+    assert manifest()[1]["settings"]["prompt"] == "a #3"
+    for name, lines in (("p.jsonl", [{"prompt": "# a"}]), ("p.csv", ["prompt", "# a"])):
+        assert drawn(write(name, *lines), *call) == (1, 0)
+        assert manifest()[-1]["settings"]["prompt"] == "# a"
+
+
 def test_only_what_is_missing_changed_or_damaged_is_drawn(model: str) -> None:
     cat, dog, cow = ({"prompt": one} for one in ("a cat", "a dog", "a cow"))
     call = (write("p.jsonl", cat, dog, cow), "-m", model, "--steps", "1")
@@ -226,6 +236,7 @@ def test_files_that_hold_no_prompts_are_refused(model: str) -> None:
     for name, text, said in (
         ("p.yaml", "a", "does not end in .txt, .jsonl, .csv"),
         ("p.txt", "\n \n", "holds no prompt"),
+        ("p.txt", "# a cat\n", "holds no prompt"),
         ("p.csv", "prompt;seed\na;1\n", "unknown key 'prompt;seed'"),
         ("p.csv", "prompt,seed\na,1,2\n", "line 2: has 3 cells, the first row 2 names"),
         ("p.csv", 'prompt\n"a\n', "is no row of a .csv"),

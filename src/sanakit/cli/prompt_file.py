@@ -45,7 +45,10 @@ OTHERWISE: Mapping[str, str] = MappingProxyType(
     }
 )
 """Every spelling that the command takes, such as ``negative_prompt``, and the key that it is."""
-FORMATS = "a .txt holds a prompt a line, a .jsonl an object a line, a .csv a row of names first"
+FORMATS = (
+    "a .txt holds a prompt a line (comments begin with #), a .jsonl an object a line, a .csv a row "
+    "of names first"
+)
 MOST_TOLD = 10
 MOST_LETTERS = 200
 RESERVED = frozenset(
@@ -96,6 +99,8 @@ class Faults:
 def read_prompts(path: Path, faults: Faults) -> list[PromptLine]:
     """Read a file of prompts by its ending; lines that are empty say nothing.
 
+    In a ``.txt`` neither do those that begin with ``#``; other files take such a prompt.
+
     What is wrong with a line goes to ``faults``.
 
     Raises:
@@ -128,7 +133,8 @@ Read = Iterator[tuple[int, Callable[[], Mapping[str, Any]]]]
 
 def _of_text(text: str) -> Read:
     for number, line in _lines(text):
-        yield number, partial(dict, prompt=line.strip())
+        if not line.lstrip().startswith("#"):
+            yield number, partial(dict, prompt=line.strip())
 
 
 def _of_jsonl(text: str) -> Read:
