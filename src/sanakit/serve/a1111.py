@@ -19,7 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 from sanakit.errors import DataError, did_you_mean
 from sanakit.pipeline.png import format_parameters, own_version, read_settings
 from sanakit.serve.drawing import drawn, owner_of, submitted
-from sanakit.serve.limits import decoding, picture_bytes
+from sanakit.serve.limits import decoding, let_go, picture_bytes
 from sanakit.serve.masks import inverted
 from sanakit.serve.refusals import Refused
 from sanakit.serve.requests import EditPicture, Real, Whole
@@ -263,11 +263,21 @@ def router(service: JobService, settings: ServeSettings) -> APIRouter:
     @routes.post("/txt2img")
     async def text_to_image(body: TextToImage, request: Request) -> Drawn:
         """Draw from a prompt."""
-        return await draw(body, None, request)
+        return await answer(await queued(body, None, request), body, request)
 
-    @routes.post("/img2img")
-    async def image_to_image(body: ImageToImage, request: Request) -> Drawn:
+    @routes.post("/img2img", openapi_extra={"requestBody": _json_schema(ImageToImage)})
+    async def image_to_image(request: Request) -> Drawn:
         """Draw a picture anew, or what is white in its mask."""
+        job, sent = await edited(request)
+        let_go(request)
+        return await answer(job, sent, request)
+
+    async def edited(request: Request) -> tuple[Job, Any]:
+        """Queue an edit; when this is left, its pictures are on the disk alone."""
+        if "json" not in request.headers.get("content-type", "").lower():
+            raise Refused(400, "a body is sent with Content-Type: application/json")
+        data = b"".join([part async for part in request.stream()])
+        body = ImageToImage.model_validate_json(data)
         if body.denoising_strength == 0:
             raise Refused(
                 400, "denoising_strength=0 would change nothing", param="denoising_strength"
@@ -281,9 +291,10 @@ def router(service: JobService, settings: ServeSettings) -> APIRouter:
             mask=mask,
             strength=0.75 if body.denoising_strength is None else body.denoising_strength,
         )
-        return await draw(body, edit, request)
+        sent = body.model_copy(update=dict.fromkeys(("init_images", "mask")))
+        return await queued(body, edit, request), sent
 
-    async def draw(body: Any, edit: EditPicture | None, request: Request) -> Drawn:
+    async def queued(body: Any, edit: EditPicture | None, request: Request) -> Job:
         check_options(body.override_settings or {})
         prompt, lora = (body.prompt, ()) if body.disable_extra_networks else _lora(body.prompt)
         wanted = {
@@ -299,7 +310,9 @@ def router(service: JobService, settings: ServeSettings) -> APIRouter:
             "lora": lora,
             "edit": edit,
         }
-        job = await submitted(service, wanted, request, NAMES)
+        return await submitted(service, wanted, request, NAMES)
+
+    async def answer(job: Job, body: Any, request: Request) -> Drawn:
         job = await drawn(service, job, request)
         pngs = [await service.image_bytes(job, i) for i in range(len(job.images))]
         sent = body.model_dump(exclude={"init_images", "mask", "url", "auth"}, exclude_unset=True)
@@ -330,6 +343,12 @@ def router(service: JobService, settings: ServeSettings) -> APIRouter:
         }
 
     return routes
+
+
+def _json_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """What a route says of a body that it reads by itself."""
+    schema = model.model_json_schema()
+    return {"required": True, "content": {"application/json": {"schema": schema}}}
 
 
 def _solver(body: Any, solvers: list[str]) -> str | None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sanakit.errors import check_unicode
@@ -180,7 +181,11 @@ def _over(name: str, what: str, most: str) -> Refused:
 
 
 class BodyLimit:
-    """Counts bodies while they come in, of one request and of all, and waits for none for long."""
+    """Counts bodies while they come in, of one request and of all, and waits for none for long.
+
+    One counts until its answer, or until its route has let go of all of it (`let_go`): requests
+    that wait for their drawing with pictures long on the disk keep nobody out.
+    """
 
     def __init__(self, app: ASGIApp, limits: Limits) -> None:
         """Stand before ``app``."""
@@ -226,10 +231,20 @@ class BodyLimit:
                 )
             return message
 
+        def gone() -> None:
+            nonlocal mine
+            mine, self.held = 0, self.held - mine
+
+        scope.setdefault("state", {})["body_gone"] = gone
         try:
             await self.app(scope, counted, send)
         finally:
-            self.held -= mine
+            gone()
+
+
+def let_go(request: Request) -> None:
+    """Say that nothing of a request's body is held any more, here or in a frame that waits."""
+    request.state.body_gone()
 
 
 def _too_large(limits: Limits) -> Refused:

@@ -17,7 +17,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from sanakit.serve.drawing import PictureStream, drawn, failure, submitted
-from sanakit.serve.limits import decoding, picture_bytes
+from sanakit.serve.limits import decoding, let_go, picture_bytes
 from sanakit.serve.masks import mask_of_alpha
 from sanakit.serve.refusals import Refused, refusal_of
 from sanakit.serve.requests import EditPicture, Real, Whole
@@ -211,7 +211,8 @@ def router(service: JobService, settings: ServeSettings) -> APIRouter:
     async def generations(body: Generation, request: Request) -> Any:
         """Draw pictures from a prompt."""
         check_model(body.model)
-        return await answer(body, body.request(), request, "image_generation")
+        job = await submitted(service, body.request(), request, NAMES)
+        return await answer(body, job, request, "image_generation")
 
     @routes.post(
         "/images/edits",
@@ -221,6 +222,12 @@ def router(service: JobService, settings: ServeSettings) -> APIRouter:
     )
     async def edits(request: Request) -> Any:
         """Draw a picture anew, or what is transparent in its mask."""
+        body, job = await edited(request)
+        let_go(request)
+        return await answer(body, job, request, "image_edit")
+
+    async def edited(request: Request) -> tuple[Edit, Job]:
+        """Queue an edit; when this is left, its pictures are on the disk alone."""
         fields, images, mask = await _form(request, settings.limits.body_bytes)
         most = settings.limits.picture_pixels
         body = Edit.model_validate_strings(fields)
@@ -237,7 +244,7 @@ def router(service: JobService, settings: ServeSettings) -> APIRouter:
             mask=None if mask is None else _text(await decoding(mask_of_alpha, mask, most)),
             strength=body.strength,
         )
-        return await answer(body, body.request(edit), request, "image_edit")
+        return body, await submitted(service, body.request(edit), request, NAMES)
 
     def check_model(name: str | None) -> None:
         if name not in (None, "", settings.model):
@@ -248,8 +255,7 @@ def router(service: JobService, settings: ServeSettings) -> APIRouter:
                 code="model_not_found",
             )
 
-    async def answer(body: Generation, wanted: dict[str, Any], request: Request, kind: str) -> Any:
-        job = await submitted(service, wanted, request, NAMES)
+    async def answer(body: Generation, job: Job, request: Request, kind: str) -> Any:
         if body.stream:
             return PictureStream(stream(job, body, kind), service, job)
         job = await drawn(service, job, request)

@@ -106,7 +106,7 @@ def _of_validation(error: RequestValidationError | ValidationError) -> Refused:
     name = ".".join(where)[:80] or None
     if first["type"] == "extra_forbidden":
         return Refused(400, f"{name} is unknown here", param=name, code="unknown_parameter")
-    if name is None and first["type"] == "model_attributes_type":
+    if name is None and first["type"] in ("model_attributes_type", "model_type"):
         said = "the body is no JSON object; it is sent with Content-Type: application/json"
     elif name is None and first["type"] == "value_error":  # our own sentence, which names it
         said = str(first["ctx"]["error"])
