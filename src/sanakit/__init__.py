@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, TorchAoConfig
 
-    from sanakit.evaluate.best_of import best_of, clip_scorer
+    from sanakit.data.captions.scorers import clip_scorer
+    from sanakit.evaluate.best_of import best_of
     from sanakit.flow.projection import AdaptiveProjectedGuidance
     from sanakit.pipeline.control_images import control_image
     from sanakit.pipeline.networks import (
@@ -80,7 +81,7 @@ _HOMES = {
     "TorchAoConfig": "transformers",
     "UniPCMultistepScheduler": "sanakit.pipeline.schedulers",
     "best_of": "sanakit.evaluate.best_of",
-    "clip_scorer": "sanakit.evaluate.best_of",
+    "clip_scorer": "sanakit.data.captions.scorers",
     "control_image": "sanakit.pipeline.control_images",
     "load": "sanakit.pipeline.published.auto",
     "load_image": "sanakit.pipeline.published.pictures",

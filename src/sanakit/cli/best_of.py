@@ -31,16 +31,18 @@ class Choice:
         """Load the scorer; give what picks the best with their places, the best first.
 
         Raises:
-            MissingModelError, ConfigError: as `clip_scorer`, and as `scores_of` when called.
+            MissingModelError, ConfigError: as `scorer_named`, and as `scores_of` when called.
         """
         import numpy as np
 
-        from sanakit.evaluate.best_of import best, clip_scorer, scores_of
+        from sanakit.data.captions.scorers import scorer_named, scores_of
+        from sanakit.evaluate.best_of import best
         from sanakit.pipeline.pixels import to_pil
 
-        scorer = clip_scorer(self.scorer, device=str(device), offline=offline)
+        scorer = scorer_named(self.scorer, device=str(device), offline=offline)
         # It goes into pictures, which should not tell where on a disk they were made.
-        named = Path(self.scorer).name if Path(self.scorer).is_dir() else self.scorer
+        local = Path(self.scorer).is_dir() or ".py:" in self.scorer
+        named = Path(self.scorer).name if local else self.scorer
 
         def pick(pictures: Sequence[Picture], prompt: str) -> list[tuple[int, Picture]]:
             images = to_pil(np.stack([picture.pixels for picture in pictures]))

@@ -89,7 +89,7 @@ BestOf = Annotated[
 ]
 Scorer = Annotated[
     str | None,
-    typer.Option(help="What says which are best: a folder of CLIP or SigLIP, or owner/name."),
+    typer.Option(help="What says which are best: a model of CLIP, or FILE.py:function."),
 ]
 CONTROL_KINDS = ("none", "canny", "scribble", "soft-edges")
 """The values of `request.ControlKind`, known before torch is."""

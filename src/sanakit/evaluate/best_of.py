@@ -1,30 +1,21 @@
 """Best of several: draw a prompt many times, and keep what a scorer likes most.
 
-A scorer sees all drawings of a prompt at once and says a number for each, the higher the better: so
-it may compare them with each other. One that looks at each alone, as CLIP does, says so by an
-attribute ``alone`` that is true; it is shown them one by one, and only the best are held.
+A scorer that looks at each drawing alone is shown them one by one, and only the best are held.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
-from torch import Tensor
 
-from sanakit.data.captions.scoring import DualEncoder
-from sanakit.data.captions.vision_models import find_vision_model
+from sanakit.data.captions.scorers import Scorer, scores_of
 from sanakit.errors import ConfigError
-from sanakit.models.published import say_once
 from sanakit.pipeline.aspect_ratios import check_count
 from sanakit.untrusted import shown
 
-Scorer: TypeAlias = Callable[[Sequence[Image.Image], str], Sequence[float]]
-BATCH = 16
 DECIDED = {
     "generator": "the i-th drawing has seed + i",
     "latents": "every drawing has noise of its own",
@@ -101,64 +92,6 @@ def check_keep(of: int, keep: int) -> None:
         )
 
 
-def scores_of(scorer: Scorer, images: Sequence[Image.Image], prompt: str) -> list[float]:
-    """What a scorer says, made sure of.
-
-    Raises:
-        ConfigError: not one finite number for each picture.
-    """
-    said = list(scorer(images, prompt))
-    if len(said) != len(images):
-        raise ConfigError(f"the scorer gave {len(said)} scores for {len(images)} pictures")
-    try:
-        scores = [float(score) for score in said]
-    except (TypeError, ValueError):
-        scores = [math.nan]
-    for score in scores:
-        if not math.isfinite(score):
-            raise ConfigError(f"the scorer gave {shown(said)}", hint="finite numbers, one each")
-    return scores
-
-
 def best(scores: Sequence[float], keep: int) -> list[int]:
     """Places of the ``keep`` highest, the highest first; of equals the first drawn."""
     return sorted(range(len(scores)), key=lambda place: (-scores[place], place))[:keep]
-
-
-def clip_scorer(model: str | Path, *, device: str = "cpu", offline: bool = False) -> Scorer:
-    """Make a scorer of a model of CLIP or SigLIP: 100 times the cosine of picture and prompt.
-
-    Args:
-        model: a folder of `save_pretrained`, or ``owner/name``, which the hub is asked for.
-        device: where it runs, in fp32.
-        offline: fail rather than ask the hub.
-
-    Raises:
-        MissingModelError: there is no such model. ConfigError: it does not compare pictures and
-            texts.
-    """
-    folder = find_vision_model(str(model), offline=offline)
-    return ClipScorer(DualEncoder(folder, dtype="float32", device=device))
-
-
-class ClipScorer:
-    """The cosine of each picture and the prompt, by a dual encoder; the last prompt is kept."""
-
-    alone = True
-
-    def __init__(self, encoder: DualEncoder) -> None:
-        self.encoder = encoder
-        self._said: tuple[str, Tensor] | None = None
-
-    @torch.inference_mode()
-    def __call__(self, images: Sequence[Image.Image], prompt: str) -> list[float]:
-        """Scores of the pictures."""
-        if self._said is None or self._said[0] != prompt:
-            if (tokens := self.encoder.tokens(prompt)) > self.encoder.limit:
-                say_once(f"the scorer reads {self.encoder.limit} tokens of a prompt of {tokens}")
-            self._said = prompt, self.encoder.texts([prompt])[0]
-        found: list[float] = []
-        for first in range(0, len(images), BATCH):
-            seen = self.encoder.pictures(images[first : first + BATCH])
-            found += (100 * seen @ self._said[1]).tolist()
-        return found

@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 
 from sanakit import Pipeline, SanaPipeline, best_of, clip_scorer
+from sanakit.data.captions.scorers import BATCH
 from sanakit.data.captions.scoring import DualEncoder
 from sanakit.errors import ConfigError, MissingModelError
-from sanakit.evaluate.best_of import BATCH, best
+from sanakit.evaluate.best_of import best
 from tiny import tiny_components
 from tiny_vision_models import write_clip
 
