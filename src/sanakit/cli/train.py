@@ -1,4 +1,4 @@
-"""`sanakit train`: an autoencoder, a transformer, a control branch; how a run does, its export."""
+"""`sanakit train`: what can be trained; how a run does, its export."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sanakit.train.runs.run_config import RunConfig
 
 app = typer.Typer(
-    help="Train an autoencoder, a diffusion transformer or a control branch; watch and export.",
+    help="Train an autoencoder, a transformer or a control branch, or with a reward; export.",
     no_args_is_help=True,
 )
 RUNS = Path("runs")
@@ -285,6 +285,72 @@ def controlnet(
         return
     finish = recipes.finish_controlnet
     carry_out(recipe, run, out, resume=resume, finish=lambda: finish(recipe, out, report=say))
+
+
+@app.command()
+def reward(
+    data: Annotated[
+        str | None, typer.Option(help="Prompts: a text file, one a line, or a set's captions.")
+    ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option("--from", help="Model to be trained: glyph, a folder, owner/name, a run."),
+    ] = None,
+    judged: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--reward",
+            help="What says how good a drawing is: FILE.py:function, module:function, a folder of "
+            "CLIP or SigLIP; NAME=0.5 weighs one of several.",
+        ),
+    ] = None,
+    out: Out = RUNS / "reward",
+    held: Annotated[
+        str | None, typer.Option(help="Other prompts, to measure on; as --data.")
+    ] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="Drawn on the way, to be looked at; may be repeated.")
+    ] = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    measure: Measure = True,
+    learning_rate: Rate = None,
+    steps: Steps = None,
+    batch_size: BatchSize = None,
+    settings: Settings = None,
+) -> None:
+    """Post-train a model with a reward: a LoRA that learns from its own drawings (DiffusionNFT)."""
+    check_dry(dry_run, measure)
+    settings = with_options(
+        settings, {"peak_lr": learning_rate, "steps": steps, "batch_size": batch_size}
+    )
+    import torch
+
+    from sanakit.data.captions.scorers import weighted_scorer
+    from sanakit.train.recipes import reward as recipes
+    from sanakit.train.runs.run_config import speaks
+
+    typed = {
+        "data": data,
+        "start": start,
+        "reward": [recipes.lasting_reward(spec) for spec in judged or ()],
+        "held": held,
+        "prompts": prompt,
+    }
+    resumed = out if resume else None
+    what = (recipes.WHAT, recipes.RewardObjective, recipes.new_run)
+    run = new_or_resumed(*what, typed, settings, resumed=resumed)
+    if not dry_run:
+        check_free(out, resume=resume)
+    on_gpu = run.loop.device != "cpu" and torch.cuda.is_available()
+    scorer = weighted_scorer(run.data["reward"], device="cuda" if on_gpu else "cpu")
+    report = say if speaks() else lambda line: None
+    recipe, run = recipes.build(run, scorer, report=report)
+    if dry_run:
+        print_plan(recipe, run, frozen=recipe.frozen, measure=measure)
+        return
+    carry_out(recipe, run, out, resume=resume)
+    report(f"draw: sanakit generate PROMPT --lora {out} --guidance 1")
 
 
 @app.command()

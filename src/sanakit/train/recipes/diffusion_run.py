@@ -48,14 +48,14 @@ from sanakit.train.recipes.shard_dataset import (
     resolution_of,
     shards_of,
 )
-from sanakit.train.runs.run_config import RunConfig, is_run, lasting, load_run
+from sanakit.train.runs.run_config import RunConfig, is_run, lasting, load_run, read_run
 from sanakit.train.sample_schedule import SampleSchedule
 from sanakit.weights.layout import CONFIG
 from sanakit.weights.lora import LORA_FILE, LoraPair, write_lora
 from sanakit.weights.resolve import resolve_model
 from sanakit.weights.store import Storage, load_strict, read_config
 
-WHAT = "diffusion"
+WHAT, REWARD = "diffusion", "reward"
 Report = Callable[[str], object]
 LARGE_GRID = 64
 """Side of the latents of 2048 px: from here on published models have positional encoding."""
@@ -244,12 +244,21 @@ def lora_of_run(run: Path) -> dict[str, LoraPair]:
 
 
 def diffusion_run(run: str | Path) -> RunConfig:
-    """What a run was started with.
+    """What a run was started with; one with a reward counts as a LoRA that was trained.
 
     Raises:
         ConfigError: it is no run of diffusion. DataError: as `load_run`.
     """
-    return load_run(run, WHAT, DiffusionObjective)
+    value = read_run(run)
+    if value["what"] != REWARD:
+        return load_run(run, WHAT, DiffusionObjective)
+    lora = {name: found for name, found in value["objective"].items() if name.startswith("lora_")}
+    return RunConfig(
+        what=WHAT,
+        data={name: value["data"].get(name) for name in ("data", "start", "resolution")},
+        objective=DiffusionObjective(interpolation_scale="keep", **lora),
+        loop=LoopConfig(**value["loop"]),
+    )
 
 
 def root_model(data: DiffusionData) -> str | None:
