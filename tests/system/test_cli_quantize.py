@@ -12,6 +12,7 @@ from PIL import Image
 
 from command_line import sanakit
 from sanakit import SanaPipeline
+from sanakit.nn.int8_convolution import pays
 from sanakit.pipeline import quantized_copy
 from sanakit.pipeline.pipeline import Pipeline
 from sanakit.weights.store import read_quantization
@@ -28,13 +29,20 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_embedded_model_becomes_int8_and_draws(small: Path, tmp_path: Path) -> None:
     told = json.loads((small / "quantization.json").read_text())
-    assert told["methods"] == {"transformer": "w8a8", "text_encoder": "w8a16"}
+    decoder = {"vae": "w8a8"} if pays("cpu") else {}
+    assert told["methods"] == {"transformer": "w8a8", "text_encoder": "w8a16", **decoder}
     assert told["pictures"][0]["psnr"] > 25
     rounded = {each["layer"]: each for each in told["layers"]}
     wide = rounded["transformer.transformer_blocks.0.ff.conv_inverted"]
     assert 0 < wide["weight"] < 0.02
     assert 0 < wide["output"] < 0.05
     assert any(name.startswith("text_encoder.") for name in rounded)
+    assert (read_quantization(small / "vae") is not None) == pays("cpu")
+    if pays("cpu"):
+        convolution = rounded["vae.decoder.up_blocks.2.1.conv1"]
+        assert 0 < convolution["weight"] < 0.02
+        assert 0 < convolution["output"] < 0.05
+        assert not any(name.startswith("vae.decoder.conv_") for name in rounded)
     assert read_quantization(small / "text_encoder") is not None
     # What runs once a picture, and what all blocks hang on, is left as it is.
     assert not any("attn2.to_k" in name or "proj_out" in name for name in rounded)

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from sanakit.errors import ConfigError
 from sanakit.models.tiling import Attend, Layer, Step
 from sanakit.nn.by_rows import by_rows, own
-from sanakit.nn.fast_convolution import Conv3x3, convolved
+from sanakit.nn.fast_convolution import Conv1x1, Conv3x3, convolved
+from sanakit.nn.int8 import mix_rounded, mixes_rounded
+from sanakit.nn.int8_convolution import convolved_in_stripes, fuses
 from sanakit.nn.multiscale_attention import MultiscaleLinearAttention
 from sanakit.nn.norm import ChannelRMSNorm
 from sanakit.nn.resample import Downsample, Upsample
-from sanakit.nn.ways import is_unhooked
+from sanakit.nn.ways import is_bare, is_unhooked
 from sanakit.shapes import Map
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -52,12 +54,17 @@ def gated(value: Map, gate: Map) -> Map:
 
 def plus(x: Map, norm: nn.Module, y: Map, into: Map | None) -> Map:
     """``x + norm(y)``, in the memory of ``into`` where it may be overwritten."""
+    if not sees_positions(norm):
+        return x + norm(y)
+    return by_rows(lambda y, x: x + norm(y), y, x, into=into)
+
+
+def sees_positions(norm: nn.Module) -> bool:
+    """Whether a norm sees no more than single positions, and shows them to nobody."""
     single = type(norm) is ChannelRMSNorm or (
         isinstance(norm, nn.BatchNorm2d) and not norm.training
     )
-    if not (single and is_unhooked(norm)):  # sees more than a position, or shows it to somebody
-        return x + norm(y)
-    return by_rows(lambda y, x: x + norm(y), y, x, into=into)
+    return single and is_unhooked(norm)
 
 
 class ResBlock(nn.Module):
@@ -73,6 +80,15 @@ class ResBlock(nn.Module):
     def forward(self, x: Map) -> Map:
         """Shape and grid stay."""
         y = self.conv1(x)
+        if fuses(self.conv2, y) and sees_positions(self.norm):
+
+            def finish(y: Map, out: Map, place: int, rows: slice) -> Map:
+                return plus(x[place : place + 1, :, rows], self.norm, y, out)
+
+            ours = own(self.conv1, y) is not None
+            return convolved_in_stripes(
+                self.conv2, y, before=self.act, after=finish, overwrite=ours
+            )
         y = convolved(self.conv2, by_rows(self.act, y, into=own(self.conv1, y)))
         return plus(x, self.norm, y, own(self.conv2, y))
 
@@ -83,13 +99,17 @@ class GatedConv(nn.Module):
     def __init__(self, channels: int, expand_ratio: int = 4) -> None:
         super().__init__()
         hidden = expand_ratio * channels
-        self.conv_inverted = nn.Conv2d(channels, 2 * hidden, 1)
+        self.conv_inverted = Conv1x1(channels, 2 * hidden)
         self.conv_depth = nn.Conv2d(2 * hidden, 2 * hidden, 3, padding=1, groups=2 * hidden)
-        self.conv_point = nn.Conv2d(hidden, channels, 1, bias=False)
+        self.conv_point = Conv1x1(hidden, channels, bias=False)
         self.norm = ChannelRMSNorm(channels, EPS, bias=True)
 
     def forward(self, x: Map) -> Map:
         """Shape and grid stay."""
+        points = self.conv_inverted, self.conv_point
+        if is_bare(self.conv_depth, x.dtype, (nn.Conv2d,)) and mixes_rounded(x, *points):
+            y = mix_rounded(x, self.conv_inverted, self.conv_depth, self.conv_point)
+            return plus(x, self.norm, y, y)
         y = self.conv_inverted(x)
         y = self.conv_depth(by_rows(F.silu, y, into=own(self.conv_inverted, y)))
         value, gate = y.chunk(2, dim=1)

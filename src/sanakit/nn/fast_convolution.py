@@ -41,6 +41,13 @@ SIDE = 4
 SEEN = SIDE + 2
 
 
+class Conv1x1(nn.Conv2d):
+    """A 1x1 convolution by the library's own, of maps that no linear layer takes as tokens."""
+
+    def __init__(self, inputs: int, outputs: int, *, bias: bool = True) -> None:
+        super().__init__(inputs, outputs, 1, bias=bias)
+
+
 class Conv3x3(nn.Conv2d):
     """A 3x3 convolution of stride 1 that keeps the grid."""
 
@@ -57,8 +64,8 @@ class Conv3x3(nn.Conv2d):
 class DoublingConv3x3(nn.Conv2d):
     """A 3x3 convolution of a map that is doubled before it, each value to four neighbours."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(inputs, outputs, 3, padding=1)
+    def __init__(self, inputs: int, outputs: int, *, bias: bool = True) -> None:
+        super().__init__(inputs, outputs, 3, padding=1, bias=bias)
 
     def forward(self, x: Map) -> AnyMap:
         """``b inputs h w`` to ``b outputs 2h 2w``."""

@@ -8,7 +8,7 @@ scales, biases and all that is no product stay real numbers. Source: SANA (arXiv
 from __future__ import annotations
 
 import platform
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from functools import cache
 from typing import Any, cast
 
@@ -110,8 +110,12 @@ class Int8Layer(nn.Module):
         """``x`` times the weight over the last axis, in the dtype of ``x``."""
         if levels := self.levels(x):
             return self.rounded_product(x, levels)
-        weight = self.weight.flatten(1) * self.weight_scale
-        return F.linear(x, weight.to(x.dtype), self.bias)
+        return F.linear(x, self.real_weight(x.dtype).flatten(1), self.bias)
+
+    def real_weight(self, dtype: torch.dtype) -> Tensor:
+        """The weight that the layer has, in its own shape."""
+        real = self.weight.flatten(1) * self.weight_scale
+        return real.view(self.weight.shape).to(dtype)
 
     def rounded_product(self, x: Tensor, levels: int) -> Tensor:
         """The product with tokens rounded, through exact sums."""
@@ -171,7 +175,7 @@ def mixes_rounded(x: Map, widen: nn.Module, narrow: nn.Module) -> bool:
     return infers_on_cpu(x) and all(points)
 
 
-def mix_rounded(x: Map, widen: PointConv, depth: nn.Conv2d, narrow: PointConv) -> Map:
+def mix_rounded(x: Map, widen: nn.Module, depth: nn.Conv2d, narrow: nn.Module) -> Map:
     """The Mix-FFN of a map by int8 layers, some of its channels at a time.
 
     What is between the products is in bf16 where the processor has units for it: the tokens are
@@ -204,16 +208,19 @@ def mix_rounded(x: Map, widen: PointConv, depth: nn.Conv2d, narrow: PointConv) -
 
 
 def int8_layer(
-    layer: nn.Linear | PointConv, weight: Tensor, scale: Tensor, *, rounds_tokens: bool
+    layer: nn.Linear | nn.Conv2d,
+    kind: Callable[..., Int8Layer],
+    weight: Tensor,
+    scale: Tensor,
+    *,
+    rounds_tokens: bool,
 ) -> Int8Layer:
-    """Make the layer that takes the place of a real one; the bias is shared."""
-    biased = layer.bias is not None
-    made: Int8Layer
+    """Make the layer of that kind that takes the place of a real one; the bias is shared."""
+    linear = isinstance(layer, nn.Linear)
+    inputs = layer.in_features if linear else layer.in_channels
+    outputs = layer.out_features if linear else layer.out_channels
     with torch.device("meta"):
-        if isinstance(layer, PointConv):
-            made = Int8PointConv(layer.in_channels, layer.out_channels, bias=biased)
-        else:
-            made = Int8Linear(layer.in_features, layer.out_features, bias=biased)
+        made = kind(inputs, outputs, bias=layer.bias is not None)
     made.weight = nn.Parameter(weight, requires_grad=False)
     made.register_buffer(SCALE, scale)
     if layer.bias is not None:
@@ -223,7 +230,8 @@ def int8_layer(
 
 
 def restored(
-    layer: nn.Linear | PointConv,
+    layer: nn.Linear | nn.Conv2d,
+    kind: Callable[..., Int8Layer],
     name: str,
     state: MutableMapping[str, Tensor],
     *,
@@ -257,7 +265,7 @@ def restored(
             hint="download or write it again",
         )
     made = int8_layer(
-        layer, weight.to(device), scale.float().to(device), rounds_tokens=rounds_tokens
+        layer, kind, weight.to(device), scale.float().to(device), rounds_tokens=rounds_tokens
     )
     if bias is not None:
         made.bias = nn.Parameter(bias.to(device=device, dtype=dtype), requires_grad=False)

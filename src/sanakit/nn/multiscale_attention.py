@@ -13,6 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from sanakit.nn.inference import Linear
+from sanakit.nn.int8 import products
 from sanakit.nn.linear_attention import Total
 from sanakit.nn.resample import to_columns, to_map
 from sanakit.shapes import AnyMap, Map
@@ -81,9 +82,7 @@ class MultiscaleLinearAttention(nn.Module):
     def project(self, x: Map) -> AnyMap:
         """Queries, keys and values of all scales, interleaved."""
         columns = to_columns(x)
-        qkv = to_map(
-            torch.cat([self.to_q(columns), self.to_k(columns), self.to_v(columns)], dim=-1)
-        )
+        qkv = to_map(torch.cat(products(columns, (self.to_q, self.to_k, self.to_v)), dim=-1))
         return torch.cat([qkv, *(project(qkv) for project in self.to_qkv_multiscale)], dim=1)
 
     def summarise(self, qkv: Map) -> Tensor:

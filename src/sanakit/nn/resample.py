@@ -12,6 +12,7 @@ from torch import nn
 from sanakit.errors import ConfigError
 from sanakit.nn.by_rows import by_rows, own
 from sanakit.nn.fast_convolution import Conv3x3, DoublingConv3x3
+from sanakit.nn.int8_convolution import doubled_in_stripes, fuses
 from sanakit.shapes import AnyMap, Map
 
 
@@ -85,6 +86,8 @@ class Upsample(nn.Module):
 
     def forward(self, x: Map) -> AnyMap:
         """``b d h w`` to ``b out 2h 2w``."""
+        if self.shortcut and self.interpolate and fuses(self.conv, x):
+            return doubled_in_stripes(self.conv, x, shortcut=True)
         y = self.conv(x)
         if not self.interpolate:
             y = F.pixel_shuffle(y, 2)

@@ -11,6 +11,7 @@
 | | `int8.mix_rounded` | `int8.mixes_rounded` |
 | a function of positions | `by_rows.by_rows` | `infers_on_cpu`, and a map of many `CACHED` |
 | 3x3 convolution | `fast_convolution` | `filters_less` |
+| | `int8_convolution`, of int8 weights | `int8_convolution.rounds` |
 | norm, gate in new memory | passes in place | `infers_at_length` |
 | 16-bit products | `wide_products` | `is_emulated` |
 | weights of 8 bits made real | tokens of 8 bits, too | `int8.Int8Layer.levels` |

@@ -27,6 +27,7 @@ from sanakit.models.parts import network_in, require_network
 from sanakit.models.text_encoder import TextEncoder
 from sanakit.models.tokenizer import Tokenizer
 from sanakit.models.transformer import LinearDiT
+from sanakit.nn.int8_convolution import pays
 from sanakit.pipeline.language_models import TOKENIZER_CONFIG, build_llm, open_tokenizer
 from sanakit.pipeline.networks import (
     AutoencoderDC,
@@ -54,7 +55,7 @@ from sanakit.pipeline.schedulers import (
     scheduler_from_config,
     scheduler_named,
 )
-from sanakit.quant.method import Method, mapping_of, method_of, of_language_model
+from sanakit.quant.method import Int8, Method, mapping_of, method_of, of_language_model
 from sanakit.quant.quantize import (
     cast_real,
     has_torchao,
@@ -362,8 +363,9 @@ def load_components(
             published in it are read without.
         revision: of a hub repository.
         offline: fail rather than download.
-        quantization: what `method_of` reads, for transformer and text encoder, or a mapping from
-            components to that.
+        quantization: what `method_of` reads, for transformer and text encoder, and with
+            ``w8a8`` the autoencoder where that makes it faster; or a mapping from components to
+            that.
         components: parts that are not read from disk: ``transformer``, ``vae``, ``text_encoder``,
             ``tokenizer``, ``scheduler`` (also a solver's name, or a published scheduler's
             config), ``controlnet`` (also where one is, as `control_folder` takes it).
@@ -426,6 +428,9 @@ def load_components(
     variants = _variants({part: folders[part] for part in missing}, variant, usual, folder)
     sizes = {part: 2 * sum(p.numel() for p in each.parameters()) for part, each in missing.items()}
     places = place(sizes, device, max_memory)
+    one = _one_method(quantization)
+    if isinstance(one, Int8) and one.kind == "w8a8" and "vae" in missing and pays(places["vae"]):
+        methods["vae"] = one
     dtypes = resolve_dtypes(
         checkpoint,
         dtype,
@@ -532,14 +537,22 @@ def _check_names(what: str, names: Iterable[str], known: Sequence[str]) -> None:
             raise ConfigError(f"{what} names {name!r}", hint=did_you_mean(name, known))
 
 
+def _one_method(quantization: Any) -> Method | None:
+    """The method that is meant for a whole model; None where parts have methods of their own."""
+    by_part = isinstance(quantization, Mapping) and "quant_method" not in quantization
+    if quantization is None or by_part or hasattr(quantization, "quant_mapping"):
+        return None
+    return method_of(quantization)
+
+
 def _by_component(quantization: Any, given: Mapping[str, Any]) -> dict[str, Method]:
     """One method means the two large networks; parts that were passed are the caller's to make."""
     if quantization is None:
         return {}
     whole = hasattr(quantization, "quant_mapping")
     by_part = mapping_of(quantization) if whole else quantization
-    if not isinstance(by_part, Mapping) or "quant_method" in by_part:
-        method = method_of(by_part)
+    method = _one_method(quantization)
+    if method is not None:
         methods = {"transformer": method, "text_encoder": of_language_model(method)}
         return {part: each for part, each in methods.items() if part not in given}
     _check_names("quantization_config", by_part, NETWORKS)

@@ -555,6 +555,7 @@ class AutoencoderDC(Published, Autoencoder):
     config_class = AutoencoderConfig
     published_name = "AutoencoderDC"
     role = "vae"
+    always_keep = ("encoder.conv_in", "encoder.conv_out", "decoder.conv_in", "decoder.conv_out")
 
     def load_decoder(self, name: str | Path, *, local_files_only: bool = False) -> None:
         """Decode with another decoder from now on; arguments are `decoders.load_decoder`'s."""

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 
 from sanakit.errors import ConfigError
 from sanakit.files import disk_errors, replacing_folder, write_json
-from sanakit.nn.cpu import PointConv
 from sanakit.nn.int8 import round_weight
+from sanakit.nn.int8_convolution import pays
 from sanakit.pipeline.components import Components
 from sanakit.pipeline.networks import write
 from sanakit.pipeline.pipeline import Pipeline
 from sanakit.pipeline.request import GenerateRequest
 from sanakit.quant.method import Method, method_of
-from sanakit.quant.quantize import is_quantized
+from sanakit.quant.quantize import ROUNDED_LAYERS, is_quantized
 from sanakit.weights.layout import LM_STEM
 from sanakit.weights.resolve import model_to_copy
 from sanakit.weights.store import read_quantization, write_weights
@@ -34,6 +34,8 @@ METHODS = {"int8": "w8a8", "int4": "bnb-nf4"}
 """By what is asked for: the method, of those that have a layout on disk."""
 REPORT = "quantization.json"
 LANGUAGE = "text_encoder"
+AUTOENCODER = "vae"
+"""Rounded where it gains something, like all else by its folder."""
 PARTS = ("transformer", "controlnet", LANGUAGE)
 """By their folders."""
 ROWS = 64
@@ -72,6 +74,8 @@ def quantized_copy(
     """
     folder = model_to_copy(model, target, offline=offline, force=force)
     parts = [part for part in PARTS if (folder / part / "config.json").is_file()]
+    if kind == "int8" and pays("cpu"):
+        parts.append(AUTOENCODER)
     for part in parts:
         if read_quantization(folder / part) is not None:
             raise ConfigError(
@@ -83,7 +87,7 @@ def quantized_copy(
     report("loading")
     exact = Pipeline.load(model, offline=offline)
     report("drawing")
-    seen, weights, drawn = _observed(exact, request, weigh=kind == "int8")
+    seen, weights, drawn = _observed(exact, request, parts, weigh=kind == "int8")
     del exact  # before the other one comes: they are not in memory at once
     gc.collect()
     report("rounding")
@@ -119,7 +123,9 @@ def quantized_copy(
 
 
 def _by_folder(components: Components) -> dict[str, nn.Module]:
-    return {name.replace(" ", "_"): each for name, each in components.networks.items()}
+    folders = {"autoencoder": AUTOENCODER}
+    networks = components.networks.items()
+    return {folders.get(name, name.replace(" ", "_")): each for name, each in networks}
 
 
 def _size(folder: Path, parts: list[str]) -> int:
@@ -158,17 +164,17 @@ Seen = dict[str, tuple[Tensor, Tensor]]
 
 
 def _observed(
-    exact: Pipeline, request: GenerateRequest, *, weigh: bool
+    exact: Pipeline, request: GenerateRequest, parts: Collection[str], *, weigh: bool
 ) -> tuple[Seen, dict[str, float], list[tuple[int, Any]]]:
     """Draw, and give what layers did; what rounding their weights changes; seeds and pixels."""
     seen: Seen = {}
     weights = {}
     hooks = []
     for part, network in _by_folder(exact.components).items():
-        if part not in PARTS:
+        if part not in parts:
             continue
         for name, layer in network.named_modules():
-            if isinstance(layer, nn.Linear | PointConv):
+            if isinstance(layer, ROUNDED_LAYERS):
                 hooks.append(layer.register_forward_hook(_keeper(f"{part}.{name}", seen)))
                 if weigh:
                     levels, scale = round_weight(layer.weight, name=f"{part}.{name}")
@@ -185,13 +191,13 @@ def _errors(rounded: Pipeline, seen: Seen, weights: dict[str, float]) -> list[di
     layers = []
     for part, network in _by_folder(rounded.components).items():
         for name, layer in network.named_modules():
-            if not isinstance(layer, nn.Linear | PointConv) or not _is_rounded(layer):
+            if not isinstance(layer, ROUNDED_LAYERS) or not _is_rounded(layer):
                 continue
             place, output = f"{part}.{name}", None
             if place in seen:
                 x, y = seen[place]
                 with torch.inference_mode():
-                    output = _relative(layer(x), y)
+                    output = _relative(layer(x)[:, :, : y.shape[2]] if y.ndim > 3 else layer(x), y)
             layers.append(Errors(layer=place, weight=weights.get(place), output=output))
     return [vars(each) for each in layers]
 
@@ -204,15 +210,15 @@ def _is_rounded(layer: nn.Module) -> bool:
 def _keeper(name: str, seen: Seen) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
     def keep(layer: nn.Module, given: tuple[Any, ...], made: Tensor) -> None:
         if name not in seen:
-            seen[name] = _some(layer, given[0]), _some(layer, made)
+            seen[name] = _some(layer, given[0], beside=1), _some(layer, made)
 
     return keep
 
 
-def _some(layer: nn.Module, x: Tensor) -> Tensor:
-    """The first tokens of a linear layer, or rows of a map."""
-    if isinstance(layer, PointConv):
-        return x.detach()[:1, :, : max(1, ROWS // x.shape[-1])].clone()
+def _some(layer: nn.Module, x: Tensor, *, beside: int = 0) -> Tensor:
+    """The first tokens of a linear layer, or rows of a map and so many beside those."""
+    if isinstance(layer, nn.Conv2d):
+        return x.detach()[:1, :, : max(1, ROWS // x.shape[-1]) + beside].clone()
     return x.detach().reshape(-1, x.shape[-1])[:ROWS].clone()
 
 

@@ -8,21 +8,44 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Iterable, MutableMapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sanakit.errors import ConfigError, WeightsError, did_you_mean
+from sanakit.models.published import say_once
 from sanakit.nn.cpu import PointConv
-from sanakit.nn.int8 import SCALE, TEXT_SIDE, Int8Layer, int8_layer, restored, round_weight
+from sanakit.nn.fast_convolution import Conv1x1, Conv3x3, DoublingConv3x3
+from sanakit.nn.int8 import (
+    SCALE,
+    TEXT_SIDE,
+    Int8Layer,
+    Int8Linear,
+    Int8PointConv,
+    int8_layer,
+    restored,
+    round_weight,
+)
+from sanakit.nn.int8_convolution import Int8Conv3x3, Int8DoublingConv3x3, pays
 from sanakit.quant.method import BitsAndBytes, Int8, Method, TorchAo
 
 NOTHING = torch.empty(0)
 # Layers of bitsandbytes, by name, so that asking does not import it.
 INT8, FOUR_BIT = "Linear8bitLt", "Linear4bit"
 OUT_BLOCK, IN_BLOCK = 32, 64
+INT8_LAYERS: dict[type[nn.Linear | nn.Conv2d], type[Int8Layer]] = {
+    nn.Linear: Int8Linear,
+    PointConv: Int8PointConv,
+}
+INT8_CONVOLUTIONS: dict[type[nn.Linear | nn.Conv2d], type[Int8Layer]] = {
+    Conv1x1: Int8PointConv,
+    Conv3x3: Int8Conv3x3,
+    DoublingConv3x3: Int8DoublingConv3x3,
+}
+"""Those of maps that are no tokens: rounded for speed alone, and only where they gain it."""
+ROUNDED_LAYERS = tuple(INT8_LAYERS | INT8_CONVOLUTIONS)
 GROUP = 32
 """torchao's int4: values that share a scale; each costs 16 bits, so 4.5 bits a value."""
 
@@ -36,7 +59,7 @@ def quantize(
     dtype: torch.dtype,
     device: str | torch.device = "cpu",
 ) -> nn.Module:
-    """Quantize the linear layers of a network that has its weights; `Int8` also 1x1 convolutions.
+    """Quantize the linear layers of a network that has its weights; `Int8` also convolutions.
 
     Weights are rounded from the dtype that they have and then let go, so that beside the network
     one layer at a time is in memory twice.
@@ -52,12 +75,15 @@ def quantize(
     Raises:
         ConfigError: a library that is not installed, or a name to skip that nothing has.
     """
-    names = linear_names(module, (*_skipped(module, method, keep), *always_keep), of=_of(method))
+    kinds = tuple(_kinds(method))
+    names = linear_names(module, (*_skipped(module, method, keep), *always_keep), of=kinds)
     if isinstance(method, Int8):
+        names = [name for name in names if not _gains_nothing(_linear(module, name), device)]
         for name in names:
             layer = _linear(module, name)
             weight, scale = round_weight(layer.weight, name=name)
-            made = int8_layer(layer, weight, scale, rounds_tokens=method.kind == "w8a8")
+            kind = _kind(layer)
+            made = int8_layer(layer, kind, weight, scale, rounds_tokens=method.kind == "w8a8")
             _replace(module, name, made)
     elif isinstance(method, BitsAndBytes):
         for name in names:
@@ -79,7 +105,8 @@ def restore(
 ) -> list[str]:
     """Put in the linear layers that ``state`` holds quantized, whose tensors are taken out of it.
 
-    Gives the names of those layers. Layers whose weights are real stay for strict loading.
+    Gives the names of those layers. Layers whose weights are real stay for strict loading, and so
+    do convolutions of int8 that are no faster here, made real.
 
     Raises:
         ConfigError: a method whose weights are not stored quantized. WeightsError: misfits.
@@ -90,19 +117,27 @@ def restore(
         )
     names = [
         name
-        for name in linear_names(module, (), of=_of(method))
+        for name in linear_names(module, (), of=tuple(_kinds(method)))
         if state.get(f"{name}.weight", NOTHING).dtype in (torch.int8, torch.uint8)
     ]
+    filled = []
     for name in names:
         where: dict[str, Any] = {"dtype": dtype, "device": device, "source": source}
         linear = _linear(module, name)
         layer: nn.Module
         if isinstance(method, Int8):
-            layer = restored(linear, name, state, rounds_tokens=method.kind == "w8a8", **where)
+            rounds = method.kind == "w8a8"
+            layer = restored(linear, _kind(linear), name, state, rounds_tokens=rounds, **where)
+            if _gains_nothing(linear, device):
+                state[f"{name}.weight"] = layer.real_weight(dtype)
+                if layer.bias is not None:
+                    state[f"{name}.bias"] = layer.bias.detach()
+                continue
         else:
             layer = _bnb_restored(linear, name, state, method, **where)
         _replace(module, name, layer)
-    return names
+        filled.append(name)
+    return filled
 
 
 def cast_real(module: nn.Module, dtype: torch.dtype) -> None:
@@ -134,8 +169,24 @@ def linear_names(module: nn.Module, skip: Sequence[str], *, of: Layers = (nn.Lin
     ]
 
 
-def _of(method: Method) -> Layers:
-    return (nn.Linear, PointConv) if isinstance(method, Int8) else (nn.Linear,)
+def _kinds(method: Method) -> Iterable[type[nn.Module]]:
+    if not isinstance(method, Int8):
+        return (nn.Linear,)
+    return INT8_LAYERS if method.kind == "w8a16" else INT8_LAYERS | INT8_CONVOLUTIONS
+
+
+def _kind(layer: nn.Module) -> type[Int8Layer]:
+    """The layer of int8 that takes the place of a real one."""
+    kinds = INT8_LAYERS | INT8_CONVOLUTIONS
+    return next(made for kind, made in kinds.items() if isinstance(layer, kind))
+
+
+def _gains_nothing(layer: nn.Module, device: str | torch.device) -> bool:
+    """Whether it is a convolution that stays real on this device, which is said once."""
+    stays = isinstance(layer, tuple(INT8_CONVOLUTIONS)) and not pays(device)
+    if stays:
+        say_once("convolutions stay real numbers: in int8 they gain nothing on this processor")
+    return stays
 
 
 def is_quantized(module: nn.Module) -> bool:

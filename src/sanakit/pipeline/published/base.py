@@ -230,7 +230,8 @@ class PublishedPipeline(Steps, Saved, Placing, LoraMethods):
         passed are not read from disk, and None means none: ``text_encoder=None, tokenizer=None``
         for prompts encoded before. An fp16 text encoder quantized by bitsandbytes goes on in bf16.
         ``device_map="balanced"`` spreads whole parts over the accelerators there are.
-        ``quantization_config`` is for transformer and text encoder, or a dict by component.
+        ``quantization_config`` is for transformer and text encoder, with ``w8a8`` the autoencoder
+        too where that makes it faster, or a dict by component.
         ``dtype`` is the newer name of ``torch_dtype``; ``cache_dir``, ``token`` and
         ``force_download`` are for the hub. Other published arguments decide nothing here, and it is
         said, or are refused. Arguments and errors otherwise are those of `load_components`; an
