@@ -3,16 +3,17 @@
 `python -m benchmarks.decoding --size 1024 --ways whole,512,128`: each way in a process of its own,
 the peak of resident memory while decoding less what was resident before, beside the estimate that
 the choice of a way rests on. A number is the height of exact stripes, WxH of exact tiles, `blended`
-overlapping ones, `diffusers` its AutoencoderDC.
+overlapping ones, `int8` the whole by `w8a8`, `diffusers` its AutoencoderDC.
 
-`--versus diffusers` runs both in one process on equal weights and latents, in turns, and compares
-with the floor: the products of the plain convolutions at the rate of large ones, measured between.
-`--encode` encodes pictures instead.
+`--versus diffusers` runs both, and `w8a8` where convolutions in int8 pay, in one process on equal
+weights and latents, in turns, and compares with the floor: the products of the plain convolutions
+at the rate of large ones, measured between. `--encode` encodes pictures instead.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import gc
 import json
 import statistics
@@ -29,7 +30,11 @@ from sanakit.bench.record import append, facts
 from sanakit.models.autoencoder import Autoencoder
 from sanakit.models.config import AUTOENCODERS, config_to_dict
 from sanakit.models.tiling import Tiling
+from sanakit.nn.int8_convolution import pays
 from sanakit.pipeline import decoder
+from sanakit.pipeline.networks import AutoencoderDC
+from sanakit.quant.method import Int8
+from sanakit.quant.quantize import quantize
 from sanakit.train.mfu import counted
 
 RESULTS = ROOT / "benchmarks" / "results" / "decoding.jsonl"
@@ -53,6 +58,13 @@ def built(settings: argparse.Namespace) -> Autoencoder:
     torch.set_default_dtype(getattr(torch, settings.dtype))
     autoencoder = Autoencoder(AUTOENCODERS[settings.preset]).eval().requires_grad_(False)
     torch.set_default_dtype(torch.float32)
+    return autoencoder
+
+
+def rounded(autoencoder: Autoencoder) -> Autoencoder:
+    """The same in int8."""
+    keep, dtype = AutoencoderDC.always_keep, next(autoencoder.parameters()).dtype
+    quantize(autoencoder, Int8(), always_keep=keep, dtype=dtype)
     return autoencoder
 
 
@@ -89,6 +101,8 @@ def versus(settings: argparse.Namespace) -> dict[str, Any]:
     x = x.to(next(autoencoder.parameters()).dtype)
     run = "encode" if settings.encode else "decode"
     ways = {"sanakit": autoencoder, "diffusers": peer}
+    if pays("cpu"):
+        ways["int8"] = rounded(copy.deepcopy(autoencoder))
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     rates, results = [], {}
     with torch.no_grad():
@@ -102,7 +116,8 @@ def versus(settings: argparse.Namespace) -> dict[str, Any]:
                 started = time.perf_counter()
                 (results[name],) = getattr(way, run)(x, return_dict=False)
                 seconds[name].append(time.perf_counter() - started)
-    ours, theirs = (statistics.median(seconds[name]) for name in ways)
+    middle = {name: statistics.median(each) for name, each in seconds.items()}
+    ours, theirs = middle["sanakit"], middle["diffusers"]
     apart = (results["sanakit"] - results["diffusers"]).abs().max() / results["diffusers"].std()
     return {
         "run": run,
@@ -113,12 +128,26 @@ def versus(settings: argparse.Namespace) -> dict[str, Any]:
         "gemm_gflops": round(max(rates) / 1e9),
         "plain_floor": round(flops / max(rates), 2),
         "largest_difference": float(f"{apart.item():.1e}"),
+        **({"int8": of_int8(seconds, results)} if "int8" in ways else {}),
+    }
+
+
+def of_int8(seconds: dict[str, list[float]], results: dict[str, Any]) -> dict[str, Any]:
+    """Seconds of every turn, times as fast as both others, error relative to the exact result."""
+    middle = {name: statistics.median(each) for name, each in seconds.items()}
+    exact = results["sanakit"]
+    return {
+        "seconds": [round(each, 2) for each in seconds["int8"]],
+        **{name: round(each / middle["int8"], 2) for name, each in middle.items()},
+        "error": round(((results["int8"] - exact).norm() / exact.norm()).item(), 4),
     }
 
 
 def measure(settings: argparse.Namespace) -> dict[str, Any]:
     """Decode in this process, in one way."""
     autoencoder = built(settings)
+    if settings.ways == "int8":
+        rounded(autoencoder)
     if settings.encode or settings.ways == "diffusers":
         return measure_whole(settings, autoencoder)
     dtype = next(autoencoder.parameters()).dtype
@@ -126,7 +155,7 @@ def measure(settings: argparse.Namespace) -> dict[str, Any]:
     factor = autoencoder.config.spatial_factor
     side = settings.size // factor
     latent = torch.randn(1, autoencoder.config.latent_channels, side, side)
-    if settings.ways == "whole":
+    if settings.ways in ("whole", "int8"):
         way = decoder.Way()
     elif settings.ways == "blended":
         way = decoder.Way(tiling=Tiling(384, 384, 256, 256, exact=False))
@@ -146,7 +175,7 @@ def measure(settings: argparse.Namespace) -> dict[str, Any]:
     raw = latent.to(dtype)
     estimate = way.peak_bytes(autoencoder, raw) + pixels.nbytes
     return {
-        "way": str(way),
+        "way": "int8" if settings.ways == "int8" else str(way),
         "seconds": round(seconds, 2),
         "peak_mb": round(peak / 2**20),
         "estimate_mb": round(estimate / 2**20),
@@ -200,7 +229,7 @@ def main() -> None:
     rows = []
     if settings.versus:
         rows.append(versus(settings))
-        settings.ways = "whole,diffusers"
+        settings.ways = ",".join(["whole", *(["int8"] if "int8" in rows[0] else []), "diffusers"])
         print("  ".join(f"{key} {value}" for key, value in rows[0].items()), flush=True)
     for way in settings.ways.split(","):
         command = [sys.executable, "-m", "benchmarks.decoding", "--one", "--ways", way]
