@@ -319,7 +319,7 @@ def router(service: JobService, settings: ServeSettings) -> APIRouter:
         return Drawn(
             images=[_text(png) for png in pngs] if body.send_images else [],
             parameters=sent,
-            info=json.dumps(_info(job, pngs, settings.model)),
+            info=json.dumps(await decoding(_info, job, pngs, settings.model)),
         )
 
     @routes.post("/png-info")

@@ -126,7 +126,7 @@ def test_threads_take_turns_a_step_each() -> None:
                 turns.hand_over()
 
     threads = [
-        threading.Thread(target=steps, args=(name, n))
+        threading.Thread(target=steps, args=(name, n), daemon=True)
         for name, n in zip("abc", (4, 4, 2), strict=True)
     ]
     for thread in threads:
