@@ -6,7 +6,8 @@ and after is computed in the same pass, while the rows are in the cache. Sums ar
 
 A convolution of a doubled map is one of 2x2 for each of the four places that a value goes to, whose
 taps are sums of those of 3x3, rounded once more. Of both the twin is the convolution by the weight
-made real.
+made real, which also takes rows of which a few channels are so large that one scale would leave
+most others with hardly a level.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ FEWEST = 4
 """Rows of wide maps, as two more are rounded with them."""
 STEPS = 254
 """Between the least and the largest value; of 255, one is left for the zero point's rounding."""
+USED = 16
+"""Steps that half of the channels use at least, or the rows are not rounded."""
 GRID = ([1, 1], [0, 0], [1, 1], 1)
 """Stride, padding, dilation, groups."""
 Before = Callable[[Tensor], Tensor]
@@ -170,7 +173,14 @@ def _stripes(
                 held[: 2 * above] = seen[len(seen) - 2 * above :]  # the last stripe's last two rows
                 seen = held[: len(given)]
                 seen[2 * above :] = before(given[2 * above :])
-            step, zero = _rounded(seen.float(), scaled, padded[1 - above :])
+            seen = seen.float()
+            ends = _range(seen)
+            if ends is None:
+                real = (weight.flatten(1) * scale[:, None]).view(weight.shape)
+                beside = F.pad(seen, (0, 0, 1, 1, 1 - above, count + 1 + above - len(seen)))
+                yield place, rows, F.conv2d(beside[None].permute(0, 3, 1, 2), real, offset)
+                continue
+            step, zero = _rounded(seen, *ends, scaled, padded[1 - above :])
             padded[: 1 - above] = padded[1 - above + len(seen) : count + 2] = zero
             made = torch.ops.onednn.qconv_pointwise(
                 *(padded[None, : count + 2].permute(0, 3, 1, 2), step, 0, packed, scale),
@@ -180,10 +190,19 @@ def _stripes(
             yield place, rows, made
 
 
-def _rounded(rows: Tensor, scaled: Tensor, padded: Tensor) -> tuple[float, int]:
+def _range(rows: Tensor) -> tuple[float, float] | None:
+    """From where to where ``n w inputs`` and zero go; None where few channels use it."""
+    low, high = rows.amin((0, 1)).clamp_(max=0), rows.amax((0, 1)).clamp_(min=0)
+    lowest, highest = float(low.min()), float(high.max())
+    if float((high - low).median()) * STEPS < USED * (highest - lowest):
+        return None
+    return lowest, highest
+
+
+def _rounded(
+    rows: Tensor, low: float, high: float, scaled: Tensor, padded: Tensor
+) -> tuple[float, int]:
     """Write ``n w inputs`` to ``padded``, between columns of zeros; the step and zero's level."""
-    low, high = (float(each) for each in rows.aminmax())
-    low, high = min(low, 0.0), max(high, 0.0)
     step = max((high - low) / STEPS, SMALLEST)
     zero = round(-low / step) if step < float("inf") else 0
     # To whole numbers is towards zero, and none is negative.
