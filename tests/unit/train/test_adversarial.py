@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from sanakit.errors import ConfigError
 from sanakit.models.discriminator import PatchDiscriminator
-from sanakit.train.recipes.autoencoder import (
+from sanakit.train.recipes.adversarial import (
     balance,
     hinge_of_discriminator,
     hinge_of_judged,

@@ -18,12 +18,11 @@ from sanakit.models.autoencoder_blocks import ResBlock
 from sanakit.models.discriminator import PatchDiscriminator
 from sanakit.nn.resample import Downsample, Upsample
 from sanakit.train.recipes import autoencoder
+from sanakit.train.recipes.adversarial import hinge_of_discriminator, hinge_of_judged
 from sanakit.train.recipes.autoencoder import (
     AutoencoderBatch,
     AutoencoderObjective,
     AutoencoderRecipe,
-    hinge_of_discriminator,
-    hinge_of_judged,
     psnr,
     squares,
 )

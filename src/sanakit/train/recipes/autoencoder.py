@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from sanakit.errors import ConfigError
@@ -28,46 +27,14 @@ from sanakit.nn.resample import Downsample, Upsample
 from sanakit.shapes import Image, Latent, PerSample
 from sanakit.train.mfu import SeenShapes, Shapes, counted
 from sanakit.train.recipe import Recipe, Timers
+from sanakit.train.recipes.adversarial import (
+    balance,
+    hinge_of_discriminator,
+    hinge_of_judged,
+    judged,
+)
 from sanakit.train.recipes.shard_dataset import PictureSource, Pixels, as_image
 from sanakit.train.sample_schedule import SampleSchedule, generator_of, normal_of, uniform_of
-
-LOUDEST = 1e4
-
-
-def judged(discriminator: nn.Module, image: Image) -> Tensor:
-    """Logits whose gradient reaches the picture and leaves the discriminator as it is."""
-    constants = {name: weight.detach() for name, weight in discriminator.named_parameters()}
-    return functional_call(discriminator, constants, (image,)).float()
-
-
-def hinge_of_judged(logits: Tensor) -> PerSample:
-    """What the generator minimises, picture by picture: the mean of minus its logits."""
-    return -logits.flatten(1).mean(dim=1)
-
-
-def hinge_of_discriminator(discriminator: nn.Module, real: Image, made: Image) -> PerSample:
-    """What the discriminator minimises: half of max(0, 1 - real) + max(0, 1 + made), on average.
-
-    Source: Lim and Ye 2017, equation 15; the half as in VQGAN.
-    """
-    logits = discriminator(torch.cat([real, made.detach()])).float().flatten(1)
-    of_real, of_made = logits.chunk(2)
-    return (F.relu(1 - of_real).mean(dim=1) + F.relu(1 + of_made).mean(dim=1)) / 2
-
-
-def balance(reconstruction: Tensor, adversarial: Tensor, at: Tensor) -> Tensor:
-    """How loud the adversarial loss may be to move ``at`` as far as the reconstruction does.
-
-    A constant from 0 to 10,000: the ratio of the lengths of both gradients at one weight. It is of
-    the whole micro-batch, so that smaller parts give other numbers. Source: VQGAN (Esser et al.
-    2021), equation 7.
-    """
-    lengths = [
-        torch.autograd.grad(loss, at, retain_graph=True)[0].float().norm()
-        for loss in (reconstruction, adversarial)
-    ]
-    return (lengths[0] / (lengths[1] + 1e-6)).clamp(0, LOUDEST).detach()
-
 
 Phase = Literal["full", "latent", "decoder", "refine", "distill"]
 """full: everything, at low resolution, L1 and perceptual loss. latent: head of the encoder and
