@@ -7,7 +7,7 @@ shown the state of the straight path.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -161,6 +161,16 @@ def arc_prediction(velocity: Latent, x: Latent, sigma: Tensor) -> Latent:
 def distance(sigma: Tensor) -> Tensor:
     """Give how far from the origin the straight path is, in states of the arc."""
     return torch.sqrt(sigma**2 + (1 - sigma) ** 2)
+
+
+def arc_velocity(network: Callable[[Latent, Tensor], Latent], x: Latent, time: Tensor) -> Latent:
+    """Give how a state of the arc moves along it, by a network of the straight path. (S21).
+
+    ``network`` is shown that path's state and told its level, of the shape of ``time``.
+    """
+    sigma = sigma_at(time)
+    straight = x * distance(sigma)
+    return arc_prediction(network(straight, sigma), straight, sigma)
 
 
 def scm_step(velocity: Velocity, x: Latent, leg: Leg, past: Past) -> Stepped:

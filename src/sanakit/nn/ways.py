@@ -55,8 +55,12 @@ def infers_on_cpu(x: Tensor) -> bool:
     """Whether ``x`` is on a CPU and nothing learns from it, transforms, traces or only counts."""
     traced = torch.compiler.is_compiling() or is_tracing() or type(x) is not Tensor
     traced = traced or torch._C._len_torch_dispatch_stack() > 0  # who counts knows plain ways
-    transformed = maybe_current_level() is not None or forward_ad._current_level >= 0
-    return x.device.type == "cpu" and not (torch.is_grad_enabled() or traced or transformed)
+    return x.device.type == "cpu" and not (torch.is_grad_enabled() or traced or is_transformed())
+
+
+def is_transformed() -> bool:
+    """Whether derivatives are carried along, or functions transformed: fused ways know of none."""
+    return maybe_current_level() is not None or forward_ad._current_level >= 0
 
 
 def infers_at_length(x: Tensor) -> bool:
@@ -130,8 +134,12 @@ def lengths_where_it_pays(mask: TextMask, queries: int) -> list[int] | None:
 
 
 def reads_few(q: Heads, k: Tensor) -> bool:
-    """Whether `cpu.read_few` is the faster way: where a CPU learns from few keys."""
-    return q.device.type == "cpu" and torch.is_grad_enabled() and k.shape[2] <= FEW
+    """Whether `cpu.read_few` is the faster way, or the only one.
+
+    It is faster where a CPU learns from few keys; derivatives go through no other.
+    """
+    few = q.device.type == "cpu" and torch.is_grad_enabled() and k.shape[2] <= FEW
+    return few or is_transformed()
 
 
 def filters_less(conv: nn.Conv2d, x: Map, kinds: Sequence[type]) -> bool:
