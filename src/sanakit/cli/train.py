@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sanakit.train.runs.run_config import RunConfig
 
 app = typer.Typer(
-    help="Train an autoencoder, a transformer or a control branch, or with a reward; export.",
+    help="Train autoencoders, transformers, control branches, few steps, with a reward; export.",
     no_args_is_help=True,
 )
 RUNS = Path("runs")
@@ -46,6 +46,15 @@ Rate = Annotated[
 Steps = Annotated[int | None, typer.Option(help="Steps in all: --set total_images, in batches.")]
 BatchSize = Annotated[
     int | None, typer.Option("--batch-size", help="Pictures a step: --set batch_size.")
+]
+Set = Annotated[
+    str | None, typer.Option("--data", help="Set that `sanakit data build` made, or its address.")
+]
+Held = Annotated[str | None, typer.Option(help="Set to measure on, never trained on.")]
+Workers = Annotated[int | None, typer.Option(help="Processes that decode pictures.")]
+Shown = Annotated[
+    list[str] | None,
+    typer.Option("--prompt", help="Drawn on the way, to see what is learned; may be repeated."),
 ]
 Run = Annotated[Path, typer.Argument(help="Folder of a run: --out of the training command.")]
 
@@ -351,6 +360,93 @@ def reward(
         return
     carry_out(recipe, run, out, resume=resume)
     report(f"draw: sanakit generate PROMPT --lora {out} --guidance 1")
+
+
+@app.command()
+def sprint_teacher(
+    data: Set = None,
+    start: Annotated[
+        str | None,
+        typer.Option("--from", help="Model to begin with: glyph, a folder, owner/name, a run."),
+    ] = None,
+    out: Out = RUNS / "sprint-teacher",
+    prompt: Shown = None,
+    held: Held = None,
+    workers: Workers = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    measure: Measure = True,
+    learning_rate: Rate = None,
+    steps: Steps = None,
+    batch_size: BatchSize = None,
+    settings: Settings = None,
+) -> None:
+    """Make the teacher of a model of few steps out of a model; OUT is at its end a model, too."""
+    check_dry(dry_run, measure)
+    settings = with_options(
+        settings, {"peak_lr": learning_rate, "steps": steps, "batch_size": batch_size}
+    )
+    from sanakit.train.recipes import sprint_teacher as recipes
+
+    typed = {"data": data, "start": start, "prompts": prompt, "held": held, "workers": workers}
+    few_steps(recipes, typed, settings, out, resume=resume, dry_run=dry_run, measure=measure)
+
+
+@app.command()
+def sprint(
+    data: Set = None,
+    start: Annotated[
+        str | None,
+        typer.Option("--from", help="Teacher: a run of sprint-teacher, a folder, owner/name."),
+    ] = None,
+    out: Out = RUNS / "sprint",
+    prompt: Shown = None,
+    held: Held = None,
+    workers: Workers = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    measure: Measure = True,
+    learning_rate: Rate = None,
+    steps: Steps = None,
+    batch_size: BatchSize = None,
+    settings: Settings = None,
+) -> None:
+    """Distil a teacher into a model that draws in one to four steps; OUT is it, at its end."""
+    check_dry(dry_run, measure)
+    settings = with_options(
+        settings, {"peak_lr": learning_rate, "steps": steps, "batch_size": batch_size}
+    )
+    from sanakit.train.recipes import sprint as recipes
+
+    typed = {"data": data, "start": start, "prompts": prompt, "held": held, "workers": workers}
+    few_steps(recipes, typed, settings, out, resume=resume, dry_run=dry_run, measure=measure)
+
+
+def few_steps(
+    recipes: Any,
+    typed: dict[str, Any],
+    settings: list[str],
+    out: Path,
+    *,
+    resume: bool,
+    dry_run: bool,
+    measure: bool,
+) -> None:
+    """Run one of both stages on the way to few steps, ``recipes`` being its module."""
+    from sanakit.train.runs.run_config import speaks
+
+    what = (recipes.WHAT, recipes.OBJECTIVE, recipes.new_run)
+    run = new_or_resumed(*what, typed, settings, resumed=out if resume else None)
+    if not dry_run:
+        check_free(out, resume=resume)
+    recipe, run = recipes.build(run, report=say if speaks() else lambda line: None)
+    if dry_run:
+        shards = recipe.pictures.shards
+        print_plan(recipe, run, frozen=recipe.frozen, shards=shards, measure=measure)
+        return
+    carry_out(
+        recipe, run, out, resume=resume, finish=lambda: recipes.finish(recipe, out, report=say)
+    )
 
 
 @app.command()

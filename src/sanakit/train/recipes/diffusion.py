@@ -309,7 +309,7 @@ class DiffusionRecipe(Recipe[DiffusionBatch]):
                 generators = [generator_of(schedule.seed, k) for k in next(spans)]
                 level = levels_at(self._positions(generators), self.flow_shift)
                 noise = normal_of(generators, *self._latent_shape(batch))
-                yield _drawn(batch, rows, noise, level)
+                yield drawn_rows(batch, rows, noise, level)
 
     def prepare(
         self, batch: DiffusionBatch, device: torch.device, timers: Timers
@@ -491,11 +491,11 @@ class DiffusionRecipe(Recipe[DiffusionBatch]):
             shape = (EVALUATION_BATCH, *self._latent_shape(batch))
             noise = torch.randn(shape, generator=generator)
             level = NoiseLevel(sigma, (1000 * sigma).floor())
-            drawn = _drawn(batch, slice(None), noise, level)
+            drawn = drawn_rows(batch, slice(None), noise, level)
             yield replace(drawn, source=f"{source.shards}: ")
 
 
-def _drawn(batch: Read, rows: slice, noise: Latent, level: NoiseLevel) -> DiffusionBatch:
+def drawn_rows(batch: Read, rows: slice, noise: Latent, level: NoiseLevel) -> DiffusionBatch:
     """Some samples of a batch that was read."""
 
     def some(tensor: Tensor | None) -> Tensor | None:

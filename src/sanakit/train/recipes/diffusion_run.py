@@ -50,7 +50,7 @@ from sanakit.train.recipes.shard_dataset import (
 )
 from sanakit.train.runs.run_config import RunConfig, is_run, lasting, load_run, read_run
 from sanakit.train.sample_schedule import SampleSchedule
-from sanakit.weights.layout import CONFIG
+from sanakit.weights.layout import CONFIG, INDEX
 from sanakit.weights.lora import LORA_FILE, LoraPair, write_lora
 from sanakit.weights.resolve import resolve_model
 from sanakit.weights.store import Storage, load_strict, read_config
@@ -129,10 +129,13 @@ def components_of_run(run: Path, *, device: str = "cpu") -> Components:
 
 
 def _runs_before(data: DiffusionData) -> list[tuple[Path, RunConfig]]:
-    """The runs that led to what a run begins with, the last one first."""
+    """The runs that led to what a run begins with, the last one first.
+
+    A run that has written its model into its folder is a model, and leads no further.
+    """
     found: list[tuple[Path, RunConfig]] = []
     start = data.start
-    while start is not None and is_run(start):
+    while start is not None and is_run(start) and not (expanded(start) / INDEX).is_file():
         found.append((expanded(start), diffusion_run(start)))
         start = found[-1][1].data.get("start")
     return found
@@ -364,7 +367,7 @@ def new_run(typed: Mapping[str, Any], pairs: Sequence[str] = ()) -> RunConfig:
             f"no preset {data.preset!r}", hint=f"there are: {', '.join(TRANSFORMERS)}"
         )
     shards_of(data.data)  # before a model is fetched
-    width, scratch = _width(data), data.preset is not None
+    width, scratch = width_of(data), data.preset is not None
     run = RunConfig(
         what=WHAT,
         data=given,
@@ -441,7 +444,7 @@ def build(run: RunConfig, *, report: Report = print) -> tuple[DiffusionRecipe, R
     data = replace(
         data,
         index=same_shards(pictures, loop, data.data, data.index, report),
-        prompts=tuple(data.prompts) or _captions(pictures, objective),
+        prompts=tuple(data.prompts) or captions_of(pictures, objective),
     )
     if data.tune_text:
         for weight in parts.prompts.text_encoder.llm.parameters():
@@ -464,7 +467,7 @@ def build(run: RunConfig, *, report: Report = print) -> tuple[DiffusionRecipe, R
     return recipe, replace(run, data=asdict(data))
 
 
-def _width(data: DiffusionData) -> int:
+def width_of(data: DiffusionData) -> int:
     """Of the transformer that a run begins with."""
     arguments = _arguments(data)
     presets = [each.preset for each in arguments if each.preset is not None]
@@ -550,7 +553,7 @@ def same_shards(
     return found
 
 
-def _captions(pictures: ShardDataset, objective: DiffusionObjective) -> tuple[str, ...]:
+def captions_of(pictures: ShardDataset, objective: FlowObjective) -> tuple[str, ...]:
     """The first different captions of the set, to draw on the way."""
     source = replace(pictures, captions=objective.choice(null=False), latents=None, text=None)
     found: dict[str, None] = {}

@@ -1,0 +1,214 @@
+"""Models of few steps of one's own: both runs go on to the bit, ranks, the commands."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.testing import assert_close
+
+from command_line import sanakit
+from ranks import run_ranks
+from sanakit.errors import ConfigError
+from sanakit.pipeline.components import read_defaults
+from sanakit.pipeline.networks import SanaTransformer2DModel
+from sanakit.pipeline.schedulers import SCMScheduler
+from sanakit.train.checkpoint import checkpoints, read_tensors
+from sanakit.train.loop import train
+from sanakit.train.recipes import sprint, sprint_teacher
+from sanakit.train.recipes.sprint import SprintRecipe
+from sanakit.train.runs.run_config import RunConfig
+from tiny_sana import FAST, TinySana, tiny_sana
+
+STUDENT = ("tangent_warmup=8", "peak_lr=0.001")
+
+
+@pytest.fixture(scope="module")
+def sana(tmp_path_factory: pytest.TempPathFactory) -> TinySana:
+    return tiny_sana(tmp_path_factory.mktemp("sana"))
+
+
+@pytest.fixture(scope="module")
+def teacher(sana: TinySana, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher by the command."""
+    run = tmp_path_factory.mktemp("runs") / "teacher"
+    settings = [each for pair in FAST for each in ("--set", pair)]
+    out, _ = sanakit(
+        *("train", "sprint-teacher", "--data", sana.data, "--from", sana.model, "--out", run),
+        *(*settings, "--set", "total_images=8"),
+    )
+    assert f"sanakit train sprint --data SET --from {run}" in out
+    return run
+
+
+def run_of(
+    sana: TinySana, teacher: Path, *settings: str, **arguments: Any
+) -> tuple[SprintRecipe, RunConfig]:
+    given = {"data": str(sana.data), "start": str(teacher), **arguments}
+    run = sprint.new_run(given, [*FAST, *STUDENT, *settings])
+    return sprint.build(run, report=lambda line: None)
+
+
+def learned(run: Path, part: str) -> dict[str, Tensor]:
+    tensors = read_tensors(checkpoints(run)[-1], part)
+    # A hinge that is open for all does not see a bias of all: its gradient is rounding.
+    return {name: value for name, value in tensors.items() if "last.bias" not in name}
+
+
+def test_a_run_in_two_parts_is_bit_equal_to_one_and_leaves_the_teacher_as_it_was(
+    sana: TinySana, teacher: Path, tmp_path: Path
+) -> None:
+    recipe, run = run_of(sana, teacher, "average_halflife=8")
+    before = {name: value.clone() for name, value in recipe.teacher.state_dict().items()}
+    assert train(recipe, run.loop, tmp_path / "whole", resume=False, report=str)
+    assert_close(recipe.teacher.state_dict(), before, atol=0, rtol=0)
+    recipe, run = run_of(sana, teacher, "average_halflife=8")
+    honest, count = recipe.prepare, iter(range(1000))
+
+    def prepare(*given: Any) -> Any:
+        if next(count) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return honest(*given)
+
+    recipe.prepare = prepare  # type: ignore[method-assign]
+    assert not train(recipe, run.loop, tmp_path / "parts", resume=False, report=str)
+    recipe, run = run_of(sana, teacher, "average_halflife=8")
+    assert train(recipe, run.loop, tmp_path / "parts", resume=True, report=str)
+    for part in ("model", "optimizer", "average"):
+        one, other = (learned(tmp_path / name, part) for name in ("whole", "parts"))
+        assert one
+        assert_close(other, one, atol=0, rtol=0)
+
+
+RANK = """
+import json, sys
+from pathlib import Path
+import torch
+from sanakit.train.loop import train
+from sanakit.train.distributed.ranks import join_ranks, leave_ranks
+from sanakit.train.recipes.sprint import build, new_run
+from tiny_sana import FAST
+
+torch.set_num_threads(1)
+ranks = join_ranks("cpu", timeout_minutes=5)
+given = {"data": sys.argv[1], "start": sys.argv[2]}
+for folder, settings in json.loads(sys.argv[3]):
+    recipe, run = build(new_run(given, [*FAST, *settings]), report=lambda line: None)
+    train(recipe, run.loop, Path(folder), resume=False, ranks=ranks, report=lambda line: None)
+leave_ranks()
+"""
+
+
+def test_two_ranks_learn_what_one_does_in_two_parts(
+    sana: TinySana, teacher: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "rank.py").write_text(RANK)
+
+    def go(count: int, **jobs: list[str]) -> None:
+        told = [
+            (str(tmp_path / name), ["total_images=8", *STUDENT, *settings])
+            for name, settings in jobs.items()
+        ]
+        arguments = (str(sana.data), str(teacher), json.dumps(told))
+        ended = run_ranks(tmp_path / "rank.py", count, *arguments)
+        assert [one.code for one in ended] == [0] * count, ended
+
+    go(1, one=["accumulation=2"])
+    go(2, ddp=["strategy=ddp"], fsdp=["strategy=fsdp"])
+    for name in ("ddp", "fsdp"):
+        one, other = (learned(tmp_path / each, "model") for each in ("one", name))
+        # Of a gradient of about nothing Adam makes a part of a step, 1e-3.
+        assert_close(other, one, atol=5e-5, rtol=1e-5)
+
+
+def test_the_command_makes_a_model_that_both_draw_with_in_two_steps(
+    sana: TinySana, teacher: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "few"
+    settings = [each for pair in (*FAST, *STUDENT) for each in ("--set", pair)]
+    out, _ = sanakit(
+        *("train", "sprint", "--data", sana.data, "--from", teacher, "--held", sana.data),
+        *("--out", run, "--prompt", "a tree", *settings),
+    )
+    assert f"--model {run} --steps 2" in out
+    (grid,) = (run / "pictures").glob("*.png")
+    with Image.open(grid) as picture:
+        assert picture.size == (6 * 64, 64)  # 1, 2 and 4 steps of two seeds
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert any("held_tangent" in line for line in log)
+    assert {"consistency", "tangent", "adversarial", "discriminator"} <= log[0].keys()
+    drawn = []
+    for steps in (1, 2):
+        picture = tmp_path / f"{steps}.png"
+        sanakit("generate", "a tree", "--model", run, "--steps", steps, "-o", picture)
+        drawn.append(np.asarray(Image.open(picture)))
+    assert not np.array_equal(*drawn)
+    defaults = read_defaults(run)
+    assert isinstance(defaults.scheduler, SCMScheduler)
+    own = SanaTransformer2DModel.from_pretrained(run, subfolder="transformer")
+    average = learned(run, "average")
+    assert_close(own.state_dict()["proj_out.weight"], average["transformer.proj_out.weight"])
+    theirs = diffusers.SanaTransformer2DModel.from_pretrained(run / "transformer")
+    x, text = torch.randn(1, 4, 2, 2), torch.randn(1, 3, 8)
+    level, guidance = torch.tensor([0.4]), torch.tensor([0.45])
+    with torch.no_grad():
+        wanted = theirs(x, text, level, guidance=guidance).sample
+        assert_close(own(x, text, level, guidance).sample, wanted, atol=1e-5, rtol=1e-5)
+    sanakit("train", "show", run)
+
+
+def test_a_teacher_draws_as_its_model_does_and_in_diffusers(teacher: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "tree.png"
+    sanakit("generate", "a tree", "--model", teacher, "--steps", 2, "-o", picture)
+    assert picture.is_file()
+    config = diffusers.SanaTransformer2DModel.load_config(teacher / "transformer")
+    assert config["timestep_scale"] == 0.001
+    assert config["qk_norm"] == "rms_norm_across_heads"
+    assert not config["guidance_embeds"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (("flow_shift=3",), "has no meaning for a student"),
+        (("levels=uniform", "level_mean=0", "level_std=1"), "has no meaning for a student"),
+        (("guidance_scales=[]",), "must be positive numbers"),
+        (("head_blocks=[2]",), "the transformer has 2 blocks"),
+        (("max_time_chance=2",), "must be in [0, 1]"),
+        (("lora_rank=2",), "no setting 'lora_rank'"),
+    ],
+)
+def test_settings_of_no_student_are_refused(
+    sana: TinySana, teacher: Path, settings: tuple[str, ...], said: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        run_of(sana, teacher, *settings)
+    assert said in f"{caught.value} {caught.value.hint}"
+
+
+def test_each_stage_says_what_it_begins_with(sana: TinySana, teacher: Path) -> None:
+    with pytest.raises(ConfigError, match="is no teacher of few steps") as caught:
+        run_of(sana, sana.model)
+    assert f"sanakit train sprint-teacher --from {sana.model}" in str(caught.value.hint)
+    given = {"data": str(sana.data), "start": str(teacher)}
+    with pytest.raises(ConfigError, match="is a teacher already"):
+        sprint_teacher.build(sprint_teacher.new_run(given, FAST), report=str)
+    for missing in ("data", "start"):
+        with pytest.raises(ConfigError, match="is missing"):
+            sprint.new_run({**given, missing: None})
+
+
+def test_without_an_adversarial_loss_there_is_no_discriminator(
+    sana: TinySana, teacher: Path
+) -> None:
+    recipe, _ = run_of(sana, teacher, "adversarial=0")
+    assert recipe.discriminator is None
+    assert set(recipe.module.keys()) == {"transformer", "log_variance"}
