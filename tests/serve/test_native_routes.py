@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from sanakit.serve import streams
-from sanakit.serve.jobs import JobEvent
+from sanakit.serve.job import JobEvent
 from tiny_server import ColorWorker, Server, listening
 
 

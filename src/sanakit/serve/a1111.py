@@ -25,7 +25,8 @@ from sanakit.serve.refusals import Refused
 from sanakit.serve.requests import EditPicture, Real, Whole
 
 if TYPE_CHECKING:
-    from sanakit.serve.jobs import Job, JobService
+    from sanakit.serve.job import Job
+    from sanakit.serve.jobs import JobService
     from sanakit.serve.settings import ServeSettings
 
 Values = tuple[Any, ...]

@@ -17,7 +17,8 @@ from sanakit.pipeline.png import read_settings
 from sanakit.serve import a1111, openai, reference
 from sanakit.serve.access import PAGE, Guard
 from sanakit.serve.drawing import owner_of
-from sanakit.serve.jobs import ImageFormat, JobService, NotTaken
+from sanakit.serve.job import NotTaken
+from sanakit.serve.jobs import ImageFormat, JobService
 from sanakit.serve.limits import BodyLimit
 from sanakit.serve.refusals import answer_errors, refusal_of
 from sanakit.serve.requests import JOB_ID, DrawRequest, JobView

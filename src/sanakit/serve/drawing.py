@@ -18,7 +18,8 @@ from sanakit.serve.refusals import Refused, refusal_of
 from sanakit.serve.requests import DrawRequest
 
 if TYPE_CHECKING:
-    from sanakit.serve.jobs import Job, JobService
+    from sanakit.serve.job import Job
+    from sanakit.serve.jobs import JobService
 
 STATUS = {
     "invalid_request": 400,

@@ -1,4 +1,4 @@
-"""Jobs: accepted, queued, drawn by the worker, told of, kept. Knows no HTTP and no torch."""
+"""The queue: jobs accepted, drawn by the worker, told of, kept. Knows no HTTP and no torch."""
 
 from __future__ import annotations
 
@@ -12,15 +12,23 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from PIL import Image as PILImage
 
-from sanakit.errors import ConfigError, SanakitError
+from sanakit.errors import ConfigError
 from sanakit.serve.fairness import FairQueue
 from sanakit.serve.history import DIGEST, History, Row
+from sanakit.serve.job import (
+    Job,
+    JobEvent,
+    KeyConflict,
+    NotShown,
+    NotTaken,
+    QueueFull,
+    UnknownJob,
+)
 from sanakit.serve.messages import Message
 from sanakit.serve.metrics import Metrics
 from sanakit.serve.requests import (
@@ -33,78 +41,12 @@ from sanakit.serve.requests import (
 )
 from sanakit.serve.worker_process import Worker
 
-EventKind = Literal["queued", "started", "step", "preview", "image", "done", "failed", "cancelled"]
 ImageFormat = Literal["png", "jpeg", "webp"]
 REMEMBERED = 256
 """Finished jobs in memory; older ones are read from the history."""
 T = TypeVar("T")
 Check = Callable[[DrawRequest, dict[str, Any], Callable[[str], Path]], Awaitable[None]]
 logger = logging.getLogger(__name__)
-
-
-class QueueFull(SanakitError):
-    """The queue takes no more; ``retry_after`` is in seconds."""
-
-    def __init__(self, said: str, retry_after: int) -> None:
-        super().__init__(said, hint=f"try again in {retry_after} s")
-        self.retry_after = retry_after
-
-
-class NotTaken(SanakitError):
-    """The server is going down, or has no model."""
-
-
-class NotShown(SanakitError):
-    """A picture that the output checker holds back."""
-
-
-class KeyConflict(SanakitError):
-    """An idempotency key was used before for something else."""
-
-
-class UnknownJob(SanakitError):
-    """No job of that name is this owner's."""
-
-
-@dataclass(frozen=True)
-class JobEvent:
-    """What happened to a job; numbers rise, and a preview that is out of date is left out."""
-
-    kind: EventKind
-    data: dict[str, Any]
-    number: int
-
-
-@dataclass(eq=False)
-class Job:
-    """A request on its way to pictures."""
-
-    id: str
-    owner: str
-    request: DrawRequest
-    created: float
-    state: JobState = "queued"
-    step: int = 0
-    steps: int = 0
-    images: list[ImageView] = field(default_factory=list)
-    error: str | None = None
-    code: str | None = None
-    finished: float | None = None
-    log: list[JobEvent] = field(default_factory=list)
-    numbered: int = 0
-    news: asyncio.Event = field(default_factory=asyncio.Event)
-    timer: asyncio.TimerHandle | None = None
-
-    @property
-    def seeds(self) -> list[int]:
-        """Of its pictures, finished or not."""
-        first = self.request.seed or 0
-        return [first + place for place in range(self.request.count)]
-
-    @property
-    def over(self) -> bool:
-        """Whether nothing more will happen to it."""
-        return self.state in FINISHED
 
 
 class JobService:
@@ -260,7 +202,7 @@ class JobService:
         if key is None or (known := self._keys.get(key)) is not None:
             return None if key is None else known
         row = await self._on_disk(self.history.of_key, *key)
-        return self._keys.get(key) if row is None else self._from_row(row)
+        return self._keys.get(key) if row is None else Job.of_row(row)
 
     def _refuse_if_full(self, owner: str) -> None:
         most = self.most_of(owner)
@@ -284,7 +226,7 @@ class JobService:
         found = self._jobs.get(job)
         if found is None:
             row = await self._on_disk(self.history.job, job)
-            found = None if row is None else self._from_row(row)
+            found = None if row is None else Job.of_row(row)
         if found is None or found.owner != owner:
             raise UnknownJob(f"no job {job}", hint="old ones make room for new ones")
         return found
@@ -321,7 +263,7 @@ class JobService:
         """Tell what happened after an event's number and what happens, to the job's end."""
         found = await self.get(job, owner)
         if found.over and not found.log:
-            yield self._last_event(found, after + 1)
+            yield found.end(after + 1)
             return
         while True:
             news = found.news
@@ -341,7 +283,7 @@ class JobService:
     ) -> list[Job]:
         """Give an owner's jobs, the newest first, those before another one."""
         rows = await self._on_disk(self.history.recent, owner, limit, before)
-        return [self._jobs.get(row["id"]) or self._from_row(row) for row in rows]
+        return [self._jobs.get(row["id"]) or Job.of_row(row) for row in rows]
 
     async def image_bytes(
         self, job: Job, index: int, format: ImageFormat = "png", quality: int = 100
@@ -444,7 +386,7 @@ class JobService:
     def _on_started(self, job: Job, message: Message, data: bytes) -> None:
         job.state = "running"
         self._write(job, state="running")
-        self._tell(job, "started", seeds=job.seeds)
+        job.tell("started", seeds=job.seeds)
 
     def _on_step(self, job: Job, message: Message, data: bytes) -> None:
         now = time.monotonic()
@@ -456,9 +398,7 @@ class JobService:
         self._last_step = now
         job.steps = message["steps"] * job.request.count
         job.step = message["index"] * message["steps"] + message["step"]
-        job.log[:] = [event for event in job.log if event.kind != "step"]
-        self._tell(
-            job,
+        job.tell(
             "step",
             step=job.step,
             steps=job.steps,
@@ -469,10 +409,8 @@ class JobService:
     def _on_preview(self, job: Job, message: Message, data: bytes) -> None:
         if self.fit is not None:
             return
-        kept = [e for e in job.log if e.kind != "preview" or "partial_image_index" in e.data]
-        job.log[:] = kept
         shown = {key: value for key, value in message.items() if key not in ("kind", "job")}
-        self._tell(job, "preview", format="jpeg", **shown)
+        job.tell("preview", format="jpeg", **shown)
 
     def _on_image(self, job: Job, message: Message, data: bytes) -> None:
         place, seed = message["place"], message["seed"]
@@ -495,9 +433,9 @@ class JobService:
         elif error is not None:
             self._cancel(job, "failed", f"the picture could not be kept: {error}", "disk")
         elif not job.over:
-            view = ImageView(url=f"/jobs/{job.id}/images/{place}", seed=seed, **size)
+            view = ImageView.of(job.id, place, seed, **size)
             job.images.append(view)
-            self._tell(job, "image", index=place, **view.model_dump())
+            job.tell("image", index=place, **view.model_dump())
 
     def _on_done(self, job: Job, message: Message, data: bytes) -> None:
         self.metrics.pictures.inc(job.request.count)
@@ -516,7 +454,7 @@ class JobService:
     def _enqueue(self, job: Job) -> None:
         self._jobs[job.id] = job
         self._waiting.put(job.owner, job)
-        self._tell(job, "queued")
+        job.tell("queued")
         seconds = job.request.deadline or self.deadline
         if seconds is not None:
             said = f"it was not done within {seconds:g} s"
@@ -574,8 +512,8 @@ class JobService:
                 job.timer.cancel()
             job.state, job.error, job.code, job.finished = state, error, code, time.time()
             self._write(job, state=state, error=error, code=code, finished=job.finished)
-            event = self._last_event(job, 0)
-            self._tell(job, event.kind, **event.data)
+            event = job.end(0)
+            job.tell(event.kind, **event.data)
             self.metrics.jobs.labels(state, code or "").inc()
             self._forget()
         self._dispatch()
@@ -584,18 +522,6 @@ class JobService:
         old = [job.id for job in self._jobs.values() if job.over and job.id not in self._running]
         for job in old[: max(0, len(old) - REMEMBERED)]:
             del self._jobs[job]
-
-    def _tell(self, job: Job, kind: EventKind, **data: Any) -> None:
-        job.numbered += 1
-        job.log.append(JobEvent(kind, data, job.numbered))
-        news, job.news = job.news, asyncio.Event()
-        news.set()
-
-    @staticmethod
-    def _last_event(job: Job, number: int) -> JobEvent:
-        kind: Any = job.state
-        data = {"error": job.error, "code": job.code} if job.state == "failed" else {}
-        return JobEvent(kind, {"images": [i.model_dump() for i in job.images], **data}, number)
 
     def _left(self, job: Job) -> int:
         steps = job.steps or job.request.count * (
@@ -648,30 +574,9 @@ class JobService:
         return self._jobs.get(before.id, before)
 
     def _remembered(self, row: Row) -> Job:
-        job = self._from_row(row)
+        job = Job.of_row(row)
         job.state = "queued"
         return self._jobs.setdefault(job.id, job)
-
-    @staticmethod
-    def _from_row(row: Row) -> Job:
-        images = [
-            ImageView(
-                url=f"/jobs/{row['id']}/images/{image['place']}",
-                **{name: image[name] for name in ("seed", "width", "height")},
-            )
-            for image in row["images"]
-        ]
-        return Job(
-            id=row["id"],
-            owner=row["owner"],
-            request=DrawRequest(**row["request"]),
-            created=row["created"],
-            state=row["state"],
-            images=images,
-            error=row["error"],
-            code=row["code"],
-            finished=row["finished"],
-        )
 
     async def _on_disk(self, function: Callable[..., T], *values: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._disk, function, *values)

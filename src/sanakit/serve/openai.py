@@ -24,7 +24,8 @@ from sanakit.serve.requests import EditPicture, Real, Whole
 from sanakit.serve.streams import STILL_HERE, with_silence
 
 if TYPE_CHECKING:
-    from sanakit.serve.jobs import Job, JobService
+    from sanakit.serve.job import Job
+    from sanakit.serve.jobs import JobService
     from sanakit.serve.settings import ServeSettings
 
 SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")

@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Scope, Send
 
 from sanakit.errors import SanakitError, plain
-from sanakit.serve.jobs import KeyConflict, NotTaken, QueueFull, UnknownJob
+from sanakit.serve.job import KeyConflict, NotTaken, QueueFull, UnknownJob
 
 logger = logging.getLogger(__name__)
 LONGEST = 500

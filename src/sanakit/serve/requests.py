@@ -89,6 +89,12 @@ class ImageView(BaseModel):
     width: int
     height: int
 
+    @classmethod
+    def of(cls, job: str, place: int, seed: int, width: int, height: int) -> ImageView:
+        """Give what is told of a job's picture."""
+        url = f"/jobs/{job}/images/{place}"
+        return cls(url=url, seed=seed, width=width, height=height)
+
 
 class JobView(BaseModel):
     """A job as it is answered."""

@@ -7,7 +7,7 @@ import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
-from sanakit.serve.jobs import JobEvent
+from sanakit.serve.job import JobEvent
 
 HEARTBEAT = 15.0
 """Seconds of silence after which a comment says that the connection stands."""

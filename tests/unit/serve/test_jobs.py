@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from sanakit.errors import ConfigError, DataError
-from sanakit.serve.jobs import JobService, KeyConflict, NotTaken, QueueFull, UnknownJob
+from sanakit.serve.job import KeyConflict, NotTaken, QueueFull, UnknownJob
+from sanakit.serve.jobs import JobService
 from sanakit.serve.requests import DrawRequest
 from serving import ByHand, png, service
 
