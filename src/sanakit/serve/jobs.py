@@ -19,7 +19,7 @@ from PIL import Image as PILImage
 
 from sanakit.errors import ConfigError
 from sanakit.serve.fairness import FairQueue
-from sanakit.serve.history import DIGEST, History, Row
+from sanakit.serve.history import DIGEST, History
 from sanakit.serve.job import (
     Job,
     JobEvent,
@@ -106,13 +106,12 @@ class JobService:
     async def start(self) -> None:
         """Take up what the last server left, and start the worker."""
         for row in await self._on_disk(self.history.unfinished):
-            job = self._remembered(row)
-            if row["state"] == "queued":
+            job = Job.of_row(row)
+            if job.state == "queued":
                 self._enqueue(job)
             else:
-                self._finish(
-                    job, "failed", "the server ended while it was drawn", code="server_lost"
-                )
+                said = "the server ended while it was drawn"
+                self._finish(job, "failed", said, code="server_lost")
         await self.worker.start(self._told)
 
     async def stop(self, *, patience: float = 0.0) -> None:
@@ -128,7 +127,7 @@ class JobService:
                 await asyncio.wait_for(self._idle.wait(), patience)
             except asyncio.TimeoutError:
                 logger.warning("%d jobs are put back into the queue", len(self._running))
-        left = list(self._running.values())
+        left = [job for job in self._running.values() if not job.over]
         self._running.clear()
         await self.worker.stop()
         for job in left:
@@ -572,11 +571,6 @@ class JobService:
         if known != request:
             raise KeyConflict("this Idempotency-Key was used for another request")
         return self._jobs.get(before.id, before)
-
-    def _remembered(self, row: Row) -> Job:
-        job = Job.of_row(row)
-        job.state = "queued"
-        return self._jobs.setdefault(job.id, job)
 
     async def _on_disk(self, function: Callable[..., T], *values: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._disk, function, *values)

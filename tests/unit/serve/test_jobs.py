@@ -446,6 +446,24 @@ def test_going_down_without_patience_puts_back_what_is_drawn(tmp_path: Path) -> 
     run(tmp_path, body)
 
 
+def test_going_down_puts_back_nothing_that_was_cancelled(tmp_path: Path) -> None:
+    async def first() -> None:
+        worker = ByHand()
+        jobs = service(tmp_path, worker)
+        await jobs.start()
+        job = await jobs.submit(APPLE)
+        worker.say("started", job=job.id)
+        await jobs.cancel(job.id)
+        await jobs.stop(patience=0.01)  # before the worker has let go of it
+
+    async def body(jobs: JobService, worker: ByHand) -> None:
+        assert worker.drawing == []
+        assert [job.state for job in await jobs.recent()] == ["cancelled"]
+
+    asyncio.run(first())
+    run(tmp_path, body)
+
+
 def test_what_is_remembered_in_memory_is_bounded_and_the_rest_is_read_from_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
