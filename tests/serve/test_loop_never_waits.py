@@ -50,7 +50,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         ("sanakit.serve.jobs:JobService._keep", drawn),
         ("pathlib:Path.read_bytes", drawn),
         ("sanakit.serve.jobs:_as", drawn),
-        ("sanakit.serve.limits:decode", lambda s: drawn(s, edit={"image": b64(png())})),
+        ("sanakit.serve.pictures:decode", lambda s: drawn(s, edit={"image": b64(png())})),
         (
             "sanakit.serve.history:History.hold_input",
             lambda s: drawn(s, edit={"image": b64(png())}),

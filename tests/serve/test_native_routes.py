@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from sanakit.serve import streams
+from sanakit.serve import answers
 from sanakit.serve.job import JobEvent
 from tiny_server import ColorWorker, Server, listening
 
@@ -128,8 +128,8 @@ def test_health_is_answered_without_a_model_and_readiness_is_not(tmp_path: Path)
 def test_a_silent_stream_says_that_it_stands_and_none_lasts_forever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(streams, "HEARTBEAT", 0.01)
-    monkeypatch.setattr(streams, "LONGEST", 0.2)
+    monkeypatch.setattr(answers, "HEARTBEAT", 0.01)
+    monkeypatch.setattr(answers, "LONGEST", 0.2)
     ended: list[bool] = []
 
     async def never() -> AsyncIterator[JobEvent]:
@@ -140,7 +140,7 @@ def test_a_silent_stream_says_that_it_stands_and_none_lasts_forever(
             ended.append(True)
 
     async def whole() -> list[str]:
-        return [part async for part in streams.server_sent(never())]
+        return [part async for part in answers.server_sent(never())]
 
     parts = asyncio.run(asyncio.wait_for(whole(), 10))
     assert set(parts) == {": still here\n\n"}

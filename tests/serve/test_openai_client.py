@@ -13,7 +13,7 @@ import openai
 import pytest
 from PIL import Image
 
-from sanakit.serve import streams
+from sanakit.serve import answers
 from tiny_server import MODEL, ColorWorker, Server, b64, color_of, listening, png, until
 
 
@@ -233,7 +233,7 @@ def test_a_client_that_leaves_ends_its_job(tmp_path: Path) -> None:
 def test_a_stream_that_waits_shows_that_it_stands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "HEARTBEAT", 0.05)
+    monkeypatch.setattr(answers, "HEARTBEAT", 0.05)
     with listening(tmp_path, ColorWorker(seconds=0.3, steps=1)) as server:
         place, body = f"{server.url}/v1/images/generations", {"prompt": "x", "stream": True}
         assert ": still here\n\n" in server.http.post(place, json=body).text

@@ -244,10 +244,6 @@ def _checked(name: str, value: Any) -> Any:
     return value
 
 
-def _is_device(part: str) -> bool:
-    return part.split(".")[0].lower() in RESERVED
-
-
 def inside(folder: Path, name: str) -> Path:
     """Give the file of a line's ``output`` in a folder, which it cannot leave.
 

@@ -6,7 +6,6 @@ refused otherwise. What is left out is the model's own default, not that of A111
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 import time
@@ -18,9 +17,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
 from sanakit.errors import DataError, did_you_mean
 from sanakit.pipeline.png import format_parameters, own_version, read_settings
-from sanakit.serve.drawing import drawn, owner_of, submitted
-from sanakit.serve.limits import decoding, let_go, picture_bytes
-from sanakit.serve.masks import inverted
+from sanakit.serve.answers import drawn, owner_of, submitted
+from sanakit.serve.limits import let_go
+from sanakit.serve.pictures import decoding, in_base64, inverted, picture_bytes
 from sanakit.serve.refusals import Refused
 from sanakit.serve.requests import EditPicture, Real, Whole
 
@@ -171,13 +170,7 @@ def router(service: JobService, settings: ServeSettings) -> APIRouter:
     def check_options(wanted: dict[str, Any]) -> None:
         for name, value in wanted.items():
             if name == "sd_model_checkpoint":
-                if value not in (None, "", settings.model):
-                    raise Refused(
-                        404,
-                        f"model {str(value)[:80]!r} is not served, {settings.model!r} is",
-                        param=name,
-                        code="model_not_found",
-                    )
+                settings.check_model(value, name)
             elif name not in OPTIONS:
                 hint = did_you_mean(name[:80], OPTIONS)
                 raise Refused(400, f"option {name[:80]} is unknown; {hint}", param=name[:80])
@@ -250,7 +243,7 @@ def router(service: JobService, settings: ServeSettings) -> APIRouter:
                 "sampling_step": step,
                 "sampling_steps": steps,
             },
-            "current_image": None if preview is None else _text(preview),
+            "current_image": None if preview is None else in_base64(preview),
             "textinfo": None,
         }
 
@@ -286,7 +279,7 @@ def router(service: JobService, settings: ServeSettings) -> APIRouter:
         mask = body.mask
         if mask is not None and body.inpainting_mask_invert:
             data = picture_bytes(mask, "mask")
-            mask = _text(await decoding(inverted, data, settings.limits.picture_pixels))
+            mask = in_base64(await decoding(inverted, data, settings.limits.picture_pixels))
         edit = EditPicture(
             image=body.init_images[0],
             mask=mask,
@@ -318,7 +311,7 @@ def router(service: JobService, settings: ServeSettings) -> APIRouter:
         pngs = [await service.image_bytes(job, i) for i in range(len(job.images))]
         sent = body.model_dump(exclude={"init_images", "mask", "url", "auth"}, exclude_unset=True)
         return Drawn(
-            images=[_text(png) for png in pngs] if body.send_images else [],
+            images=[in_base64(png) for png in pngs] if body.send_images else [],
             parameters=sent,
             info=json.dumps(await decoding(_info, job, pngs, settings.model)),
         )
@@ -438,7 +431,3 @@ def _labelled(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _timestamp(seconds: float | None) -> str:
     return time.strftime("%Y%m%d%H%M%S", time.gmtime(0 if seconds is None else seconds))
-
-
-def _text(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")

@@ -16,14 +16,13 @@ from sanakit.errors import DataError
 from sanakit.pipeline.png import read_settings
 from sanakit.serve import a1111, openai, reference
 from sanakit.serve.access import PAGE, Guard
-from sanakit.serve.drawing import owner_of
+from sanakit.serve.answers import EventStream, owner_of, server_sent
 from sanakit.serve.job import NotTaken
 from sanakit.serve.jobs import ImageFormat, JobService
 from sanakit.serve.limits import BodyLimit
 from sanakit.serve.refusals import answer_errors, refusal_of
 from sanakit.serve.requests import JOB_ID, DrawRequest, JobView
 from sanakit.serve.settings import ServeSettings
-from sanakit.serve.streams import server_sent
 
 Id = Annotated[str, Path(pattern=JOB_ID)]
 STYLE = "/docs/style.css"
@@ -81,16 +80,12 @@ def _native(app: FastAPI, service: JobService) -> None:
 
     @app.get("/jobs/{job}/events", response_class=StreamingResponse)
     async def events(
-        job: Id,
-        request: Request,
-        last_event_id: Annotated[int, Header(ge=0)] = 0,
-    ) -> StreamingResponse:
+        job: Id, request: Request, last_event_id: Annotated[int, Header(ge=0)] = 0
+    ) -> EventStream:
         """Server-sent events of a job, those after Last-Event-ID."""
         owner = owner_of(request)
         await service.get(job, owner)
-        stream = server_sent(service.events(job, last_event_id, owner))
-        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
+        return EventStream(server_sent(service.events(job, last_event_id, owner)))
 
     @app.post("/jobs/{job}/cancel")
     async def cancel(job: Id, request: Request) -> JobView:

@@ -6,35 +6,23 @@ A body is counted while it comes in; a picture is decoded only after its header 
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
-import functools
 import re
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import Any
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sanakit.errors import check_unicode
-from sanakit.images.decode import BadPicture, DecodeLimits, decode
+from sanakit.serve.pictures import decoding, picture, picture_bytes
 from sanakit.serve.refusals import Refused, send_refusal
 from sanakit.serve.requests import DrawRequest
 
-if TYPE_CHECKING:
-    from sanakit.images.decode import Picture
-
-P = ParamSpec("P")
-R = TypeVar("R")
-DATA_URL = re.compile(r"data:image/[a-z0-9.+-]{1,40};base64,", re.IGNORECASE)
 BEGINS = (b",", b"[", b"{")
 STORED = re.compile(r"sha256:[0-9a-f]{64}")
 HandedIn = Callable[[str], Path]
-_DECODERS = ThreadPoolExecutor(2, thread_name_prefix="decode-picture")
-"""Few, since each decode takes memory, and none of the event loop's own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,7 +99,7 @@ class Limits:
                 continue
             stored = STORED.fullmatch(text) is not None
             data = handed_in(text).read_bytes() if stored else picture_bytes(text, name)
-            found = self.picture(data, name)
+            found = picture(data, name, self.picture_pixels)
             sizes[name] = found.height, found.width
             if name == "mask":
                 continue
@@ -134,46 +122,9 @@ class Limits:
                 code="bad_picture",
             )
 
-    def picture(self, data: bytes, name: str) -> Picture:
-        """Decode a picture that a client sent.
-
-        Raises:
-            Refused: 400 with what is wrong with it.
-        """
-        try:
-            return decode(data, limits=DecodeLimits(max_pixels=self.picture_pixels))
-        except BadPicture as error:
-            raise Refused(400, f"{name}: {error.message}", param=name, code="bad_picture") from None
-
     def _check_pixels(self, height: int, width: int) -> None:
         if height * width > self.pixels:
             raise _over("size", f"{width}x{height} is too large", f"{self.pixels} pixels are drawn")
-
-
-async def decoding(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Do what decodes pictures away from the event loop, a few at a time."""
-    call = functools.partial(work, *args, **kwargs)
-    return await asyncio.get_running_loop().run_in_executor(_DECODERS, call)
-
-
-def picture_bytes(text: str, name: str) -> bytes:
-    """Give the bytes of a picture in base64 or in a ``data:`` URL; no other URL is ever opened.
-
-    Raises:
-        Refused: 400, neither.
-    """
-    start = DATA_URL.match(text)
-    if start is None and re.match(r"[A-Za-z][A-Za-z0-9+.-]{0,20}:", text):
-        raise Refused(
-            400,
-            f"{name} is a URL, and none is fetched here; send the picture's bytes in base64",
-            param=name,
-            code="url_not_fetched",
-        )
-    try:
-        return base64.b64decode(text[start.end() if start else 0 :], validate=True)
-    except (binascii.Error, ValueError):
-        raise Refused(400, f"{name} is not base64", param=name, code="bad_picture") from None
 
 
 def _over(name: str, what: str, most: str) -> Refused:

@@ -5,7 +5,6 @@ What has no meaning here is taken at its default and refused otherwise, with wha
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 from collections.abc import AsyncIterator, Iterable
@@ -16,12 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from sanakit.serve.drawing import PictureStream, drawn, failure, submitted
-from sanakit.serve.limits import decoding, let_go, picture_bytes
-from sanakit.serve.masks import mask_of_alpha
+from sanakit.serve.answers import STILL_HERE, PictureStream, drawn, failure, submitted, with_silence
+from sanakit.serve.limits import let_go
+from sanakit.serve.pictures import decoding, in_base64, mask_of_alpha, picture_bytes
 from sanakit.serve.refusals import Refused, refusal_of
 from sanakit.serve.requests import EditPicture, Real, Whole
-from sanakit.serve.streams import STILL_HERE, with_silence
 
 if TYPE_CHECKING:
     from sanakit.serve.job import Job
@@ -205,13 +203,13 @@ def router(service: JobService, settings: ServeSettings) -> APIRouter:
     @routes.get("/models/{model:path}")
     async def model(model: str) -> Model:
         """Tell about a model."""
-        check_model(model or "without a name")
+        settings.check_model(model or "without a name")
         return Model(id=settings.model, created=int(settings.started))
 
     @routes.post("/images/generations", response_model_exclude_none=True, response_model=Pictures)
     async def generations(body: Generation, request: Request) -> Any:
         """Draw pictures from a prompt."""
-        check_model(body.model)
+        settings.check_model(body.model)
         job = await submitted(service, body.request(), request, NAMES)
         return await answer(body, job, request, "image_generation")
 
@@ -232,7 +230,7 @@ def router(service: JobService, settings: ServeSettings) -> APIRouter:
         fields, images, mask = await _form(request, settings.limits.body_bytes)
         most = settings.limits.picture_pixels
         body = Edit.model_validate_strings(fields)
-        check_model(body.model)
+        settings.check_model(body.model)
         if len(images) != 1:
             raise Refused(
                 400,
@@ -241,20 +239,11 @@ def router(service: JobService, settings: ServeSettings) -> APIRouter:
                 code="invalid_value",
             )
         edit = EditPicture(
-            image=_text(images[0]),
-            mask=None if mask is None else _text(await decoding(mask_of_alpha, mask, most)),
+            image=in_base64(images[0]),
+            mask=None if mask is None else in_base64(await decoding(mask_of_alpha, mask, most)),
             strength=body.strength,
         )
         return body, await submitted(service, body.request(edit), request, NAMES)
-
-    def check_model(name: str | None) -> None:
-        if name not in (None, "", settings.model):
-            raise Refused(
-                404,
-                f"model {name[:80]!r} is not served here, {settings.model!r} is",
-                param="model",
-                code="model_not_found",
-            )
 
     async def answer(body: Generation, job: Job, request: Request, kind: str) -> Any:
         if body.stream:
@@ -277,8 +266,8 @@ def router(service: JobService, settings: ServeSettings) -> APIRouter:
         )
 
     async def content(job: Job, index: int, body: Generation) -> str:
-        data = await service.image_bytes(job, index, body.output_format, _quality(body))
-        return base64.b64encode(data).decode("ascii")
+        quality = _quality(body)
+        return in_base64(await service.image_bytes(job, index, body.output_format, quality))
 
     def place(request: Request, job: Job, index: int, body: Generation) -> str:
         url = request.url_for("image", job=job.id, index=index)
@@ -348,10 +337,6 @@ def _event(kind: str, **values: Any) -> str:
 
 def _quality(body: Generation) -> int:
     return 100 if body.output_compression is None else body.output_compression
-
-
-def _text(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")
 
 
 async def _form(request: Request, most: int) -> tuple[dict[str, str], list[bytes], bytes | None]:

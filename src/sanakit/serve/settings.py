@@ -10,6 +10,7 @@ from typing import Any
 from sanakit.serve.access import Access
 from sanakit.serve.limits import HandedIn, Limits
 from sanakit.serve.moderation import BlockedWords
+from sanakit.serve.refusals import Refused
 from sanakit.serve.requests import DrawRequest
 
 
@@ -35,3 +36,13 @@ class ServeSettings:
         self.limits.check(request, able)
         self.blocked.check(request.prompt)
         await self.limits.check_pictures(request, handed_in)
+
+    def check_model(self, name: object, param: str = "model") -> None:
+        """Judge the model that a client names; one that it leaves out is ours.
+
+        Raises:
+            Refused: 404, it is another.
+        """
+        if name not in (None, "", self.model):
+            said = f"model {str(name)[:80]!r} is not served here, {self.model!r} is"
+            raise Refused(404, said, param=param, code="model_not_found")

@@ -17,9 +17,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from sanakit.errors import ConfigError
-from sanakit.serve.limits import Limits, picture_bytes
-from sanakit.serve.masks import inverted, mask_of_alpha
+from sanakit.serve.limits import Limits
 from sanakit.serve.moderation import BlockedWords, OutputChecker
+from sanakit.serve.pictures import inverted, mask_of_alpha, picture, picture_bytes
 from sanakit.serve.refusals import Refused
 from sanakit.serve.requests import DrawRequest
 from sanakit.serve.settings import ServeSettings
@@ -97,7 +97,7 @@ def test_a_header_is_judged_before_pixels_are_decoded(monkeypatch: pytest.Monkey
     data = png(side=64)
     monkeypatch.setattr(PngImageFile, "load", lambda self: pytest.fail("it was decoded"))
     with pytest.raises(Refused, match="too many pixels"):
-        Limits(picture_pixels=4095).picture(data, "image")
+        picture(data, "image", 4095)
 
 
 @pytest.mark.parametrize("start", ["", "data:image/png;base64,", "DATA:image/x-png;BASE64,"])

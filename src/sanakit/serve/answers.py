@@ -1,26 +1,32 @@
-"""A request that is answered by its pictures: wait for its job, and end it where nobody waits.
+"""How a client hears of its job: by events as they come, or by the pictures at the end.
 
-For the shapes of wire whose clients wait; clients of jobs ask by themselves.
+Who waits for pictures ends the job by leaving; clients of jobs ask by themselves.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from typing import TYPE_CHECKING, Any
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing
+from typing import Any
 
 from fastapi import Request
 from fastapi.responses import StreamingResponse
 from pydantic import ValidationError
 from starlette.types import Receive, Scope, Send
 
+from sanakit.serve.job import Job, JobEvent
+from sanakit.serve.jobs import JobService
 from sanakit.serve.refusals import Refused, refusal_of
 from sanakit.serve.requests import DrawRequest
 
-if TYPE_CHECKING:
-    from sanakit.serve.job import Job
-    from sanakit.serve.jobs import JobService
-
+HEARTBEAT = 15.0
+"""Seconds of silence after which a comment says that the connection stands."""
+LONGEST = 3600.0
+"""Seconds after which a stream ends; a client resumes it with ``Last-Event-ID``."""
+STILL_HERE = ": still here\n\n"
+"""A comment, which clients read over."""
 STATUS = {
     "invalid_request": 400,
     "blocked": 400,
@@ -78,14 +84,22 @@ async def drawn(service: JobService, job: Job, request: Request) -> Job:
     return finished
 
 
-class PictureStream(StreamingResponse):
-    """Server-sent events of a job; when they end before it does, for whatever reason, it ends."""
+class EventStream(StreamingResponse):
+    """Server-sent events, which no proxy holds back."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[str], service: JobService, job: Job) -> None:
+    def __init__(self, events: AsyncIterator[str]) -> None:
         """Take the events to send."""
         super().__init__(events, headers={"X-Accel-Buffering": "no"})
+
+
+class PictureStream(EventStream):
+    """The events of a job; when they end before it does, for whatever reason, it ends."""
+
+    def __init__(self, events: AsyncIterator[str], service: JobService, job: Job) -> None:
+        """Take the events to send, and whose they are."""
+        super().__init__(events)
         self._service, self._job = service, job
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -103,3 +117,38 @@ def failure(job: Job) -> Refused:
     code = "cancelled" if job.state == "cancelled" else job.code or "internal_error"
     said = job.error or ("the job was cancelled" if code == "cancelled" else "the job failed")
     return Refused(STATUS.get(code, 500), said, code=code)
+
+
+async def server_sent(events: AsyncIterator[JobEvent]) -> AsyncIterator[str]:
+    """Give events as server-sent ones, with heartbeats between."""
+    async with aclosing(with_silence(events)) as coming:
+        async for event in coming:
+            if event is None:
+                yield STILL_HERE
+            else:
+                data = json.dumps(event.data)
+                yield f"event: {event.kind}\nid: {event.number}\ndata: {data}\n\n"
+
+
+async def with_silence(events: AsyncIterator[JobEvent]) -> AsyncGenerator[JobEvent | None, None]:
+    """Give events, and None after each while in which there was none."""
+    loop = asyncio.get_running_loop()
+    ends = loop.time() + LONGEST
+    coming: asyncio.Future[JobEvent] | None = None
+    try:
+        while loop.time() < ends:
+            coming = coming or asyncio.ensure_future(anext(events))
+            done, _ = await asyncio.wait([coming], timeout=HEARTBEAT)
+            if not done:
+                yield None
+                continue
+            try:
+                event = coming.result()
+            except StopAsyncIteration:
+                return
+            finally:
+                coming = None
+            yield event
+    finally:
+        if coming is not None:
+            coming.cancel()
