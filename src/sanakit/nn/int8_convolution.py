@@ -24,7 +24,7 @@ from sanakit.nn.int8 import LEVELS, SMALLEST, Int8Layer, activation_levels, roun
 from sanakit.nn.ways import infers_on_cpu, untouched
 from sanakit.shapes import AnyMap, Map
 
-ROUNDED = 1 << 19
+ROUNDED = 1 << 20
 """Values of a map that are rounded together, about, and so have one scale."""
 FEWEST = 4
 """Rows of wide maps, as two more are rounded with them."""

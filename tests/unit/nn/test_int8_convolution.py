@@ -137,7 +137,7 @@ BLOCKS = [
 
 
 @needs_units
-@pytest.mark.parametrize("at_once", [1, 1 << 19])
+@pytest.mark.parametrize("at_once", [1, 1 << 20])
 @pytest.mark.parametrize(("make", "width"), BLOCKS)
 def test_a_block_in_one_pass_is_its_layers_one_after_another(
     make: Any, width: int, at_once: int, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
