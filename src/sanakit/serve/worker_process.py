@@ -60,7 +60,7 @@ class WorkerProcess:
         self._patience: float = self.stuck_after or STUCK_AFTER
         self._drawing: set[str] = set()
         self._heard = 0
-        self._stuck = False
+        self._why: str | None = None
         self._upkeep: asyncio.Task[None] | None = None
 
     async def start(self, told: Told) -> None:
@@ -81,7 +81,9 @@ class WorkerProcess:
             self._upkeep.cancel()
             with suppress(asyncio.CancelledError):
                 await self._upkeep
-        await self._end()
+        if self.process is not None and self.process.returncode is None:
+            self._end_over("the server ended")
+            await self.process.wait()
 
     async def _keep_up(self, told: Told) -> None:
         starts = 0
@@ -102,7 +104,7 @@ class WorkerProcess:
     async def _run(self, told: Told) -> str:
         """Tell all that one process says; give how far it came."""
         self._drawing.clear()
-        self._stuck, self._heard = False, 0
+        self._why, self._heard = None, 0
         self.process = await asyncio.create_subprocess_exec(*COMMAND, stdin=PIPE, stdout=PIPE)
         assert self.process.stdout is not None
         self.send(self.wanted)
@@ -122,6 +124,10 @@ class WorkerProcess:
                 told(message, data)
         except (asyncio.IncompleteReadError, ConnectionError):
             return said
+        except Exception:
+            logger.exception("the drawing process is ended over what it told")
+            self._end_over("the drawing process told what the server could not take")
+            return said
         finally:
             watching.cancel()
 
@@ -133,8 +139,13 @@ class WorkerProcess:
             now = self._progress(process)
             silent = silent + 1 if now is not None and now == before else 0
             before = now
-        self._stuck = True
-        process.kill()
+        self._end_over(f"the drawing process made no progress for {self._patience:g} s")
+
+    def _end_over(self, why: str) -> None:
+        assert self.process is not None
+        self._why = f"{why} and was ended"
+        with suppress(ProcessLookupError):
+            self.process.kill()
 
     def _progress(self, process: Process) -> float | None:
         """What differs from before where it goes on; None where there is nothing to do."""
@@ -148,16 +159,10 @@ class WorkerProcess:
     async def _reason(self) -> str:
         assert self.process is not None
         code = await self.process.wait()
-        if self._stuck:
-            return f"the drawing process made no progress for {self._patience:g} s and was ended"
+        if self._why is not None:
+            return self._why
         if code >= 0:
             return f"the drawing process ended with code {code}"
         name = signal.Signals(-code).name
         about = ", as the system does where memory ran out" if name == "SIGKILL" else ""
         return f"the drawing process was ended by {name}{about}"
-
-    async def _end(self) -> None:
-        if self.process is not None and self.process.returncode is None:
-            with suppress(ProcessLookupError):
-                self.process.kill()
-            await self.process.wait()

@@ -44,6 +44,11 @@ while (message := read(sys.stdin.buffer)) is not None:
     tell("started", job=job)
     if prompt == "stuck":
         time.sleep(60)
+    if prompt == "odd":
+        tell("step", job=job, index=0, step="first", steps=8)
+    if prompt == "torn":
+        sys.stdout.buffer.write(bytes([0, 0, 0, 2, 0, 0, 0, 0, 9, 9]))
+        sys.stdout.buffer.flush()
     for step in range(8 if prompt == "slow" else 1):
         time.sleep(0.4 * wanted["stuck_after"] if prompt == "slow" else 0)
         tell("step", job=job, index=0, step=step + 1, steps=8)
@@ -92,6 +97,18 @@ def test_a_worker_that_is_stuck_in_a_step_is_ended_and_the_queue_goes_on(
         assert await drawn[2] == ("done", None)
 
     run(body)
+
+
+@pytest.mark.parametrize("prompt", ["odd", "torn"])
+def test_a_worker_that_talks_nonsense_is_started_again(
+    run: Callable[..., None], prompt: str
+) -> None:
+    async def body(jobs: JobService, worker: WorkerProcess) -> None:
+        said = "the drawing process told what the server could not take and was ended"
+        assert await state(jobs, prompt) == ("failed", said)
+        assert await state(jobs, "well") == ("done", None)
+
+    run(body, stuck_after=20.0)
 
 
 def test_a_stuck_job_that_was_cancelled_gives_its_place_back(run: Callable[..., None]) -> None:
