@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import logging
+import socket
+import time
 import tracemalloc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +18,7 @@ import pytest
 from sanakit.pipeline.png import encode_png
 from sanakit.serve.limits import Limits
 from sanakit.serve.settings import ServeSettings
-from tiny_server import MODEL, ColorWorker, b64, listening, until
+from tiny_server import MODEL, ColorWorker, b64, listening, png, until
 
 WAITING = 6
 
@@ -28,6 +31,23 @@ def form(picture: bytes) -> httpx.Request:
 def json(picture: bytes) -> httpx.Request:
     body = {"prompt": "x", "init_images": [b64(picture)]}
     return httpx.Request("POST", "http://any/sdapi/v1/img2img", json=body)
+
+
+@pytest.mark.parametrize("made", [form, json])
+def test_a_client_that_leaves_while_it_sends_is_no_failure_of_the_server(
+    tmp_path: Path, made: Callable[[bytes], httpx.Request], caplog: pytest.LogCaptureFixture
+) -> None:
+    request = made(png())
+    head = f"POST {request.url.path} HTTP/1.1\r\nHost: localhost\r\n" + "".join(
+        f"{name}: {request.headers[name]}\r\n" for name in ("content-type", "content-length")
+    )
+    with listening(tmp_path) as server:
+        place = server.url.removeprefix("http://").split(":")
+        with socket.create_connection((place[0], int(place[1]))) as client:
+            client.sendall(head.encode() + b"\r\n" + request.read()[:20])
+            time.sleep(0.3)
+        time.sleep(0.3)
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 @pytest.mark.parametrize("made", [form, json])

@@ -319,12 +319,9 @@ class JobService:
 
     def position(self, job: Job) -> int | None:
         """How many come before it; None where it does not wait."""
-        waiting = job.state == "queued" and job.id not in self._running
-        return (
-            next((at for at, one in enumerate(self._waiting) if one is job), None)
-            if waiting
-            else None
-        )
+        if job.state != "queued" or job.id in self._running:
+            return None
+        return next((at for at, one in enumerate(self._waiting) if one is job), None)
 
     def eta_seconds(self, job: Job) -> float | None:
         """Seconds until it is done, as far as steps so far tell."""

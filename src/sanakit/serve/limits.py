@@ -6,7 +6,6 @@ A body is counted while it comes in; a picture is decoded only after its header 
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +15,12 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sanakit.errors import check_unicode
+from sanakit.serve.history import DIGEST
 from sanakit.serve.pictures import decoding, picture, picture_bytes
 from sanakit.serve.refusals import Refused, send_refusal
 from sanakit.serve.requests import DrawRequest
 
 BEGINS = (b",", b"[", b"{")
-STORED = re.compile(r"sha256:[0-9a-f]{64}")
 HandedIn = Callable[[str], Path]
 
 
@@ -97,8 +96,8 @@ class Limits:
         for name, text in given:
             if text is None:
                 continue
-            stored = STORED.fullmatch(text) is not None
-            data = handed_in(text).read_bytes() if stored else picture_bytes(text, name)
+            known = DIGEST.fullmatch(text) is not None
+            data = handed_in(text).read_bytes() if known else picture_bytes(text, name)
             found = picture(data, name, self.picture_pixels)
             sizes[name] = found.height, found.width
             if name == "mask":

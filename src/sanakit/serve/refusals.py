@@ -16,6 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import Scope, Send
 
 from sanakit.errors import SanakitError, plain
@@ -88,6 +89,8 @@ def refusal_of(error: Exception) -> Refused:
         return Refused(error.status_code, str(error.detail), headers=error.headers)
     if isinstance(error, RequestValidationError | ValidationError):
         return _of_validation(error)
+    if isinstance(error, ClientDisconnect):
+        return Refused(499, "the client is gone", code="cancelled")
     if isinstance(error, SanakitError):
         said = f"{error.message}; {error.hint}" if error.hint else error.message
         status, code = next((told for kind, told in TOLD.items() if isinstance(error, kind)), BAD)
@@ -121,7 +124,8 @@ def answer_errors(app: FastAPI) -> None:
     async def answer(request: Request, error: Exception) -> JSONResponse:
         return refusal_of(error).answer(request.url.path)
 
-    for kind in (HTTPException, RequestValidationError, ValidationError, SanakitError, Exception):
+    invalid = (RequestValidationError, ValidationError)
+    for kind in (HTTPException, *invalid, ClientDisconnect, SanakitError, Exception):
         app.add_exception_handler(kind, answer)
 
 
