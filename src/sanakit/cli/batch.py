@@ -85,7 +85,10 @@ class Planned:
 
 def batch(
     prompts: Annotated[
-        Path, typer.Argument(help="A prompt a line: .txt; or with options: .jsonl, .csv.")
+        Path,
+        typer.Argument(
+            help="A prompt a line, but # begins a comment: .txt; or with options: .jsonl, .csv."
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", "--output", help="Folder of the pictures.")],
     model: Model = None,
