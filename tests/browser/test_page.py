@@ -316,7 +316,9 @@ def test_what_a_painted_mask_leaves_out_stays_bit_for_bit(
     draw(page, "a smiling face", seed=1, steps=10)
     before = pixels_of(page, newest(page))
     button(page, "Paint over").click()
-    box = page.locator("#painter-canvas").bounding_box()
+    canvas = page.locator("#painter-canvas")
+    expect(canvas).to_be_visible()
+    box = canvas.bounding_box()
     assert box is not None
     page.mouse.move(box["x"] + 0.2 * box["width"], box["y"] + 0.2 * box["height"])
     page.mouse.down()
