@@ -43,6 +43,7 @@ def learned_of(recipe: RewardRecipe) -> Learned:
     return Learned(
         x0=torch.randn(shape, generator=rng),
         r=torch.rand(count, generator=rng),
+        rows=torch.arange(count),
         level=NoiseLevel(u, (1000 * u).floor()),
         fresh=torch.randn(shape, generator=rng),
         text=text,

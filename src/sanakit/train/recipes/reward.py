@@ -196,14 +196,18 @@ class Asked:
 
 @dataclass(frozen=True, kw_only=True)
 class Learned:
-    """What a rank learns from in a step: a row for each kept drawing and level, in order."""
+    """What a rank learns from in a step: drawings, and a row for each kept one and level.
+
+    ``x0``, ``r``, ``text`` and ``mask`` are of drawings; ``rows`` says which one a row is of.
+    """
 
     x0: Latent
     r: PerSample
-    level: NoiseLevel
-    fresh: Latent
     text: Text
     mask: TextMask
+    rows: Tensor
+    level: NoiseLevel
+    fresh: Latent
     facts: Mapping[str, Tensor]
 
 
@@ -291,9 +295,10 @@ class RewardRecipe(Recipe[Asked]):
             self._step = self._drawn_and_scored(batch)
         step = self._step
         assert step is not None
-        size = len(step.x0) // batch.parts
+        size = len(step.rows) // batch.parts
         rows = slice(batch.part * size, (batch.part + 1) * size)
-        x0, r, text, mask = step.x0[rows], step.r[rows], step.text[rows], step.mask[rows]
+        of = step.rows[rows]
+        x0, r, text, mask = step.x0[of], step.r[of], step.text[of], step.mask[of]
         level = NoiseLevel(*(part[rows] for part in step.level))
         x = interpolate(x0, step.fresh[rows], level.sigma)
 
@@ -419,18 +424,18 @@ class RewardRecipe(Recipe[Asked]):
         keep = min(objective.keep or group, group)
         starts = torch.arange(0, count, group, device=x0.device).unsqueeze(1)
         kept = (starts + best_and_worst(rewards, keep)).flatten()
-        pictures = kept.repeat_interleave(objective.levels)
         places = batch.places[kept].flatten()
         grid = self.defaults.scheduler.grid(objective.drawing_steps)
         level = NoiseLevel(*(each.to(x0)[places] for each in (grid.sigmas, grid.timesteps)))
         deviation = rewards.std(dim=1, unbiased=False).mean()
         return Learned(
-            x0=x0[pictures],
-            r=r.flatten()[pictures].float(),
+            x0=x0,
+            r=r.flatten().float(),
+            text=text,
+            mask=mask,
+            rows=kept.repeat_interleave(objective.levels),
             level=level,
             fresh=batch.fresh[kept].flatten(0, 1),
-            text=text[pictures],
-            mask=mask[pictures],
             facts={"reward": rewards.mean().float(), "reward_deviation": deviation.float()},
         )
 
