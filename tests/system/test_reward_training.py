@@ -213,6 +213,16 @@ def test_prompts_come_of_a_file_or_a_set_each_once(sana: TinySana, tmp_path: Pat
         prompts_of(str(file))
 
 
+def test_other_prompts_are_not_gone_on_with(sana: TinySana, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("a tree\na fox\n")
+    _, run = reward_run(sana, data=str(file))
+    reward_run(sana, data=str(file), index=run.data["index"])
+    file.write_text("a fox\na tree\n")
+    with pytest.raises(DataError, match="other prompts than when the run began"):
+        reward_run(sana, data=str(file), index=run.data["index"])
+
+
 OWN = """
 import numpy as np
 

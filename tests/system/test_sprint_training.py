@@ -173,6 +173,8 @@ def test_a_teacher_draws_as_its_model_does_and_in_diffusers(teacher: Path, tmp_p
     assert config["timestep_scale"] == 0.001
     assert config["qk_norm"] == "rms_norm_across_heads"
     assert not config["guidance_embeds"]
+    _, error = sanakit("train", "export", teacher, "--out", tmp_path / "model", code=2)
+    assert "is a model already" in error
 
 
 @pytest.mark.parametrize(

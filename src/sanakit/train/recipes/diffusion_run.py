@@ -483,9 +483,14 @@ def export_run(run: Path, out: Path, *, storage: Storage = "as-is", merged: bool
     ``merged`` adds a LoRA to the weights and writes the whole model.
 
     Raises:
-        ConfigError: ``merged`` where there is no LoRA, ``storage`` for one. DataError: the disk.
+        ConfigError: ``merged`` where there is no LoRA, ``storage`` for one, a run that is a model
+            by itself. DataError: the disk.
         MissingModelError, WeightsError: as `components_of_run`.
     """
+    if (run / INDEX).is_file():
+        raise ConfigError(
+            f"{run} is a model already", hint=f"sanakit generate PROMPT --model {run}"
+        )
     lora = diffusion_run(run).objective.lora_rank > 0
     if merged and not lora:
         raise ConfigError(f"{run} trained all weights: there is nothing to merge")

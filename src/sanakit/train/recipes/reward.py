@@ -9,6 +9,7 @@ configs/sol_rl/sana.py.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -473,7 +474,7 @@ class RewardRecipe(Recipe[Asked]):
 
 @dataclass(frozen=True, kw_only=True)
 class RewardData:
-    """The arguments of a run; ``resolution`` is found out when it begins."""
+    """The arguments of a run; ``resolution`` and ``index`` are found out when it begins."""
 
     data: str
     """A text file with a prompt a line, or a set, whose captions are the prompts."""
@@ -483,6 +484,8 @@ class RewardData:
     prompts: Sequence[str] = ()
     resolution: int | None = None
     """About the side of the pictures, px: as the model draws them."""
+    index: str | None = None
+    """Identifies the prompts and their order."""
 
 
 def usual_loop() -> LoopConfig:
@@ -542,8 +545,15 @@ def build(
     data, objective, loop = RewardData(**run.data), run.objective, run.loop
     prompts = prompts_of(data.data)
     held = () if data.held is None else prompts_of(data.held)
+    index = hashlib.sha256("\n".join(prompts).encode()).hexdigest()
+    if data.index not in (None, index):
+        raise DataError(
+            f"{data.data} holds other prompts than when the run began",
+            hint="begin a new run from this one: --from RUN --out ANOTHER",
+        )
     data = replace(
         data,
+        index=index,
         resolution=_resolution(data.start),
         prompts=tuple(data.prompts) or tuple((held or prompts)[:SHOWN]),
     )
