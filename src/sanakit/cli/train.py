@@ -240,9 +240,7 @@ def diffusion(
 
 @app.command()
 def controlnet(
-    data: Annotated[
-        str | None, typer.Option(help="Set that `sanakit data build` made, or shards' address.")
-    ] = None,
+    data: Set = None,
     start: Annotated[
         str | None,
         typer.Option("--from", help="Model to be steered: glyph, a folder, owner/name, a run."),
@@ -255,8 +253,8 @@ def controlnet(
     layers: Annotated[
         int | None, typer.Option(help="Blocks of the branch. Default: seven, if there are.")
     ] = None,
-    held: Annotated[str | None, typer.Option(help="Set to measure on, never trained on.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes that decode pictures.")] = None,
+    held: Held = None,
+    workers: Workers = None,
     resume: Resume = False,
     dry_run: DryRun = False,
     measure: Measure = True,
@@ -271,8 +269,6 @@ def controlnet(
         settings, {"peak_lr": learning_rate, "steps": steps, "batch_size": batch_size}
     )
     from sanakit.train.recipes import controlnet as recipes
-    from sanakit.train.recipes.diffusion import FlowObjective
-    from sanakit.train.runs.run_config import speaks
 
     typed = {
         "data": data,
@@ -282,18 +278,7 @@ def controlnet(
         "held": held,
         "workers": workers,
     }
-    resumed = out if resume else None
-    what = (recipes.WHAT, FlowObjective, recipes.new_run)
-    run = new_or_resumed(*what, typed, settings, resumed=resumed)
-    if not dry_run:
-        check_free(out, resume=resume)
-    recipe, run = recipes.build(run, report=say if speaks() else lambda line: None)
-    if dry_run:
-        shards = recipe.pictures.shards
-        print_plan(recipe, run, frozen=recipe.frozen, shards=shards, measure=measure)
-        return
-    finish = recipes.finish_controlnet
-    carry_out(recipe, run, out, resume=resume, finish=lambda: finish(recipe, out, report=say))
+    run_recipe(recipes, typed, settings, out, resume=resume, dry_run=dry_run, measure=measure)
 
 
 @app.command()
@@ -333,11 +318,7 @@ def reward(
     settings = with_options(
         settings, {"peak_lr": learning_rate, "steps": steps, "batch_size": batch_size}
     )
-    import torch
-
-    from sanakit.data.captions.scorers import weighted_scorer
     from sanakit.train.recipes import reward as recipes
-    from sanakit.train.runs.run_config import speaks
 
     typed = {
         "data": data,
@@ -346,20 +327,7 @@ def reward(
         "held": held,
         "prompts": prompt,
     }
-    resumed = out if resume else None
-    what = (recipes.WHAT, recipes.RewardObjective, recipes.new_run)
-    run = new_or_resumed(*what, typed, settings, resumed=resumed)
-    if not dry_run:
-        check_free(out, resume=resume)
-    on_gpu = run.loop.device != "cpu" and torch.cuda.is_available()
-    scorer = weighted_scorer(run.data["reward"], device="cuda" if on_gpu else "cpu")
-    report = say if speaks() else lambda line: None
-    recipe, run = recipes.build(run, scorer, report=report)
-    if dry_run:
-        print_plan(recipe, run, frozen=recipe.frozen, measure=measure)
-        return
-    carry_out(recipe, run, out, resume=resume)
-    report(f"draw: sanakit generate PROMPT --lora {out} --guidance 1")
+    run_recipe(recipes, typed, settings, out, resume=resume, dry_run=dry_run, measure=measure)
 
 
 @app.command()
@@ -389,7 +357,7 @@ def sprint_teacher(
     from sanakit.train.recipes import sprint_teacher as recipes
 
     typed = {"data": data, "start": start, "prompts": prompt, "held": held, "workers": workers}
-    few_steps(recipes, typed, settings, out, resume=resume, dry_run=dry_run, measure=measure)
+    run_recipe(recipes, typed, settings, out, resume=resume, dry_run=dry_run, measure=measure)
 
 
 @app.command()
@@ -419,34 +387,7 @@ def sprint(
     from sanakit.train.recipes import sprint as recipes
 
     typed = {"data": data, "start": start, "prompts": prompt, "held": held, "workers": workers}
-    few_steps(recipes, typed, settings, out, resume=resume, dry_run=dry_run, measure=measure)
-
-
-def few_steps(
-    recipes: Any,
-    typed: dict[str, Any],
-    settings: list[str],
-    out: Path,
-    *,
-    resume: bool,
-    dry_run: bool,
-    measure: bool,
-) -> None:
-    """Run one of both stages on the way to few steps, ``recipes`` being its module."""
-    from sanakit.train.runs.run_config import speaks
-
-    what = (recipes.WHAT, recipes.OBJECTIVE, recipes.new_run)
-    run = new_or_resumed(*what, typed, settings, resumed=out if resume else None)
-    if not dry_run:
-        check_free(out, resume=resume)
-    recipe, run = recipes.build(run, report=say if speaks() else lambda line: None)
-    if dry_run:
-        shards = recipe.pictures.shards
-        print_plan(recipe, run, frozen=recipe.frozen, shards=shards, measure=measure)
-        return
-    carry_out(
-        recipe, run, out, resume=resume, finish=lambda: recipes.finish(recipe, out, report=say)
-    )
+    run_recipe(recipes, typed, settings, out, resume=resume, dry_run=dry_run, measure=measure)
 
 
 @app.command()
@@ -537,6 +478,32 @@ def check_free(out: Path, *, resume: bool) -> None:
     if speaks() and out.is_dir():
         with in_use(out, by="sanakit train"):
             check_folder(out, resume=resume)
+
+
+def run_recipe(
+    recipes: Any,
+    typed: dict[str, Any],
+    settings: list[str],
+    out: Path,
+    *,
+    resume: bool,
+    dry_run: bool,
+    measure: bool,
+) -> None:
+    """Plan or carry out a run of a recipe, ``recipes`` being its module."""
+    from sanakit.train.runs.run_config import speaks
+
+    what = (recipes.WHAT, recipes.OBJECTIVE, recipes.new_run)
+    run = new_or_resumed(*what, typed, settings, resumed=out if resume else None)
+    if not dry_run:
+        check_free(out, resume=resume)
+    recipe, run = recipes.build(run, report=say if speaks() else lambda line: None)
+    if dry_run:
+        print_plan(recipe, run, frozen=recipe.frozen, shards=recipe.shards, measure=measure)
+        return
+    carry_out(
+        recipe, run, out, resume=resume, finish=lambda: recipes.finish(recipe, out, report=say)
+    )
 
 
 def carry_out(

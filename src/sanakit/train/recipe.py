@@ -65,6 +65,8 @@ class Recipe(ABC, Generic[Batch]):
 
     module: nn.Module
     """What is trained, with whatever is frozen inside it."""
+    shards: str | None = None
+    """Where its pictures come from, if they do, for a plan to look at."""
 
     @abstractmethod
     def stream(self, schedule: SampleSchedule) -> Iterator[Batch]:

@@ -54,6 +54,7 @@ from sanakit.train.runs.run_config import RunConfig, lasting, speaks
 from sanakit.weights.store import load_strict
 
 WHAT = "controlnet"
+OBJECTIVE = FlowObjective
 SHOWN = 4
 """Pictures of the validation grid."""
 
@@ -324,7 +325,7 @@ def _layers(asked: int | None, blocks: int) -> int:
     return asked
 
 
-def finish_controlnet(recipe: ControlNetRecipe, run: Path, *, report: Report) -> Path:
+def finish(recipe: ControlNetRecipe, run: Path, *, report: Report) -> Path:
     """Write the branch in the published layout, averaged where there is an average."""
     folder = run / CONTROLNET
     if speaks():

@@ -280,7 +280,7 @@ class DiffusionRecipe(Recipe[DiffusionBatch]):
             self.module = nn.ModuleDict({"transformer": transformer, "text_encoder": llm})
             llm.requires_grad_(True)
         self.pictures, self.held, self.prior = pictures, held, prior
-        self.objective = objective
+        self.objective, self.shards = objective, pictures.shards
         self.prompts = tuple(prompts)
         shift = objective.flow_shift
         self.flow_shift = defaults.scheduler.flow_shift if shift is None else shift

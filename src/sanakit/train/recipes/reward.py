@@ -13,6 +13,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -22,7 +23,7 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sanakit.data.captions.scorers import Scorer, scores_of, weight_of
+from sanakit.data.captions.scorers import Scorer, scores_of, weight_of, weighted_scorer
 from sanakit.data.loader.folders import open_folder
 from sanakit.data.loader.order import shuffled
 from sanakit.data.loader.reading import ShardReader
@@ -51,7 +52,7 @@ from sanakit.train.recipes.diffusion_run import (
 from sanakit.train.recipes.encoders import Encoders
 from sanakit.train.recipes.lora import NAME, USUAL_TARGETS, add_adapters
 from sanakit.train.recipes.shard_dataset import shards_of
-from sanakit.train.runs.run_config import RunConfig, is_run, lasting
+from sanakit.train.runs.run_config import RunConfig, is_run, lasting, speaks
 from sanakit.train.sample_schedule import SampleSchedule, generator_of
 from sanakit.untrusted import read_file
 from sanakit.weights.resolve import resolve_model
@@ -533,16 +534,24 @@ def new_run(typed: Mapping[str, Any], pairs: Sequence[str] = ()) -> RunConfig:
     return run
 
 
+OBJECTIVE = RewardObjective
+
+
 def build(
-    run: RunConfig, scorer: Scorer, *, report: Report = print
+    run: RunConfig, scorer: Scorer | None = None, *, report: Report = print
 ) -> tuple[RewardRecipe, RunConfig]:
     """Load, check and put together; the run comes back with what was found out of its model.
+
+    Without ``scorer`` it is the one that the run names.
 
     Raises:
         ConfigError: settings or parts that do not go together. MissingModelError: no such model.
         DataError: no prompts. WeightsError: damaged weights.
     """
     data, objective, loop = RewardData(**run.data), run.objective, run.loop
+    if scorer is None:
+        on_gpu = loop.device != "cpu" and torch.cuda.is_available()
+        scorer = weighted_scorer(data.reward, device="cuda" if on_gpu else "cpu")
     prompts = prompts_of(data.data)
     held = () if data.held is None else prompts_of(data.held)
     index = hashlib.sha256("\n".join(prompts).encode()).hexdigest()
@@ -576,6 +585,12 @@ def build(
         f"layers, {learning:,} weights learn"
     )
     return recipe, replace(run, data=asdict(data))
+
+
+def finish(recipe: RewardRecipe, run: Path, *, report: Report) -> None:
+    """Say how to draw with it; the last checkpoint is what it learned."""
+    if speaks():
+        report(f"draw: sanakit generate PROMPT --lora {run} --guidance 1")
 
 
 def prompts_of(source: str) -> list[str]:
