@@ -56,7 +56,7 @@ def recipe_of(sana: TinySana, *settings: str) -> SprintRecipe:
                 size = 0.2 if weight.ndim > 1 else 0.1
                 noise = size * torch.randn(weight.shape, generator=rng)
                 weight.copy_(1 + noise if "norm" in name and name.endswith("weight") else noise)
-        for weight in recipe.module["discriminator"].parameters():
+        for weight in () if recipe.discriminator is None else recipe.discriminator.parameters():
             if weight.ndim == 3:
                 left = torch.randn(weight.shape[0], 1, 1, generator=rng)
                 weight.add_(left * torch.randn(weight.shape[1:], generator=rng))
@@ -136,10 +136,12 @@ def head(weights: dict[str, Tensor], x: Tensor) -> Tensor:
 class Reference:
     """The losses from the formulas of the paper, as the released code has them."""
 
-    def __init__(self, recipe: SprintRecipe) -> None:
+    def __init__(self, recipe: SprintRecipe, *, heads: bool = True) -> None:
         self.teacher = published(recipe.teacher).requires_grad_(False)
         self.student = published(recipe.transformer)
-        own = recipe.module["discriminator"]
+        own = recipe.module["discriminator"] if heads else None
+        if own is None:
+            return
         self.heads = [
             {name: p.detach().clone().requires_grad_() for name, p in one.named_parameters()}
             for one in own.heads
@@ -171,21 +173,48 @@ class Reference:
             )
         )
 
+    def guided(
+        self, x: Tensor, t: Tensor, batch: SprintBatch, null: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        assert batch.text is not None
+        assert batch.mask is not None
+        told = prediction(self.teacher, x, t, batch.text, batch.mask.float())
+        empty = [each.expand(len(x), *each.shape[1:]) for each in null]
+        plain = prediction(self.teacher, x, t, empty[0], empty[1].float())
+        return plain + batch.guidance.view(-1, 1, 1, 1) * (told - plain)
+
+    def predicted(self, x: Tensor, t: Tensor, batch: SprintBatch) -> Tensor:
+        assert batch.text is not None
+        assert batch.mask is not None
+        text, mask, guidance = batch.text, batch.mask.float(), 0.1 * batch.guidance
+        return prediction(self.student, x, t, text, mask, guidance=guidance)
+
+    def loss_of_hops(self, batch: SprintBatch, null: tuple[Tensor, Tensor], hop: float) -> Tensor:
+        """Of paths by the midpoint rule, where data have size one."""
+        assert batch.x0 is not None
+        noise, t = batch.place(sprint.STUDENT)
+        x = t.cos() * batch.x0 + t.sin() * noise
+        picture = t.cos() * x - t.sin() * self.predicted(UNIT * x, t, batch)
+        s = (t - hop).clamp_min(0)
+        middle = (t + s) / 2
+        with torch.no_grad():
+            half = x + (middle - t) * self.guided(UNIT * x, t, batch, null)
+            y = x + (s - t) * self.guided(UNIT * half, middle, batch, null)
+            wanted = s.cos() * y - s.sin() * self.predicted(UNIT * y, s, batch)
+        squares = ((picture - wanted) ** 2).mean(dim=(1, 2, 3))
+        return ((squares + 0.03**2).sqrt() - 0.03).mean()
+
     def loss(self, batch: SprintBatch, null: tuple[Tensor, Tensor], weight: float) -> Tensor:
         assert batch.x0 is not None
         assert batch.text is not None
         assert batch.mask is not None
-        x0, text, mask = UNIT * batch.x0, batch.text, batch.mask.float()
-        embedded = {"guidance": 0.1 * batch.guidance}
+        x0 = UNIT * batch.x0
         noise, t = batch.place(sprint.STUDENT)
         x = t.cos() * x0 + t.sin() * UNIT * noise
-        guided = prediction(self.teacher, x, t, text, mask)
-        empty = [each.expand(len(x), *each.shape[1:]) for each in null]
-        plain = prediction(self.teacher, x, t, empty[0], empty[1].float())
-        slope = UNIT * (plain + batch.guidance.view(-1, 1, 1, 1) * (guided - plain))
+        slope = UNIT * self.guided(x, t, batch, null)
 
         def student(x: Tensor, t: Tensor) -> Tensor:
-            return prediction(self.student, x, t, text, mask, **embedded)
+            return self.predicted(x, t, batch)
 
         turn = t.cos() * t.sin()
         with torch.no_grad():
@@ -197,6 +226,7 @@ class Reference:
         g = -(t.cos() ** 2) * (UNIT * still - slope) - r * (turn * x + UNIT * change)
         g = g / (g.flatten(1).norm(dim=1).view(-1, 1, 1, 1) + 0.1)
         s = (t.sin() / (t.cos() + t.sin())).flatten()
+        embedded = {"guidance": 0.1 * batch.guidance}
         w = self.log_variance(self.student.time_embed(s, hidden_dtype=x.dtype, **embedded)[1]).view(
             -1, 1, 1, 1
         )
@@ -220,7 +250,7 @@ class Reference:
 
 
 def test_losses_and_gradients_are_those_of_the_formulas(sana: TinySana) -> None:
-    recipe = recipe_of(sana, "head_blocks=[0,1]", "adversarial=0.7")
+    recipe = recipe_of(sana, "hop=0", "head_blocks=[0,1]", "adversarial=0.7")
     batch = batch_of(recipe)
     assert recipe._null is not None
     theirs = Reference(recipe)
@@ -242,6 +272,44 @@ def test_losses_and_gradients_are_those_of_the_formulas(sana: TinySana) -> None:
         assert each.abs().max() > 1e-6 or name.endswith("last.bias")
     assert_close(gradients, wanted, atol=1e-5, rtol=1e-5)
     assert all(p.grad is None for p in recipe.teacher.parameters())
+
+
+def test_hops_and_their_gradients_are_those_of_the_formula(sana: TinySana) -> None:
+    recipe = recipe_of(sana, "hop=0.3", "adversarial=0")
+    batch = batch_of(recipe)
+    assert TIMES[0] < 0.3 < TIMES[1]  # one of them hops to the end of its path
+    assert recipe._null is not None
+    theirs = Reference(recipe, heads=False)
+    expected = theirs.loss_of_hops(batch, recipe._null, 0.3)
+    expected.backward()
+    found = recipe.loss(batch)
+    found["loss"].backward()
+    assert_close(found["loss"], expected, atol=1e-5, rtol=1e-5)
+    wanted = {f"transformer.{name}": p.grad for name, p in theirs.student.named_parameters()}
+    assert all(grad is not None and grad.abs().max() > 1e-6 for grad in wanted.values())
+    gradients = {name: p.grad for name, p in recipe.module.named_parameters()}
+    assert_close(gradients, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_a_student_that_is_the_teacher_on_short_hops_has_little_to_learn(sana: TinySana) -> None:
+    """The loss of hops goes to nothing with them, as their square at first."""
+    losses = []
+    for hop in (0.02, 0.01):
+        recipe = recipe_of(sana, f"hop={hop}", "adversarial=0")
+        losses.append(float(recipe.loss(batch_of(recipe))["apart"]))
+    assert losses[1] == pytest.approx(losses[0] / 2, rel=0.1)
+
+
+def test_where_the_teacher_goes_is_where_a_finer_path_ends(
+    sana: TinySana, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_of(sana)
+    batch = batch_of(recipe)
+    with torch.no_grad():
+        found = recipe._end(batch)
+        monkeypatch.setattr(sprint, "END_STEPS", 96)
+        finer = recipe._end(batch)
+    assert (found - finer).norm() < 0.02 * finer.norm()
 
 
 def test_the_derivative_is_that_of_finite_differences(sana: TinySana) -> None:

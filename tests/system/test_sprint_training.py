@@ -28,7 +28,8 @@ from sanakit.train.recipes.sprint import SprintRecipe
 from sanakit.train.runs.run_config import RunConfig
 from tiny_sana import FAST, TinySana, tiny_sana
 
-STUDENT = ("tangent_warmup=8", "peak_lr=0.001")
+STUDENT = ("peak_lr=0.001",)
+TANGENT = ("hop=0", "tangent_warmup=8")
 
 
 @pytest.fixture(scope="module")
@@ -63,14 +64,16 @@ def learned(run: Path, part: str) -> dict[str, Tensor]:
     return {name: value for name, value in tensors.items() if "last.bias" not in name}
 
 
+@pytest.mark.parametrize("loss", [(), TANGENT], ids=["hops", "tangent"])
 def test_a_run_in_two_parts_is_bit_equal_to_one_and_leaves_the_teacher_as_it_was(
-    sana: TinySana, teacher: Path, tmp_path: Path
+    loss: tuple[str, ...], sana: TinySana, teacher: Path, tmp_path: Path
 ) -> None:
-    recipe, run = run_of(sana, teacher, "average_halflife=8")
+    settings = ("average_halflife=8", *loss)
+    recipe, run = run_of(sana, teacher, *settings)
     before = {name: value.clone() for name, value in recipe.teacher.state_dict().items()}
     assert train(recipe, run.loop, tmp_path / "whole", resume=False, report=str)
     assert_close(recipe.teacher.state_dict(), before, atol=0, rtol=0)
-    recipe, run = run_of(sana, teacher, "average_halflife=8")
+    recipe, run = run_of(sana, teacher, *settings)
     honest, count = recipe.prepare, iter(range(1000))
 
     def prepare(*given: Any) -> Any:
@@ -80,7 +83,7 @@ def test_a_run_in_two_parts_is_bit_equal_to_one_and_leaves_the_teacher_as_it_was
 
     recipe.prepare = prepare  # type: ignore[method-assign]
     assert not train(recipe, run.loop, tmp_path / "parts", resume=False, report=str)
-    recipe, run = run_of(sana, teacher, "average_halflife=8")
+    recipe, run = run_of(sana, teacher, *settings)
     assert train(recipe, run.loop, tmp_path / "parts", resume=True, report=str)
     for part in ("model", "optimizer", "average"):
         one, other = (learned(tmp_path / name, part) for name in ("whole", "parts"))
@@ -121,10 +124,10 @@ def test_two_ranks_learn_what_one_does_in_two_parts(
         ended = run_ranks(tmp_path / "rank.py", count, *arguments)
         assert [one.code for one in ended] == [0] * count, ended
 
-    go(1, one=["accumulation=2"])
-    go(2, ddp=["strategy=ddp"], fsdp=["strategy=fsdp"])
-    for name in ("ddp", "fsdp"):
-        one, other = (learned(tmp_path / each, "model") for each in ("one", name))
+    go(1, hops=["accumulation=2"], tangent=["accumulation=2", *TANGENT])
+    go(2, ddp=["strategy=ddp"], fsdp=["strategy=fsdp"], both=["strategy=ddp", *TANGENT])
+    for name, alone in {"ddp": "hops", "fsdp": "hops", "both": "tangent"}.items():
+        one, other = (learned(tmp_path / each, "model") for each in (alone, name))
         # Of a gradient of about nothing Adam makes a part of a step, 1e-3.
         assert_close(other, one, atol=5e-5, rtol=1e-5)
 
@@ -143,8 +146,8 @@ def test_the_command_makes_a_model_that_both_draw_with_in_two_steps(
     with Image.open(grid) as picture:
         assert picture.size == (6 * 64, 64)  # 1, 2 and 4 steps of two seeds
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    assert any("held_tangent" in line for line in log)
-    assert {"consistency", "tangent", "adversarial", "discriminator"} <= log[0].keys()
+    assert any("held_from_end" in line for line in log)
+    assert {"consistency", "apart", "adversarial", "discriminator"} <= log[0].keys()
     drawn = []
     for steps in (1, 2):
         picture = tmp_path / f"{steps}.png"
@@ -185,6 +188,8 @@ def test_a_teacher_draws_as_its_model_does_and_in_diffusers(teacher: Path, tmp_p
         (("guidance_scales=[]",), "must be positive numbers"),
         (("head_blocks=[2]",), "the transformer has 2 blocks"),
         (("max_time_chance=2",), "must be in [0, 1]"),
+        (("hop=2",), "hop=2 must be in [0, 1]"),
+        (("tangent_warmup=8",), "no tangent is taken"),
         (("lora_rank=2",), "no setting 'lora_rank'"),
     ],
 )
@@ -211,6 +216,8 @@ def test_each_stage_says_what_it_begins_with(sana: TinySana, teacher: Path) -> N
 def test_without_an_adversarial_loss_there_is_no_discriminator(
     sana: TinySana, teacher: Path
 ) -> None:
-    recipe, _ = run_of(sana, teacher, "adversarial=0")
+    recipe, _ = run_of(sana, teacher, "adversarial=0", *TANGENT)
     assert recipe.discriminator is None
     assert set(recipe.module.keys()) == {"transformer", "log_variance"}
+    recipe, _ = run_of(sana, teacher, "adversarial=0")
+    assert set(recipe.module.keys()) == {"transformer"}

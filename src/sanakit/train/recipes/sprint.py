@@ -1,15 +1,19 @@
 """Distil a teacher into a model of one to four steps: consistency (sCM), against a discriminator.
 
 States stand on the arc of docs/maths/solvers.md, data and noise of size one. The student's loss is
-that of continuous-time consistency: its prediction is drawn along a tangent, which is the teacher's
-velocity and the student's own derivative along it. The adversarial one (LADD) reads its pictures
-with the teacher's eyes: heads on blocks of the frozen network.
+consistency: from two states of a path of the guided teacher it is to give the same picture. Either
+they are a hop apart, and the later one's picture is what the earlier one's is drawn to, or, as the
+released trainer has it (``hop=0``, continuous time), the prediction is drawn along a tangent, which
+is the teacher's velocity and the student's own derivative along it. The adversarial loss (LADD)
+reads its pictures with the teacher's eyes: heads on blocks of the frozen network.
 
 Sources: SANA-Sprint (arXiv 2503.09641), section 3 and algorithm 2; NVlabs/Sana
-train_scripts/train_scm_ladd.py. Where they differ the code is followed: sCM is weighed by
-1 / (sigma_data tan t), logits of all heads are averaged, the hinge has a half, and the noises of
-real and made latents are different ones. Other than in both:
+train_scripts/train_scm_ladd.py. Hops are consistency distillation (arXiv 2303.01469, algorithm 2)
+without a second network, by the loss of arXiv 2310.14189, section 3.3. Where paper and code differ
+the code is followed: sCM is weighed by 1 / (sigma_data tan t), logits of all heads are averaged,
+the hinge has a half, and the noises of real and made latents are different ones. Other than both:
 
+- hops are the default: with few samples they are learned sooner, and steadier (docs/sprint.md).
 - student and discriminator step on the same batch, in one step of one optimizer, where theirs take
   batches in turn; one step here is two of theirs, and the gradients of both are clipped together.
 - the unguided teacher reads the null prompt with its own mask, as it was trained, and not with the
@@ -74,10 +78,13 @@ from sanakit.train.sample_schedule import SampleSchedule, generator_of, normal_o
 WHAT = "sprint"
 NORM_FLOOR = 0.1
 """Added to the norm that a tangent is divided by."""
+TANGENT_WARMUP = 6_400
+HUBER = 0.03
+"""Differences of two pictures, in latents of size 1, from which their loss is about their size and
+no longer their square."""
 SHOWN_STEPS = (1, 2, 4)
-PASSES = 5
-"""Of one network, forward and backward: two of the student; its derivative takes two forward ones,
-the teacher two for the tangent, three for the discriminator and one both ways for the student."""
+END_STEPS = 24
+"""Of the teacher's path that a student's one step is measured against; each looks twice."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,8 +100,11 @@ class SprintObjective(FlowObjective):
     null_chance: float = 0.0
     guidance_scales: tuple[float, ...] = (4.0, 4.5, 5.0)
     """One of them is drawn for each sample, and the student told it."""
-    tangent_warmup: int = 6_400
-    """Samples over which the student's own derivative comes into the tangent."""
+    hop: float = 0.1
+    """Radians between the two states that are to give one picture; 0 is the released trainer's."""
+    tangent_warmup: int | None = None
+    """Samples over which the student's own derivative comes into the tangent; of ``hop=0`` alone,
+    where None is 6,400."""
     adversarial: float = 0.5
     """Weight of the adversarial loss; 0 trains without a discriminator."""
     max_time_chance: float = 0.5
@@ -119,8 +129,15 @@ class SprintObjective(FlowObjective):
             raise ConfigError(f"guidance_scales={self.guidance_scales} must be positive numbers")
         if not self.judge_std > 0:
             raise ConfigError(f"judge_std={self.judge_std} must be more than 0")
+        if not 0 <= self.hop <= 1:
+            raise ConfigError(f"hop={self.hop} must be in [0, 1]", hint="the path is 1.57 long")
+        if self.hop and self.tangent_warmup is not None:
+            raise ConfigError(
+                f"tangent_warmup={self.tangent_warmup} with hop={self.hop}: no tangent is taken",
+                hint="hop=0 takes one",
+            )
         for name in ("adversarial", "tangent_warmup"):
-            if getattr(self, name) < 0:
+            if (getattr(self, name) or 0) < 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must not be negative")
         if not 0 <= self.max_time_chance <= 1:
             raise ConfigError(f"max_time_chance={self.max_time_chance} must be in [0, 1]")
@@ -151,7 +168,10 @@ class SprintBatch(DiffusionBatch):
 
 
 class SprintRecipe(DiffusionRecipe):
-    """sCM and LADD; ``module`` is the student, its discriminator and its loss's log-variance."""
+    """Consistency and LADD; ``module`` is the student with what else learns.
+
+    That is the discriminator and, without hops, the log-variance of the student's loss.
+    """
 
     objective: SprintObjective
 
@@ -172,10 +192,12 @@ class SprintRecipe(DiffusionRecipe):
         )
         self.teacher = teacher.requires_grad_(False).eval()
         self.discriminator: FeatureDiscriminator | None = None
+        parts: dict[str, nn.Module] = {"transformer": student}
         self.log_variance = nn.Linear(student.config.width, 1)
         nn.init.zeros_(self.log_variance.weight)
         nn.init.zeros_(self.log_variance.bias)
-        parts = {"transformer": student, "log_variance": self.log_variance}
+        if not objective.hop:
+            parts["log_variance"] = self.log_variance
         if objective.adversarial:
             count = teacher.config.num_layers
             blocks = objective.head_blocks or usual_blocks(count)
@@ -183,6 +205,7 @@ class SprintRecipe(DiffusionRecipe):
             parts["discriminator"] = self.discriminator
         self.module = nn.ModuleDict(parts)
         self._null: tuple[Text, TextMask] | None = None
+        self._paths: list[tuple[SprintBatch, Latent]] = []
 
     # What is drawn.
 
@@ -204,8 +227,10 @@ class SprintRecipe(DiffusionRecipe):
                 chances = uniform_of(generators, 2)
                 latest = chances[:, 0] < objective.max_time_chance
                 times[latest, MADE] = MAX_TIME
-                grown = torch.arange(span.start, span.stop) / max(1, objective.tangent_warmup)
-                warm = grown.clamp_max(1) if objective.tangent_warmup else torch.ones(len(span))
+                warmup = objective.tangent_warmup
+                warmup = TANGENT_WARMUP if warmup is None else warmup
+                grown = torch.arange(span.start, span.stop) / max(1, warmup)
+                warm = grown.clamp_max(1) if warmup else torch.ones(len(span))
                 sigma = sigma_at(times[:, STUDENT])
                 drawn = drawn_rows(batch, rows, noises[:, STUDENT], NoiseLevel(sigma, sigma))
                 yield SprintBatch(
@@ -244,14 +269,11 @@ class SprintRecipe(DiffusionRecipe):
         noise, time = batch.place(STUDENT)
         x = on_arc(batch.x0, noise, time)
         predicted = self._student(x, time, batch).float()
-        tangent, length = self.tangent(x, time, predicted.detach(), batch)
-        # The same number as its square, and the gradient that draws the prediction along it.
-        error = (predicted - predicted.detach() - tangent).square()
-        spread = self._log_variance(sigma_at(time).flatten(), batch.guidance)
-        weight = 1 / (SIGMA_DATA * time.tan())
-        consistency = (weight / spread.exp() * error + spread).mean()
-        terms = {"consistency": consistency, "tangent": length.mean()}
-        total = consistency
+        if self.objective.hop:
+            terms = self._agreement(x, time, predicted, batch)
+        else:
+            terms = self._along_tangent(x, time, predicted, batch)
+        total = terms["consistency"]
         if self.discriminator is not None:
             made = self._made(batch)
             seen = self._features(made, SEEN, batch)
@@ -261,6 +283,29 @@ class SprintRecipe(DiffusionRecipe):
             total = total + terms["discriminator"]
         return {"loss": total, **{name: value.detach() for name, value in terms.items()}}
 
+    def _agreement(
+        self, x: Latent, time: Tensor, predicted: Latent, batch: SprintBatch
+    ) -> dict[str, Tensor]:
+        """How far the student's picture is from that of a state a hop nearer to it."""
+        later = (time - self.objective.hop).clamp_min(0)
+        with torch.no_grad():
+            near = self._walked(x, time, time - later, batch)
+            wanted = picture_of(near, later, self._student(near, later, batch).float())
+        error = (picture_of(x, time, predicted) - wanted).square().flatten(1).mean(dim=1)
+        distance = (error + HUBER**2).sqrt() - HUBER
+        return {"consistency": distance.mean(), "apart": error.mean().sqrt()}
+
+    def _along_tangent(
+        self, x: Latent, time: Tensor, predicted: Latent, batch: SprintBatch
+    ) -> dict[str, Tensor]:
+        tangent, length = self.tangent(x, time, predicted.detach(), batch)
+        # The same number as its square, and the gradient that draws the prediction along it.
+        error = (predicted - predicted.detach() - tangent).square()
+        spread = self._log_variance(sigma_at(time).flatten(), batch.guidance)
+        weight = 1 / (SIGMA_DATA * time.tan())
+        consistency = (weight / spread.exp() * error + spread).mean()
+        return {"consistency": consistency, "tangent": length.mean()}
+
     @torch.no_grad()
     def tangent(
         self, x: Latent, time: Tensor, predicted: Latent, batch: SprintBatch
@@ -269,12 +314,7 @@ class SprintRecipe(DiffusionRecipe):
 
         ``predicted`` is the student's prediction at ``x``.
         """
-        assert batch.text is not None
-        assert self._null is not None
-        guided = self._taught(x, time, batch.text, batch.mask)
-        text, mask = (each.expand(len(x), *each.shape[1:]) for each in self._null)
-        plain = self._taught(x, time, text, mask)
-        taught = plain + batch.guidance.view(-1, 1, 1, 1) * (guided - plain)
+        taught = self._guided(x, time, batch)
         turn = time.cos() * time.sin()
 
         def student(x: Latent, time: Tensor) -> Latent:
@@ -289,20 +329,46 @@ class SprintRecipe(DiffusionRecipe):
         return found / (length + NORM_FLOOR), length.flatten()
 
     def evaluate(self, module: nn.Module) -> dict[str, float]:
-        """The mean norm of tangents on fixed pictures, before it is made 1: 0 is consistent."""
+        """How far pictures of one step are from where the guided teacher goes with their noise.
+
+        The mean square of the difference over that of the teacher's; 0 is a student that has
+        learned all of its teacher, 2 one that draws as much and other things.
+        """
         device = next(module.parameters()).device
-        if not self._measured:
-            self._measured = [self.prepare(b, device, Timers(device)) for b in self._fixed()]
+        if not self._paths:
+            for drawn in self._fixed():
+                batch = self.prepare(drawn, device, Timers(device))
+                assert isinstance(batch, SprintBatch)
+                self._paths.append((batch, self._end(batch)))
         found = []
-        for batch in self._measured:
-            assert isinstance(batch, SprintBatch)
-            assert batch.x0 is not None
-            noise, time = batch.place(STUDENT)
-            x = on_arc(batch.x0, noise, time)
-            predicted = self._student(x, time, batch).float()
-            found.append(self.tangent(x, time, predicted, batch)[1])
+        for batch, end in self._paths:
+            x, time = self._start(batch)
+            made = picture_of(x, time, self._student(x, time, batch).float())
+            square = (made - end).square().flatten(1).mean(dim=1)
+            found.append(square / end.square().flatten(1).mean(dim=1))
         mean = float(torch.cat(found).mean())
-        return {"tangent" if self.held else "seen_tangent": mean}
+        return {"from_end" if self.held else "seen_from_end": mean}
+
+    def _start(self, batch: SprintBatch) -> tuple[Latent, Tensor]:
+        """Pure noise, and its time."""
+        noise, time = batch.place(STUDENT)
+        return noise, torch.full_like(time, MAX_TIME)
+
+    def _end(self, batch: SprintBatch) -> Latent:
+        """Where the guided teacher's path from pure noise ends, by the midpoint rule."""
+        x, time = self._start(batch)
+        step = time / END_STEPS
+        for _ in range(END_STEPS):
+            x, time = self._walked(x, time, step, batch), time - step
+        return x
+
+    def _walked(self, x: Latent, time: Tensor, step: Tensor, batch: SprintBatch) -> Latent:
+        """Where the guided teacher's path is a step later, by the midpoint rule.
+
+        By Euler's rule hops of 0.1 end up to 0.12 from the path's end, in squares of its picture.
+        """
+        middle = x - step / 2 * self._guided(x, time, batch).float()
+        return x - step * self._guided(middle, time - step / 2, batch).float()
 
     def checkpoint_gradients(self) -> None:
         """Recompute blocks of both: the adversarial gradient passes through the teacher."""
@@ -378,6 +444,15 @@ class SprintRecipe(DiffusionRecipe):
 
         return arc_velocity(network, x, time)
 
+    def _guided(self, x: Latent, time: Tensor, batch: SprintBatch) -> Latent:
+        """The teacher's velocity on the arc, at each sample's guidance."""
+        assert batch.text is not None
+        assert self._null is not None
+        told = self._taught(x, time, batch.text, batch.mask)
+        text, mask = (each.expand(len(x), *each.shape[1:]) for each in self._null)
+        plain = self._taught(x, time, text, mask)
+        return plain + batch.guidance.view(-1, 1, 1, 1) * (told - plain)
+
     def _log_variance(self, level: PerSample, guidance: PerSample) -> Tensor:
         scale = self.transformer.config.guidance_embeds_scale
         embed: Any = self.transformer.time_embed
@@ -389,7 +464,7 @@ class SprintRecipe(DiffusionRecipe):
         assert batch.x0 is not None
         noise, time = batch.place(MADE)
         x = on_arc(batch.x0, noise, time)
-        return time.cos() * x - time.sin() * self._student(x, time, batch)
+        return picture_of(x, time, self._student(x, time, batch))
 
     def _features(self, x0: Latent, place: int, batch: SprintBatch) -> list[Tokens]:
         """What the judged blocks of the teacher make of latents, with a place's noise."""
@@ -427,7 +502,11 @@ class SprintRecipe(DiffusionRecipe):
             network = LinearDiT(self.transformer.config)
             return network.velocity(x, torch.zeros(1), text, None, guidance=torch.zeros(1))
 
-        return PASSES * counted(forward)
+        # In forward passes: three for what learns, then the teacher's four of a hop and the
+        # student's one, or two and two for the tangent. The discriminator takes the student anew,
+        # the teacher to learn through, and three looks of the teacher.
+        passes = 3 + (5 if self.objective.hop else 4) + (9 if self.discriminator else 0)
+        return passes / 3 * counted(forward)
 
     def _fixed(self) -> Iterator[DiffusionBatch]:
         """The first pictures in an order of their own, at times evenly over the path."""
@@ -441,6 +520,11 @@ class SprintRecipe(DiffusionRecipe):
                 guidance=torch.full_like(sigma, scale),
                 warm=torch.ones_like(sigma),
             )
+
+
+def picture_of(x: Latent, time: Tensor, velocity: Latent) -> Latent:
+    """The latent that a state of the arc comes from, by its velocity there."""
+    return time.cos() * x - time.sin() * velocity
 
 
 def arc_times(normal: Tensor) -> Tensor:
@@ -458,13 +542,13 @@ def usual_loop(width: int) -> LoopConfig:
     """The loop of a run where no setting is given.
 
     Published are CAME at 2e-6 with batches of 512, 20,000 steps of which half are the student's;
-    at SANA 1.6B the rate is that. Ten times as much tears glyph's pictures (docs/sprint.md).
+    at SANA 1.6B the rate is about seven times that. Three times as much is worse for glyph.
     """
     narrow = (384 / width) ** 1.5
     return LoopConfig(
         batch_size=32,
         total_images=32_000,
-        peak_lr=3e-5 * narrow,
+        peak_lr=1e-4 * narrow,
         warmup_images=640,
         weight_decay=0.0,
         betas=(0.9, 0.99),
