@@ -28,7 +28,7 @@ from sanakit.train.recipes.sprint import SprintRecipe
 from sanakit.train.runs.run_config import RunConfig
 from tiny_sana import FAST, TinySana, tiny_sana
 
-STUDENT = ("peak_lr=0.001",)
+STUDENT = ("peak_lr=0.001", "adversarial=0.5")
 TANGENT = ("hop=0", "tangent_warmup=8")
 
 
@@ -190,6 +190,8 @@ def test_a_teacher_draws_as_its_model_does_and_in_diffusers(teacher: Path, tmp_p
         (("max_time_chance=2",), "must be in [0, 1]"),
         (("hop=2",), "hop=2 must be in [0, 1]"),
         (("tangent_warmup=8",), "no tangent is taken"),
+        (("adversarial=0", "judge_std=2"), "there is no discriminator"),
+        (("adversarial=0", "head_blocks=[0]"), "there is no discriminator"),
         (("lora_rank=2",), "no setting 'lora_rank'"),
     ],
 )

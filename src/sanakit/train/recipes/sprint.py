@@ -23,7 +23,7 @@ the hinge has a half, and the noises of real and made latents are different ones
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -89,10 +89,10 @@ END_STEPS = 24
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SprintObjective(FlowObjective):
-    """What the student and its discriminator minimise. Defaults are the released ones.
+    """What the student and its discriminator minimise.
 
-    Times are ``arctan(exp(n) / 0.5)`` of a normal n: ``level_mean`` and ``level_std`` are the
-    student's.
+    Defaults are the released ones, but for ``hop`` and ``adversarial``. Times are
+    ``arctan(exp(n) / 0.5)`` of a normal n: ``level_mean`` and ``level_std`` are the student's.
     """
 
     level_mean: float = 0.2
@@ -105,8 +105,8 @@ class SprintObjective(FlowObjective):
     tangent_warmup: int | None = None
     """Samples over which the student's own derivative comes into the tangent; of ``hop=0`` alone,
     where None is 6,400."""
-    adversarial: float = 0.5
-    """Weight of the adversarial loss; 0 trains without a discriminator."""
+    adversarial: float = 0.0
+    """Weight of the adversarial loss, 0.5 in the released trainer; 0 has no discriminator."""
     max_time_chance: float = 0.5
     """Share of samples that the discriminator sees drawn in one step from pure noise."""
     misaligned: bool = True
@@ -139,6 +139,14 @@ class SprintObjective(FlowObjective):
         for name in ("adversarial", "tangent_warmup"):
             if (getattr(self, name) or 0) < 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must not be negative")
+        judging = ("max_time_chance", "misaligned", "judge_mean", "judge_std", "head_blocks")
+        defaults = {each.name: each.default for each in fields(self)}
+        for name in judging:
+            if not self.adversarial and getattr(self, name) != defaults[name]:
+                raise ConfigError(
+                    f"{name}={getattr(self, name)} with adversarial=0: there is no discriminator",
+                    hint="adversarial=0.5 is the released weight of one",
+                )
         if not 0 <= self.max_time_chance <= 1:
             raise ConfigError(f"max_time_chance={self.max_time_chance} must be in [0, 1]")
 
@@ -547,9 +555,10 @@ def usual_loop(width: int) -> LoopConfig:
     narrow = (384 / width) ** 1.5
     return LoopConfig(
         batch_size=32,
-        total_images=32_000,
+        total_images=24_000,
         peak_lr=1e-4 * narrow,
         warmup_images=640,
+        decay_share=0.5,
         weight_decay=0.0,
         betas=(0.9, 0.99),
         average_halflife=1_000,
