@@ -1,10 +1,8 @@
-"""Control branches of one's own: runs that go on to the bit, ranks, conditions, the command."""
+"""Control branches of one's own: conditions, the command."""
 
 from __future__ import annotations
 
-import json
 import shutil
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +11,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
-from torch.testing import assert_close
 
 from command_line import sanakit
-from ranks import run_ranks
 from sanakit.errors import ConfigError, DataError
 from sanakit.models.config import TransformerConfig
 from sanakit.pipeline.networks import SanaTransformer2DModel
-from sanakit.train.checkpoint import checkpoints, read_tensors
-from sanakit.train.loop import train
 from sanakit.train.recipes.controlnet import Condition, ControlNetRecipe, build, new_run
 from sanakit.train.runs.run_config import RunConfig
 from sanakit.weights.store import read_config
@@ -37,77 +30,6 @@ def sana(tmp_path_factory: pytest.TempPathFactory) -> TinySana:
 def run_of(sana: TinySana, *settings: str, **arguments: Any) -> tuple[ControlNetRecipe, RunConfig]:
     given = {"data": str(sana.data), "start": str(sana.model), "condition": "canny"}
     return build(new_run(given | arguments, [*FAST, *settings]), report=lambda line: None)
-
-
-def learned(run: Path, part: str) -> dict[str, Tensor]:
-    tensors = read_tensors(checkpoints(run)[-1], part)
-    # A softmax does not see the biases of keys: their gradients are rounding.
-    return {name: value for name, value in tensors.items() if "attn2.to_k.bias" not in name}
-
-
-def test_a_run_in_two_parts_is_bit_equal_to_one_and_leaves_the_model_as_it_was(
-    sana: TinySana, tmp_path: Path
-) -> None:
-    settings = ("average_halflife=8",)
-    recipe, run = run_of(sana, *settings)
-    before = {name: value.clone() for name, value in recipe.transformer.state_dict().items()}
-    assert train(recipe, run.loop, tmp_path / "whole", resume=False, report=str)
-    assert_close(recipe.transformer.state_dict(), before, atol=0, rtol=0)
-    recipe, run = run_of(sana, *settings)
-    honest, count = recipe.prepare, iter(range(1000))
-
-    def prepare(*given: Any) -> Any:
-        if next(count) == 2:
-            signal.raise_signal(signal.SIGINT)
-        return honest(*given)
-
-    recipe.prepare = prepare  # type: ignore[method-assign]
-    assert not train(recipe, run.loop, tmp_path / "parts", resume=False, report=str)
-    recipe, run = run_of(sana, *settings)
-    assert train(recipe, run.loop, tmp_path / "parts", resume=True, report=str)
-    for part in ("model", "optimizer", "average"):
-        one, other = (learned(tmp_path / name, part) for name in ("whole", "parts"))
-        assert one
-        assert_close(other, one, atol=0, rtol=0)
-
-
-RANK = """
-import json, sys
-from pathlib import Path
-import torch
-from sanakit.train.loop import train
-from sanakit.train.distributed.ranks import join_ranks, leave_ranks
-from sanakit.train.recipes.controlnet import build, new_run
-from tiny_sana import FAST
-
-torch.set_num_threads(1)
-ranks = join_ranks("cpu", timeout_minutes=5)
-given = {"data": sys.argv[1], "start": sys.argv[2], "condition": "canny"}
-for folder, settings in json.loads(sys.argv[3]):
-    recipe, run = build(new_run(given, [*FAST, *settings]), report=lambda line: None)
-    train(recipe, run.loop, Path(folder), resume=False, ranks=ranks, report=lambda line: None)
-leave_ranks()
-"""
-
-
-def test_two_ranks_learn_what_one_does_in_two_parts(sana: TinySana, tmp_path: Path) -> None:
-    (tmp_path / "rank.py").write_text(RANK)
-
-    def go(count: int, **jobs: list[str]) -> None:
-        told = [
-            (str(tmp_path / name), ["total_images=8", "peak_lr=0.001", *settings])
-            for name, settings in jobs.items()
-        ]
-        arguments = (str(sana.data), str(sana.model), json.dumps(told))
-        ended = run_ranks(tmp_path / "rank.py", count, *arguments)
-        assert [one.code for one in ended] == [0] * count, ended
-
-    go(1, one=["accumulation=2"])
-    go(2, ddp=["strategy=ddp"], fsdp=["strategy=fsdp"])
-    for name in ("ddp", "fsdp"):
-        for part in ("model", "optimizer"):
-            one, other = (learned(tmp_path / each, part) for each in ("one", name))
-            assert_close(other, one, atol=1e-6, rtol=1e-5)
 
 
 def test_the_command_makes_a_branch_that_both_draw_with(sana: TinySana, tmp_path: Path) -> None:

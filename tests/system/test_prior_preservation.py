@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import signal
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,10 +12,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from command_line import sanakit
-from ranks import run_ranks
 from sanakit.errors import ConfigError, DataError
-from sanakit.train.checkpoint import checkpoints, read_tensors
-from sanakit.train.loop import train
 from sanakit.train.recipe import Timers
 from sanakit.train.recipes.diffusion import DiffusionBatch, DiffusionRecipe
 from sanakit.train.sample_schedule import SampleSchedule
@@ -80,71 +75,6 @@ def test_as_many_of_the_prior_are_seen_in_their_own_order_and_noise(
     # A picture of either set that has an id of the other's is remembered as another.
     assert batch.names == list(batch.ids)
     assert not set(batch.prior.names) & set(batch.prior.ids)
-
-
-def test_a_run_in_two_parts_is_bit_equal_to_one(sana: TinySana, prior: str, tmp_path: Path) -> None:
-    recipe, config, _ = sana.run(prior=prior)
-    assert train(recipe, config, tmp_path / "whole", resume=False, report=str)
-    recipe, config, _ = sana.run(prior=prior)
-    honest, count = recipe.loss, iter(range(1000))
-
-    def loss(*given: Any) -> Any:
-        if next(count) == 2:
-            signal.raise_signal(signal.SIGINT)
-        return honest(*given)
-
-    recipe.loss = loss  # type: ignore[method-assign]
-    assert not train(recipe, config, tmp_path / "parts", resume=False, report=str)
-    recipe, config, _ = sana.run(prior=prior)
-    assert train(recipe, config, tmp_path / "parts", resume=True, report=str)
-    for part in ("model", "optimizer"):
-        one, other = (
-            read_tensors(checkpoints(tmp_path / name)[-1], part) for name in ("whole", "parts")
-        )
-        assert_close(other, one, atol=0, rtol=0)
-
-
-RANK = """
-import json, sys
-from pathlib import Path
-import torch
-from sanakit.train.loop import train
-from sanakit.train.distributed.ranks import join_ranks, leave_ranks
-from tiny_sana import TinySana
-
-torch.set_num_threads(1)
-ranks = join_ranks("cpu", timeout_minutes=5)
-sana = TinySana(data=Path(sys.argv[1]), model=Path(sys.argv[2]))
-for folder, setting in json.loads(sys.argv[4]):
-    settings = ("total_images=8", "peak_lr=0.001", setting)
-    recipe, config, _ = sana.run(*settings, prior=sys.argv[3], prompts=["a tree"])
-    train(recipe, config, Path(folder), resume=False, ranks=ranks, report=lambda line: None)
-leave_ranks()
-"""
-
-
-def test_two_ranks_learn_what_one_does_in_two_parts(
-    sana: TinySana, prior: str, tmp_path: Path
-) -> None:
-    (tmp_path / "rank.py").write_text(RANK)
-
-    def go(count: int, **settings: str) -> None:
-        jobs = json.dumps([(str(tmp_path / name), each) for name, each in settings.items()])
-        ended = run_ranks(tmp_path / "rank.py", count, str(sana.data), str(sana.model), prior, jobs)
-        assert [one.code for one in ended] == [0] * count, ended
-
-    go(1, one="accumulation=2")
-    go(2, ddp="strategy=ddp", fsdp="strategy=fsdp")
-    for name in ("ddp", "fsdp"):
-        for part in ("model", "optimizer"):
-            one, other = (
-                read_tensors(checkpoints(tmp_path / each)[-1], part) for each in ("one", name)
-            )
-            # A softmax does not see the biases of keys: their gradients are rounding.
-            for tensors in (one, other):
-                for blind in [key for key in tensors if "attn2.to_k.bias" in key]:
-                    del tensors[blind]
-            assert_close(other, one, atol=1e-6, rtol=1e-5)
 
 
 def test_the_command_takes_a_prior_and_refuses_what_makes_no_sense(

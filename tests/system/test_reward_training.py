@@ -1,9 +1,7 @@
-"""Training with a reward: runs that go on to the bit, ranks, what is learned from, the command."""
+"""Training with a reward: what is learned from, the old policy, the command."""
 
 from __future__ import annotations
 
-import json
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,6 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from command_line import sanakit
-from ranks import run_ranks
 from sanakit.errors import ConfigError, DataError
 from sanakit.nn.lora import lora_layers
 from sanakit.train.checkpoint import checkpoints, read_tensors
@@ -43,76 +40,13 @@ def sana(tmp_path_factory: pytest.TempPathFactory) -> TinySana:
     return tiny_sana(tmp_path_factory.mktemp("sana"))
 
 
-def learned(run: Path, part: str) -> dict[str, Tensor]:
-    return read_tensors(checkpoints(run)[-1], part)
-
-
-def test_a_run_in_two_parts_is_bit_equal_to_one_with_the_old_policy(
-    sana: TinySana, tmp_path: Path
-) -> None:
-    # An old policy that keeps half of itself from the second step on, so that it matters.
-    settings = ("old_rate=0.5", "average_halflife=8")
-    recipe, run = reward_run(sana, *settings)
-    assert train(recipe, run.loop, tmp_path / "whole", resume=False, report=str)
-    recipe, run = reward_run(sana, *settings)
-    honest, count = recipe.prepare, iter(range(1000))
-
-    def prepare(*given: Any) -> Any:
-        if next(count) == 3:
-            signal.raise_signal(signal.SIGINT)
-        return honest(*given)
-
-    recipe.prepare = prepare  # type: ignore[method-assign]
-    assert not train(recipe, run.loop, tmp_path / "parts", resume=False, report=str)
-    recipe, run = reward_run(sana, *settings)
-    assert train(recipe, run.loop, tmp_path / "parts", resume=True, report=str)
-    for part in ("model", "optimizer", "average"):
-        one, other = (learned(tmp_path / name, part) for name in ("whole", "parts"))
-        assert one
-        assert_close(other, one, atol=0, rtol=0)
-    both = learned(tmp_path / "whole", "model")
+def test_an_old_policy_is_kept_that_follows_the_new_one(sana: TinySana, tmp_path: Path) -> None:
+    recipe, run = reward_run(sana, "old_rate=0.5", "total_images=16")
+    assert train(recipe, run.loop, tmp_path / "run", resume=False, report=str)
+    both = read_tensors(checkpoints(tmp_path / "run")[-1], "model")
     old = {name for name in both if f".{OLD}." in name}
     assert len(old) == len(both) / 2
     assert any(not torch.equal(both[name], both[name.replace(OLD, NAME)]) for name in old)
-
-
-RANK = """
-import json, sys
-from pathlib import Path
-import torch
-from sanakit.train.loop import train
-from sanakit.train.distributed.ranks import join_ranks, leave_ranks
-from tiny_reward import reward_run
-from tiny_sana import TinySana
-
-torch.set_num_threads(1)
-ranks = join_ranks("cpu", timeout_minutes=5)
-sana = TinySana(data=Path(sys.argv[1]), model=Path(sys.argv[2]))
-for folder, settings in json.loads(sys.argv[3]):
-    recipe, run = reward_run(sana, *settings)
-    train(recipe, run.loop, Path(folder), resume=False, ranks=ranks, report=lambda line: None)
-leave_ranks()
-"""
-
-
-def test_two_ranks_learn_what_one_does_in_two_parts(sana: TinySana, tmp_path: Path) -> None:
-    (tmp_path / "rank.py").write_text(RANK)
-
-    def go(count: int, **jobs: list[str]) -> None:
-        told = [
-            (str(tmp_path / name), ["total_images=16", "peak_lr=0.001", "old_rate=0.5", *settings])
-            for name, settings in jobs.items()
-        ]
-        arguments = (str(sana.data), str(sana.model), json.dumps(told))
-        ended = run_ranks(tmp_path / "rank.py", count, *arguments)
-        assert [one.code for one in ended] == [0] * count, ended
-
-    go(1, one=["accumulation=2"])
-    go(2, ddp=["strategy=ddp", "accumulation=1"], fsdp=["strategy=fsdp", "accumulation=1"])
-    for name in ("ddp", "fsdp"):
-        for part in ("model", "optimizer"):
-            one, other = (learned(tmp_path / each, part) for each in ("one", name))
-            assert_close(other, one, atol=1e-6, rtol=1e-5)
 
 
 def first_step(sana: TinySana, *settings: str, **how: Any) -> tuple[Any, Asked, dict[str, Tensor]]:

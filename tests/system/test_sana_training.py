@@ -1,14 +1,12 @@
-"""Fine-tuning on own pictures: runs that go on to the bit, ranks, stages, the user's commands."""
+"""Fine-tuning on own pictures: stages, resolutions, the commands."""
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,7 +15,6 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from command_line import sanakit
-from ranks import run_ranks
 from sanakit.errors import ConfigError, DataError
 from sanakit.pipeline.components import load_components
 from sanakit.train.checkpoint import checkpoints, read_tensors
@@ -42,114 +39,8 @@ def sana(tmp_path_factory: pytest.TempPathFactory) -> TinySana:
     return tiny_sana(tmp_path_factory.mktemp("sana"))
 
 
-def quiet(line: str) -> None:
-    """Take the place of print."""
-
-
 def learned(run: Path, part: str = "model") -> dict[str, Tensor]:
     return read_tensors(checkpoints(run)[-1], part)
-
-
-def train_to_the_end(sana: TinySana, run: Path, *settings: str, **arguments: Any) -> None:
-    recipe, config, _ = sana.run(*settings, **arguments)
-    assert train(recipe, config, run, resume=False, report=quiet)
-
-
-def train_in_two(
-    sana: TinySana, run: Path, stop: int, *settings: str, then: dict[str, Any], **arguments: Any
-) -> None:
-    recipe, config, _ = sana.run(*settings, **arguments)
-    honest, count = recipe.prepare, iter(range(1000))
-
-    def prepare(*given: Any) -> Any:
-        if next(count) == stop - 1:
-            signal.raise_signal(signal.SIGINT)
-        return honest(*given)
-
-    recipe.prepare = prepare  # type: ignore[method-assign]
-    assert not train(recipe, config, run, resume=False, report=quiet)
-    recipe, config, _ = sana.run(*settings, **{**arguments, **then})
-    assert train(recipe, config, run, resume=True, report=quiet)
-
-
-@pytest.mark.parametrize(
-    ("stop", "lora", "then"),
-    [
-        (2, None, {}),  # an epoch is four batches: within it
-        (4, None, {}),  # at its end
-        (3, 2, {"workers": 1}),
-    ],
-)
-def test_a_run_in_two_parts_is_bit_equal_to_one(
-    sana: TinySana, tmp_path: Path, stop: int, lora: int | None, then: dict[str, Any]
-) -> None:
-    settings = ("average_halflife=8",)
-    train_to_the_end(sana, tmp_path / "whole", *settings, lora=lora)
-    train_in_two(sana, tmp_path / "parts", stop, *settings, then=then, lora=lora)
-    for part in ("model", "optimizer", "average"):
-        one, other = (learned(tmp_path / name, part) for name in ("whole", "parts"))
-        assert one
-        assert_close(other, one, atol=0, rtol=0)
-    if lora:
-        assert all(".lora_" in name for name in learned(tmp_path / "whole"))
-
-
-def _seen(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """All but the biases of keys: a softmax does not see them, their gradients are rounding."""
-    return {name: value for name, value in tensors.items() if "attn2.to_k.bias" not in name}
-
-
-RANK = """
-import json, os, sys
-from pathlib import Path
-import torch
-from sanakit.train.loop import train
-from sanakit.train.distributed.ranks import join_ranks, leave_ranks
-from tiny_sana import TinySana
-
-torch.set_num_threads(1)
-ranks = join_ranks("cpu", timeout_minutes=5)
-sana = TinySana(data=Path(sys.argv[1]), model=Path(sys.argv[2]))
-for job in json.loads(sys.argv[3]):
-    recipe, config, _ = sana.run(*job["set"], lora=job.get("lora"), prompts=["a tree"])
-    train(recipe, config, Path(job["run"]), resume=False, ranks=ranks, report=lambda line: None)
-leave_ranks()
-"""
-
-
-def test_two_ranks_learn_what_one_does_in_two_parts(sana: TinySana, tmp_path: Path) -> None:
-    (tmp_path / "rank.py").write_text(RANK)
-
-    def job(name: str, *settings: str, **more: Any) -> dict[str, Any]:
-        return {
-            "run": str(tmp_path / name),
-            "set": ["total_images=8", "peak_lr=0.001", *settings],
-            **more,
-        }
-
-    def go(count: int, *jobs: dict[str, Any]) -> None:
-        arguments = (str(sana.data), str(sana.model), json.dumps(jobs))
-        ended = run_ranks(tmp_path / "rank.py", count, *arguments)
-        assert [one.code for one in ended] == [0] * count, ended
-
-    go(1, job("one", "accumulation=2"), job("one-lora", lora=2))
-    go(
-        2,
-        job("ddp", "strategy=ddp"),
-        job("fsdp", "strategy=fsdp"),
-        job("lora-fsdp", "strategy=fsdp", lora=2),
-    )
-    for name, wanted in (("ddp", "one"), ("fsdp", "one"), ("lora-fsdp", "one-lora")):
-        for part in ("model", "optimizer"):
-            one, other = (_seen(learned(tmp_path / each, part)) for each in (wanted, name))
-            assert_close(other, one, atol=1e-6, rtol=1e-5)
-        for line, expected in zip(
-            *map(read_log, (tmp_path / name, tmp_path / wanted)), strict=True
-        ):
-            for key in expected:
-                if "loss" in key:
-                    assert line[key] == pytest.approx(expected[key], abs=2e-4), key
-        assert list((tmp_path / name / "pictures").glob("*.png"))
 
 
 def test_it_learns_and_its_model_and_its_lora_are_drawn_with(
@@ -206,7 +97,7 @@ def test_a_text_encoder_learns_along_and_is_exported_with_its_instruction(
     recipe, config, run = sana.run("total_images=8", **told)
     folder = tmp_path / "run"
     save_run(run, folder, resume=False)
-    train(recipe, config, folder, resume=False, report=quiet)
+    train(recipe, config, folder, resume=False, report=str)
     export_run(folder, tmp_path / "model")
     exported = load_components(tmp_path / "model")
     assert exported.defaults.instruction == ("draw this: ",)
@@ -230,7 +121,7 @@ def test_a_loss_on_few_pictures_falls(sana: TinySana, tmp_path: Path) -> None:
     recipe, config, _ = sana.run("total_images=480", "null_chance=0")
     with torch.no_grad():
         before = recipe.evaluate(recipe.module)["seen_loss"]
-    train(recipe, config, tmp_path, resume=False, report=quiet)
+    train(recipe, config, tmp_path, resume=False, report=str)
     assert read_log(tmp_path)[-1]["held_seen_loss"] < 0.8 * before
 
 
@@ -254,7 +145,7 @@ def test_a_run_from_scratch_begins_as_published_and_a_run_goes_on_from_it(
     with pytest.raises(ConfigError, match="no preset 'sana-9b'"):
         sana.run(preset="sana-9b")
 
-    train(recipe, config, tmp_path / "first", resume=False, report=quiet)
+    train(recipe, config, tmp_path / "first", resume=False, report=str)
     save_run(run, tmp_path / "first", resume=True)
     first = learned(tmp_path / "first", "average")
     assert_close(components_of_run(tmp_path / "first").transformer.state_dict(), first)
@@ -331,40 +222,44 @@ def test_what_cannot_be_trained_is_said_in_one_line_and_leaves_no_file(
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_is_told_to_stop_says_how_to_go_on_and_a_second_one_is_refused(
-    sana: TinySana, tmp_path: Path, number: signal.Signals
+    sana: TinySana, tmp_path: Path
 ) -> None:
     run = tmp_path / "a run"
-    command = [sys.executable, "-m", "sanakit", "train", "diffusion", "--data", str(sana.data)]
-    command += ["--from", str(sana.model), "--out", str(run), "--batch-size", "4", "--lr", "1e-4"]
-    command += ["--set", "compute_dtype=float32", "--set", "pictures_every=0"]
-    first = subprocess.Popen(
-        [*command, "--steps", "100000"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        encoding="utf-8",
-    )
-    assert first.stdout is not None
-    for line in first.stdout:
-        if line.startswith("step "):
-            break
-    second = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
-    assert second.returncode == 2
-    assert f"in use by process {first.pid} (sanakit train diffusion)" in second.stderr
-    first.send_signal(number)
-    _, err = first.communicate(timeout=60)
-    assert first.returncode == 128 + number
-    assert "holds what was learned of" in err
-    assert f"go on: sanakit train diffusion --resume --out '{run}'" in err
-    kept = checkpoints(run)[-1]
-    images = int(kept.name.rpartition("-")[2])
-    done = subprocess.run(
-        [*command[:5], "--resume", "--out", str(run), "--steps", str(images // 4 + 1)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert f"resumed at {images} images" in done.stdout
+    command = [sys.executable, "-m", "sanakit", "train", "diffusion"]
+    command += ["--out", str(run), "--steps", "100000"]
+    start = ["--data", str(sana.data), "--from", str(sana.model), "--batch-size", "4"]
+    start += ["--lr", "1e-4", "--set", "compute_dtype=float32", "--set", "pictures_every=0"]
+
+    def stopped(words: list[str], number: signal.Signals) -> tuple[str, str]:
+        """What it says up to its first step, and of its end."""
+        running = subprocess.Popen(
+            words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
+        )
+        assert running.stdout is not None
+        said = ""
+        for line in running.stdout:
+            said += line
+            if line.startswith("step "):
+                break
+        if number == signal.SIGINT:
+            second = subprocess.run(
+                [*command, "--resume"], capture_output=True, text=True, check=False
+            )
+            assert second.returncode == 2
+            assert f"in use by process {running.pid} (sanakit train diffusion)" in second.stderr
+        running.send_signal(number)
+        _, error = running.communicate(timeout=60)
+        assert running.returncode == 128 + number
+        return said, error
+
+    for words, number in (
+        ([*command, *start], signal.SIGINT),
+        ([*command, "--resume"], signal.SIGTERM),
+    ):
+        before = checkpoints(run)[-1:]
+        said, error = stopped(words, number)
+        assert "holds what was learned of" in error
+        assert f"go on: sanakit train diffusion --resume --out '{run}'" in error
+        for kept in before:
+            assert f"resumed at {int(kept.name.rpartition('-')[2])} images" in said

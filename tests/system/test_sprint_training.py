@@ -1,9 +1,8 @@
-"""Models of few steps of one's own: both runs go on to the bit, ranks, the commands."""
+"""Models of few steps of one's own: the commands, what is measured, what is refused."""
 
 from __future__ import annotations
 
 import json
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +11,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 from torch.testing import assert_close
 
 from command_line import sanakit
-from ranks import run_ranks
 from sanakit.errors import ConfigError
 from sanakit.pipeline.components import read_defaults
 from sanakit.pipeline.networks import SanaTransformer2DModel
 from sanakit.pipeline.schedulers import SCMScheduler
 from sanakit.train.checkpoint import checkpoints, read_tensors
-from sanakit.train.loop import train
 from sanakit.train.recipes import sprint, sprint_teacher
 from sanakit.train.recipes.sprint import SprintRecipe
 from sanakit.train.runs.run_config import RunConfig
@@ -58,80 +54,6 @@ def run_of(
     return sprint.build(run, report=lambda line: None)
 
 
-def learned(run: Path, part: str) -> dict[str, Tensor]:
-    tensors = read_tensors(checkpoints(run)[-1], part)
-    # A hinge that is open for all does not see a bias of all: its gradient is rounding.
-    return {name: value for name, value in tensors.items() if "last.bias" not in name}
-
-
-@pytest.mark.parametrize("loss", [(), TANGENT], ids=["hops", "tangent"])
-def test_a_run_in_two_parts_is_bit_equal_to_one_and_leaves_the_teacher_as_it_was(
-    loss: tuple[str, ...], sana: TinySana, teacher: Path, tmp_path: Path
-) -> None:
-    settings = ("average_halflife=8", *loss)
-    recipe, run = run_of(sana, teacher, *settings)
-    before = {name: value.clone() for name, value in recipe.teacher.state_dict().items()}
-    assert train(recipe, run.loop, tmp_path / "whole", resume=False, report=str)
-    assert_close(recipe.teacher.state_dict(), before, atol=0, rtol=0)
-    recipe, run = run_of(sana, teacher, *settings)
-    honest, count = recipe.prepare, iter(range(1000))
-
-    def prepare(*given: Any) -> Any:
-        if next(count) == 2:
-            signal.raise_signal(signal.SIGINT)
-        return honest(*given)
-
-    recipe.prepare = prepare  # type: ignore[method-assign]
-    assert not train(recipe, run.loop, tmp_path / "parts", resume=False, report=str)
-    recipe, run = run_of(sana, teacher, *settings)
-    assert train(recipe, run.loop, tmp_path / "parts", resume=True, report=str)
-    for part in ("model", "optimizer", "average"):
-        one, other = (learned(tmp_path / name, part) for name in ("whole", "parts"))
-        assert one
-        assert_close(other, one, atol=0, rtol=0)
-
-
-RANK = """
-import json, sys
-from pathlib import Path
-import torch
-from sanakit.train.loop import train
-from sanakit.train.distributed.ranks import join_ranks, leave_ranks
-from sanakit.train.recipes.sprint import build, new_run
-from tiny_sana import FAST
-
-torch.set_num_threads(1)
-ranks = join_ranks("cpu", timeout_minutes=5)
-given = {"data": sys.argv[1], "start": sys.argv[2]}
-for folder, settings in json.loads(sys.argv[3]):
-    recipe, run = build(new_run(given, [*FAST, *settings]), report=lambda line: None)
-    train(recipe, run.loop, Path(folder), resume=False, ranks=ranks, report=lambda line: None)
-leave_ranks()
-"""
-
-
-def test_two_ranks_learn_what_one_does_in_two_parts(
-    sana: TinySana, teacher: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "rank.py").write_text(RANK)
-
-    def go(count: int, **jobs: list[str]) -> None:
-        told = [
-            (str(tmp_path / name), ["total_images=8", *STUDENT, *settings])
-            for name, settings in jobs.items()
-        ]
-        arguments = (str(sana.data), str(teacher), json.dumps(told))
-        ended = run_ranks(tmp_path / "rank.py", count, *arguments)
-        assert [one.code for one in ended] == [0] * count, ended
-
-    go(1, hops=["accumulation=2"], tangent=["accumulation=2", *TANGENT])
-    go(2, ddp=["strategy=ddp"], fsdp=["strategy=fsdp"], both=["strategy=ddp", *TANGENT])
-    for name, alone in {"ddp": "hops", "fsdp": "hops", "both": "tangent"}.items():
-        one, other = (learned(tmp_path / each, "model") for each in (alone, name))
-        # Of a gradient of about nothing Adam makes a part of a step, 1e-3.
-        assert_close(other, one, atol=5e-5, rtol=1e-5)
-
-
 def test_the_command_makes_a_model_that_both_draw_with_in_two_steps(
     sana: TinySana, teacher: Path, tmp_path: Path
 ) -> None:
@@ -157,7 +79,7 @@ def test_the_command_makes_a_model_that_both_draw_with_in_two_steps(
     defaults = read_defaults(run)
     assert isinstance(defaults.scheduler, SCMScheduler)
     own = SanaTransformer2DModel.from_pretrained(run, subfolder="transformer")
-    average = learned(run, "average")
+    average = read_tensors(checkpoints(run)[-1], "average")
     assert_close(own.state_dict()["proj_out.weight"], average["transformer.proj_out.weight"])
     theirs = diffusers.SanaTransformer2DModel.from_pretrained(run / "transformer")
     x, text = torch.randn(1, 4, 2, 2), torch.randn(1, 3, 8)
