@@ -16,7 +16,7 @@ from sanakit.errors import ConfigError, DataError
 from sanakit.train.recipe import Timers
 from sanakit.train.recipes.diffusion import DiffusionBatch, DiffusionRecipe
 from sanakit.train.sample_schedule import SampleSchedule
-from tiny_sana import FAST, TinySana, tiny_sana
+from tiny_sana import FAST, TinySana, tiny_prior, tiny_sana
 
 CPU = torch.device("cpu")
 
@@ -28,8 +28,7 @@ def sana(tmp_path_factory: pytest.TempPathFactory) -> TinySana:
 
 @pytest.fixture(scope="module")
 def prior(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A set of fewer pictures, of another size."""
-    return str(tiny_sana(tmp_path_factory.mktemp("prior"), {(96, 64): [6]}).data)
+    return tiny_prior(tmp_path_factory.mktemp("prior"))
 
 
 def first(recipe: DiffusionRecipe, **share: int) -> DiffusionBatch:

@@ -263,3 +263,8 @@ def test_a_run_that_is_told_to_stop_says_how_to_go_on_and_a_second_one_is_refuse
         assert f"go on: sanakit train diffusion --resume --out '{run}'" in error
         for kept in before:
             assert f"resumed at {int(kept.name.rpartition('-')[2])} images" in said
+    images = int(checkpoints(run)[-1].name.rpartition("-")[2])
+    last = [*command[:-1], str(images // 4 + 1), "--resume"]
+    done = subprocess.run(last, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"resumed at {images} images" in done.stdout
